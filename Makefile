@@ -1,0 +1,38 @@
+# Everything sets itself up: a fresh clone needs Python 3.11 and this file.
+PYTHON ?= python3
+VENV := .venv
+# torch first and by itself: name another build here (TORCH="torch --index-url ...") for your GPUs.
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+install: $(VENV)/.installed  ## make the virtual environment
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+quickstart: install  ## the whole pipeline on what the project ships, with a table of scores
+	$(BIN)/python -m toolkit.quickstart
+
+test: install  ## all tests (a real SLURM among them where it is installed)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: install  ## format, style, types, layers
+	$(BIN)/ruff format --check toolkit tests data_scripts
+	$(BIN)/ruff check toolkit tests data_scripts
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove the environment, caches and the quickstart's run
+	rm -rf $(VENV) runs/quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
