@@ -1,0 +1,88 @@
+"""Fixtures that all tests share."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "toolkit" / "quickstart"
+# Several ranks share two cores here; torch's threads would fight for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def need(condition: bool, reason: str) -> None:
+    """Skip with the reason, or fail where everything must run (TOOLKIT_REQUIRE_ALL=1)."""
+    if condition:
+        return
+    if os.environ.get("TOOLKIT_REQUIRE_ALL") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets beside the checkout (TOOLKIT_REAL_DATA names another)."""
+    folder = Path(os.environ.get("TOOLKIT_REAL_DATA", ROOT.parent / "shared" / "data"))
+    need(folder.is_dir(), f"no real data in {folder}; name it with TOOLKIT_REAL_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    """The shipped tiny base model."""
+    return QUICKSTART / "tiny-mistral"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of the shipped encyclopedia."""
+    out = tmp_path_factory.mktemp("data") / "shards"
+    run(
+        [sys.executable, "data_scripts/shard_wikipedia.py", "--input"]
+        + [str(QUICKSTART / "encyclopedia.xml.bz2"), "--output", str(out)]
+    )
+    return out
+
+
+def run(command: list[str], *, code: int = 0, cwd: Path = ROOT, timeout_s: float = 600) -> str:
+    """Run a command and return what it printed; fail unless it ends with `code`."""
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == code, f"{command}: exit {done.returncode}\n{done.stdout[-6000:]}"
+    return done.stdout
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def door() -> Callable[..., str]:
+    """Run `python -m toolkit.<name> ...` alone, or with ranks=W under torchrun."""
+
+    def call(name: str, *arguments: object, code: int = 0, ranks: int = 1) -> str:
+        python = [sys.executable, "-m"]
+        if ranks > 1:
+            python += ["torch.distributed.run", "--nproc-per-node", str(ranks)]
+            python += ["--master-port", str(free_port()), "-m"]
+        return run([*python, f"toolkit.{name}", *map(str, arguments)], code=code)
+
+    return call

@@ -1,0 +1,192 @@
+"""Recipes: strictness, overrides, pipelines, DeepSpeed layouts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from toolkit.config import (
+    deepspeed_layout,
+    load_recipe,
+    parse_override,
+    recipe_names,
+    resolve_model,
+    resolve_stages,
+    split_overrides,
+    to_yaml,
+)
+from toolkit.files import BadInput
+from toolkit.schema import (
+    EmbedRecipe,
+    MntpRecipe,
+    PipelineRecipe,
+    SimcseRecipe,
+    Train,
+    TrainingRecipe,
+    batch_split,
+)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_loads_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+    if isinstance(recipe, PipelineRecipe):
+        assert list(resolve_stages(recipe)) == list(recipe.stages)
+
+
+@pytest.mark.parametrize("family", ["mistral_7b", "llama2_7b", "llama3_8b", "sheared_llama_1b"])
+def test_published_figures(family: str) -> None:
+    mntp, simcse = load_recipe(f"mntp_{family}"), load_recipe(f"simcse_{family}")
+    assert isinstance(mntp, MntpRecipe)
+    assert isinstance(simcse, SimcseRecipe)
+    assert (mntp.mntp.mask_probability, mntp.mntp.mask_policy) == (
+        (0.8, "all") if family == "mistral_7b" else (0.2, "bert")
+    )
+    assert (mntp.train.global_batch_rows, mntp.data.max_tokens, mntp.train.lr) == (32, 512, 5e-5)
+    rows = 32 if family == "sheared_llama_1b" else 128
+    assert (simcse.train.global_batch_rows, simcse.data.max_tokens) == (rows, 128)
+    assert (simcse.simcse.scale, simcse.model.attention_dropout, simcse.train.lr) == (20, 0.3, 3e-5)
+    for recipe in (mntp, simcse):
+        assert recipe.model.lora
+        assert (recipe.model.lora.rank, recipe.model.lora.alpha) == (16, 32)
+        assert recipe.train.horizon_steps > recipe.train.steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.stpes=3", r"unknown key 'train\.stpes'; valid keys here: steps, horizon_steps"),
+        ("stpes=3", r"unknown key 'stpes'; valid keys here: kind, run_dir"),
+        ("model.lora.rnk=3", r"'model\.lora\.rnk'; valid keys here: rank, alpha"),
+        ("train.steps=abc", r"'train\.steps': input should be a valid integer, not \"abc\""),
+        ("train.steps=1.5", r"'train\.steps'"),
+        ("train.steps='3'", r"'train\.steps'"),
+        ("train.steps=0", r"greater than or equal to 1, not 0"),
+        ("train.lr=-1", r"'train\.lr'"),
+        ("train.lr=.nan", r"'train\.lr'"),
+        ("model.dtype=fp8", r"'model\.dtype': input should be 'fp32' or 'bf16', not \"fp8\""),
+        ("run_dir.a=3", r"'run_dir' is a value, not a group"),
+        ("model.base=", r"'model\.base'"),
+        ("nonsense", r"write key\.path=value"),
+        ("train.steps=[", r"the value is not YAML"),
+        ("kind=poem", r"kind is 'poem'; valid kinds: mntp"),
+    ],
+)
+def test_bad_overrides_are_named(override: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        load_recipe("tiny_mntp", overrides=[override])
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(to_yaml(load_recipe("tiny_embed")).replace("output_dir: ", "# "))
+    with pytest.raises(BadInput, match="key 'output_dir' is missing"):
+        load_recipe(str(path))
+
+
+def test_unknown_recipe_lists_the_valid_ones() -> None:
+    with pytest.raises(BadInput, match=r"unknown recipe 'mntp_gpt9'.*mntp_mistral_7b"):
+        load_recipe("mntp_gpt9")
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "a: [\n", "!!python/object:os.system {}\n"])
+def test_a_file_that_is_no_recipe(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(content)
+    with pytest.raises(BadInput, match=r"recipe"):
+        load_recipe(str(path))
+
+
+def test_recipes_are_frozen() -> None:
+    recipe = load_recipe("tiny_mntp")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.kind = "simcse"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=1e-3", 1e-3), ("a=3", 3), ("a=true", True), ("a=x=y", "x=y"), ("a=[q, k]", ["q", "k"])],
+)
+def test_override_values(text: str, value: object) -> None:
+    assert parse_override(text) == ("a", value)
+
+
+@given(st.floats(min_value=1e-12, max_value=1e12))
+def test_any_learning_rate_survives_the_command_line(rate: float) -> None:
+    recipe = load_recipe("tiny_mntp", overrides=[f"train.lr={rate!r}"])
+    assert isinstance(recipe, TrainingRecipe)
+    assert recipe.train.lr == rate
+
+
+def test_pipeline_values_and_overrides_reach_the_stages() -> None:
+    given_overrides = ["run_dir=out/x", "model.base=my/base", "train.seed=7", "mntp.train.steps=9"]
+    own, rest = split_overrides(given_overrides)
+    assert own == ["run_dir=out/x", "model.base=my/base"]
+    pipeline = load_recipe("tiny_pipeline", overrides=own)
+    assert isinstance(pipeline, PipelineRecipe)
+    stages = resolve_stages(pipeline, overrides=rest)
+    mntp, simcse, embed = stages["mntp"], stages["simcse"], stages["embed"]
+    assert isinstance(mntp, MntpRecipe)
+    assert isinstance(simcse, SimcseRecipe)
+    assert isinstance(embed, EmbedRecipe)
+    assert (mntp.run_dir, mntp.model.base, mntp.train.steps) == ("out/x/mntp", "my/base", 9)
+    assert (simcse.model.base, simcse.train.steps) == ("out/x/mntp/encoder", 6)
+    assert (mntp.train.seed, simcse.train.seed) == (7, 7)
+    assert embed.encoder.model == "out/x/simcse/encoder"
+    with pytest.raises(BadInput, match=r"no stage has the key 'train\.sede'"):
+        resolve_stages(pipeline, overrides=["train.sede=7"])
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload"])
+def test_layouts_own_no_hyper_parameter(name: str) -> None:
+    assert deepspeed_layout(name)["zero_optimization"]["stage"] == int(name[4])
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ({"train_batch_size": 4}, r"belongs to the recipe \(train\.global_batch_rows\)"),
+        ({"zero_optimization": {"stage": "auto"}}, r'zero_optimization\.stage is "auto"'),
+    ],
+)
+def test_bad_layouts(layout: dict[str, object], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(layout))
+    with pytest.raises(BadInput, match=message):
+        deepspeed_layout(str(path))
+    with pytest.raises(BadInput, match="neither a file nor one of zero1"):
+        deepspeed_layout("zero9")
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 16))
+def test_batch_split_deals_every_row_once(rows: int, micro: int, world: int) -> None:
+    recipe = load_recipe("tiny_mntp")
+    assert isinstance(recipe, TrainingRecipe)
+    data = {**recipe.train.model_dump(), "global_batch_rows": rows, "micro_batch_rows": micro}
+    train = Train.model_validate(data)
+    if rows % world:
+        with pytest.raises(BadInput, match=f"use a multiple of {world}"):
+            batch_split(train, world_size=world)
+        return
+    size, steps = batch_split(train, world_size=world)
+    assert size * steps * world == rows
+    assert size <= micro
+
+
+def test_model_references(tmp_path: Path, tiny_model: Path) -> None:
+    assert resolve_model("mistralai/Mistral-7B-Instruct-v0.2").startswith("mistralai/")
+    assert resolve_model(str(tiny_model)) == str(tiny_model)
+    with pytest.raises(BadInput, match="no such folder"):
+        resolve_model("./nowhere")
+    with pytest.raises(BadInput, match=r"has no config\.json"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match="has no weights"):
+        resolve_model(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(BadInput, match=r"run directory without an encoder.*toolkit\.export"):
+        resolve_model(str(tmp_path))

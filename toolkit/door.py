@@ -1,0 +1,71 @@
+"""What every door shares: the RECIPE [key=value ...] command line, --print-config, exit codes.
+
+Exit codes: 0 done, 2 the input or the command line is at fault (one line says how), 1 a defect.
+"""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Sequence
+
+from toolkit.config import load_recipe, recipe_names, to_yaml
+from toolkit.files import BadInput
+from toolkit.schema import Recipe
+
+FAILED = 1
+BAD_INPUT = 2
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+def guarded(action: Callable[[], None]) -> int:
+    """Run a door's action; what a person can mend becomes one line on stderr and exit code 2."""
+    try:
+        action()
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return BAD_INPUT
+    except BrokenPipeError:  # `... | head` closed our output; nothing is wrong
+        sys.stderr.close()
+    except OSError as error:
+        if error.errno not in (*_REFUSED, *_FULL) or not error.filename:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        return FAILED if error.errno in _FULL else BAD_INPUT
+    return 0
+
+
+def recipe_door(
+    argv: Sequence[str] | None,
+    *,
+    program: str,
+    about: str,
+    example: str,
+    kinds: Sequence[str],
+    run: Callable[[Recipe], None],
+) -> int:
+    """Parse RECIPE and overrides, check the kind, and run. `kinds` are what this door takes."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m toolkit.{program}",
+        description=about,
+        epilog=f"example:\n  {example}\n\nrecipes of the project: {', '.join(recipe_names())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
+    arguments = parser.parse_args(argv)
+
+    def action() -> None:
+        recipe = load_recipe(arguments.recipe, overrides=arguments.overrides)
+        if recipe.kind not in kinds:
+            raise BadInput(
+                f"recipe {arguments.recipe!r} is of kind {recipe.kind!r}; "
+                f"toolkit.{program} takes {', '.join(kinds)}"
+            )
+        if arguments.print_config:
+            print(to_yaml(recipe), end="")
+            return
+        run(recipe)
+
+    return guarded(action)

@@ -1,0 +1,150 @@
+"""Files that are either whole or absent: atomic writes, committed directories, digests.
+
+Knows the file system. Refuses to know what is inside a file.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+COMMIT_MARKER = "COMMITTED"
+
+
+class BadInput(ValueError):
+    """What a person gave cannot be used; the message is one line that says what would do.
+
+    Doors print it and exit with code 2. Anything else that is raised is a defect of ours.
+    """
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never a part."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, in an order that does not depend on how it was built."""
+    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The parsed content of a JSON file; `BadInput` when it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: is not valid JSON ({error})") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def committed_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `path` whole, or not at all.
+
+    Order: files, fsync, marker, fsync, one rename: there is no moment at which `path` is a part.
+    When another process has committed the same path in the meantime, its directory stands and ours
+    is dropped. Raises `BadInput` when
+    `path` holds what we did not write: it is never removed.
+    """
+    _refuse_foreign(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        _publish(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    for file in sorted(temporary.rglob("*")):
+        _sync(file)
+    write_atomic(temporary / COMMIT_MARKER, "")
+    if is_committed(path):
+        return
+    _refuse_foreign(path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if is_committed(path):  # another process was quicker
+            return
+        raise
+    _sync(path.parent)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if is_committed(path) or not path.exists():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise BadInput(f"{path}: is there already and not ours to replace; choose another")
+
+
+def is_committed(path: Path) -> bool:
+    """Whether a directory was written to its end."""
+    return (path / COMMIT_MARKER).is_file()
+
+
+def remove_committed(path: Path) -> None:
+    """Remove a committed directory, if it is there, so that its half is never taken for whole."""
+    if is_committed(path):
+        doomed = _temporary(path)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def remove_temporaries(parent: Path) -> None:
+    """Remove what killed writers left in `parent`; only for a directory with a single writer."""
+    for path in parent.glob(".*.tmp"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def newest_committed(parent: Path, prefix: str) -> Path | None:
+    """The committed directory `prefix<number>` with the largest number, found by scanning.
+
+    A scan, not a pointer file: a pointer can fail to be written after a whole save.
+    """
+    found = [
+        (int(path.name.removeprefix(prefix)), path)
+        for path in parent.glob(f"{prefix}*")
+        if path.name.removeprefix(prefix).isdigit() and is_committed(path)
+    ]
+    return max(found)[1] if found else None
+
+
+def _temporary(path: Path) -> Path:
+    # Host and process in the name: two writers of one path must never share a temporary.
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,243 @@
+"""What a recipe may say: strict, frozen, typed settings.
+
+Knows names, types and ranges of settings. Refuses to know where they come from or what is done
+with them.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from toolkit.files import BadInput
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+DType = Literal["fp32", "bf16"]
+Attention = Literal["sdpa", "eager"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings; an unknown key or a value of another type is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Lora(Section):
+    """Low-rank adapters on the named linear layers (peft)."""
+
+    rank: Count
+    alpha: Count
+    dropout: Fraction
+    targets: tuple[Text, ...]
+
+
+class Model(Section):
+    """What is trained. `base` is a hub name, a model folder, or a finished run directory."""
+
+    base: Text
+    dtype: DType
+    attention: Attention = "sdpa"
+    attention_dropout: Fraction = 0.0
+    activation_checkpointing: bool = False
+    lora: Lora | None
+
+
+class Data(Section):
+    """A directory of shards, and the length at which a row is cut."""
+
+    train: Text
+    max_tokens: Annotated[int, Field(ge=8)]
+
+
+class Train(Section):
+    """The optimisation. `horizon_steps` is where the linear schedule reaches zero; it is another
+    setting than `steps`, where the run stops: the reference stops early in a long schedule."""
+
+    steps: Count
+    horizon_steps: Count
+    global_batch_rows: Count
+    micro_batch_rows: Count
+    seed: Natural
+    lr: Positive
+    warmup_steps: Natural = 0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Positive = 1.0
+    save_every_steps: Count
+    log_every_steps: Count = 10
+    keep_checkpoints: Count = 2
+
+
+class Deepspeed(Section):
+    """The DeepSpeed layout: a name in `ds_configs/` or a path to a JSON file."""
+
+    config: Text
+
+
+class Mntp(Section):
+    """Masked next token prediction. `bert`: 80 % mask, 10 % random, 10 % kept; `all`: mask."""
+
+    mask_probability: Probability
+    mask_policy: Literal["bert", "all"]
+    mask_token: Text = "_"  # noqa: S105 (no password)
+
+
+class Simcse(Section):
+    """InfoNCE: cosine similarities are multiplied by `scale` (1 / temperature)."""
+
+    scale: Positive
+
+
+class Supervised(Section):
+    """Contrastive training on (query, positive, hard negatives)."""
+
+    scale: Positive
+    num_hard_negatives: Natural = 1
+
+
+class TrainingRecipe(Section):
+    """What every training run has."""
+
+    kind: str
+    run_dir: Text
+    model: Model
+    data: Data
+    train: Train
+    deepspeed: Deepspeed
+
+
+class MntpRecipe(TrainingRecipe):
+    """A run of masked next token prediction."""
+
+    kind: Literal["mntp"]
+    mntp: Mntp
+
+
+class SimcseRecipe(TrainingRecipe):
+    """A run of unsupervised SimCSE."""
+
+    kind: Literal["simcse"]
+    simcse: Simcse
+
+
+class SupervisedRecipe(TrainingRecipe):
+    """A run of supervised contrastive training."""
+
+    kind: Literal["supervised"]
+    supervised: Supervised
+
+
+class EncoderSettings(Section):
+    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass."""
+
+    model: Text
+    max_tokens: Annotated[int, Field(ge=8)] = 512
+    batch_tokens: Count = 16384
+    dtype: DType = "fp32"
+    attention: Attention = "sdpa"
+    causal: bool = False
+
+
+class Corpus(Section):
+    """What is embedded: a directory of shards, cut into work units of `unit_rows` rows."""
+
+    input: Text
+    unit_rows: Count = 4096
+
+
+class EmbedRecipe(Section):
+    """An offline embedding of a corpus."""
+
+    kind: Literal["embed"]
+    output_dir: Text
+    encoder: EncoderSettings
+    corpus: Corpus
+
+
+class Retrieval(Section):
+    """A retrieval task: a directory of shards, and JSON lines of query and relevant titles."""
+
+    corpus: Text
+    queries: Text
+
+
+class EvaluateRecipe(Section):
+    """Scores of several encoders side by side."""
+
+    kind: Literal["evaluate"]
+    output_dir: Text
+    encoders: dict[str, EncoderSettings]
+    sts: dict[str, Text] = {}
+    retrieval: dict[str, Retrieval] = {}
+
+
+class Stage(Section):
+    """One job of a pipeline: a recipe, and the values that this pipeline sets in it.
+
+    In a text value `{key}` stands for the pipeline's own value, as in `{run_dir}/mntp/encoder`.
+    """
+
+    recipe: Text
+    set: dict[str, str | int | float | bool | None] = {}
+
+
+class PipelineModel(Section):
+    """The base model of the first stage."""
+
+    base: Text
+
+
+class PipelineData(Section):
+    """The training shards of all stages."""
+
+    train: Text
+
+
+class PipelineCorpus(Section):
+    """The corpus that the last stage embeds."""
+
+    input: Text
+
+
+class PipelineRecipe(Section):
+    """Stages in order; each becomes a job that depends on the one before."""
+
+    kind: Literal["pipeline"]
+    run_dir: Text
+    model: PipelineModel
+    data: PipelineData
+    corpus: PipelineCorpus
+    stages: Annotated[dict[str, Stage], Field(min_length=1)]
+
+
+StageRecipe = MntpRecipe | SimcseRecipe | SupervisedRecipe | EmbedRecipe | EvaluateRecipe
+Recipe = StageRecipe | PipelineRecipe
+KINDS: dict[str, type[Recipe]] = {
+    "mntp": MntpRecipe,
+    "simcse": SimcseRecipe,
+    "supervised": SupervisedRecipe,
+    "embed": EmbedRecipe,
+    "evaluate": EvaluateRecipe,
+    "pipeline": PipelineRecipe,
+}
+
+
+def batch_split(train: Train, *, world_size: int) -> tuple[int, int]:
+    """Micro-batch rows per rank and accumulation steps: rows x steps x ranks = the global batch.
+
+    `train.micro_batch_rows` is an upper bound: the largest divisor of a rank's rows below it is
+    taken. Raises `BadInput` when the ranks do not divide the batch.
+    """
+    if train.global_batch_rows % world_size:
+        raise BadInput(
+            f"train.global_batch_rows={train.global_batch_rows} cannot be dealt to {world_size} "
+            f"ranks; use a multiple of {world_size}, such as "
+            f"{math.ceil(train.global_batch_rows / world_size) * world_size}"
+        )
+    local = train.global_batch_rows // world_size
+    micro = max(d for d in range(1, min(local, train.micro_batch_rows) + 1) if local % d == 0)
+    return micro, local // micro
