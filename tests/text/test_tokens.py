@@ -1,0 +1,69 @@
+"""Token batches: truncation, padding, own tokens."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from toolkit.text.masking import mask_tokens
+from toolkit.text.tokens import TextTokenizer
+
+BOS, PAD = 1, 3
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> TextTokenizer:
+    inner = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    return TextTokenizer(inner, special_ids=[BOS, 2, PAD], pad_id=PAD, max_tokens=16)
+
+
+def test_truncation_keeps_the_begin_token_and_the_limit(tokenizer: TextTokenizer) -> None:
+    short, long, nothing = tokenizer.encode(["Hello.", "word " * 10_000, ""])
+    assert short[0] == long[0] == BOS
+    assert len(long) == 16
+    assert nothing.tolist() == [BOS]
+
+
+def test_a_huge_text_without_spaces_is_cut_before_tokenising(tokenizer: TextTokenizer) -> None:
+    (ids,) = tokenizer.encode(["漢" * 20_000_000])  # minutes and gigabytes if tokenised whole
+    assert len(ids) == 16
+
+
+def test_padding_and_own_tokens(tokenizer: TextTokenizer) -> None:
+    batch = tokenizer.pad([np.array([BOS, 50, 51]), np.array([BOS]), np.array([], dtype=np.int64)])
+    assert batch.ids_BT.tolist() == [[BOS, 50, 51], [BOS, PAD, PAD], [PAD, PAD, PAD]]
+    assert batch.mask_BT.tolist() == [[1, 1, 1], [1, 0, 0], [1, 0, 0]]
+    assert batch.own_BT.tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(("policy", "masked"), [("bert", 0.8), ("all", 1.0)])
+def test_mask_policies(policy: str, masked: float) -> None:
+    rng = np.random.default_rng(0)
+    ids = rng.integers(100, 8000, size=200_000)
+    own = np.ones(len(ids), dtype=bool)
+    corrupted, hidden = mask_tokens(
+        ids, own_T=own, probability=0.2, policy=policy, mask_id=7, vocab_size=8192, rng=rng
+    )
+    assert hidden.mean() == pytest.approx(0.2, abs=0.005)
+    assert (corrupted[hidden] == 7).mean() == pytest.approx(masked, abs=0.01)
+    kept = 0.1 if policy == "bert" else 0.0
+    assert (corrupted[hidden] == ids[hidden]).mean() == pytest.approx(kept, abs=0.01)
+    assert (corrupted[~hidden] == ids[~hidden]).all()
+
+
+def test_masks_spare_special_tokens_and_the_first_place() -> None:
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        own = np.array([True, False, True, True])
+        _, hidden = mask_tokens(
+            np.array([5, BOS, 6, 7]),
+            own_T=own,
+            probability=0.05,
+            policy="all",
+            mask_id=9,
+            vocab_size=10,
+            rng=rng,
+        )
+        assert not hidden[:2].any()
+        assert hidden.any(), "a row that can hide a token hides one"
