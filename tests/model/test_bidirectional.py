@@ -1,0 +1,61 @@
+"""The proof: it passes where attention is bidirectional and fails where it is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from toolkit.model.backbone import load_backbone, load_config
+from toolkit.model.bidirectional import NotBidirectional, influence, prove_bidirectional
+
+CPU = torch.device("cpu")
+
+
+def forward_of(path: Path, *, attention: str, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    config = load_config(str(path), causal=causal)
+    model = load_backbone(str(path), config=config, head=False, dtype="fp32", attention=attention)
+    model.eval()
+    return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_later_token_changes_an_earlier_state(attention: str, tiny_model: Path) -> None:
+    forward = forward_of(tiny_model, attention=attention, causal=False)
+    prove_bidirectional(forward, vocab_size=8192, device=CPU)
+    for rows in (1, 3):
+        mask = torch.ones(rows, 9, dtype=torch.long)
+        mask[rows - 1, 6:] = 0 if rows > 1 else 1
+        assert (influence(forward, mask_BT=mask, vocab_size=8192) > 1e-3).all()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_proof_fails_on_a_causal_model(attention: str, tiny_model: Path) -> None:
+    forward = forward_of(tiny_model, attention=attention, causal=True)
+    with pytest.raises(NotBidirectional, match="attention is causal"):
+        prove_bidirectional(forward, vocab_size=8192, device=CPU)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma"])
+def test_other_families_are_bidirectional_by_configuration(family: str) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        is_causal=False,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{family}Model")(config).eval()
+    prove_bidirectional(
+        lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state,
+        vocab_size=64,
+        device=CPU,
+    )

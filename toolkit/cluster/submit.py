@@ -1,0 +1,205 @@
+"""Submission of jobs through submitit: sbatch scripts, or processes on this machine.
+
+Knows SLURM's and submitit's terms. Refuses to know what a job does: it takes callables.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit import LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import _make_sbatch_string
+
+from toolkit.files import BadInput
+
+SIGNAL_DELAY_S = 120
+MAX_RESTARTS = 1000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+-]*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resources:
+    """What one job asks for. `array` > 1 makes it that many equal tasks, each with the whole."""
+
+    name: str
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    cpus_per_task: int
+    time_min: int
+    mem_gib: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    array: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("name", "partition", "account"):
+            _check_name(field, getattr(self, field))
+        for field in ("nodes", "tasks_per_node", "cpus_per_task", "time_min", "mem_gib", "array"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise BadInput(f"{field} is {value}: at least 1")
+
+
+def has_slurm() -> bool:
+    """Whether this machine can submit: submitit asks for srun beside sbatch."""
+    return all(shutil.which(program) for program in ("sbatch", "srun"))
+
+
+def gpus_of_partition(partition: str | None) -> int:
+    """The largest number of GPUs on a node of the partition (or of any), by sinfo."""
+    _check_name("partition", partition)
+    command = ["sinfo", "--noheader", "--format=%G", *(["-p", partition] if partition else [])]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise BadInput(f"sinfo cannot be run ({error.strerror}); give --gpus-per-node") from error
+    except subprocess.CalledProcessError as error:
+        why = " ".join(error.stderr.split())
+        raise BadInput(f"sinfo failed ({why}); give --gpus-per-node") from error
+    if not answer.stdout.strip():  # sinfo succeeds for a name that it does not know
+        raise BadInput(f"partition {partition!r}: has no nodes, says sinfo; see sinfo --summarize")
+    counts = re.findall(r"gpu(?::[^:,(\s]+)?:(\d+)", answer.stdout)
+    return max((int(count) for count in counts), default=0)
+
+
+def gpus_here() -> int:
+    """The number of NVIDIA GPUs of this machine, by their device files."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def sbatch_text(
+    resources: Resources, *, folder: Path, after: str | None, setup: Sequence[str]
+) -> str:
+    """The sbatch script of a job, exactly as `submit_slurm` hands it to sbatch."""
+    parameters = _slurm_parameters(resources, after=after, setup=setup)
+    if resources.array > 1:
+        parameters["map_count"] = resources.array
+    python, where = shlex.quote(sys.executable), shlex.quote(str(folder))
+    command = f"{python} -u -m submitit.core._submit {where}"
+    text: str = _make_sbatch_string(command=command, folder=folder, **parameters)
+    return text
+
+
+def submit_slurm(
+    resources: Resources,
+    *,
+    job: Callable[[], Any],
+    folder: Path,
+    after: str | None,
+    setup: Sequence[str],
+) -> str:
+    """Submit a job that waits for the success of job `after`; returns its id.
+
+    Raises `BadInput` with sbatch's words when it refuses.
+    """
+    # submitit gives a job up after three time limits; a long run meets more of them.
+    executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_RESTARTS)
+    executor.update_parameters(**_slurm_parameters(resources, after=after, setup=setup))
+    try:
+        # submitit prints sbatch's words, and raises them too: once is enough.
+        with contextlib.redirect_stderr(io.StringIO()):
+            if resources.array == 1:
+                return str(executor.submit(job).job_id)
+            with executor.batch():
+                tasks = [executor.submit(job) for _ in range(resources.array)]
+    except (FailedJobError, FailedSubmissionError) as error:
+        why = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
+        raise BadInput(f"sbatch refused the job {resources.name}: {why}") from error
+    return str(tasks[0].job_id).partition("_")[0]
+
+
+def run_here(
+    resources: Resources, *, job: Callable[[], Any], folder: Path, show: Callable[[str], None]
+) -> None:
+    """Run a job on this machine to its end, passing on what its first rank prints.
+
+    Raises `RuntimeError` when it fails.
+    """
+    executor = LocalExecutor(folder=folder)
+    executor.update_parameters(
+        tasks_per_node=resources.tasks_per_node,
+        gpus_per_node=resources.gpus_per_node,
+        timeout_min=resources.time_min,
+    )
+    running = executor.submit(job)
+    shown = 0
+    while True:
+        done = running.done()
+        shown += _show_new(running.paths.stdout, seen=shown, show=show)
+        if done:
+            break
+        time.sleep(0.2)
+    if error := running.exception():
+        _, marker, message = _last_line(error).partition(f"{BadInput.__module__}.BadInput: ")
+        if marker:
+            raise BadInput(message)
+        raise JobFailed(
+            f"{resources.name} failed: {_last_line(error)}; log: {running.paths.stderr}"
+        )
+
+
+class JobFailed(RuntimeError):
+    """A job on this machine ended with an error."""
+
+
+def _check_name(field: str, value: str | None) -> None:
+    # A line break in a field would be a second #SBATCH line of somebody's choosing.
+    if value is not None and not _NAME.fullmatch(value):
+        raise BadInput(f"{field} {value!r}: use letters, digits and _ . , : = + - only")
+
+
+def _slurm_parameters(
+    resources: Resources, *, after: str | None, setup: Sequence[str]
+) -> dict[str, Any]:
+    extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
+    optional = {
+        "partition": resources.partition,
+        "account": resources.account,
+        "mem": f"{resources.mem_gib}G" if resources.mem_gib is not None else None,
+        "gpus_per_node": resources.gpus_per_node or None,
+        "dependency": f"afterok:{after}" if after else None,
+    }
+    return {
+        "job_name": resources.name,
+        "nodes": resources.nodes,
+        "ntasks_per_node": resources.tasks_per_node,
+        "cpus_per_task": resources.cpus_per_task,
+        "time": resources.time_min,
+        "signal_delay_s": SIGNAL_DELAY_S,
+        "setup": list(setup),
+        "stderr_to_stdout": True,
+        # srun takes --cpus-per-task from no one else since SLURM 22.05.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}"],
+        "additional_parameters": extra,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def _show_new(path: Path, *, seen: int, show: Callable[[str], None]) -> int:
+    """Show the whole lines after byte `seen`; returns how many bytes were shown."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as handle:
+        handle.seek(seen)
+        new = handle.read()
+    whole = new[: new.rfind(b"\n") + 1]
+    for line in whole.decode(errors="replace").splitlines():
+        if not line.startswith("submitit "):
+            show(line)
+    return len(whole)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\t")]
+    return lines[-1] if lines else repr(error)

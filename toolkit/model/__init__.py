@@ -1,0 +1,1 @@
+"""Tensors in one process: backbones, bidirectionality, pooling, losses, weights. No ranks."""

@@ -1,0 +1,226 @@
+"""Loading a decoder so that it attends in both directions, with or without LoRA.
+
+Knows transformers and peft. Refuses to know ranks: under ZeRO-3 the same calls build a partitioned
+model, because the caller keeps a DeepSpeed context alive around them.
+"""
+
+import contextlib
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from peft import LoraConfig, get_peft_model
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from toolkit.config import resolve_model
+from toolkit.files import BadInput, read_json
+from toolkit.schema import Lora
+
+_OTHER_SHAPE = "its weights have another shape than its config.json says"
+_AGAIN = "copy or download the model again"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def load_config(
+    reference: str, *, causal: bool = False, attention_dropout: float = 0.0
+) -> PretrainedConfig:
+    """The model's configuration, its attention set to both directions unless `causal`.
+
+    `config.is_causal` is honoured by every decoder of transformers >= 5.2: mask and kernel both
+    follow it. A model that brings its own code is refused: nothing of a model folder is executed.
+    """
+    name = resolve_model(reference)
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise BadInput(f"model {reference!r}: cannot be read ({_first_line(error)})") from error
+    if getattr(config, "auto_map", None):
+        raise BadInput(f"model {reference!r} wants to run code of its own (auto_map): refused")
+    config.is_causal = causal
+    config.use_cache = False
+    if attention_dropout:
+        if not hasattr(config, "attention_dropout"):
+            raise BadInput(f"model.attention_dropout: {config.model_type} has no such setting")
+        config.attention_dropout = attention_dropout
+    return config
+
+
+def load_backbone(
+    reference: str,
+    *,
+    config: PretrainedConfig,
+    head: bool,
+    dtype: str,
+    attention: str,
+    device: torch.device | None = None,
+) -> Any:
+    """The pretrained model; with `head` the causal LM, without it the inner decoder.
+
+    Weights go straight to `device` when one is given: eight ranks of a node that each load a model
+    into its memory first would need eight times the model there.
+    Raises `BadInput` when weights are missing, damaged or of another shape: transformers would
+    fill them at random and go on.
+    """
+    factory = AutoModelForCausalLM if head else AutoModel
+    name = resolve_model(reference)
+    _check_files(name, config=config)
+    try:
+        with _quiet_transformers():
+            model, report = factory.from_pretrained(
+                name,
+                config=config,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, and refused below
+                device_map={"": device} if device else None,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise BadInput(f"model {reference!r}: cannot be loaded ({_first_line(error)})") from error
+    except RuntimeError as error:
+        # Under ZeRO-3 transformers raises what it reports elsewhere, in a text of many lines.
+        found = re.search(r"size mismatch for ([^:]+):", str(error))
+        if not found:
+            raise
+        raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({found[1]}, ...)") from error
+    if missing := sorted(report["missing_keys"]):
+        raise BadInput(
+            f"model {reference!r}: {len(missing)} weights are missing: {missing[0]}, ...; {_AGAIN}"
+        )
+    if mismatched := sorted(key for key, *_ in report["mismatched_keys"]):
+        raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({mismatched[0]}, ...)")
+    return model
+
+
+def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; the end token stands in for a missing padding token."""
+    name = resolve_model(reference)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise BadInput(
+            f"model {reference!r}: no tokenizer that can be read ({_first_line(error)}); {_AGAIN}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def add_lora(model: Any, *, lora: Lora) -> Any:
+    """Put trainable adapters on the inner decoder and freeze everything else, the head included.
+
+    Initial values depend on torch's seed alone. Raises `BadInput` with the model's own linear
+    layers when a target is not among them.
+    """
+    inner = inner_decoder(model)
+    found = {n.rpartition(".")[2] for n, m in inner.named_modules() if isinstance(m, nn.Linear)}
+    if unknown := [target for target in lora.targets if target not in found]:
+        raise BadInput(
+            f"model.lora.targets: {unknown[0]!r} is no linear layer of this model; "
+            f"valid: {', '.join(sorted(found))}"
+        )
+    settings = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets),
+        bias="none",
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute that is being renamed: not the user's to mend.
+        warnings.simplefilter("ignore", FutureWarning)
+        adapted = get_peft_model(inner, settings)
+    if inner is model:
+        return adapted
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name, parameter in adapted.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    setattr(model, model.base_model_prefix, adapted)
+    return model
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of a rename inside transformers
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up the model: those of its index, or the single one.
+
+    Not every file: some repositories hold a second copy (consolidated.safetensors) or adapters.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+
+
+def inner_decoder(model: Any) -> Any:
+    """The decoder without its language-model head."""
+    return getattr(model, model.base_model_prefix, model)
+
+
+def _check_files(name: str, *, config: PretrainedConfig) -> None:
+    """Read every weights file's header: a damaged file gets its name in the error.
+
+    Layers beyond the configured ones are refused: transformers would leave them out and go on.
+    """
+    files = weight_files(Path(name)) if Path(name).is_dir() else []
+    names = [key for path in files for key in _names_in(path)]
+    found = [re.match(r"(?:model\.)?layers\.(\d+)\.", key) for key in names]
+    num_layers = max((int(match[1]) + 1 for match in found if match), default=0)
+    wanted = getattr(config, "num_hidden_layers", num_layers)
+    # Multi-token prediction (DeepSeek, GLM) stores more layers on purpose.
+    if num_layers > wanted + (getattr(config, "num_nextn_predict_layers", 0) or 0):
+        raise BadInput(
+            f"model {name!r}: has weights of {num_layers} layers, and num_hidden_layers of its "
+            f"config.json is {wanted}: correct that, or save the model with so many layers"
+        )
+
+
+def _names_in(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            return list(tensors.keys())
+    except Exception as error:  # safetensors has its own error class, without a stable home
+        raise BadInput(
+            f"{path}: is not a whole safetensors file ({_first_line(error)}); {_AGAIN}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No table of unused or missing weights: we judge the report ourselves. Bars on terminals."""
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

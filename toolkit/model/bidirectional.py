@@ -1,0 +1,61 @@
+"""The proof that a loaded model attends in both directions.
+
+Knows nothing of how a model is made bidirectional: it only changes a later token and looks at an
+earlier output. Silent causality is the recurring failure of this field, so the proof runs at load
+on the path in use.
+
+Shapes: B rows, T tokens.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+NUM_TOKENS = 12
+
+
+class NotBidirectional(RuntimeError):
+    """A later token does not reach an earlier output."""
+
+
+def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
+    """Raise `NotBidirectional` unless a later token changes the first own output of every row.
+
+    `forward(ids_BT, mask_BT)` gives outputs whose first two axes are B and T (hidden states or
+    logits). Tried for batch 1 and for a batch with left and right padding, since mask builders take
+    another path for each.
+    """
+    for name, mask_BT in _masks(device).items():
+        changed = influence(forward, mask_BT=mask_BT, vocab_size=vocab_size)
+        if not bool((changed > 0).all()):
+            raise NotBidirectional(
+                f"attention is causal ({name}): changing the last token left the first output as "
+                "it was. This model or attention backend ignores config.is_causal=False"
+            )
+
+
+@torch.no_grad()
+def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int) -> Tensor:
+    """Largest absolute change (B,) of each row's first own output when its last token changes."""
+    num_rows, num_tokens = mask_BT.shape
+    steps = torch.arange(num_rows * num_tokens, device=mask_BT.device)
+    ids_BT = (7 + 13 * steps).view(num_rows, num_tokens) % vocab_size
+    positions_T = torch.arange(num_tokens, device=mask_BT.device)
+    first_B = mask_BT.int().argmax(dim=1)
+    last_B = (mask_BT.int() * positions_T).argmax(dim=1)
+    rows_B = torch.arange(num_rows, device=mask_BT.device)
+    other_BT = ids_BT.clone()
+    other_BT[rows_B, last_B] = (ids_BT[rows_B, last_B] + vocab_size // 2) % vocab_size
+    before = forward(ids_BT, mask_BT)[rows_B, first_B].float()
+    after = forward(other_BT, mask_BT)[rows_B, first_B].float()
+    return (after - before).abs().flatten(1).amax(dim=1)
+
+
+def _masks(device: torch.device) -> dict[str, Tensor]:
+    one = torch.ones(1, NUM_TOKENS, dtype=torch.long, device=device)
+    padded = torch.ones(3, NUM_TOKENS, dtype=torch.long, device=device)
+    padded[1, : NUM_TOKENS // 3] = 0
+    padded[2, -NUM_TOKENS // 3 :] = 0
+    return {"one row": one, "padded rows": padded}

@@ -1,0 +1,1 @@
+"""Ranks: process groups, collectives, ZeRO. No maths."""

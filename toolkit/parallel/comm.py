@@ -1,0 +1,120 @@
+"""Process groups and the few collectives the toolkit needs; one path for 1 and W ranks.
+
+Knows torch.distributed. Refuses to know losses, models and launchers: the facts of the job come in
+as arguments. Shapes: B local rows, N rows of all ranks, D width, W ranks.
+"""
+
+import datetime
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(
+    *, rank: int, world_size: int, local_rank: int, address: str, port: int, timeout_s: float
+) -> torch.device:
+    """Join the job's process group (NCCL and gloo on GPUs, gloo on CPUs) and return our device.
+
+    The facts are put into the environment, because DeepSpeed reads them there and torchrun's own
+    store is found by `env://` alone.
+    """
+    device = device_of(local_rank)
+    on_gpu = device.type == "cuda"
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(device.index if on_gpu else local_rank),  # DeepSpeed's idea of our GPU
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+    )
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        init_method="env://",
+        rank=rank,
+        world_size=world_size,
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
+    return device
+
+
+def device_of(local_rank: int) -> torch.device:
+    """The GPU of a node's process, or the CPU; a process may see all GPUs or only its own."""
+    count = torch.cuda.device_count()
+    return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
+
+
+def stop() -> None:
+    """Leave the process group, and take its facts out of the environment.
+
+    Left there, they would make the next run of this process, or a child of it, a rank of this one.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
+def rank() -> int:
+    """This process's number in the job."""
+    return dist.get_rank()
+
+
+def world_size() -> int:
+    """The number of processes in the job."""
+    return dist.get_world_size()
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    dist.barrier()
+
+
+def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
+    """Each value summed over all ranks, in fp64 so that token counts stay exact."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return [float(value) for value in total.tolist()]
+
+
+def require_equal(value: int, *, what: str, device: torch.device) -> None:
+    """Raise `RuntimeError` on every rank unless all of them hold the same value.
+
+    A shared file system may show two ranks two states of a directory; going on would deadlock.
+    """
+    total, squares = sum_over_ranks(value, value * value, device=device)
+    if total != value * world_size() or squares != value * value * world_size():
+        raise RuntimeError(f"rank {rank()} sees {value} for {what}, others see something else")
+
+
+def gather_rows(rows_BD: Tensor) -> Tensor:
+    """The rows (N, D) of all ranks in rank order, WITH the gradient through the gather.
+
+    Every rank must bring the same number of rows. The backward pass sums over ranks what they want
+    of our rows. With a loss over its own rows on each rank and gradients averaged over ranks (as
+    DDP and ZeRO do), the result equals one process with the whole batch; without this gradient it
+    points elsewhere.
+    """
+    gathered: Tensor = _GatherRows.apply(rows_BD)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_BD: Tensor) -> Tensor:
+        ctx.num_rows = rows_BD.shape[0]
+        parts = [torch.empty_like(rows_BD) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows_BD.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        gradient_ND: Tensor = gradients[0].contiguous().clone()  # autograd may own it
+        # all_reduce and slice: gloo has no reduce_scatter, and these matrices are small.
+        dist.all_reduce(gradient_ND)
+        start = dist.get_rank() * ctx.num_rows
+        return gradient_ND[start : start + ctx.num_rows]

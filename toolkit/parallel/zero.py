@@ -1,0 +1,211 @@
+"""DeepSpeed ZeRO: the only importer of deepspeed.
+
+Knows engines, partitions and the full values behind them. Refuses to know what is trained and how
+a checkpoint is laid out. DeepSpeed is imported inside the functions: it takes seconds and talks.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.files import BadInput
+from toolkit.parallel import comm
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def engine_settings(
+    layout: Mapping[str, Any],
+    *,
+    micro_batch_rows: int,
+    accumulation: int,
+    world_size: int,
+    ranks_per_node: int,
+    clip_norm: float,
+    bf16: bool,
+) -> dict[str, Any]:
+    """The layout plus all three batch numbers, so that DeepSpeed's assertion checks our division.
+
+    A secondary partition (hpZ) is as large as a node, whatever the layout says: spanning two nodes
+    it would gather over the network what it exists to keep off it. Raises `BadInput` for a ZeRO
+    stage other than 1, 2 or 3.
+    """
+    stage = layout.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):
+        raise BadInput(f"deepspeed.config: zero_optimization.stage is {stage!r}; valid: 1, 2, 3")
+    zero = dict(layout["zero_optimization"])
+    if zero.get("zero_hpz_partition_size", 1) > 1:
+        zero["zero_hpz_partition_size"] = ranks_per_node
+    return {
+        **layout,
+        "zero_optimization": zero,
+        "train_batch_size": micro_batch_rows * accumulation * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip_norm,
+        "bf16": {"enabled": bf16},
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+@contextlib.contextmanager
+def partitioned_loading(settings: Mapping[str, Any]) -> Iterator[None]:
+    """While open, `from_pretrained` builds the model in partitions (stage 3); else does nothing."""
+    if settings["zero_optimization"]["stage"] != 3:
+        yield
+        return
+    _prepare()
+    from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    keep_alive = HfDeepSpeedConfig(dict(settings))  # transformers holds only a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del keep_alive
+
+
+def start_engine(
+    model: nn.Module, *, settings: Mapping[str, Any], lr: float, weight_decay: float
+) -> Any:
+    """A DeepSpeed engine with torch's AdamW over the trainable parameters."""
+    deepspeed = _prepare()
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False
+    )
+    return engine
+
+
+def stop() -> None:
+    """Give up the process groups that DeepSpeed keeps; the next engine would look for them."""
+    deepspeed = sys.modules.get("deepspeed")  # not imported: then it keeps none
+    if deepspeed and deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+
+
+def trainable_parameters(engine: Any) -> dict[str, nn.Parameter]:
+    """The trained parameters by name, in the model's order (partitioned under stage 3)."""
+    return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
+
+
+def full_value(parameter: nn.Parameter) -> Tensor:
+    """The fp32 master value of a parameter on the CPU. Collective: every rank calls it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return _on_cpu(safe_get_full_fp32_param(parameter), parameter)
+
+
+def full_moment(parameter: nn.Parameter, *, name: str) -> Tensor:
+    """One AdamW moment of a parameter, fp32 on the CPU. Collective: every rank calls it."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return _on_cpu(safe_get_full_optimizer_state(parameter, name), parameter)
+
+
+def full_gradient(parameter: nn.Parameter) -> Tensor:
+    """The reduced gradient, between backward and step, on the CPU. Collective."""
+    from deepspeed.utils import safe_get_full_grad
+
+    return _on_cpu(safe_get_full_grad(parameter), parameter)
+
+
+@torch.no_grad()
+def write_weights(model: nn.Module, *, values: Mapping[str, Tensor]) -> None:
+    """Put values into the named parameters BEFORE the engine exists, partitioned or not.
+
+    Before, because the engine makes its fp32 masters from what it finds.
+    """
+    import deepspeed
+
+    for name, parameter in model.named_parameters():
+        if name not in values:
+            continue
+        if hasattr(parameter, "ds_id"):
+            # Rank 0's value is the one that is dealt out; the others hold the same.
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.copy_(values[name].to(parameter.dtype))
+        else:
+            parameter.copy_(values[name].to(parameter.dtype))
+
+
+@torch.no_grad()
+def write_optimizer(
+    engine: Any, *, masters: Mapping[str, Tensor], moments: Mapping[str, Any], step: int
+) -> None:
+    """Restore fp32 masters, AdamW moments and step count into a fresh engine.
+
+    `masters[name]` and `moments[moment][name]` are full tensors by parameter name.
+    """
+    zero = engine.optimizer
+    stage3 = engine.zero_optimization_partition_weights()
+    flats = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
+    for flat in flats:
+        # torch's AdamW makes its state at the first step, so here there is none yet.
+        zero.optimizer.state[flat] = {
+            "step": torch.tensor(float(step)),
+            **{moment: torch.zeros_like(flat) for moment in MOMENTS},
+        }
+    if not stage3:
+        zero._lazy_init_hp_params_optimizer_state()
+    for name, parameter in trainable_parameters(engine).items():
+        _set_state(parameter, value=masters[name], moment=None, stage3=stage3)
+        for moment in MOMENTS:
+            _set_state(parameter, value=moments[moment][name], moment=moment, stage3=stage3)
+
+
+def _set_state(parameter: Any, *, value: Tensor, moment: str | None, stage3: bool) -> None:
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_full_optimizer_state,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    value = value.to(parameter.device)
+    if stage3:
+        # The full setter of stage 3 fails where the ranks do not divide a parameter: it takes no
+        # padding. So each rank sets its own part, padded as DeepSpeed pads it.
+        part = parameter.ds_tensor.numel()
+        padded = torch.nn.functional.pad(
+            value.flatten(), (0, part * comm.world_size() - value.numel())
+        )
+        value = padded.narrow(0, part * comm.rank(), part)
+    if moment is None:
+        (safe_set_local_fp32_param if stage3 else safe_set_full_fp32_param)(parameter, value)
+    elif stage3:
+        safe_set_local_optimizer_state(parameter, value, moment)
+    else:
+        safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _on_cpu(value: Tensor | None, parameter: nn.Parameter) -> Tensor:
+    assert value is not None, "DeepSpeed holds no such state: asked before the first step?"
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    return value.detach().float().cpu().reshape(shape).clone()
+
+
+def _prepare() -> Any:
+    """DeepSpeed, imported, quiet, and on our process group: without that it takes us for alone."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # torch 2.13 warns on every collective that DeepSpeed starts: thousands of equal lines.
+    warnings.filterwarnings("ignore", module="torch.distributed.*")
+    import deepspeed
+
+    # A shared-memory all-reduce for CPU inference: compiled at first use by whoever has a compiler,
+    # and wrong where several nodes of a test cluster share one machine. gloo does the same.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+    return deepspeed
