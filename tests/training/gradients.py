@@ -1,0 +1,118 @@
+"""Run by the parity tests on 1 and 2 ranks: loss and every gradient of the first step, to a file.
+
+usage: gradients.py OUT.safetensors SHARDS kind:stage[:no-gather-gradient] ...
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import toolkit
+from toolkit.cluster.topology import detect
+from toolkit.config import load_recipe
+from toolkit.model.backbone import add_lora, load_backbone, load_config
+from toolkit.model.weights import saved_name
+from toolkit.parallel import comm, zero
+from toolkit.schema import TrainingRecipe
+from toolkit.training import program
+from toolkit.training.checkpoint import Checkpoint
+from toolkit.training.loop import Trainer
+
+# No dropout: its masks depend on the rank. Rows enough for two micro-batches on two ranks.
+OVERRIDES = ["model.lora.dropout=0.0", "train.global_batch_rows=8", "data.max_tokens=24"]
+EXTRA = {
+    "mntp": ["train.micro_batch_rows=2"],
+    "simcse": ["model.attention_dropout=0.0", "train.micro_batch_rows=8"],
+}
+
+
+def case_recipe(kind: str, *, shards: str, base: str, stage: str = "3") -> TrainingRecipe:
+    """The recipe of a parity case."""
+    overrides = [*OVERRIDES, *EXTRA[kind], f"data.train={shards}", f"model.base={base}"]
+    recipe = load_recipe(f"tiny_{kind}", overrides=[*overrides, f"deepspeed.config=zero{stage}"])
+    assert isinstance(recipe, TrainingRecipe)
+    return recipe
+
+
+def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint:
+    """Adapters with random values: a fresh B is zero, and hides every gradient of A."""
+    assert recipe.model.lora
+    config = load_config(recipe.model.base)
+    plain = load_backbone(
+        recipe.model.base, config=config, head=head, dtype="fp32", attention="sdpa"
+    )
+    generator = torch.Generator().manual_seed(5)
+    weights = {
+        saved_name(name): torch.randn(parameter.shape, generator=generator) * 0.05
+        for name, parameter in add_lora(plain, lora=recipe.model.lora).named_parameters()
+        if parameter.requires_grad
+    }
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    moments = dict.fromkeys(zero.MOMENTS, zeros)
+    return Checkpoint(step=0, weights=weights, moments=moments, state={})
+
+
+def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
+    """A trainer at step 0 from the random start."""
+    settings, _ = program.check(recipe, topology=detect(os.environ))
+    tokenizer = program.open_tokenizer(recipe)
+    objective = program.build_objective(recipe, tokenizer=tokenizer)
+    engine = program.build_engine(
+        recipe,
+        settings=settings,
+        needs_head=objective.needs_head,
+        restored=random_start(recipe, head=objective.needs_head),
+    )
+    stream = program.open_stream(recipe, unit=objective.unit, tokenizer=tokenizer)
+    return Trainer(
+        engine=engine,
+        objective=objective,
+        stream=stream,
+        tokenizer=tokenizer,
+        train=recipe.train,
+        micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
+        device=device,
+    )
+
+
+def main(out: str, shards: str, cases: list[str]) -> None:
+    """Write `case/loss` and `case/<parameter>` of every case."""
+    place = detect(os.environ)
+    device = comm.start(
+        rank=place.rank,
+        world_size=place.world_size,
+        local_rank=place.local_rank,
+        address=place.main_address,
+        port=place.main_port,
+        timeout_s=120,
+    )
+    base = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
+    found: dict[str, torch.Tensor] = {}
+    for case in cases:
+        kind, stage, *broken = case.split(":")
+        gather = comm.gather_rows
+        if broken:
+            comm.gather_rows = lambda rows: gather(rows).detach()  # noqa: B023
+        trainer = trainer_of(
+            case_recipe(kind, shards=shards, base=base, stage=stage), device=device
+        )
+        batches = trainer.batches(0)
+        units = sum(trainer.objective.num_units(batch) for batch in batches)
+        (all_units,) = comm.sum_over_ranks(units, device=device)
+        loss = trainer.backward(batches, all_units=all_units)
+        (total,) = comm.sum_over_ranks(loss, device=device)
+        found[f"{case}/loss"] = torch.tensor(total / all_units, dtype=torch.float64)
+        for name, parameter in zero.trainable_parameters(trainer.engine).items():
+            found[f"{case}/{saved_name(name)}"] = zero.full_gradient(parameter)
+        comm.gather_rows = gather
+    if comm.rank() == 0:
+        save_file(found, out)
+    comm.barrier()
+    comm.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])

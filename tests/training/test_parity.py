@@ -1,0 +1,135 @@
+"""W ranks equal one rank, and one rank equals the naive computation: loss and every gradient."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.conftest import free_port, run
+from tests.training.gradients import case_recipe, random_start
+from toolkit.model.backbone import add_lora, load_backbone, load_config
+from toolkit.model.weights import saved_name
+
+SCRIPT = str(Path(__file__).with_name("gradients.py"))
+CASES = ("mntp:3", "simcse:3", "mntp:2", "simcse:1")
+BROKEN = "simcse:3:no-gather-gradient"
+TOLERANCE = 1e-5
+
+Found = dict[str, Tensor]
+
+
+def gradients(folder: Path, *, shards: Path, ranks: int, cases: tuple[str, ...]) -> Found:
+    out = folder / f"{ranks}.safetensors"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    command += ["--master-port", str(free_port()), SCRIPT, str(out), str(shards), *cases]
+    run(command)
+    return load_file(out)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Found:
+    return gradients(tmp_path_factory.mktemp("one"), shards=shards, ranks=1, cases=CASES)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Found:
+    folder = tmp_path_factory.mktemp("two")
+    return gradients(folder, shards=shards, ranks=2, cases=(*CASES, BROKEN))
+
+
+def of_case(found: Found, case: str) -> Found:
+    return {n.partition("/")[2]: v for n, v in found.items() if n.startswith(f"{case}/")}
+
+
+def largest_difference(left: Found, right: Found) -> float:
+    """The largest relative difference over loss and all gradients."""
+    assert left.keys() == right.keys()
+    assert len(left) == 85  # 6 layers, 7 targets, A and B; and the loss
+    return max(
+        float((left[n].double() - right[n].double()).norm() / right[n].double().norm())
+        for n in left
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one(case: str, one: Found, two: Found) -> None:
+    assert largest_difference(of_case(two, case), of_case(one, case)) <= TOLERANCE
+
+
+def test_zero_stages_agree(one: Found) -> None:
+    for kind, stages in (("mntp", "32"), ("simcse", "31")):
+        left, right = (of_case(one, f"{kind}:{stage}") for stage in stages)
+        assert largest_difference(left, right) <= TOLERANCE
+
+
+def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: Found) -> None:
+    difference = largest_difference(of_case(two, BROKEN), of_case(one, "simcse:3"))
+    assert difference > 0.05
+
+
+@pytest.mark.parametrize("kind", ["mntp", "simcse"])
+def test_one_rank_equals_the_naive_computation(
+    kind: str, one: Found, shards: Path, tiny_model: Path
+) -> None:
+    """No engine, no selected logits, no gather: the formula on the whole batch at once."""
+    recipe = case_recipe(kind, shards=str(shards), base=str(tiny_model))
+    assert recipe.model.lora
+    head = kind == "mntp"
+    config = load_config(str(tiny_model))
+    model = load_backbone(
+        str(tiny_model), config=config, head=head, dtype="fp32", attention="eager"
+    )
+    model = add_lora(model, lora=recipe.model.lora).eval()
+    start = random_start(recipe, head=head).weights
+    trained = {saved_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            parameter.copy_(start[name])
+    loss = naive_mntp(model, recipe) if head else naive_simcse(model, recipe)
+    loss.backward()
+    found = {"loss": loss.detach(), **{n: p.grad for n, p in trained.items()}}
+    assert largest_difference(found, of_case(one, f"{kind}:3")) <= TOLERANCE
+
+
+def samples_and_tokenizer(recipe):  # type: ignore[no-untyped-def]
+    from toolkit.training.program import open_stream, open_tokenizer
+
+    tokenizer = open_tokenizer(recipe)
+    unit = "documents" if recipe.kind == "mntp" else "sentences"
+    stream = open_stream(recipe, unit=unit, tokenizer=tokenizer)
+    rows = recipe.train.global_batch_rows
+    return stream.batch(0, global_rows=rows, start=0, stop=rows), tokenizer
+
+
+def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
+    from toolkit.training.mntp import MntpObjective
+
+    samples, tokenizer = samples_and_tokenizer(recipe)
+    mask_id = tokenizer.token_id("_")
+    objective = MntpObjective(settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id)
+    total, count = torch.tensor(0.0), 0
+    for sample in samples:  # row by row, unpadded, all logits
+        batch = objective.collate([sample], tokenizer=tokenizer)
+        logits = model(input_ids=batch["ids_BT"]).logits[0]
+        (original,) = tokenizer.encode([sample.text])
+        hidden = batch["predict_BT"][0].nonzero().flatten() + 1
+        for place in hidden.tolist():
+            total = total - torch.log_softmax(logits[place - 1], dim=0)[int(original[place])]
+        count += len(hidden)
+    return total / count
+
+
+def naive_simcse(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
+    samples, tokenizer = samples_and_tokenizer(recipe)
+    vectors = []
+    for sample in samples:  # row by row, unpadded; the begin token left out
+        (ids,) = tokenizer.encode([sample.text])
+        hidden = model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0]
+        vectors.append(hidden[1:].mean(dim=0))
+    stacked = torch.stack(vectors)
+    unit = stacked / stacked.norm(dim=1, keepdim=True)
+    scores = recipe.simcse.scale * unit @ unit.T
+    return -torch.log_softmax(scores, dim=1).diagonal().mean()

@@ -1,0 +1,1 @@
+"""The loop, the objectives and the checkpoints of training."""

@@ -1,0 +1,158 @@
+"""The training loop: one path for 1 and W ranks, for every objective.
+
+Knows steps. Refuses to know what an objective computes and where samples come from.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from toolkit.parallel import comm
+from toolkit.schema import Train
+from toolkit.text.stream import SampleStream
+from toolkit.text.tokens import TextTokenizer
+from toolkit.training.objective import Batch, Objective
+from toolkit.training.schedule import learning_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step did, over all ranks."""
+
+    step: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    padding: float
+    seconds: float
+    told_to_stop: bool
+
+    def row(self) -> dict[str, float]:
+        """The line of the metrics file. tokens are real tokens, padding a fraction."""
+        return {
+            "step": self.step,
+            "loss": self.loss,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            "tokens": self.tokens,
+            "tokens_per_s": self.tokens / self.seconds,
+            "padding": self.padding,
+            "seconds": self.seconds,
+        }
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss is NaN or infinite on some rank."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What a run needs at every step; all of it fixed when the run starts."""
+
+    engine: Any
+    objective: Objective
+    stream: SampleStream
+    tokenizer: TextTokenizer
+    train: Train
+    micro_batch_rows: int
+    device: torch.device
+
+    def run(
+        self,
+        *,
+        first_step: int,
+        on_step: Callable[[Step], None],
+        save: Callable[[int], None],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Do steps first_step .. train.steps - 1; `save(n)` after n whole steps.
+
+        When `should_stop` holds on any rank, all ranks save together and stop at the end of the
+        step. Returns the number of whole steps.
+        """
+        for step in range(first_step, self.train.steps):
+            found = self.do_step(step, should_stop=should_stop())
+            on_step(found)
+            done = step + 1
+            last = done == self.train.steps or found.told_to_stop
+            if last or done % self.train.save_every_steps == 0:
+                save(done)
+            if last:
+                return done
+        return self.train.steps
+
+    def do_step(self, step: int, *, should_stop: bool = False) -> Step:
+        """One optimizer step over the global batch of `step`."""
+        began = time.perf_counter()
+        batches = self.batches(step)
+        units = sum(self.objective.num_units(batch) for batch in batches)
+        tokens = sum(int(batch["mask_BT"].sum()) for batch in batches)
+        cells = sum(batch["mask_BT"].numel() for batch in batches)
+        # The wish to stop rides along: ranks get a signal at different moments, and must agree.
+        all_units, all_tokens, all_cells, told = comm.sum_over_ranks(
+            units, tokens, cells, should_stop, device=self.device
+        )
+        self._seed_dropout(step)
+        lr = learning_rate(self.train, step=step)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        loss = self.backward(batches, all_units=all_units)
+        (total,) = comm.sum_over_ranks(loss, device=self.device)
+        if not math.isfinite(total):
+            raise NonFiniteLoss(
+                f"step {step}: the loss is {total}; lower train.lr, or look at data"
+            )
+        self.engine.step()
+        grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(grad_norm):  # before it can be saved
+            raise NonFiniteLoss(f"step {step}: the gradient is {grad_norm}; lower train.lr")
+        return Step(
+            step=step + 1,
+            loss=total / all_units,
+            lr=lr,
+            grad_norm=grad_norm,
+            tokens=int(all_tokens),
+            padding=1.0 - all_tokens / all_cells,
+            seconds=time.perf_counter() - began,
+            told_to_stop=told > 0,
+        )
+
+    def batches(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of a step, on the CPU."""
+        rows = self.train.global_batch_rows
+        local = rows // comm.world_size()
+        start = comm.rank() * local
+        samples = self.stream.batch(step, global_rows=rows, start=start, stop=start + local)
+        return [
+            self.objective.collate(part, tokenizer=self.tokenizer)
+            for part in _chunks(samples, size=self.micro_batch_rows)
+        ]
+
+    def backward(self, batches: Sequence[Batch], *, all_units: float) -> float:
+        """Accumulate the gradient of the global mean; returns this rank's summed loss.
+
+        DeepSpeed averages gradients over ranks, so the local sum is scaled up by their number and
+        divided by the units of the whole global batch, wherever they lie.
+        """
+        scale = comm.world_size() / all_units
+        total = 0.0
+        for number, batch in enumerate(batches):
+            self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
+            on_device = {key: value.to(self.device) for key, value in batch.items()}
+            loss_sum = self.objective.loss_sum(self.engine, on_device)
+            self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
+            total += float(loss_sum.detach())
+        return total
+
+    def _seed_dropout(self, step: int) -> None:
+        """Dropout is a function of (seed, step, rank), so a restart needs no generator state."""
+        torch.manual_seed(hash((self.train.seed, step, comm.rank())) % 2**63)
+
+
+def _chunks(samples: Sequence[Any], *, size: int) -> list[Sequence[Any]]:
+    return [samples[start : start + size] for start in range(0, len(samples), size)]

@@ -1,0 +1,305 @@
+"""The training program: composes text, model, ranks and an objective into a run.
+
+A run directory that holds a checkpoint is continued from it.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.cluster.preempt import StopSignal
+from toolkit.cluster.topology import Topology, detect
+from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
+from toolkit.console import Progress
+from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
+from toolkit.model.backbone import (
+    add_lora,
+    checkpoint_activations,
+    load_backbone,
+    load_config,
+    load_tokenizer,
+)
+from toolkit.model.bidirectional import prove_bidirectional
+from toolkit.model.weights import (
+    base_folder,
+    check_mergeable,
+    model_digest,
+    saved_name,
+    special_ids,
+)
+from toolkit.parallel import comm, zero
+from toolkit.schema import MntpRecipe, SimcseRecipe, TrainingRecipe
+from toolkit.text.shards import open_shards
+from toolkit.text.stream import SampleStream, passage_length
+from toolkit.text.tokens import TextTokenizer
+from toolkit.training import checkpoint
+from toolkit.training.checkpoint import Origin
+from toolkit.training.encoder import encoder_step, write_encoder
+from toolkit.training.loop import Step, Trainer
+from toolkit.training.metrics import MetricsLog
+from toolkit.training.mntp import MntpObjective
+from toolkit.training.objective import Objective
+from toolkit.training.simcse import SimcseObjective
+
+PROCESS_GROUP_TIMEOUT_S = 1800.0  # torch's ten minutes are shorter than loading a large model
+
+
+def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
+    """Train `recipe` on the ranks that `environ` describes, to its end or from where it stood.
+
+    Raises `BadInput` before anything is written when the recipe cannot run here.
+    """
+    topology = detect(environ)
+    settings, origin = check(recipe, topology=topology)
+    device = comm.start(
+        rank=topology.rank,
+        world_size=topology.world_size,
+        local_rank=topology.local_rank,
+        address=topology.main_address,
+        port=topology.main_port,
+        timeout_s=PROCESS_GROUP_TIMEOUT_S,
+    )
+    try:
+        _run_on_ranks(
+            recipe,
+            settings=settings,
+            origin=origin,
+            topology=topology,
+            device=device,
+            environ=environ,
+        )
+    except BaseException:
+        # With others in a collective, leaving the group would wait for them; ending ends the job.
+        if topology.world_size > 1:
+            raise
+        _stop()
+        raise
+    _stop()
+
+
+def _stop() -> None:
+    zero.stop()
+    comm.stop()
+
+
+def check(recipe: TrainingRecipe, *, topology: Topology) -> tuple[dict[str, Any], Origin]:
+    """Everything that can be refused without ranks and without writing.
+
+    Returns the engine's settings and what the run grows from. The leading rank alone re-hashes the
+    shards and the base model; the others have no digest of the base.
+    """
+    world_size, leads = topology.world_size, topology.rank == 0
+    micro, accumulation = check_training(recipe, world_size=world_size)
+    settings = zero.engine_settings(
+        deepspeed_layout(recipe.deepspeed.config),
+        micro_batch_rows=micro,
+        accumulation=accumulation,
+        world_size=world_size,
+        ranks_per_node=topology.local_world_size,
+        clip_norm=recipe.train.clip_norm,
+        bf16=recipe.model.dtype == "bf16",
+    )
+    load_config(recipe.model.base)
+    shards = open_shards(Path(recipe.data.train), verify=leads)
+    digest = model_digest(base_folder(recipe.model.base)) if leads else ""
+    origin = Origin(recipe.model.base, base_digest=digest, data_digest=shards.digest)
+    if leads:
+        checkpoint.check_origin(Path(recipe.run_dir), origin=origin)
+    return settings, origin
+
+
+def _run_on_ranks(
+    recipe: TrainingRecipe,
+    *,
+    settings: dict[str, Any],
+    origin: Origin,
+    topology: Topology,
+    device: Any,
+    environ: Mapping[str, str],
+) -> None:
+    run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
+    if leads:
+        print(f"{recipe.kind}: {topology.world_size} ranks by {topology.launcher}, {run_dir}")
+    tokenizer = open_tokenizer(recipe)
+    objective = build_objective(recipe, tokenizer=tokenizer)
+    stream = open_stream(recipe, unit=objective.unit, tokenizer=tokenizer)
+    restored = checkpoint.load_newest(run_dir)
+    first_step = restored.step if restored else 0
+    comm.require_equal(first_step, what="the newest checkpoint's step", device=device)
+    engine = build_engine(
+        recipe,
+        settings=settings,
+        needs_head=objective.needs_head,
+        restored=restored,
+        device=device,
+    )
+    if leads:
+        trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
+        check_mergeable(base_folder(recipe.model.base), trained=trained)
+    prove(engine, vocab_size=tokenizer.vocab_size, device=device)
+    if leads:  # only now: whatever can be refused above leaves nothing behind
+        write_atomic(run_dir / "config.yaml", to_yaml(recipe))
+        remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
+    trainer = Trainer(
+        engine=engine,
+        objective=objective,
+        stream=stream,
+        tokenizer=tokenizer,
+        train=recipe.train,
+        micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
+        device=device,
+    )
+    if leads and restored:
+        print(f"{recipe.kind}: goes on after step {first_step}")
+    del restored
+    with StopSignal() as stop:
+        done = train_and_save(
+            recipe,
+            trainer=trainer,
+            origin=origin,
+            first_step=first_step,
+            should_stop=lambda: stop.received,
+        )
+        if done < recipe.train.steps:
+            if leads:
+                print(f"{recipe.kind}: told to stop; step {done} is saved", flush=True)
+            stop.leave(environ, leads=leads)
+    if leads:
+        _export(run_dir, kind=recipe.kind, step=done)
+    comm.barrier()
+
+
+def _export(run_dir: Path, *, kind: str, step: int) -> None:
+    out = run_dir / ENCODER_DIR
+    if encoder_step(out) != step:
+        remove_committed(out)  # of this run when it was shorter
+        write_encoder(run_dir, out=out)
+    print(f"{kind}: done; the merged encoder is {out}")
+
+
+def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
+    """The base model's tokenizer, cutting at the recipe's length."""
+    tokenizer = load_tokenizer(recipe.model.base)
+    return TextTokenizer(
+        tokenizer.backend_tokenizer,
+        special_ids=special_ids(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        max_tokens=recipe.data.max_tokens,
+    )
+
+
+def open_stream(recipe: TrainingRecipe, *, unit: str, tokenizer: TextTokenizer) -> SampleStream:
+    """The samples of a recipe's shards (which `check` has verified)."""
+    shards = open_shards(Path(recipe.data.train), verify=False)
+    chars = passage_length(shards, tokenizer=tokenizer, max_tokens=recipe.data.max_tokens)
+    return SampleStream(shards, unit=unit, passage_chars=chars, seed=recipe.train.seed)
+
+
+def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective:
+    """The objective of a recipe. Raises `BadInput` when the mask token is not in the vocabulary."""
+    if isinstance(recipe, MntpRecipe):
+        mask_id = tokenizer.token_id(recipe.mntp.mask_token)
+        if mask_id is None:
+            raise BadInput(
+                f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
+                'use one that stands for itself, such as "_"'
+            )
+        return MntpObjective(settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id)
+    assert isinstance(recipe, SimcseRecipe)
+    return SimcseObjective(settings=recipe.simcse)
+
+
+def build_engine(
+    recipe: TrainingRecipe,
+    *,
+    settings: dict[str, Any],
+    needs_head: bool,
+    restored: checkpoint.Checkpoint | None,
+    device: torch.device | None = None,
+) -> Any:
+    """Model, adapters, restored weights, engine, restored optimizer: in the only order that works.
+
+    Adapters are drawn from the recipe's seed, so that every rank and every world size start alike.
+    """
+    torch.manual_seed(recipe.train.seed)
+    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
+    with zero.partitioned_loading(settings):
+        model = load_backbone(
+            recipe.model.base,
+            config=config,
+            head=needs_head,
+            dtype=recipe.model.dtype,
+            attention=recipe.model.attention,
+            # Under ZeRO-3 the partitioned loading decides where weights go.
+            device=device if settings["zero_optimization"]["stage"] < 3 else None,
+        )
+    if recipe.model.activation_checkpointing:
+        checkpoint_activations(model)
+    if recipe.model.lora:
+        torch.manual_seed(recipe.train.seed)
+        model = add_lora(model, lora=recipe.model.lora)
+    if restored:
+        names = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        masters = checkpoint.by_parameter(restored.weights, names=names)
+        zero.write_weights(model, values=masters)
+    engine = zero.start_engine(
+        model,
+        settings=settings,
+        lr=recipe.train.lr,
+        weight_decay=recipe.train.weight_decay,
+    )
+    if restored:
+        moments = {
+            moment: checkpoint.by_parameter(values, names=names)
+            for moment, values in restored.moments.items()
+        }
+        zero.write_optimizer(engine, masters=masters, moments=moments, step=restored.step)
+    return engine
+
+
+def prove(engine: Any, *, vocab_size: int, device: Any) -> None:
+    """Prove on the engine itself, partitions and all, that attention runs in both directions."""
+
+    def forward(ids_BT: Any, mask_BT: Any) -> Any:
+        output = engine(input_ids=ids_BT, attention_mask=mask_BT)
+        return output.logits if hasattr(output, "logits") else output.last_hidden_state
+
+    engine.eval()
+    prove_bidirectional(forward, vocab_size=vocab_size, device=device)
+    engine.train()
+
+
+def train_and_save(
+    recipe: TrainingRecipe,
+    *,
+    trainer: Trainer,
+    origin: Origin,
+    first_step: int,
+    should_stop: Callable[[], bool],
+) -> int:
+    """Run the loop with metrics, progress and checkpoints; returns the number of whole steps."""
+    run_dir, leads, train = Path(recipe.run_dir), comm.rank() == 0, recipe.train
+    metrics = MetricsLog(run_dir, step=first_step) if leads else None
+    progress = Progress(recipe.kind, total=train.steps, done=first_step, unit="steps", shown=leads)
+
+    def on_step(done: Step) -> None:
+        if metrics and (done.step % train.log_every_steps == 0 or done.step == train.steps):
+            metrics.write(done.row())
+        progress.advance(1, note=f"loss {done.loss:.4f}")
+
+    def save(step: int) -> None:
+        checkpoint.save(
+            trainer.engine,
+            run_dir=run_dir,
+            step=step,
+            lora=recipe.model.lora,
+            origin=origin,
+        )
+        if leads:
+            checkpoint.prune(run_dir, keep=train.keep_checkpoints)
+
+    done = trainer.run(first_step=first_step, on_step=on_step, save=save, should_stop=should_stop)
+    progress.close()
+    return done
