@@ -1,0 +1,257 @@
+"""The encoding program: restarts, interruptions and any number of workers give the same bytes."""
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import need, run
+from tests.encoding.conftest import contents, embed, flip_a_byte
+from toolkit.encoding import store
+from toolkit.encoding.encoder import Encoder
+from toolkit.encoding.store import VectorStore
+from toolkit.files import BadInput
+from toolkit.schema import EncoderSettings
+from toolkit.text.shards import open_shards
+
+Inputs = tuple[str, str]
+NUM_UNITS = 11  # 170 articles, 16 a unit
+
+
+def array_task(task: int, *, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
+    """The environment of one task of `--array=first-...:step`."""
+    return {
+        "SLURM_ARRAY_TASK_ID": str(first + task * step),
+        "SLURM_ARRAY_TASK_COUNT": str(count),
+        "SLURM_ARRAY_TASK_MIN": str(first),
+        "SLURM_ARRAY_TASK_STEP": str(step),
+    }
+
+
+def times(output: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (output / "units").iterdir()}
+
+
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """A finished encoding that a test may harm."""
+    shutil.copytree(whole, tmp_path / "copied")
+    return tmp_path / "copied"
+
+
+def test_every_article_has_its_vector(whole: Path, tiny_model: Path, shards: Path) -> None:
+    found, corpus = VectorStore(whole), open_shards(shards)
+    articles = corpus.records(0, corpus.num_rows)
+    assert len(found.units) == NUM_UNITS
+    assert found.ids() == [article["id"] for article in articles]
+    settings = found.manifest["encoder"]
+    assert settings["max_tokens"] == 16
+    encoder = Encoder(EncoderSettings(model=str(tiny_model), **settings))
+    sample = range(0, corpus.num_rows, 17)
+    expected = encoder.encode([articles[row]["text"] for row in sample])
+    np.testing.assert_allclose(found.vectors()[list(sample)], expected, atol=1e-5)
+
+
+def test_a_restart_writes_no_finished_unit_again(copied: Path, inputs: Inputs) -> None:
+    before, old = contents(copied), times(copied)
+    embed(copied, *inputs)
+    assert times(copied) == old
+    assert contents(copied) == before
+
+
+@pytest.mark.parametrize("harm", ["flipped vectors", "missing ids", "cut marker"])
+def test_only_a_damaged_unit_is_made_again(
+    harm: str, copied: Path, whole: Path, inputs: Inputs
+) -> None:
+    old = times(copied)
+    if harm == "flipped vectors":
+        flip_a_byte(copied / "units" / "00003.safetensors")
+    elif harm == "missing ids":
+        (copied / "units" / "00003.ids.parquet").unlink()
+    else:
+        (copied / "units" / "00003.json").write_text("{")
+    embed(copied, *inputs)
+    assert contents(copied) == contents(whole)
+    new = times(copied)
+    assert {name for name in new if new[name] != old[name]} == {
+        "00003.safetensors",
+        "00003.ids.parquet",
+        "00003.json",
+    }
+
+
+@pytest.mark.parametrize("part", [".safetensors", ".ids.parquet", ".json"])
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    part: str, tmp_path: Path, whole: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before any of a unit's three files is there."""
+    real = {name: getattr(store, name) for name in ("write_atomic", "write_json")}
+
+    class Killed(BaseException):
+        pass
+
+    def writer(name: str) -> object:
+        def write(path: Path, content: object) -> None:
+            if path.name == f"00004{part}":
+                raise Killed
+            real[name](path, content)
+
+        return write
+
+    output = tmp_path / "interrupted"
+    with monkeypatch.context() as patch:
+        for name in real:
+            patch.setattr(store, name, writer(name))
+        with pytest.raises(Killed):
+            embed(output, *inputs)
+    assert not (output / "manifest.json").exists()
+    done = times(output)
+    assert "00003.json" in done
+    assert "00004.json" not in done
+    embed(output, *inputs)
+    assert contents(output) == contents(whole)
+    after = times(output)
+    assert all(after[name] == at for name, at in done.items() if not name.startswith("00004"))
+
+
+@pytest.mark.parametrize(("count", "first", "step"), [(2, 0, 1), (3, 5, 2), (20, 1, 1)])
+def test_any_number_of_workers_writes_the_same_bytes(
+    count: int, first: int, step: int, tmp_path: Path, whole: Path, inputs: Inputs
+) -> None:
+    output = tmp_path / "shared"
+    for task in reversed(range(count)):
+        if task < NUM_UNITS - 1:  # the others of twenty would wait here for nothing
+            assert not (output / "manifest.json").exists()
+        if task < NUM_UNITS or task == count - 1:
+            embed(output, *inputs, environ=array_task(task, count=count, first=first, step=step))
+    assert contents(output) == contents(whole)
+
+
+def test_a_restart_may_have_other_workers(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
+    """Also a worker that is an array task AND a rank of several."""
+    output = tmp_path / "shared"
+    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for task, rank in ((0, 1), (1, 0)):
+        here = {**ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        embed(output, *inputs, environ={**here, **array_task(task, count=3)})
+    left = {f"{number:05d}.json" for number in range(NUM_UNITS) if number % 6 not in (1, 2)}
+    assert left.isdisjoint(times(output))
+    old = times(output)
+    assert len(old) == 3 * (NUM_UNITS - len(left))
+    embed(output, *inputs)
+    assert contents(output) == contents(whole)
+    assert {name: times(output)[name] for name in old} == old
+
+
+def other_corpus(shards: Path, folder: Path) -> str:
+    """Shards of half the articles."""
+    from toolkit.text.shards import Article, Origin, ShardRules, write_shards
+
+    records = open_shards(shards).records(0, 85)
+    write_shards(
+        [Article(**record) for record in records],
+        directory=folder / "half",
+        origin=Origin(name="half", sha256="0" * 64, reading={}),
+        rules=ShardRules(),
+        skipped={},
+    )
+    return f"corpus.input={folder / 'half'}"
+
+
+def other_model(model: Path, folder: Path) -> str:
+    """The same architecture with other weights."""
+    shutil.copytree(model, folder / "model")
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] *= 2
+    save_file(tensors, path, metadata={"format": "pt"})
+    return f"encoder.model={folder / 'model'}"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("model", "model"),
+        ("corpus", "corpus and rows"),
+        ("encoder.max_tokens=17", "encoder"),
+        ("encoder.dtype=bf16", "encoder"),
+        ("encoder.causal=true", "encoder"),
+        ("corpus.unit_rows=15", "unit_rows"),
+    ],
+)
+def test_an_output_directory_of_another_encoding_is_refused(
+    change: str, named: str, whole: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    before = contents(whole)
+    model, shards = (Path(text.partition("=")[2]) for text in inputs)
+    made = {"model": other_model, "corpus": other_corpus}.get(change)
+    override = change
+    if made:
+        override = made(model if change == "model" else shards, tmp_path)
+    with pytest.raises(BadInput, match=f"holds an encoding of another {named}; choose another"):
+        embed(whole, *inputs, override)
+    assert contents(whole) == before
+
+
+def test_what_changes_no_vector_is_no_other_encoding(
+    copied: Path, inputs: Inputs, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Where the model lies and how many rows share a batch."""
+    shutil.copytree(tiny_model, tmp_path / "moved")
+    old = times(copied)
+    embed(copied, *inputs, "encoder.batch_tokens=99", f"encoder.model={tmp_path / 'moved'}")
+    assert times(copied) == old
+
+
+def test_a_foreign_directory_is_left_alone(tmp_path: Path, inputs: Inputs) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(BadInput, match="is neither empty nor an encoding"):
+        embed(tmp_path, *inputs)
+    assert contents(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_no_vector_that_is_not_finite_is_written(
+    tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Encoder.encode
+
+    def broken(self: Encoder, *arguments: object, **settings: object) -> object:
+        vectors = real(self, *arguments, **settings)  # type: ignore[arg-type]
+        vectors[3, 7] = np.nan
+        return vectors
+
+    monkeypatch.setattr(Encoder, "encode", broken)
+    with pytest.raises(BadInput, match="its vector is not finite"):
+        embed(tmp_path / "out", *inputs)
+    assert list(contents(tmp_path / "out")) == ["plan.json"]
+
+
+def mpi_environ() -> Mapping[str, str]:
+    """MPICH from the virtual environment, for mpi4py's one binary for all MPIs."""
+    return {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(Path(sys.prefix) / "lib")}
+
+
+def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    need(mpiexec.is_file(), "no mpiexec beside python: pip install mpich")
+    output = tmp_path / "mpi"
+    # Whatever launched the tests must not pass for the launcher of these ranks.
+    foreign = [
+        n for n in os.environ if n.startswith(("SLURM_", "SUBMITIT_", "PMI", "OMPI_", "MPI_"))
+    ]
+    foreign += ["RANK", "WORLD_SIZE", "LOCAL_RANK"]
+    printed = run(
+        ["env", *(f"--unset={name}" for name in foreign)]
+        + [f"{name}={value}" for name, value in mpi_environ().items()]
+        + [str(mpiexec), "-n", "3", sys.executable, "-m", "toolkit.encode", "tiny_embed"]
+        + [f"output_dir={output}", "encoder.max_tokens=16", *inputs]
+    )
+    assert contents(output) == contents(whole)
+    for worker, share in ((1, 4), (2, 4), (3, 3)):
+        assert f"embed: worker {worker} of 3: {share} units, 0 done" in printed
+    assert printed.count("all 170 rows are in") == 1

@@ -1,0 +1,180 @@
+"""A vector depends on its text alone, and is what a plain computation gives."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from toolkit.encoding.encoder import Encoder, token_batches
+from toolkit.model.backbone import load_tokenizer
+from toolkit.schema import EncoderSettings
+
+MAX_TOKENS = 24
+TOLERANCE = 1e-5
+SENTENCES = (
+    "A bridge carries the railway over the river.",
+    "The chemist poured the acid slowly into a tall beaker, and wrote down what she saw.",
+    "Why?",
+    "Müller läuft über 北京 и пьёт чай ☕",
+    "An essay on canals. " * 40,  # longer than the limit
+    "",
+    " \n\t ",
+)
+TEXTS = st.lists(st.sampled_from(SENTENCES) | st.text(max_size=60), min_size=1, max_size=12)
+Naive = Callable[[str], NDArray[np.float32]]
+
+
+def encoder_of(model: Path, **changes: object) -> Encoder:
+    values = {"model": str(model), "max_tokens": MAX_TOKENS, **changes}
+    return Encoder(EncoderSettings.model_validate(values), device=torch.device("cpu"))
+
+
+def naive_of(model: Path, *, causal: bool) -> Naive:
+    """Plain transformers, one text at a time: the mean over its tokens without the begin token."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(model)
+    config.is_causal = causal
+    backbone = AutoModel.from_pretrained(model, config=config, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model)
+
+    @torch.inference_mode()
+    def vector(text: str) -> NDArray[np.float32]:
+        ids = tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt").input_ids
+        assert ids[0, 0] == tokenizer.bos_token_id
+        if ids.shape[1] == 1:
+            return np.zeros(backbone.config.hidden_size, dtype=np.float32)
+        mean: NDArray[np.float32] = backbone(ids).last_hidden_state[0, 1:].mean(dim=0).numpy()
+        return mean
+
+    return vector
+
+
+@pytest.fixture(scope="module")
+def naive(tiny_model: Path) -> Naive:
+    return naive_of(tiny_model, causal=False)
+
+
+@pytest.fixture(scope="module")
+def encoders(tiny_model: Path) -> list[Encoder]:
+    """From one row a batch to all rows in one batch."""
+    return [encoder_of(tiny_model, batch_tokens=number) for number in (1, 50, 16384)]
+
+
+def distance(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    return float(np.abs(first - second).max(initial=0.0))
+
+
+@settings(deadline=None, max_examples=25)
+@given(texts=TEXTS, data=st.data())
+def test_a_vector_depends_on_its_text_alone(
+    texts: list[str], data: st.DataObject, encoders: list[Encoder], naive: Naive
+) -> None:
+    """Whatever batch, order, padding and neighbours: it is the naive vector."""
+    order = data.draw(st.permutations(range(len(texts))))
+    encoder = data.draw(st.sampled_from(encoders))
+    found = encoder.encode([texts[number] for number in order])
+    assert found.dtype == np.float32
+    for place, number in enumerate(order):
+        assert distance(found[place], naive(texts[number])) <= TOLERANCE
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_real_sentences_equal_the_naive_computation(
+    attention: str, tiny_model: Path, naive: Naive, real_data: Path
+) -> None:
+    lines = (real_data / "stsbenchmark_en" / "stsb-en-test.csv").read_text().splitlines()
+    texts = [line.partition(",")[0] for line in lines[:60]]
+    found = encoder_of(tiny_model, attention=attention, batch_tokens=200).encode(texts)
+    assert distance(found, np.stack([naive(text) for text in texts])) <= TOLERANCE
+
+
+def test_a_text_without_tokens_is_the_zero_vector(encoders: list[Encoder]) -> None:
+    for encoder in encoders:
+        for texts in ([""], ["", ""], ["", SENTENCES[0], ""]):
+            vectors = encoder.encode(texts)
+            assert np.isfinite(vectors).all()
+            for text, vector in zip(texts, vectors, strict=True):
+                assert (vector == 0).all() == (text == "")
+        assert encoder.encode([]).shape == (0, 256)
+
+
+def test_a_tokenizer_without_begin_token_makes_empty_rows(encoders: list[Encoder]) -> None:
+    """Such as Qwen's: a text without tokens is then a row without any id at all."""
+    empty = [np.zeros(0, dtype=np.int64)]
+    row = encoders[0].tokenizer.encode([SENTENCES[0]])
+    for rows in (empty, empty * 2, row + empty):
+        vectors = encoders[0]._batch(rows)
+        assert np.isfinite(vectors).all()
+        assert (vectors[-1] == 0).all()
+
+
+def test_causal_is_another_encoder(tiny_model: Path, encoders: list[Encoder]) -> None:
+    texts = list(SENTENCES[:4])
+    causal = encoder_of(tiny_model, causal=True).encode(texts)
+    naive = naive_of(tiny_model, causal=True)
+    assert distance(causal, np.stack([naive(text) for text in texts])) <= TOLERANCE
+    both_ways = encoders[0].encode(texts)
+    # Even the rows of one or two tokens differ, since the begin token sees them.
+    assert (np.abs(causal - both_ways).max(axis=1) > 1e-2).all()
+
+
+def test_bf16_is_close_to_fp32(tiny_model: Path, encoders: list[Encoder]) -> None:
+    texts = [text for text in SENTENCES if text.strip()]
+    low = encoder_of(tiny_model, dtype="bf16").encode(texts)
+    full = encoders[0].encode(texts)
+    assert low.dtype == np.float32
+    assert distance(low, full) > 1e-3  # rounding of bf16, not of another batch
+    norms = np.linalg.norm(low, axis=1) * np.linalg.norm(full, axis=1)
+    assert ((low * full).sum(axis=1) / norms > 0.99).all()
+
+
+def test_progress_counts_every_row_and_token(encoders: list[Encoder]) -> None:
+    seen: list[tuple[int, int]] = []
+    encoders[1].encode(SENTENCES, on_rows=lambda rows, tokens: seen.append((rows, tokens)))
+    lengths = [len(row) for row in encoders[1].tokenizer.encode(SENTENCES)]
+    assert len(seen) > 1
+    assert [sum(column) for column in zip(*seen, strict=True)] == [len(SENTENCES), sum(lengths)]
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda number: -lengths[number])
+
+
+@given(lengths=st.lists(st.integers(0, 40)), batch_tokens=st.integers(1, 200))
+def test_batches_keep_the_bound_and_lose_nothing(lengths: list[int], batch_tokens: int) -> None:
+    rows = [np.zeros(length, dtype=np.int64) for length in lengths]
+    order = longest_first(lengths)
+    batches = token_batches(order, rows=rows, batch_tokens=batch_tokens)
+    assert [number for batch in batches for number in batch] == order
+    cells = [len(batch) * max(1, *(lengths[n] for n in batch)) for batch in batches]
+    assert all(len(b) == 1 or c <= batch_tokens for b, c in zip(batches, cells, strict=True))
+    # And no row waits for the next batch that had room in its own.
+    for batch, c, following in zip(batches, cells, batches[1:], strict=False):
+        assert c // len(batch) * (len(batch) + 1) > batch_tokens, following
+
+
+def test_the_digest_names_the_model(tiny_model: Path, tmp_path: Path) -> None:
+    """The same for a copy elsewhere; another for other weights or another tokenizer."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    digests = {encoder_of(tiny_model).digest(), encoder_of(copy).digest()}
+    assert len(digests) == 1
+    text = (copy / "tokenizer_config.json").read_text()
+    (copy / "tokenizer_config.json").write_text(text.replace("1024", "512"))
+    digests.add(encoder_of(copy).digest())
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"] *= 2
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    digests.add(encoder_of(copy).digest())
+    assert len(digests) == 3
+    assert load_tokenizer(str(copy)).model_max_length == 512

@@ -1,0 +1,155 @@
+"""Nearest rows against brute force, and the door that searches."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tests.encoding.conftest import embed
+from toolkit import search
+from toolkit.encoding.plan import claim_directory, units
+from toolkit.encoding.search import Hit, nearest, unit_length
+from toolkit.encoding.store import VectorStore, write_manifest, write_unit
+from toolkit.text.shards import open_shards
+
+# Cosines among these are exactly -1, 0 or 1: ties, whatever order the sums are done in.
+EXACT = [(2.0, 0.0), (-4.0, 0.0), (0.0, 1.0), (0.0, -0.5), (0.0, 0.0), (0.5, 0.0)]
+
+
+def store_of(output: Path, vectors_ND: NDArray[np.float32], *, unit_rows: int) -> VectorStore:
+    rows = len(vectors_ND)
+    facts = {"rows": rows, "unit_rows": unit_rows, "digest": "d"}
+    claim_directory(output, facts=facts, model="m", corpus="c")
+    for unit in units(rows, unit_rows=unit_rows):
+        records = [{"id": f"id{n}", "title": f"T{n}"} for n in range(unit.start, unit.stop)]
+        part = vectors_ND[unit.start : unit.stop]
+        write_unit(output, unit=unit, vectors_RD=part, records=records, digest="d")
+    assert write_manifest(output)
+    return VectorStore(output)
+
+
+def brute_force(
+    vectors_ND: NDArray[np.float32], *, queries_QD: NDArray[np.float32], top: int
+) -> list[list[tuple[str, float]]]:
+    """Python's own sort over each cosine in fp64; ties by row."""
+    found = []
+    for query in queries_QD.astype(np.float64):
+        norms = np.linalg.norm(vectors_ND.astype(np.float64), axis=1) * np.linalg.norm(query)
+        cosines = (vectors_ND.astype(np.float64) @ query) / np.maximum(norms, 1e-12)
+        order = sorted(range(len(vectors_ND)), key=lambda row, c=cosines: (-c[row], row))
+        found.append([(f"id{row}", float(cosines[row])) for row in order[:top]])
+    return found
+
+
+def agree(hits: list[list[Hit]], expected: list[list[tuple[str, float]]]) -> None:
+    assert [[hit.id for hit in row] for row in hits] == [[i for i, _ in row] for row in expected]
+    for row, wanted in zip(hits, expected, strict=True):
+        assert [hit.score for hit in row] == pytest.approx([s for _, s in wanted], abs=1e-6)
+        assert all(hit.title == f"T{hit.id[2:]}" for hit in row)
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.lists(st.sampled_from(EXACT), min_size=1, max_size=25),
+    queries=st.lists(st.sampled_from(EXACT), min_size=1, max_size=3),
+    unit_rows=st.integers(1, 9),
+    top=st.integers(1, 30),
+)
+def test_ties_come_in_corpus_order(
+    rows: list[tuple[float, float]],
+    queries: list[tuple[float, float]],
+    unit_rows: int,
+    top: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    vectors, queries_QD = np.array(rows, dtype=np.float32), np.array(queries, dtype=np.float32)
+    found = store_of(tmp_path_factory.mktemp("store"), vectors, unit_rows=unit_rows)
+    hits = nearest(found, queries_QD=queries_QD, top=top)
+    assert [len(row) for row in hits] == [min(top, len(rows))] * len(queries)
+    agree(hits, brute_force(vectors, queries_QD=queries_QD, top=top))
+
+
+@pytest.mark.parametrize(("unit_rows", "top"), [(7, 5), (1000, 1), (64, 500)])
+def test_random_vectors(unit_rows: int, top: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((200, 16)).astype(np.float32)
+    queries = rng.standard_normal((4, 16)).astype(np.float32)
+    found = store_of(tmp_path, vectors, unit_rows=unit_rows)
+    hits = nearest(found, queries_QD=queries, top=top)
+    agree(hits, brute_force(vectors, queries_QD=queries, top=top))
+
+
+def test_unit_length_keeps_the_zero_vector() -> None:
+    found = unit_length(np.array([[3.0, 4.0], [0.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(found, [[0.6, 0.8], [0.0, 0.0]], rtol=1e-6)
+
+
+def test_the_door_finds_the_article(
+    whole: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A text of the corpus, asked for, is its own nearest row."""
+    article = open_shards(shards).record(42)
+    assert search.main([str(whole), article["text"], "a bridge", "--top", "3"]) == 0
+    lines = capsys.readouterr().out.removeprefix(article["text"] + "\n").splitlines()
+    assert lines[0] == f"  1. 1.000  {article['title']}"
+    hits = ["  1. ", "  2. ", "  3. "]
+    assert [line[:5] for line in lines] == [*hits, "a bri", *hits]
+
+
+def test_the_door_prints_json(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([str(whole), "a bridge", "Löwe", "--top", "200", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["query"] for answer in answers] == ["a bridge", "Löwe"]
+    for answer in answers:
+        scores = [hit["score"] for hit in answer["hits"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len({hit["id"] for hit in answer["hits"]}) == 170
+        assert set(answer["hits"][0]) == {"id", "title", "score"}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of a search that is refused."""
+    assert search.main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
+def test_what_cannot_be_searched_is_named(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--top 0: ask for at least one hit" in refusal(capsys, whole, "x", "--top", "0")
+    assert "is not an encoding" in refusal(capsys, tmp_path, "x")
+    shutil.copytree(whole, tmp_path / "copy")
+    path = tmp_path / "copy" / "units" / "00002.safetensors"
+    good = path.read_bytes()
+    for bad in (good[:-1], good[:-1] + bytes([good[-1] ^ 1])):  # cut; one bit of the last vector
+        path.write_bytes(bad)
+        assert "00002.safetensors: is missing or damaged" in refusal(capsys, path.parents[1], "x")
+    (tmp_path / "copy" / "manifest.json").unlink()
+    assert "is not finished: run the same toolkit.encode" in refusal(capsys, path.parents[1], "x")
+
+
+def test_a_moved_model_is_asked_for(
+    tiny_model: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new, other = (tmp_path / name for name in ("old", "new", "other"))
+    shutil.copytree(tiny_model, old)
+    shutil.copytree(tiny_model, other)
+    config = (other / "config.json").read_text()
+    (other / "config.json").write_text(config.replace("10000.0", "20000.0"))
+    output = tmp_path / "encoding"
+    embed(output, f"encoder.model={old}", f"corpus.input={shards}")
+    capsys.readouterr()
+    old.rename(new)
+    assert "give --model its folder" in refusal(capsys, output, "x")
+    message = refusal(capsys, output, "x", "--model", other)
+    assert f"was not made by the model in {other}; give --model its folder" in message
+    assert search.main([str(output), "x", "--model", str(new)]) == 0

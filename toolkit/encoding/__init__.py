@@ -1,0 +1,1 @@
+"""Embedding a corpus: work units, the encoder, the vectors on disk."""

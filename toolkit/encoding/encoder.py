@@ -1,0 +1,103 @@
+"""Texts to vectors in one process. Shapes: B rows, T tokens, D width, N texts.
+
+A vector depends on its text alone: not on its batch, its neighbours or their padding.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from toolkit.encoding.store import Vectors
+from toolkit.model.backbone import load_backbone, load_config, load_tokenizer
+from toolkit.model.bidirectional import prove_bidirectional
+from toolkit.model.pooling import mean_pool
+from toolkit.model.weights import base_folder, model_digest, special_ids
+from toolkit.parallel.comm import device_of
+from toolkit.schema import EncoderSettings
+from toolkit.text.tokens import TextTokenizer
+
+
+class Encoder:
+    """A loaded model, in eval mode, on the device at hand."""
+
+    def __init__(self, settings: EncoderSettings, *, device: torch.device | None = None) -> None:
+        self._settings = settings
+        self.device = device or device_of(0)
+        config = load_config(settings.model, causal=settings.causal)
+        tokenizer = load_tokenizer(settings.model)
+        self.tokenizer = TextTokenizer(
+            tokenizer.backend_tokenizer,
+            special_ids=special_ids(tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            max_tokens=settings.max_tokens,
+        )
+        self._model = load_backbone(
+            settings.model,
+            config=config,
+            head=False,
+            dtype=settings.dtype,
+            attention=settings.attention,
+            device=self.device,
+        )
+        self._model.eval()
+        if not settings.causal:
+            prove_bidirectional(
+                self._hidden, vocab_size=self.tokenizer.vocab_size, device=self.device
+            )
+
+    def digest(self) -> str:
+        """What identifies the model: see `model_digest`."""
+        return model_digest(base_folder(self._settings.model))
+
+    def encode(
+        self, texts: Sequence[str], *, on_rows: Callable[[int, int], None] | None = None
+    ) -> Vectors:
+        """Vectors (N, D), fp32, in the order of `texts`; `on_rows(rows, tokens)` after each batch.
+
+        Rows of like length share a batch; a text without tokens gets the zero vector.
+        """
+        rows = self.tokenizer.encode(texts)
+        order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+        vectors: Vectors | None = None
+        for numbers in token_batches(order, rows=rows, batch_tokens=self._settings.batch_tokens):
+            batch = self._batch([rows[number] for number in numbers])
+            if vectors is None:
+                vectors = np.zeros((len(rows), batch.shape[1]), dtype=np.float32)
+            vectors[numbers] = batch
+            if on_rows:
+                on_rows(len(numbers), sum(len(rows[number]) for number in numbers))
+        if vectors is None:
+            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
+        return vectors
+
+    @torch.inference_mode()
+    def _batch(self, rows: Sequence[NDArray[np.int64]]) -> Vectors:
+        padded = self.tokenizer.pad(rows)
+        hidden_BTD = self._hidden(
+            torch.from_numpy(padded.ids_BT).to(self.device),
+            torch.from_numpy(padded.mask_BT).to(self.device),
+        )
+        own_BT = torch.from_numpy(padded.own_BT).to(self.device)
+        pooled: Vectors = mean_pool(hidden_BTD, own_BT=own_BT).cpu().numpy()
+        return pooled
+
+    def _hidden(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        output = self._model(input_ids=ids_BT, attention_mask=mask_BT)
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+
+def token_batches(
+    order: Sequence[int], *, rows: Sequence[NDArray[np.int64]], batch_tokens: int
+) -> list[list[int]]:
+    """Cut `order` (longest first) into batches of at most `batch_tokens` cells, at least a row."""
+    batches: list[list[int]] = []
+    for number in order:
+        longest = len(rows[batches[-1][0]]) if batches else 0
+        if batches and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens:
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches

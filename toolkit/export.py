@@ -1,0 +1,39 @@
+"""Export a run:  python -m toolkit.export RUN OUT
+
+OUT is a folder of safetensors that sentence-transformers, transformers and this toolkit load.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from toolkit.door import guarded
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door `python -m toolkit.export`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.export",
+        description="Merge a run's newest checkpoint into its base model, as one plain folder.",
+        epilog="example:\n  python -m toolkit.export runs/simcse_mistral_7b my-encoder\n"
+        '  python -c "from sentence_transformers import SentenceTransformer as S; '
+        "print(S('my-encoder').encode('hello'))\"",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="a run directory of toolkit.train")
+    parser.add_argument("out", type=Path, help="the folder to write; it must not exist")
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: run(arguments.run, out=arguments.out))
+
+
+def run(run_dir: Path, *, out: Path) -> None:
+    """Write the encoder of a run. Raises `BadInput` when there is nothing whole to export."""
+    # Here and not above: the help text of a door must not wait for torch.
+    from toolkit.training.encoder import write_encoder
+
+    step = write_encoder(run_dir, out=out)
+    print(f"export: step {step} of {run_dir} is in {out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
