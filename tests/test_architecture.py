@@ -1,0 +1,161 @@
+"""The house rules: layers, sizes, one home for each name. A guard that cannot fail is no guard, so
+each rule is also run on code that breaks it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 400
+MAX_PARAMETERS = 7
+SOURCES = sorted([*(ROOT / "toolkit").rglob("*.py"), *(ROOT / "data_scripts").glob("*.py")])
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def functions(tree: ast.AST) -> list[Function]:
+    return [node for node in ast.walk(tree) if isinstance(node, Function)]
+
+
+def size_faults(name: str, source: str) -> list[str]:
+    """What is too long, or takes too many parameters."""
+    faults = []
+    if source.count("\n") > MAX_FILE_LINES:
+        faults.append(f"{name}: {source.count(chr(10))} lines")
+    for node in functions(ast.parse(source)):
+        lines = (node.end_lineno or 0) - node.lineno + 1
+        arguments = node.args
+        count = len(arguments.posonlyargs + arguments.args + arguments.kwonlyargs)
+        count -= bool(arguments.args and arguments.args[0].arg in ("self", "cls"))
+        if lines > MAX_FUNCTION_LINES:
+            faults.append(f"{name}: {node.name} has {lines} lines")
+        if count > MAX_PARAMETERS:
+            faults.append(f"{name}: {node.name} takes {count} parameters")
+    return faults
+
+
+def twins(sources: dict[str, str]) -> list[str]:
+    """Functions of three statements or more with the same body."""
+    seen: dict[str, str] = {}
+    faults = []
+    for name, source in sources.items():
+        for node in functions(ast.parse(source)):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if sum(isinstance(inner, ast.stmt) for b in body for inner in ast.walk(b)) < 3:
+                continue
+            key = ast.dump(ast.Module(body=body, type_ignores=[]))
+            where = f"{name}:{node.name}"
+            if key in seen:
+                faults.append(f"{where} is {seen[key]} again")
+            seen[key] = where
+    return faults
+
+
+def misplaced_imports(name: str, source: str) -> list[str]:
+    """deepspeed outside parallel/zero.py, torch.distributed outside parallel/."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Attribute):
+            found.add(ast.unparse(node))
+    faults = []
+    if name != "toolkit/parallel/zero.py" and any(f.split(".")[0] == "deepspeed" for f in found):
+        faults.append(f"{name} imports deepspeed")
+    if not name.startswith("toolkit/parallel/") and any(
+        f.startswith("torch.distributed") for f in found
+    ):
+        faults.append(f"{name} names torch.distributed")
+    return faults
+
+
+def names_and_sources() -> dict[str, str]:
+    return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in SOURCES}
+
+
+def test_sizes() -> None:
+    assert [
+        f for name, source in names_and_sources().items() for f in size_faults(name, source)
+    ] == []
+
+
+def test_no_twin_functions() -> None:
+    assert twins(names_and_sources()) == []
+
+
+def test_one_home_for_deepspeed_and_torch_distributed() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in misplaced_imports(name, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("def f():\n" + "    x = 1\n" * 70, "f has 71 lines"),
+        ("x = 1\n" * 401, "401 lines"),
+        ("def f(a, b, c, d, e, g, h, i): ...\n", "f takes 8 parameters"),
+    ],
+)
+def test_size_guard_fails_on_a_planted_fault(source: str, fault: str) -> None:
+    assert any(fault in found for found in size_faults("planted.py", source))
+
+
+def test_twin_guard_fails_on_a_planted_fault() -> None:
+    body = "    a = x + 1\n    b = a * 2\n    return b\n"
+    assert twins({"one.py": f"def f(x):\n{body}", "two.py": f"def g(x):\n{body}"})
+
+
+@pytest.mark.parametrize("line", ["import deepspeed", "from deepspeed.utils import x"])
+def test_import_guard_fails_on_a_planted_fault(line: str) -> None:
+    assert misplaced_imports("toolkit/training/loop.py", line)
+    assert misplaced_imports("toolkit/model/losses.py", "import torch.distributed as dist")
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_layers() -> None:
+    done = lint_imports(ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_layer_guard_fails_on_a_planted_import(tmp_path: Path) -> None:
+    (tmp_path / "setup.cfg").write_text((ROOT / "setup.cfg").read_text())
+    for path in (ROOT / "toolkit").rglob("*.py"):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(path.read_text(encoding="utf-8"))
+    assert lint_imports(tmp_path).returncode == 0
+    with (tmp_path / "toolkit" / "model" / "losses.py").open("a") as handle:
+        handle.write("from toolkit.parallel import comm\n")
+    done = lint_imports(tmp_path)
+    assert done.returncode == 1
+    assert "toolkit.model.losses -> toolkit.parallel" in done.stdout
+
+
+LIGHT = ["launch", "export", "search", "train", "encode", "evaluate", "jobs", "text.stream"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_login_node_modules_leave_torch_out(module: str) -> None:
+    code = f"import sys, toolkit.{module}; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_recipes_have_a_head_comment() -> None:
+    for path in sorted((ROOT / "toolkit" / "recipes").glob("*.yaml")):
+        head = path.read_text().partition("kind:")[0]
+        assert head.startswith("# "), path.name
+        assert "Expected" in head, path.name
+        assert "Hardware" in head, path.name

@@ -1,0 +1,333 @@
+"""The doors and what a person may get wrong: exit code 2, one line that says what to do, and
+nothing written."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import QUICKSTART
+from toolkit.config import load_recipe
+from toolkit.door import guarded
+
+DOORS = ("train", "encode", "evaluate", "export", "search", "launch")
+Harm = Callable[[Path], None]
+Refused = Callable[..., str]
+
+
+def main(door: str, *arguments: object) -> int:
+    code: int = import_module(f"toolkit.{door}").main([str(argument) for argument in arguments])
+    return code
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a door that must refuse; its one line."""
+
+    def call(door: str, *arguments: object) -> str:
+        capsys.readouterr()
+        assert main(door, *arguments) == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        return lines[0]
+
+    return call
+
+
+@pytest.fixture
+def command(tmp_path: Path, shards: Path, tiny_model: Path) -> Callable[..., list[str]]:
+    """The command line of a door that would work, on this model and these shards; it writes to
+    `tmp_path / "out"`."""
+
+    def arguments(door: str, *, model: Path = tiny_model, corpus: Path = shards) -> list[str]:
+        out = tmp_path / "out"
+        if door == "encode":
+            places = [f"output_dir={out}", f"encoder.model={model}", f"corpus.input={corpus}"]
+            return ["tiny_embed", *places]
+        if door == "evaluate":
+            task = {"corpus": str(corpus), "queries": str(QUICKSTART / "queries_dev.jsonl")}
+            recipe = {
+                "kind": "evaluate",
+                "output_dir": str(out),
+                "encoders": {"one": {"model": str(model), "max_tokens": 8}},
+                "retrieval": {"articles": task},
+            }
+            path = tmp_path / "evaluate.yaml"
+            path.write_text(json.dumps(recipe))
+            return [str(path)]
+        assert door in ("tiny_mntp", "tiny_simcse")
+        return [door, f"run_dir={out}", f"model.base={model}", f"data.train={corpus}"]
+
+    return arguments
+
+
+def door_of(name: str) -> str:
+    return "train" if name.startswith("tiny_") else name
+
+
+def test_these_commands_would_work(
+    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the refusals below might have another reason. Encoding and training have own tests."""
+    assert main("evaluate", *command("evaluate")) == 0
+    assert (tmp_path / "out" / "scores.json").is_file()
+
+
+# --- the shards ---
+
+
+def missing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def emptied(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def flipped(folder: Path) -> None:
+    path = folder / "shard-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("name", ["tiny_mntp", "encode", "evaluate"])
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (missing, "no such directory; make it with: python data_scripts/shard_wikipedia.py"),
+        (emptied, "has no shards; make it with: python data_scripts/shard_wikipedia.py"),
+        (flipped, "shard-00000.parquet: is damaged (its SHA-256 differs); delete"),
+    ],
+)
+def test_shards_that_cannot_be_used(
+    name: str,
+    harm: Harm,
+    message: str,
+    shards: Path,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    refused: Refused,
+) -> None:
+    corpus = tmp_path / "corpus"
+    shutil.copytree(shards, corpus)
+    harm(corpus)
+    assert message in refused(door_of(name), *command(name, corpus=corpus))
+    assert not (tmp_path / "out").exists()
+
+
+# --- the model ---
+
+
+def without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def without_a_weight(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.3.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def configured(**changes: object) -> Harm:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+MODELS: dict[str, tuple[Harm, str]] = {
+    "gone": (missing, "no such folder, and not a hub name (owner/name)"),
+    "no weights": (without_weights, "has no weights (*.safetensors); download the model whole"),
+    "no config": (without_config, "the folder has no config.json"),
+    "no tokenizer": (without_tokenizer, "no tokenizer that can be read"),
+    "truncated": (truncated, "model.safetensors: is not a whole safetensors file"),
+    "a weight missing": (without_a_weight, "1 weights are missing: "),
+    "other shapes": (configured(intermediate_size=512), "have another shape than its config.json"),
+    "fewer layers": (configured(num_hidden_layers=4), "weights of 6 layers, and num_hidden_layers"),
+    "other family": (configured(model_type="nonesuch"), "cannot be read (The checkpoint you are"),
+    "code of its own": (configured(auto_map={"AutoModel": "x.Y"}), "wants to run code of its own"),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+@pytest.mark.parametrize("name", ["tiny_mntp", "tiny_mntp zero2", "encode", "evaluate"])
+def test_models_that_cannot_be_used(
+    name: str,
+    case: str,
+    tiny_model: Path,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    refused: Refused,
+) -> None:
+    """tiny_mntp is ZeRO-3, where transformers loads by other code: nothing is filled at random."""
+    harm, message = MODELS[case]
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    harm(model)
+    recipe, *layout = name.split()
+    arguments = [*command(recipe, model=model), *(f"deepspeed.config={text}" for text in layout)]
+    line = refused(door_of(recipe), *arguments)
+    assert message in line
+    assert str(model) in line
+    assert not (tmp_path / "out").exists()
+
+
+# --- the recipe ---
+
+
+@pytest.mark.parametrize("door", ["train", "encode", "evaluate"])
+def test_recipes_that_cannot_be_used(
+    door: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe, key = {
+        "train": ("tiny_mntp", "train.stpes"),
+        "encode": ("tiny_embed", "encoder.modle"),
+        "evaluate": ("quickstart_evaluate", "output_dri"),
+    }[door]
+    assert "unknown recipe 'mntp_gpt9'; a YAML file or one of: " in refused(door, "mntp_gpt9")
+    wrong = "tiny_embed" if door == "train" else "tiny_mntp"
+    assert f"toolkit.{door} takes " in refused(door, wrong)
+    line = refused(door, recipe, f"{key}=3")
+    assert f"unknown key '{key}'; valid keys here: " in line
+    assert "write key.path=value, such as train.steps=100" in refused(door, recipe, "steps")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["supervised_mistral_7b", "supervised_sheared_llama_1b"])
+def test_supervised_training_is_for_later(name: str, tmp_path: Path, refused: Refused) -> None:
+    line = refused("train", name, f"run_dir={tmp_path / 'out'}")
+    assert "is not in this version; use simcse_*" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "message"),
+    [
+        (
+            "tiny_simcse",
+            "train.micro_batch_rows=8",
+            "SimCSE needs all rows of a rank in one pass; ",
+        ),
+        ("tiny_simcse", "train.global_batch_rows=1", "a contrastive row needs others beside it"),
+        ("tiny_mntp", "mntp.mask_token=[MASK]", "mntp.mask_token"),
+        ("tiny_mntp", "mntp.mask_token=nonesuch", "is no token of this model; use one that"),
+        ("tiny_mntp", "model.lora.targets=[wq]", "'wq' is no linear layer of this model; valid: "),
+        ("tiny_mntp", "deepspeed.config=zero9", "is neither a file nor one of zero1, "),
+    ],
+)
+def test_settings_that_do_not_fit(
+    recipe: str,
+    override: str,
+    message: str,
+    tmp_path: Path,
+    command: Callable[..., list[str]],
+    refused: Refused,
+) -> None:
+    assert message in refused("train", *command(recipe), override)
+    assert not (tmp_path / "out").exists()
+
+
+def test_ranks_that_do_not_divide_the_batch(
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refused: Refused,
+) -> None:
+    """Found out before the ranks look for each other: two of the three do not exist."""
+    from toolkit.parallel import comm
+
+    def started(**_settings: object) -> None:
+        raise AssertionError("a process group was started")
+
+    monkeypatch.setattr(comm, "start", started)
+    ranks = {"RANK": 1, "WORLD_SIZE": 3, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}
+    for variable, value in ranks.items():
+        monkeypatch.setenv(variable, str(value))
+    line = refused("train", *command("tiny_mntp"))
+    assert "train.global_batch_rows=8 cannot be dealt to 3 ranks; use a multiple of 3" in line
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(AssertionError, match="a process group was started"):
+        main("train", *command("tiny_mntp"), "train.global_batch_rows=9")
+
+
+@pytest.mark.parametrize("name", ["tiny_mntp", "encode", "evaluate"])
+def test_an_output_that_is_a_file(
+    name: str, tmp_path: Path, command: Callable[..., list[str]], refused: Refused
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    assert " is a file" in refused(door_of(name), *command(name))
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+# --- what every door answers ---
+
+
+@pytest.mark.parametrize("name", ["tiny_mntp", "tiny_simcse", "encode", "evaluate"])
+def test_a_printed_recipe_loads_again(
+    name: str,
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe, *overrides = command(name)
+    assert main(door_of(name), recipe, *overrides, "--print-config") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    (tmp_path / "printed.yaml").write_text(captured.out)
+    expected = load_recipe(recipe, overrides=overrides)
+    assert load_recipe(str(tmp_path / "printed.yaml")) == expected
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_help_shows_an_example(door: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(door, "--help")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"usage: python -m toolkit.{door}" in printed
+    example = printed.partition("example")[2]
+    assert f"-m toolkit.{door} " in example
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_unknown_option_is_a_usage_error(door: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(door, "--nonesuch")
+    assert stop.value.code == 2
+    assert f"usage: python -m toolkit.{door}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EACCES, 2)])
+def test_a_full_disk_or_a_closed_door_is_one_line(
+    number: int, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise OSError(number, os.strerror(number), "runs/a/file")
+
+    assert guarded(fail) == code
+    assert capsys.readouterr().err == f"error: runs/a/file: {os.strerror(number)}\n"

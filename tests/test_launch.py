@@ -1,0 +1,280 @@
+"""The launcher without SLURM: what it would submit, what it refuses, and the other doors' help."""
+
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT, run
+from toolkit import launch
+from toolkit.cluster import submit
+from toolkit.files import BadInput
+
+DOORS = ["launch", "export", "search", "encode", "train", "evaluate"]
+
+# What sbatch gets for each stage; {dependency}, {array} and the shape differ.
+SCRIPT = """\
+# ---- {stage} ----
+#!/bin/bash
+
+# Parameters
+{array}#SBATCH --cpus-per-task=4
+{dependency}#SBATCH --gpus-per-node={gpus}
+#SBATCH --job-name=my-run-{stage}
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes={nodes}
+#SBATCH --ntasks-per-node={gpus}
+#SBATCH --open-mode=append
+#SBATCH --output={logs}/{stage}/{batch_job}_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+#SBATCH --wckey=submitit
+
+# setup
+source '{root}/slurm/env.sh'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output {logs}/{stage}/{batch_job}_%t_log.out --kill-on-bad-exit=1 \
+--cpus-per-task=4 {python} -u -m submitit.core._submit {logs}/{stage}
+"""
+TRAINING = {"gpus": 8, "nodes": 4, "batch_job": "%j", "array": ""}
+EMBEDDING = {"gpus": 1, "nodes": 1, "batch_job": "%A_%a", "array": "#SBATCH --array=0-31%32\n"}
+STAGES = [("mntp", TRAINING), ("simcse", TRAINING), ("embed", EMBEDDING)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory that holds nothing but what the launcher takes for shards."""
+    made = tmp_path_factory.mktemp("work")
+    (made / "shards").mkdir()
+    (made / "shards" / "COMMITTED").touch()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TOOLKIT_ENV_SH", raising=False)
+
+
+def paths(folder: Path) -> list[str]:
+    shards = folder / "shards"
+    return [f"run_dir={folder / 'my-run'}", f"data.train={shards}", f"corpus.input={shards}"]
+
+
+@contextlib.contextmanager
+def nothing_happens(folder: Path) -> Iterator[None]:
+    """In `folder`, where nothing may be written, and nothing submitted or run."""
+    before = sorted(folder.rglob("*"))
+    refuse = mock.Mock(side_effect=AssertionError("a job was started"))
+    fakes = {"submit_slurm": refuse, "run_here": refuse, "has_slurm": lambda: True}
+    with contextlib.chdir(folder), mock.patch.multiple(submit, **fakes):
+        yield
+    assert sorted(folder.rglob("*")) == before
+
+
+def refusal(*arguments: str, folder: Path) -> str:
+    """The one line with which the launcher refuses."""
+    err = io.StringIO()
+    with nothing_happens(folder), contextlib.redirect_stderr(err):
+        assert launch.main(arguments) == 2, arguments
+    assert err.getvalue().startswith("error: ")
+    assert len(err.getvalue().splitlines()) == 1, err.getvalue()
+    return err.getvalue()
+
+
+def dry_run(*arguments: str, folder: Path) -> str:
+    out = io.StringIO()
+    with nothing_happens(folder), contextlib.redirect_stdout(out):
+        assert launch.main([*arguments, "--dry-run"]) == 0
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_every_door_has_a_help(name: str) -> None:
+    text = run([sys.executable, "-m", f"toolkit.{name}", "--help"])
+    assert text.startswith(f"usage: python -m toolkit.{name}")
+
+
+@pytest.mark.parametrize("name", ["launch", "search"])
+def test_a_login_node_does_not_wait_for_torch(name: str) -> None:
+    run([sys.executable, "-c", f"import toolkit.{name}, sys; assert 'torch' not in sys.modules"])
+
+
+def test_the_scripts_of_the_whole_recipe(folder: Path, tiny_model: Path) -> None:
+    shape = ["--cluster", "slurm", "--gpus-per-node", "8", "--nodes", "4"]
+    found = dry_run(*shape, *paths(folder), f"model.base={tiny_model}", folder=folder)
+    quoted = {"root": ROOT, "python": sys.executable, "logs": folder / "my-run" / "logs"}
+    expected, before = "", ""
+    for stage, asked in STAGES:
+        after = f"#SBATCH --dependency='afterok:<id of {before}>'\n" if before else ""
+        expected += SCRIPT.format(stage=stage, dependency=after, **asked, **quoted) + "\n"
+        before = stage
+    assert found == expected
+
+
+def test_a_single_recipe_is_one_job_and_blanks_are_quoted(folder: Path) -> None:
+    arguments = ["--cluster", "slurm", "--recipe", "tiny_mntp", "--gpus-per-node", "0"]
+    arguments += ["--partition", "a,b", "--account", "us.3", "--mem-gib", "7", *paths(folder)[1:2]]
+    found = dry_run(*arguments, f"run_dir={folder}/runs/my run (é)", folder=folder)
+    assert found.count("#!/bin/bash") == 1
+    assert "--gpus-per-node" not in found
+    assert "--dependency" not in found
+    for line in ("partition=a,b", "account=us.3", "mem=7G", "job-name=my-run-mntp"):
+        assert f"#SBATCH --{line}\n" in found
+    logs = f"{folder}/runs/my run (é)/logs/mntp"
+    assert f"#SBATCH --output='{logs}/%j_0_log.out'\n" in found
+    assert shlex.split(found)[-1] == logs
+
+
+def test_this_machine_runs_stages_in_order(folder: Path) -> None:
+    arguments = ["--cluster", "local", "--recipe", "tiny_pipeline", "--gpus-per-node", "2"]
+    found = dry_run(*arguments, *paths(folder), folder=folder)
+    heads = [line for line in found.splitlines() if line.startswith("# ")]
+    assert heads == [
+        f"# {stage}: 2 process(es) on this machine, logs in {folder}/my-run/logs/{stage}"
+        for stage in ("mntp", "simcse", "embed")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "absent"], "unknown recipe 'absent'"),
+        (["--nodes", "4", "--cluster", "local"], "this machine is one node"),
+        (["--nodes", "0"], "nodes is 0: at least 1"),
+        (["--mem-gib", "0"], "mem_gib is 0: at least 1"),
+        (["--time-min", "0"], "time_min is 0: at least 1"),
+        (["--gpus-per-node", "-1"], "--gpus-per-node -1: 0 or more"),
+        (["--nodes", "3"], "train.global_batch_rows=8 cannot be dealt to 3 ranks"),
+        (["mntp.train.global_batch_rows=6", "--nodes", "4"], "use a multiple of 4, such as 8"),
+        (["data.train=shards/absent"], "mntp: shards/absent: no whole shard directory"),
+        (["corpus.input=."], "embed: .: no whole shard directory; make it with data_scripts/"),
+        (["model.base=./absent"], "model './absent': no such folder"),
+        (["simcse.model.base=shards"], "model 'shards': the folder has no config.json"),
+        (["train.stpes=3"], "no stage has the key 'train.stpes'"),
+        (["simcse.train.stpes=3"], "unknown key 'train.stpes'; valid keys here: steps,"),
+        (["train.steps=0"], "key 'train.steps': input should be greater than or equal to 1, not 0"),
+        (["train.steps=3.5"], "key 'train.steps': input should be a valid integer, not 3.5"),
+        (["train.steps"], "override 'train.steps': write key.path=value"),
+        (["deepspeed.config=zero9"], "'zero9' is neither a file nor one of zero1"),
+        (["--recipe", "supervised_mistral_7b"], "is not in this version"),
+        (['run_dir="a\\n#SBATCH --uid=0/b"'], "a path without line breaks"),
+    ],
+)
+def test_refused_in_one_line(arguments: list[str], message: str, folder: Path) -> None:
+    given_first = ["--recipe", "tiny_pipeline", "--cluster", "slurm", "--gpus-per-node", "1"]
+    own = [] if "supervised_mistral_7b" in arguments else paths(folder)
+    assert message in refusal(*given_first, *own, *arguments, folder=folder)
+
+
+@settings(deadline=None)  # each example reads three recipes
+@given(
+    field=st.sampled_from(["partition", "account"]),
+    before=st.text(max_size=5),
+    hostile=st.sampled_from(
+        ["\n", "\r", "\n#SBATCH --uid=0", "'", '"', "$(id)", "`", ";", " ", "&"]
+    ),
+    after=st.text(max_size=5),
+    cluster=st.sampled_from(["slurm", "local"]),
+)
+def test_no_field_smuggles_a_command(
+    folder: Path, field: str, before: str, hostile: str, after: str, cluster: str
+) -> None:
+    value = before + hostile + after
+    arguments = ["--recipe", "tiny_pipeline", "--cluster", cluster, *paths(folder)]
+    arguments += ["--gpus-per-node", "1", f"--{field}={value}"]
+    assert f"error: {field} {value!r}: use letters" in refusal(*arguments, folder=folder)
+
+
+def test_the_partition_is_checked_before_sinfo_sees_it(folder: Path) -> None:
+    arguments = ["--recipe", "tiny_pipeline", "--cluster", "slurm", *paths(folder)]
+    with mock.patch.object(subprocess, "run", side_effect=AssertionError("a program was started")):
+        assert "use letters" in refusal(*arguments, "--partition=a b", folder=folder)
+
+
+def test_without_sbatch_nothing_is_submitted(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    before = sorted(folder.rglob("*"))
+    arguments = ["--recipe", "tiny_mntp", "--cluster", "slurm", *paths(folder)[:2]]
+    assert launch.main(arguments) == 2
+    assert capsys.readouterr().err == (
+        "error: --cluster slurm: no sbatch and srun on PATH; submit from a login node\n"
+    )
+    assert launch.main([*arguments, "--dry-run"]) == 2
+    assert "sinfo cannot be run (No such file or directory)" in capsys.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("printf 'gpu:a100:8(S:0-1)\\ngpu:4\\n(null)\\n'", 8),
+        ("echo 'gpu:1'", 1),
+        ("echo '(null)'", 0),
+        ("echo 'gpu:a100:4,gpu:h100:8,nvme:2'", 8),
+        ("true", r"partition 'p': has no nodes"),
+        ("echo sinfo: down >&2; exit 1", r"sinfo failed \(sinfo: down\); give --gpus-per-node"),
+    ],
+)
+def test_gpus_by_sinfo(
+    script: str, expected: int | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sinfo").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    if isinstance(expected, int):
+        assert submit.gpus_of_partition("p") == expected
+    else:
+        with pytest.raises(BadInput, match=expected):
+            submit.gpus_of_partition("p")
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_a_run_directory_that_is_a_file(place: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    arguments = ["--recipe", "tiny_mntp", "--cluster", "local", *paths(folder)[1:2]]
+    message = refusal(*arguments, f"run_dir={tmp_path / place}", folder=folder)
+    assert f"{tmp_path}/taken is a file" in message
+
+
+def test_a_pipeline_that_is_refused_half_way_says_what_is_queued(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--recipe", "tiny_pipeline", "--cluster", "slurm", "--gpus-per-node", "1"]
+    answers = {"has_slurm": lambda: True}
+    submits = mock.Mock(side_effect=["12", "13", BadInput("sbatch refused the job x: no")])
+    with mock.patch.multiple(submit, submit_slurm=submits, **answers):
+        assert launch.main([*arguments, *paths(folder)[1:], f"run_dir={tmp_path}"]) == 2
+    assert [call.kwargs["after"] for call in submits.call_args_list] == [None, "12", "13"]
+    assert capsys.readouterr().err == (
+        "error: sbatch refused the job x: no; the jobs up to 13 are queued: scancel them\n"
+    )
+
+
+def test_the_site_settings_of_a_job(folder: Path, tmp_path: Path) -> None:
+    def lines(value: str) -> list[str]:
+        return launch.environment_script({"TOOLKIT_ENV_SH": value})
+
+    assert launch.environment_script({}) == [f"source '{ROOT}/slurm/env.sh'"]
+    assert lines("") == []
+    for name in ("site.sh", "it's.sh"):
+        (tmp_path / name).touch()
+    with contextlib.chdir(tmp_path):
+        assert lines("site.sh") == [f"source '{tmp_path}/site.sh'"]
+        with pytest.raises(BadInput, match="a path without quotes"):
+            lines("it's.sh")
+        with pytest.raises(BadInput, match=r"TOOLKIT_ENV_SH='absent\.sh': no such file"):
+            lines("absent.sh")

@@ -1,0 +1,57 @@
+"""What the project ships, and the quickstart over it, with fewer steps."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import QUICKSTART, ROOT, run
+from toolkit.evaluation.retrieval import read_queries
+from toolkit.evaluation.sts import read_pairs
+from toolkit.quickstart.__main__ import main
+from toolkit.text.shards import open_shards
+
+
+def test_the_encyclopedia_is_large_enough(shards: Path) -> None:
+    opened = open_shards(shards)
+    words = [len(opened.text(row).split()) for row in range(opened.num_rows)]
+    assert len([count for count in words if count >= 120]) >= 150
+    assert min(words) >= 120
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert manifest["skipped"]["redirect"] >= 20
+    text = " ".join(opened.text(row) for row in range(opened.num_rows))
+    for left_over in ("[[", "{{", "<ref", "{|", "'''", "&nbsp;", "#REDIRECT"):
+        assert left_over not in text
+
+
+def test_queries_and_pairs_are_judged_against_it(shards: Path) -> None:
+    opened = open_shards(shards)
+    titles = {opened.record(row)["title"] for row in range(opened.num_rows)}
+    seen: set[str] = set()
+    for part, least in (("dev", 40), ("test", 40)):
+        judged = read_queries(QUICKSTART / f"queries_{part}.jsonl")
+        assert len(judged.queries) >= least
+        assert set().union(*judged.relevant) <= titles
+        assert not seen & set(judged.queries), "what is tuned on is never reported"
+        seen |= set(judged.queries)
+        pairs = read_pairs(QUICKSTART / f"sts_{part}.tsv")
+        assert len(pairs.first) >= 60
+        assert pairs.grades_P.min() <= 0.5
+        assert pairs.grades_P.max() >= 4.5
+        assert not seen & set(pairs.first)
+        seen |= set(pairs.first)
+
+
+def test_the_whole_way_with_fewer_steps(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "toolkit.quickstart"]
+    printed = run([*command, "mntp.train.steps=2", "simcse.train.steps=2"], cwd=tmp_path)
+    for state in ("base causal", "bidirectional untrained", "after MNTP", "after SimCSE"):
+        assert state in printed
+    assert printed.count("  3. ") == 3, "three searches, three titles each"
+    assert (tmp_path / "runs" / "quickstart" / "simcse" / "encoder" / "COMMITTED").is_file()
+
+
+def test_it_takes_no_directory_to_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"run_dir={ROOT}"]) == 2
+    assert "takes stage.key=value only" in capsys.readouterr().err

@@ -1,0 +1,61 @@
+"""The main job on a real Wikipedia dump: shards, MNTP, SimCSE, merged encoder, corpus, search."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+from toolkit import search
+from toolkit.config import load_recipe, resolve_stages, to_yaml
+from toolkit.schema import EmbedRecipe, PipelineRecipe
+
+DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+# Written before the first run and not touched since: none holds its article's title.
+QUERIES = {
+    "fraction of sunlight reflected by a surface such as snow or ice": "Albedo",
+    "president who led the Union during the Civil War and ended slavery": "Abraham Lincoln",
+    "first mission that landed two people on the Moon": "Apollo 11",
+    "novel in which the beasts of a manor rebel against their human farmer": "Animal Farm",
+    "African mammal that digs and eats ants and termites at night": "Aardvark",
+    "Japanese martial art of throws and joint locks": "Aikido",
+    "counting frame with beads used for calculation": "Abacus",
+    "physicist who developed the theory of relativity": "Albert Einstein",
+    "sticky black petroleum material used for road surfaces": "Asphalt",
+    "tennis player from Las Vegas who won Grand Slam titles": "Andre Agassi",
+}
+
+
+def pipeline(folder: Path, *, shards: Path) -> Path:
+    """A pipeline of one's own: the quickstart's stages without its scores, given by path."""
+    recipe = load_recipe("quickstart")
+    assert isinstance(recipe, PipelineRecipe)
+    stages = {name: stage for name, stage in recipe.stages.items() if name != "evaluate"}
+    changed = {
+        "run_dir": str(folder / "run"),
+        "data": {"train": str(shards)},
+        "corpus": {"input": str(shards)},
+    }
+    own = PipelineRecipe.model_validate({**recipe.model_dump(), **changed, "stages": stages})
+    assert isinstance(resolve_stages(own)["embed"], EmbedRecipe)
+    (folder / "own.yaml").write_text(to_yaml(own))
+    return folder / "own.yaml"
+
+
+def test_ten_queries_on_the_real_dump(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = tmp_path / "shards"
+    script = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(real_data / DUMP)]
+    printed = run([*script, "--output", str(shards)])
+    assert "106 articles kept, 100 redirects dropped" in printed
+    launch = [sys.executable, "-m", "toolkit.launch", "--cluster", "local", "--gpus-per-node", "0"]
+    steps = ["mntp.train.steps=30", "simcse.train.steps=40"]
+    run([*launch, "--recipe", str(pipeline(tmp_path, shards=shards)), *steps])
+    embeddings = tmp_path / "run" / "embeddings"
+    assert search.main([str(embeddings), *QUERIES, "--json", "--top", "5"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[0] == "{"]
+    right = [QUERIES[row["query"]] in [hit["title"] for hit in row["hits"]] for row in found]
+    assert len(right) == 10
+    assert sum(right) >= 7, dict(zip(QUERIES, right, strict=True))

@@ -1,0 +1,59 @@
+"""The quickstart:  python -m toolkit.quickstart [stage.key=value ...]   (make quickstart)
+
+Shards of the shipped encyclopedia, then the pipeline of recipes/quickstart.yaml on this machine,
+then a table of the four states and three searches. It goes through the doors that a cluster job
+goes through; nothing here is special to it.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit import launch, search
+from toolkit.config import load_recipe, split_overrides
+from toolkit.door import guarded
+from toolkit.files import BadInput
+from toolkit.schema import PipelineRecipe
+
+FOLDER = Path(__file__).parent
+SHARD_SCRIPT = FOLDER.parents[1] / "data_scripts" / "shard_wikipedia.py"
+QUERIES = (
+    "the force that slows a sliding box down",
+    "an animal that builds dams in rivers",
+    "a game with a ball and a net",
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything anew in runs/quickstart."""
+    return guarded(lambda: run(sys.argv[1:] if argv is None else argv))
+
+
+def run(overrides: Sequence[str]) -> None:
+    """Shard, train, embed, evaluate, search. Raises `BadInput` when a part of it fails."""
+    recipe = load_recipe("quickstart")
+    assert isinstance(recipe, PipelineRecipe)
+    run_dir = Path(recipe.run_dir)
+    own, _ = split_overrides(overrides)
+    if own:
+        # run_dir is emptied below: nobody's folder but the quickstart's own may be named here.
+        raise BadInput(f"{own[0]}: the quickstart takes stage.key=value only; use toolkit.launch")
+    shutil.rmtree(run_dir, ignore_errors=True)
+    dump = str(FOLDER / "encyclopedia.xml.bz2")
+    command = [sys.executable, str(SHARD_SCRIPT), "--input", dump, "--output", recipe.data.train]
+    _stop_if("shard_wikipedia.py", subprocess.run(command, check=False).returncode)
+    arguments = ["--recipe", "quickstart", "--cluster", "local", "--gpus-per-node", "0"]
+    _stop_if("the pipeline", launch.main([*arguments, *overrides]))
+    print()
+    search.run(run_dir / "embeddings", queries=list(QUERIES), top=3)
+
+
+def _stop_if(what: str, code: int) -> None:
+    if code:
+        raise BadInput(f"the quickstart stopped at {what}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
