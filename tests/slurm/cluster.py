@@ -258,8 +258,13 @@ class Cluster:
             time.sleep(0.1)
 
     def start_now(self, job_id: str | int) -> None:
-        """Wait until a job is requeued and pending, and spare it the delay (reason BeginTime)."""
+        """Wait until a job is requeued and pending, and spare it the delay (reason BeginTime).
+
+        A slurmd refuses credentials as old as the job's last end, which it knows to the second: a
+        start within that same second would FAIL ("Job credential revoked"), so wait for the next.
+        """
         self.wait_state(job_id, state="PENDING")
+        time.sleep(1.0 - time.time() % 1.0)
         self.run(["scontrol", "update", f"jobid={job_id}", "starttime=now"], check=True)
 
     def nodes_idle(self) -> list[str]:

@@ -28,12 +28,10 @@ def wait_for(path: Path, *, text: str, count: int = 1, timeout_s: float = 30.0) 
         time.sleep(0.05)
 
 
-def test_four_nodes_are_idle_and_a_trivial_job_is_quick(slurm: Cluster) -> None:
+def test_four_nodes_are_idle_and_run_a_trivial_job(slurm: Cluster) -> None:
     slurm.wait_idle()
     assert slurm.nodes_idle() == list(NODES)
-    start = time.monotonic()
     assert slurm.wait(slurm.submit("--wrap", "true")) == "COMPLETED"
-    assert time.monotonic() - start < 10  # about 1 s; SLURM's own intervals would make it 30
 
 
 def test_a_step_runs_on_every_node_with_a_gpu_each(slurm: Cluster) -> None:
@@ -129,6 +127,7 @@ def test_scontrol_requeue_restarts_a_job(slurm: Cluster, tmp_path: Path) -> None
     )
     job = slurm.submit("--requeue", "--open-mode=append", "-o", str(log), "--wrap", script)
     wait_for(log, text="restart 0")
+    time.sleep(1.0 - time.time() % 1.0)  # the whole second in which SLURM would refuse a restart
     slurm.run(["scontrol", "requeue", job], check=True)
     slurm.start_now(job)
     assert slurm.wait(job) == "COMPLETED"
