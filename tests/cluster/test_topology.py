@@ -218,7 +218,8 @@ MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
 def test_ranks_of_a_real_mpiexec_agree_even_under_a_wrapper_script() -> None:
     program = (
         "import os; from toolkit.cluster.topology import detect; t = detect(os.environ);"
-        "print(t.launcher, t.world_size, t.main_address, t.main_port, t.rank)"
+        # One write each: with an unbuffered Python, the pieces of a print would interleave.
+        "print(f'{t.launcher} {t.world_size} {t.main_address} {t.main_port} {t.rank}\\n', end='')"
     )
     wrapped = f"{shlex.join([sys.executable, '-c', program])}; true"  # `true`: no implicit exec
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "MASTER_"))}

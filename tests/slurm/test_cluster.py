@@ -15,8 +15,10 @@ REPOSITORY = Path(__file__).parents[2]
 # Says so when USR2 comes, and ends.
 CATCHER = """
 import os, signal, sys, time
-signal.signal(signal.SIGUSR2, lambda *_: (print("caught", os.environ["SLURM_PROCID"]), sys.exit()))
-print("ready", flush=True)
+# One write each: the pieces of a print would interleave with another rank's.
+say = lambda text: os.write(1, f"{text}\\n".encode())
+signal.signal(signal.SIGUSR2, lambda *_: (say(f"caught {os.environ['SLURM_PROCID']}"), sys.exit()))
+say("ready")
 time.sleep(120)
 """
 
@@ -46,8 +48,10 @@ def test_a_step_runs_on_every_node_with_a_gpu_each(slurm: Cluster) -> None:
 def test_places_of_real_ranks_and_of_the_batch_script(slurm: Cluster, tmp_path: Path) -> None:
     program = (
         "import os; from toolkit.cluster.topology import detect; t = detect(os.environ);"
-        "print(t.launcher, t.rank, t.world_size, t.local_rank, t.local_world_size, t.num_nodes,"
-        "t.node_name, t.main_address, t.main_port)"
+        "say = (t.launcher, t.rank, t.world_size, t.local_rank, t.local_world_size, t.num_nodes,"
+        "t.node_name, t.main_address, t.main_port);"
+        # One write: with an unbuffered Python, the pieces of a print would interleave.
+        "os.write(1, (chr(32).join(map(str, say)) + chr(10)).encode())"
     )
     python = f"{sys.executable} -c '{program}'"
     job = slurm.submit(
@@ -157,7 +161,10 @@ def test_a_failed_node_requeues_its_job_and_comes_back(slurm: Cluster, tmp_path:
 def test_mpi_ranks_of_a_step_find_each_other(slurm: Cluster) -> None:
     if not Path(sys.prefix, "lib", "libmpi.so.12").exists():
         pytest.skip("the mpich package is not installed")
-    program = "from mpi4py.MPI import COMM_WORLD as w; print(w.rank, w.size, w.allreduce(w.rank))"
+    program = (
+        "import os; from mpi4py.MPI import COMM_WORLD as w;"
+        "os.write(1, b'%d %d %d\\n' % (w.rank, w.size, w.allreduce(w.rank)))"
+    )
     done = slurm.run(
         ["srun", "-N4", "--mpi=pmi2", sys.executable, "-c", program],
         environ={"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": f"{sys.prefix}/lib"},
