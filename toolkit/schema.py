@@ -19,6 +19,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 DType = Literal["fp32", "bf16"]
 Attention = Literal["sdpa", "eager"]
+TrainingAttention = Literal["packed", "sdpa", "eager"]
 
 
 class Section(BaseModel):
@@ -37,18 +38,22 @@ class Lora(Section):
 
 
 class Model(Section):
-    """What is trained. `base` is a hub name, a model folder, or a finished run directory."""
+    """What is trained. `base` is a hub name, a model folder, or a finished run directory.
+
+    attention "packed" puts a batch's texts one after another, without padding; the others pad.
+    """
 
     base: Text
     dtype: DType
-    attention: Attention = "sdpa"
+    attention: TrainingAttention = "packed"
     attention_dropout: Fraction = 0.0
     activation_checkpointing: bool = False
     lora: Lora | None
 
 
 class Data(Section):
-    """A directory of shards, and the length at which a row is cut."""
+    """A directory of shards, and the length of a row: where a sentence is cut, or how many tokens
+    of documents fill a block."""
 
     train: Text
     max_tokens: Annotated[int, Field(ge=8)]
@@ -79,11 +84,16 @@ class Deepspeed(Section):
 
 
 class Mntp(Section):
-    """Masked next token prediction. `bert`: 80 % mask, 10 % random, 10 % kept; `all`: mask."""
+    """Masked next token prediction. `bert`: 80 % mask, 10 % random, 10 % kept; `all`: mask.
+
+    A row is a block of whole documents that do not see each other. With `cross_documents` it is a
+    run of documents that do, cut wherever the block ends: what the reference trains on.
+    """
 
     mask_probability: Probability
     mask_policy: Literal["bert", "all"]
     mask_token: Text = "_"  # noqa: S105 (no password)
+    cross_documents: bool = False
 
 
 class Simcse(Section):

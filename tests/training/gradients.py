@@ -30,8 +30,10 @@ EXTRA = {
 
 
 def case_recipe(kind: str, *, shards: str, base: str, stage: str = "3") -> TrainingRecipe:
-    """The recipe of a parity case."""
+    """The recipe of a parity case; its kind may end in "-sdpa", which pads instead of packing."""
+    kind, _, attention = kind.partition("-")
     overrides = [*OVERRIDES, *EXTRA[kind], f"data.train={shards}", f"model.base={base}"]
+    overrides.append(f"model.attention={attention or 'packed'}")
     recipe = load_recipe(f"tiny_{kind}", overrides=[*overrides, f"deepspeed.config=zero{stage}"])
     assert isinstance(recipe, TrainingRecipe)
     return recipe
@@ -66,7 +68,8 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
         needs_head=objective.needs_head,
         restored=random_start(recipe, head=objective.needs_head),
     )
-    stream = program.open_stream(recipe, unit=objective.unit, tokenizer=tokenizer)
+    program.make_tokens(recipe, tokenizer=tokenizer)
+    stream = program.open_stream(recipe, tokenizer=tokenizer)
     return Trainer(
         engine=engine,
         objective=objective,

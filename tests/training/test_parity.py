@@ -14,7 +14,7 @@ from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
-CASES = ("mntp:3", "simcse:3", "mntp:2", "simcse:1")
+CASES = ("mntp:3", "simcse:3", "mntp:2", "simcse:1", "mntp-sdpa:3", "simcse-sdpa:3")
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
 
@@ -65,6 +65,12 @@ def test_zero_stages_agree(one: Found) -> None:
         assert largest_difference(left, right) <= TOLERANCE
 
 
+@pytest.mark.parametrize("kind", ["mntp", "simcse"])
+def test_packed_equals_padded(kind: str, one: Found) -> None:
+    left, right = (of_case(one, f"{name}:3") for name in (kind, f"{kind}-sdpa"))
+    assert largest_difference(left, right) <= TOLERANCE
+
+
 def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: Found) -> None:
     difference = largest_difference(of_case(two, BROKEN), of_case(one, "simcse:3"))
     assert difference > 0.05
@@ -98,8 +104,7 @@ def samples_and_tokenizer(recipe):  # type: ignore[no-untyped-def]
     from toolkit.training.program import open_stream, open_tokenizer
 
     tokenizer = open_tokenizer(recipe)
-    unit = "documents" if recipe.kind == "mntp" else "sentences"
-    stream = open_stream(recipe, unit=unit, tokenizer=tokenizer)
+    stream = open_stream(recipe, tokenizer=tokenizer)
     rows = recipe.train.global_batch_rows
     return stream.batch(0, global_rows=rows, start=0, stop=rows), tokenizer
 
@@ -108,17 +113,22 @@ def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     from toolkit.training.mntp import MntpObjective
 
     samples, tokenizer = samples_and_tokenizer(recipe)
-    mask_id = tokenizer.token_id("_")
-    objective = MntpObjective(settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id)
+    objective = MntpObjective(
+        settings=recipe.mntp,
+        seed=recipe.train.seed,
+        mask_id=tokenizer.token_id("_"),
+        packed=False,
+    )
     total, count = torch.tensor(0.0), 0
-    for sample in samples:  # row by row, unpadded, all logits
+    for sample in samples:  # document by document, without padding, all logits
         batch = objective.collate([sample], tokenizer=tokenizer)
-        logits = model(input_ids=batch["ids_BT"]).logits[0]
-        (original,) = tokenizer.encode([sample.text])
-        hidden = batch["predict_BT"][0].nonzero().flatten() + 1
-        for place in hidden.tolist():
-            total = total - torch.log_softmax(logits[place - 1], dim=0)[int(original[place])]
-        count += len(hidden)
+        for row, original in enumerate(sample.content):
+            ids = batch["ids_BT"][row, : len(original)]
+            logits = model(input_ids=ids[None]).logits[0]
+            hidden = batch["predict_BT"][row].nonzero().flatten() + 1
+            for place in hidden.tolist():
+                total = total - torch.log_softmax(logits[place - 1], dim=0)[int(original[place])]
+            count += len(hidden)
     return total / count
 
 
@@ -126,7 +136,7 @@ def naive_simcse(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     samples, tokenizer = samples_and_tokenizer(recipe)
     vectors = []
     for sample in samples:  # row by row, unpadded; the begin token left out
-        (ids,) = tokenizer.encode([sample.text])
+        (ids,) = tokenizer.encode([sample.content])
         hidden = model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0]
         vectors.append(hidden[1:].mean(dim=0))
     stacked = torch.stack(vectors)

@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from toolkit.config import resolve_model
 from toolkit.files import BadInput, read_json
+from toolkit.model.attention import register
 from toolkit.schema import Lora
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
@@ -76,6 +77,7 @@ def load_backbone(
     Raises `BadInput` when weights are missing, damaged or of another shape: transformers would
     fill them at random and go on.
     """
+    register()
     factory = AutoModelForCausalLM if head else AutoModel
     name = resolve_model(reference)
     _check_files(name, config=config)

@@ -14,10 +14,15 @@ from torch import Tensor
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 NUM_TOKENS = 12
+LEAK = 1e-3  # a real leak changes the neighbour about as much as the row itself
 
 
 class NotBidirectional(RuntimeError):
     """A later token does not reach an earlier output."""
+
+
+class NotIsolated(RuntimeError):
+    """A packed document reaches another one's output."""
 
 
 def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
@@ -34,6 +39,25 @@ def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.devi
                 f"attention is causal ({name}): changing the last token left the first output as "
                 "it was. This model or attention backend ignores config.is_causal=False"
             )
+
+
+@torch.no_grad()
+def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
+    """Raise `NotIsolated` when changing one packed row changes another.
+
+    For packed attention only: a mask builder or kernel that ignores the rows' bounds lets documents
+    see each other, and nothing else would tell.
+    """
+    mask_BT = torch.ones(3, NUM_TOKENS, dtype=torch.long, device=device)
+    ids_BT = (7 + 13 * torch.arange(mask_BT.numel(), device=device)).view(3, -1) % vocab_size
+    other_BT = ids_BT.clone()
+    other_BT[1] = (ids_BT[1] + vocab_size // 2) % vocab_size
+    change_B = (forward(other_BT, mask_BT) - forward(ids_BT, mask_BT)).abs().flatten(1).amax(dim=1)
+    if max(float(change_B[0]), float(change_B[2])) > LEAK * float(change_B[1]):
+        raise NotIsolated(
+            "packed documents see each other: this model or attention backend ignores the bounds "
+            "of packed rows; use model.attention=sdpa"
+        )
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
-"""From hidden states to one vector per text. Shapes: B rows, T tokens, D width."""
+"""From hidden states to one vector per text. Shapes: B rows, T tokens, D width, S packed rows."""
 
+import torch
 from torch import Tensor
 
 
@@ -12,3 +13,21 @@ def mean_pool(hidden_BTD: Tensor, *, own_BT: Tensor) -> Tensor:
     weights_BT1 = own_BT.unsqueeze(-1).float()
     total_BD = (hidden_BTD.float() * weights_BT1).sum(dim=1)
     return total_BD / weights_BT1.sum(dim=1).clamp(min=1.0)
+
+
+def mean_pool_packed(hidden_BTD: Tensor, *, own_BT: Tensor, bound_S: Tensor) -> Tensor:
+    """`mean_pool` of rows that lie one after another: (S, D).
+
+    `hidden_BTD` is (1, T, D), `own_BT` (1, T), and row s spans bound_S[s] to bound_S[s + 1].
+    """
+    lengths_S = (bound_S[1:] - bound_S[:-1]).long()
+    row_T = torch.repeat_interleave(
+        torch.arange(len(lengths_S), device=bound_S.device),
+        lengths_S,
+        output_size=own_BT.shape[1],  # else the device is asked for it
+    )
+    weights_T1 = own_BT[0].unsqueeze(-1).float()
+    zeros_SD = hidden_BTD.new_zeros(len(lengths_S), hidden_BTD.shape[-1], dtype=torch.float32)
+    total_SD = zeros_SD.index_add(0, row_T, hidden_BTD[0].float() * weights_T1)
+    count_S1 = zeros_SD[:, :1].index_add(0, row_T, weights_T1)
+    return total_SD / count_S1.clamp(min=1.0)

@@ -4,12 +4,17 @@ Shapes: B rows, T tokens.
 """
 
 import dataclasses
+import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+# Texts are tokenised in parts of so many characters: the tokenizers library keeps a hundred bytes
+# for each token of a text, and gives them back only when the whole text is done.
+PART_CHARS = 2**20
 # No tokenizer in use has ordinary tokens longer than this; text beyond it cannot reach the limit.
 MAX_CHARS_PER_TOKEN = 32
 
@@ -23,6 +28,21 @@ class TokenBatch:
     ids_BT: Ids
     mask_BT: Ids
     own_BT: Ids
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedBatch:
+    """Rows one after another, without padding: B = 1, T = all tokens, S rows.
+
+    Row s is ids_BT[0, bound_S[s] : bound_S[s + 1]], so bound_S has S + 1 entries. Positions count
+    from 0 in each row.
+    """
+
+    ids_BT: Ids
+    position_BT: Ids
+    own_BT: Ids
+    bound_S: NDArray[np.int32]
+    max_length: int
 
 
 class TextTokenizer:
@@ -40,16 +60,54 @@ class TextTokenizer:
         self._pad_id = pad_id
         self._max_chars = max_tokens * MAX_CHARS_PER_TOKEN
         self.vocab_size = self._tokenizer.get_vocab_size()
+        self.max_tokens = max_tokens
+        # What a text begins and ends with, such as the begin token.
+        whole = self._whole.encode("a").ids
+        inner = self._whole.encode("a", add_special_tokens=False).ids
+        first = next(k for k in range(len(whole)) if whole[k : k + len(inner)] == inner)
+        self.prefix_ids: tuple[int, ...] = tuple(whole[:first])
+        self.suffix_ids: tuple[int, ...] = tuple(whole[first + len(inner) :])
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that decides which tokens a text becomes."""
+        return hashlib.sha256(self._whole.to_str().encode()).hexdigest()
+
+    def tokenize(
+        self, texts: Sequence[str], *, marks: Sequence[Ids]
+    ) -> list[tuple[NDArray[np.uint32], Ids]]:
+        """Of each text all its tokens, no special ones added, and the tokens that begin at `marks`.
+
+        `marks` are ascending character places of each text. A text is tokenised in parts of
+        `PART_CHARS`, cut at a blank where there is one.
+        """
+        bounds = [part_bounds(text) for text in texts]
+        parts = [
+            text[start:end]
+            for text, ends in zip(texts, bounds, strict=True)
+            for start, end in itertools.pairwise(ends)
+        ]
+        encodings = iter(self._whole.encode_batch(parts, add_special_tokens=False))
+        found = []
+        for ends, places in zip(bounds, marks, strict=True):
+            ids: list[NDArray[np.uint32]] = [np.array([], dtype=np.uint32)]
+            tokens: list[int] = []
+            num_tokens = 0
+            for start, end in itertools.pairwise(ends):
+                encoding = next(encodings)
+                ids.append(np.array(encoding.ids, dtype=np.uint32))
+                inside = places[np.searchsorted(places, start) : np.searchsorted(places, end)]
+                at = (encoding.char_to_token(int(place) - start) for place in inside)
+                tokens.extend(num_tokens + token for token in at if token is not None)
+                num_tokens += len(encoding)
+            found.append((np.concatenate(ids), np.array(tokens, dtype=np.int64)))
+        return found
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, special tokens included, cut at the limit."""
         # Cut before tokenising: a text of 50 MB would else be tokenised whole and thrown away.
         cut = [text[: self._max_chars] for text in texts]
         return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch(cut)]
-
-    def count(self, text: str) -> int:
-        """The number of tokens of a text, uncut and without special tokens."""
-        return len(self._whole.encode(text, add_special_tokens=False).ids)
 
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids are a text's own tokens."""
@@ -66,7 +124,30 @@ class TextTokenizer:
         own_BT = mask_BT * self.is_own(ids_BT)  # padding is a special id
         return TokenBatch(ids_BT=ids_BT, mask_BT=mask_BT, own_BT=own_BT)
 
+    def pack(self, rows: Sequence[Ids]) -> PackedBatch:
+        """Put rows one after another (none may be empty: nothing could be pooled or predicted)."""
+        ids_T = np.concatenate(rows)
+        lengths = [len(row) for row in rows]
+        assert all(lengths)
+        return PackedBatch(
+            ids_BT=ids_T[None],
+            position_BT=np.concatenate([np.arange(length) for length in lengths])[None],
+            own_BT=self.is_own(ids_T)[None].astype(np.int64),
+            bound_S=np.cumsum([0, *lengths], dtype=np.int32),
+            max_length=max(lengths),
+        )
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its exact text, or None."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+
+def part_bounds(text: str) -> list[int]:
+    """0, the ends of the parts, and the length of a text: parts end after a blank if they can."""
+    bounds = [0]
+    while len(text) - bounds[-1] > PART_CHARS:
+        end = bounds[-1] + PART_CHARS
+        blank = max(text.rfind(" ", bounds[-1], end), text.rfind("\n", bounds[-1], end))
+        bounds.append(blank + 1 if blank > bounds[-1] else end)
+    return [*bounds, len(text)]

@@ -13,9 +13,9 @@ import torch
 
 from toolkit.parallel import comm
 from toolkit.schema import Train
-from toolkit.text.stream import SampleStream
+from toolkit.text.stream import Stream
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Batch, Objective
+from toolkit.training.objective import Batch, Objective, num_tokens
 from toolkit.training.schedule import learning_rate
 
 
@@ -56,7 +56,7 @@ class Trainer:
 
     engine: Any
     objective: Objective
-    stream: SampleStream
+    stream: Stream[Any]
     tokenizer: TextTokenizer
     train: Train
     micro_batch_rows: int
@@ -91,8 +91,7 @@ class Trainer:
         began = time.perf_counter()
         batches = self.batches(step)
         units = sum(self.objective.num_units(batch) for batch in batches)
-        tokens = sum(int(batch["mask_BT"].sum()) for batch in batches)
-        cells = sum(batch["mask_BT"].numel() for batch in batches)
+        tokens, cells = (sum(counts) for counts in zip(*map(num_tokens, batches), strict=True))
         # The wish to stop rides along: ranks get a signal at different moments, and must agree.
         all_units, all_tokens, all_cells, told = comm.sum_over_ranks(
             units, tokens, cells, should_stop, device=self.device
@@ -143,7 +142,10 @@ class Trainer:
         total = 0.0
         for number, batch in enumerate(batches):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            on_device = {key: value.to(self.device) for key, value in batch.items()}
+            on_device = {
+                key: value.to(self.device) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
             loss_sum = self.objective.loss_sum(self.engine, on_device)
             self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
             total += float(loss_sum.detach())

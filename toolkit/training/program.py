@@ -14,28 +14,27 @@ from toolkit.cluster.topology import Topology, detect
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.console import Progress
 from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
+from toolkit.model.attention import pack_padded, unpack
 from toolkit.model.backbone import (
     add_lora,
     checkpoint_activations,
     load_backbone,
     load_config,
-    load_tokenizer,
 )
-from toolkit.model.bidirectional import prove_bidirectional
+from toolkit.model.bidirectional import prove_bidirectional, prove_isolated
 from toolkit.model.weights import (
     base_folder,
     check_mergeable,
     model_digest,
     saved_name,
-    special_ids,
 )
 from toolkit.parallel import comm, zero
 from toolkit.schema import MntpRecipe, SimcseRecipe, TrainingRecipe
 from toolkit.text.shards import open_shards
-from toolkit.text.stream import SampleStream, passage_length
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
+from toolkit.training.data import is_packed, make_tokens, open_stream, open_tokenizer
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import MetricsLog
@@ -124,7 +123,8 @@ def _run_on_ranks(
         print(f"{recipe.kind}: {topology.world_size} ranks by {topology.launcher}, {run_dir}")
     tokenizer = open_tokenizer(recipe)
     objective = build_objective(recipe, tokenizer=tokenizer)
-    stream = open_stream(recipe, unit=objective.unit, tokenizer=tokenizer)
+    make_tokens(recipe, tokenizer=tokenizer)
+    stream = open_stream(recipe, tokenizer=tokenizer)
     restored = checkpoint.load_newest(run_dir)
     first_step = restored.step if restored else 0
     comm.require_equal(first_step, what="the newest checkpoint's step", device=device)
@@ -138,7 +138,7 @@ def _run_on_ranks(
     if leads:
         trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
         check_mergeable(base_folder(recipe.model.base), trained=trained)
-    prove(engine, vocab_size=tokenizer.vocab_size, device=device)
+    prove(recipe, engine=engine, vocab_size=tokenizer.vocab_size, device=device)
     if leads:  # only now: whatever can be refused above leaves nothing behind
         write_atomic(run_dir / "config.yaml", to_yaml(recipe))
         remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
@@ -179,24 +179,6 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
     print(f"{kind}: done; the merged encoder is {out}")
 
 
-def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
-    """The base model's tokenizer, cutting at the recipe's length."""
-    tokenizer = load_tokenizer(recipe.model.base)
-    return TextTokenizer(
-        tokenizer.backend_tokenizer,
-        special_ids=special_ids(tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        max_tokens=recipe.data.max_tokens,
-    )
-
-
-def open_stream(recipe: TrainingRecipe, *, unit: str, tokenizer: TextTokenizer) -> SampleStream:
-    """The samples of a recipe's shards (which `check` has verified)."""
-    shards = open_shards(Path(recipe.data.train), verify=False)
-    chars = passage_length(shards, tokenizer=tokenizer, max_tokens=recipe.data.max_tokens)
-    return SampleStream(shards, unit=unit, passage_chars=chars, seed=recipe.train.seed)
-
-
 def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective:
     """The objective of a recipe. Raises `BadInput` when the mask token is not in the vocabulary."""
     if isinstance(recipe, MntpRecipe):
@@ -206,9 +188,11 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
                 f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
                 'use one that stands for itself, such as "_"'
             )
-        return MntpObjective(settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id)
+        return MntpObjective(
+            settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id, packed=is_packed(recipe)
+        )
     assert isinstance(recipe, SimcseRecipe)
-    return SimcseObjective(settings=recipe.simcse)
+    return SimcseObjective(settings=recipe.simcse, packed=is_packed(recipe))
 
 
 def build_engine(
@@ -259,15 +243,25 @@ def build_engine(
     return engine
 
 
-def prove(engine: Any, *, vocab_size: int, device: Any) -> None:
-    """Prove on the engine itself, partitions and all, that attention runs in both directions."""
+def prove(recipe: TrainingRecipe, *, engine: Any, vocab_size: int, device: Any) -> None:
+    """Prove on the engine itself, partitions and all, that attention runs in both directions.
+
+    Where rows are packed, also that they do not see each other.
+    """
+    packed = is_packed(recipe)
 
     def forward(ids_BT: Any, mask_BT: Any) -> Any:
-        output = engine(input_ids=ids_BT, attention_mask=mask_BT)
-        return output.logits if hasattr(output, "logits") else output.last_hidden_state
+        if packed:
+            output = engine(**pack_padded(ids_BT, mask_BT=mask_BT))
+        else:
+            output = engine(input_ids=ids_BT, attention_mask=mask_BT)
+        found = output.logits if hasattr(output, "logits") else output.last_hidden_state
+        return unpack(found, mask_BT=mask_BT) if packed else found
 
     engine.eval()
     prove_bidirectional(forward, vocab_size=vocab_size, device=device)
+    if packed:
+        prove_isolated(forward, vocab_size=vocab_size, device=device)
     engine.train()
 
 

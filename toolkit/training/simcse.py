@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.model.losses import info_nce
-from toolkit.model.pooling import mean_pool
+from toolkit.model.pooling import mean_pool, mean_pool_packed
 from toolkit.parallel import comm
 from toolkit.schema import Simcse
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Batch
+from toolkit.training.objective import Batch, lay_out, model_arguments, tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,30 +23,33 @@ class SimcseObjective:
     """Two dropout views of a sentence are a positive pair; all other sentences are negatives."""
 
     settings: Simcse
-    unit: str = "sentences"
+    packed: bool
     needs_head: bool = False
 
-    def collate(self, samples: Sequence[Sample], *, tokenizer: TextTokenizer) -> Batch:
-        """ids_BT, mask_BT and own_BT of the sentences."""
-        padded = tokenizer.pad(tokenizer.encode([sample.text for sample in samples]))
-        return {
-            "ids_BT": torch.from_numpy(padded.ids_BT),
-            "mask_BT": torch.from_numpy(padded.mask_BT),
-            "own_BT": torch.from_numpy(padded.own_BT),
-        }
+    def collate(self, samples: Sequence[Sample[str]], *, tokenizer: TextTokenizer) -> Batch:
+        """The sentences, twice (see `lay_out`).
+
+        Both views in one forward pass: dropout draws anew for every row, and one pass of twice the
+        rows keeps a device busier than two.
+        """
+        rows = tokenizer.encode([sample.content for sample in samples])
+        batch = lay_out([*rows, *rows], tokenizer=tokenizer, packed=self.packed)
+        return {**batch, "num_rows": len(rows)}
 
     def num_units(self, batch: Batch) -> int:
-        """The number of rows."""
-        return len(batch["ids_BT"])
+        """The number of sentences."""
+        num_rows = batch["num_rows"]
+        assert isinstance(num_rows, int)
+        return num_rows
 
     def loss_sum(self, forward: nn.Module, batch: Batch) -> Tensor:
         """Summed InfoNCE of our rows against the second views of all ranks."""
-        # Both views in one forward pass: dropout draws anew for every row, and one pass of twice
-        # the rows keeps a device busier than two.
-        output = forward(
-            input_ids=batch["ids_BT"].repeat(2, 1), attention_mask=batch["mask_BT"].repeat(2, 1)
-        )
-        pooled = mean_pool(output.last_hidden_state, own_BT=batch["own_BT"].repeat(2, 1))
+        hidden_BTD = forward(**model_arguments(batch)).last_hidden_state
+        own_BT = tensor(batch, "own_BT")
+        if self.packed:
+            pooled = mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
+        else:
+            pooled = mean_pool(hidden_BTD, own_BT=own_BT)
         first_BD, second_BD = pooled.chunk(2)
         candidate_ND = comm.gather_rows(second_BD)
         num_rows = len(first_BD)

@@ -1,0 +1,159 @@
+"""Packed attention: each row equals the row alone, for every family; nothing leaks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel
+
+from toolkit.model import attention
+from toolkit.model.attention import PACKED, pack_padded, register, unpack
+from toolkit.model.bidirectional import NotIsolated, prove_bidirectional, prove_isolated
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+WINDOW = {"sliding_window": 4}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": WINDOW,
+    "qwen2": {},
+    "qwen3": {},
+    "gemma": {},
+    "gemma2": WINDOW,  # soft capping, and a window in every second layer
+    "gemma3_text": WINDOW,
+    "phi3": {},
+    "olmo2": {},
+    "mixtral": {"num_local_experts": 4},
+}
+LENGTHS = (5, 1, 12, 7)
+
+
+def model_of(family: str, *, attention: str, causal: bool = False) -> Any:
+    register()
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])
+    config.is_causal = causal
+    config.use_cache = False
+    config._attn_implementation = attention
+    return AutoModel.from_config(config).eval()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids_BT = torch.randint(4, 100, (len(LENGTHS), max(LENGTHS)), generator=generator)
+    mask_BT = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    return ids_BT * mask_BT, mask_BT.long()
+
+
+def packed(model: Any, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    return unpack(model(**pack_padded(ids_BT, mask_BT=mask_BT)).last_hidden_state, mask_BT=mask_BT)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_equal_rows_alone(family: str, causal: bool) -> None:
+    """The oracle is transformers' eager attention on each row by itself: loss and gradients."""
+    ids_BT, mask_BT = batch()
+    ours = model_of(family, attention=PACKED, causal=causal)
+    theirs = model_of(family, attention="eager", causal=causal)
+    found_BTD = packed(ours, ids_BT, mask_BT)
+    rows = []
+    for row, length in enumerate(LENGTHS):
+        alone = theirs(input_ids=ids_BT[row : row + 1, :length]).last_hidden_state[0]
+        torch.testing.assert_close(found_BTD[row, :length], alone, atol=1e-5, rtol=1e-5)
+        rows.append(alone)
+    weights_D = torch.linspace(-1, 1, 32)
+    (found_BTD @ weights_D).sum().backward()
+    (torch.cat(rows) @ weights_D).sum().backward()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if other.grad is None:
+            assert mine.grad is None, name
+        else:
+            difference = (mine.grad - other.grad).norm() / other.grad.norm().clamp(min=1e-6)
+            assert float(difference) < 1e-4, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_never_changes_its_neighbours(family: str) -> None:
+    model = model_of(family, attention=PACKED)
+    ids_BT, mask_BT = batch()
+    other_BT = ids_BT.clone()
+    other_BT[2] = 99 - other_BT[2]
+    with torch.no_grad():
+        before, after = (packed(model, ids, mask_BT) for ids in (ids_BT, other_BT))
+    assert (before - after)[[0, 1, 3]].abs().max() == 0.0
+    assert (before - after)[2].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_proofs_hold_at_load(family: str) -> None:
+    model = model_of(family, attention=PACKED)
+    device = torch.device("cpu")
+
+    def forward(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return packed(model, ids_BT, mask_BT)
+
+    prove_bidirectional(forward, vocab_size=100, device=device)
+    prove_isolated(forward, vocab_size=100, device=device)
+
+
+def test_transformers_own_attention_leaks_and_the_proof_says_so() -> None:
+    model = model_of("llama", attention="sdpa")
+
+    def forward(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        return packed(model, ids_BT, mask_BT)
+
+    with pytest.raises(NotIsolated, match="see each other"):
+        prove_isolated(forward, vocab_size=100, device=torch.device("cpu"))
+
+
+def test_dropout_is_applied_in_training_only() -> None:
+    ids_BT, mask_BT = batch()
+    model = model_of("llama", attention=PACKED)
+    model.config.attention_dropout = 0.5
+    for layer in model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    with torch.no_grad():
+        assert torch.equal(packed(model, ids_BT, mask_BT), packed(model, ids_BT, mask_BT))
+        model.train()
+        assert not torch.equal(packed(model, ids_BT, mask_BT), packed(model, ids_BT, mask_BT))
+
+
+def test_without_bounds_it_refuses_to_guess() -> None:
+    model = model_of("llama", attention=PACKED)
+    with pytest.raises(ValueError, match="needs the rows' bounds"):
+        model(input_ids=torch.ones(1, 4, dtype=torch.long))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_cuda_kernel_equals_the_rows_alone(window: int | None, causal: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 25, 64, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2)
+    )
+    bounds = torch.tensor([0, 5, 6, 18, 25], dtype=torch.int32, device="cuda")
+    settings = {
+        "cu_seq_lens_q": bounds,
+        "max_length_q": 12,
+        "is_causal": causal,
+        "sliding_window": window,
+    }
+    module = torch.nn.Module()
+    fast, _ = attention.packed_attention(module, query, key, value, **settings)
+    slow, _ = attention.packed_attention(
+        module, *(part.float().cpu() for part in (query, key, value)), **settings
+    )
+    torch.testing.assert_close(fast.float().cpu(), slow, atol=2e-2, rtol=2e-2)

@@ -1,0 +1,84 @@
+"""What a training run reads: the tokenizer, the token files, the stream of samples.
+
+Knows which source each kind of recipe reads.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from toolkit.console import Progress
+from toolkit.model.attention import PACKED
+from toolkit.model.backbone import load_tokenizer
+from toolkit.model.weights import special_ids
+from toolkit.parallel import comm
+from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.text.shards import open_shards
+from toolkit.text.stream import Blocks, Sentences, Stream
+from toolkit.text.token_shards import (
+    TokenFiles,
+    finish_token_files,
+    make_token_files,
+    open_tokens,
+)
+from toolkit.text.tokens import TextTokenizer
+
+
+def is_packed(recipe: TrainingRecipe) -> bool:
+    """Whether texts lie one after another, without padding."""
+    return recipe.model.attention == PACKED
+
+
+def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
+    """The base model's tokenizer, cutting at the recipe's length."""
+    tokenizer = load_tokenizer(recipe.model.base)
+    return TextTokenizer(
+        tokenizer.backend_tokenizer,
+        special_ids=special_ids(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        max_tokens=recipe.data.max_tokens,
+    )
+
+
+def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
+    """Tokenise and pack the shards where that has not been done, each rank its part."""
+    if not isinstance(recipe, MntpRecipe):
+        return
+    files = token_files(recipe, tokenizer=tokenizer)
+    complete, leads = files.is_complete(), comm.rank() == 0
+    # Not by what each rank sees alone: one that went on would wait for the others elsewhere.
+    comm.barrier()
+    if not complete:
+        part, parts = comm.rank(), comm.world_size()
+        mine = len(range(part, len(files.sources), parts))
+        progress = Progress("tokenise", total=mine, unit="shards", shown=leads)
+        make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
+        progress.close()
+    comm.barrier()
+    if leads and not complete:
+        assert finish_token_files(files)
+    comm.barrier()
+    if leads:
+        told = open_tokens(files).manifest
+        print(
+            f"{told['tokens']:,} tokens of {told['documents']:,} documents in {told['blocks']:,} "
+            f"blocks of {files.block_tokens}, {told['efficiency']:.2%} full"
+        )
+
+
+def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Stream[Any]:
+    """The samples of a recipe's shards, which `program.check` and `make_tokens` have been at."""
+    if isinstance(recipe, MntpRecipe):
+        tokens = open_tokens(token_files(recipe, tokenizer=tokenizer))
+        blocks = Blocks(tokens, crossing=recipe.mntp.cross_documents)
+        return Stream(blocks, seed=recipe.train.seed)
+    shards = open_shards(Path(recipe.data.train), verify=False)
+    return Stream(Sentences(shards), seed=recipe.train.seed)
+
+
+def token_files(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> TokenFiles:
+    """Where the tokens of a recipe's shards are, or will be."""
+    return TokenFiles(
+        shards=Path(recipe.data.train).absolute(),
+        tokenizer=tokenizer,
+        block_tokens=recipe.data.max_tokens,
+    )
