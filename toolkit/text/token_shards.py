@@ -160,6 +160,15 @@ class TokenSet:
         self._crossing_ends = _ends(lengths, key="blocks")
 
     @property
+    def summary(self) -> str:
+        """What there is, in one line for people."""
+        told = self.manifest
+        return (
+            f"{told['tokens']:,} tokens of {told['documents']:,} documents in {told['blocks']:,} "
+            f"blocks of {self._block_tokens}, {told['efficiency']:.2%} full"
+        )
+
+    @property
     def num_blocks(self) -> int:
         """How many blocks of whole documents there are."""
         return int(self._ends[-1])

@@ -58,11 +58,7 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
         assert finish_token_files(files)
     comm.barrier()
     if leads:
-        told = open_tokens(files).manifest
-        print(
-            f"{told['tokens']:,} tokens of {told['documents']:,} documents in {told['blocks']:,} "
-            f"blocks of {files.block_tokens}, {told['efficiency']:.2%} full"
-        )
+        print(open_tokens(files).summary)
 
 
 def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Stream[Any]:

@@ -1,0 +1,92 @@
+"""Tokenise and pack a directory of shards for a model, before a training job asks for it.
+
+Knows its command line and its share of the work. A training job does the same by itself when
+nothing is there, with its GPUs waiting: worth a job of its own from some gigabytes of text on.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.cluster.topology import array_task, detect
+from toolkit.console import Progress
+from toolkit.door import guarded
+from toolkit.files import BadInput
+from toolkit.text.shards import open_shards
+
+EXAMPLES = """examples:
+  python data_scripts/tokenize_shards.py --shards shards/enwiki \\
+      --model mistralai/Mistral-7B-Instruct-v0.2 --max-tokens 512
+  sbatch --array=0-7 --wrap "python data_scripts/tokenize_shards.py --shards ... --model ..."
+
+Tasks of a SLURM array, of srun and of mpiexec share the shards among them; one process uses all the
+processors it may. Killed and started again, it goes on: files that are there are kept.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse itself exits with code 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--shards", type=Path, required=True, help="of shard_wikipedia.py")
+    parser.add_argument("--model", required=True, help="the recipe's model.base: a name or folder")
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="the recipe's data.max_tokens; %(default)s"
+    )
+    return parser.parse_args(argv)
+
+
+def tokenize(arguments: argparse.Namespace) -> None:
+    """Do this task's share; the task that finds all shares done writes the manifest."""
+    if arguments.max_tokens < 8:
+        raise BadInput(f"--max-tokens {arguments.max_tokens}: give a number from 8")
+    place = detect(os.environ)
+    task, num_tasks = array_task(os.environ)
+    part = task * place.world_size + place.rank
+    parts = num_tasks * place.world_size
+    open_shards(arguments.shards, verify=part == 0)
+    # Imported here, so that what can be refused is refused at once.
+    from toolkit.model.backbone import load_tokenizer
+    from toolkit.model.weights import special_ids
+    from toolkit.text.token_shards import (
+        TokenFiles,
+        finish_token_files,
+        make_token_files,
+        open_tokens,
+    )
+    from toolkit.text.tokens import TextTokenizer
+
+    tokenizer = load_tokenizer(arguments.model)
+    files = TokenFiles(
+        shards=arguments.shards.absolute(),
+        tokenizer=TextTokenizer(
+            tokenizer.backend_tokenizer,
+            special_ids=special_ids(tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            max_tokens=arguments.max_tokens,
+        ),
+        block_tokens=arguments.max_tokens,
+    )
+    mine = len(range(part, len(files.sources), parts))
+    progress = Progress(f"tokenise {part + 1} of {parts}", total=mine, unit="shards")
+    make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
+    progress.close()
+    if finish_token_files(files):
+        print(open_tokens(files).summary)
+    else:
+        print(f"{files.directory}: {mine} shards done; the other tasks have theirs to do")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 2 the input cannot be used."""
+    arguments = parse_arguments(argv)
+    return guarded(lambda: tokenize(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
