@@ -227,11 +227,6 @@ def test_supervised_training_is_for_later(name: str, tmp_path: Path, refused: Re
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [
-        (
-            "tiny_simcse",
-            "train.micro_batch_rows=8",
-            "SimCSE needs all rows of a rank in one pass; ",
-        ),
         ("tiny_simcse", "train.global_batch_rows=1", "a contrastive row needs others beside it"),
         ("tiny_mntp", "mntp.mask_token=[MASK]", "mntp.mask_token"),
         ("tiny_mntp", "mntp.mask_token=nonesuch", "is no token of this model; use one that"),

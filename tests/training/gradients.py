@@ -27,21 +27,31 @@ EXTRA = {
     "mntp": ["train.micro_batch_rows=2"],
     "simcse": ["model.attention_dropout=0.0", "train.micro_batch_rows=8"],
 }
+VARIANTS = {
+    "sdpa": ["model.attention=sdpa"],
+    "cached": ["train.micro_batch_rows=2"],  # more than one micro-batch: GradCache
+    "full": ["model.lora=null"],
+}
 
 
 def case_recipe(kind: str, *, shards: str, base: str, stage: str = "3") -> TrainingRecipe:
-    """The recipe of a parity case; its kind may end in "-sdpa", which pads instead of packing."""
-    kind, _, attention = kind.partition("-")
-    overrides = [*OVERRIDES, *EXTRA[kind], f"data.train={shards}", f"model.base={base}"]
-    overrides.append(f"model.attention={attention or 'packed'}")
+    """The recipe of a parity case, such as "simcse-cached-full" (see `VARIANTS`)."""
+    kind, *variants = kind.split("-")
+    overrides = [*OVERRIDES, *EXTRA[kind], "model.attention=packed"]
+    for variant in variants:
+        overrides += VARIANTS[variant]
+    overrides += [f"data.train={shards}", f"model.base={base}"]
+    if "full" in variants:
+        overrides = [value for value in overrides if not value.startswith("model.lora.")]
     recipe = load_recipe(f"tiny_{kind}", overrides=[*overrides, f"deepspeed.config=zero{stage}"])
     assert isinstance(recipe, TrainingRecipe)
     return recipe
 
 
-def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint:
+def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
     """Adapters with random values: a fresh B is zero, and hides every gradient of A."""
-    assert recipe.model.lora
+    if recipe.model.lora is None:
+        return None
     config = load_config(recipe.model.base)
     plain = load_backbone(
         recipe.model.base, config=config, head=head, dtype="fp32", attention="sdpa"

@@ -14,7 +14,11 @@ from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
-CASES = ("mntp:3", "simcse:3", "mntp:2", "simcse:1", "mntp-sdpa:3", "simcse-sdpa:3")
+CASES = (
+    *("mntp:3", "mntp:2", "mntp-sdpa:3", "mntp-full:3"),
+    *("simcse:3", "simcse:1", "simcse-sdpa:3", "simcse-full:3"),
+    *("simcse-cached:1", "simcse-cached:2", "simcse-cached:3", "simcse-cached-full:3"),
+)
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
 
@@ -47,7 +51,8 @@ def of_case(found: Found, case: str) -> Found:
 def largest_difference(left: Found, right: Found) -> float:
     """The largest relative difference over loss and all gradients."""
     assert left.keys() == right.keys()
-    assert len(left) == 85  # 6 layers, 7 targets, A and B; and the loss
+    # 6 layers, 7 targets, A and B; or 9 weights a layer, embedding, norm and head. And the loss.
+    assert len(left) in (85, 57, 56)
     return max(
         float((left[n].double() - right[n].double()).norm() / right[n].double().norm())
         for n in left
@@ -71,6 +76,20 @@ def test_packed_equals_padded(kind: str, one: Found) -> None:
     assert largest_difference(left, right) <= TOLERANCE
 
 
+@pytest.mark.parametrize("case", ["simcse-cached:1", "simcse-cached:2", "simcse-cached:3"])
+def test_cached_equals_whole(case: str, one: Found, two: Found) -> None:
+    """GradCache on one rank and on two against the whole batch in one pass, LoRA."""
+    whole = of_case(one, "simcse:3")
+    for found in (one, two):
+        assert largest_difference(of_case(found, case), whole) <= TOLERANCE
+
+
+def test_cached_equals_whole_for_all_weights(one: Found, two: Found) -> None:
+    whole = of_case(one, "simcse-full:3")
+    for found in (one, two):
+        assert largest_difference(of_case(found, "simcse-cached-full:3"), whole) <= TOLERANCE
+
+
 def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: Found) -> None:
     difference = largest_difference(of_case(two, BROKEN), of_case(one, "simcse:3"))
     assert difference > 0.05
@@ -89,11 +108,12 @@ def test_one_rank_equals_the_naive_computation(
         str(tiny_model), config=config, head=head, dtype="fp32", attention="eager"
     )
     model = add_lora(model, lora=recipe.model.lora).eval()
-    start = random_start(recipe, head=head).weights
+    start = random_start(recipe, head=head)
+    assert start
     trained = {saved_name(n): p for n, p in model.named_parameters() if p.requires_grad}
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(start[name])
+            parameter.copy_(start.weights[name])
     loss = naive_mntp(model, recipe) if head else naive_simcse(model, recipe)
     loss.backward()
     found = {"loss": loss.detach(), **{n: p.grad for n, p in trained.items()}}

@@ -15,7 +15,7 @@ from toolkit.parallel import comm
 from toolkit.schema import Train
 from toolkit.text.stream import Stream
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Batch, Objective, num_tokens
+from toolkit.training.objective import Batch, Objective, num_tokens, to_device
 from toolkit.training.schedule import learning_rate
 
 
@@ -140,15 +140,11 @@ class Trainer:
         """
         scale = comm.world_size() / all_units
         total = 0.0
-        for number, batch in enumerate(batches):
+        on_device = [to_device(batch, device=self.device) for batch in batches]
+        for number, (term, loss) in enumerate(self.objective.terms(self.engine, on_device)):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            on_device = {
-                key: value.to(self.device) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            loss_sum = self.objective.loss_sum(self.engine, on_device)
-            self.engine.backward(loss_sum * scale, scale_wrt_gas=False)
-            total += float(loss_sum.detach())
+            self.engine.backward(term * scale, scale_wrt_gas=False)
+            total += loss
         return total
 
     def _seed_dropout(self, step: int) -> None:

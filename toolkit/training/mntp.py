@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, M hidden tokens of the batch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -60,7 +60,9 @@ class MntpObjective:
         """The number of hidden tokens."""
         return len(tensor(batch, "target_M"))
 
-    def loss_sum(self, forward: nn.Module, batch: Batch) -> Tensor:
-        """Summed NLL; logits exist at the hidden positions only."""
-        output = forward(**model_arguments(batch), logits_to_keep=batch["predict_BT"])
-        return masked_token_nll(output.logits, target_M=tensor(batch, "target_M"))
+    def terms(self, forward: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, float]]:
+        """Summed NLL of each micro-batch; logits exist at the hidden positions only."""
+        for batch in batches:
+            output = forward(**model_arguments(batch), logits_to_keep=batch["predict_BT"])
+            loss = masked_token_nll(output.logits, target_M=tensor(batch, "target_M"))
+            yield loss, float(loss.detach())

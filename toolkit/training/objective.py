@@ -4,7 +4,7 @@ An objective turns samples into a batch and a batch into a SUM of losses over it
 tokens, rows); the loop owns the normaliser, because only it sees the whole global batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,8 +33,12 @@ class Objective(Protocol):
     def num_units(self, batch: Batch) -> int:
         """How many terms the loss of this batch sums."""
 
-    def loss_sum(self, forward: nn.Module, batch: Batch) -> Tensor:
-        """The sum of losses over this rank's units, a scalar with gradient."""
+    def terms(self, forward: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, float]]:
+        """For each micro-batch in order a scalar, whose gradients add up to that of the SUM of
+        losses over this rank's units, and how much of that sum to report with it.
+
+        The caller goes backward from a scalar before it asks for the next.
+        """
 
 
 def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: bool) -> Batch:
@@ -83,6 +87,14 @@ def model_arguments(batch: Batch) -> dict[str, Any]:
         bound_S=tensor(batch, "bound_S"),
         max_length=max_length,
     )
+
+
+def to_device(batch: Batch, *, device: torch.device) -> Batch:
+    """The same batch with its tensors on a device; integers stay where they are."""
+    return {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in batch.items()
+    }
 
 
 def num_tokens(batch: Batch) -> tuple[int, int]:

@@ -4,7 +4,7 @@ Shapes: B local rows, T tokens, D width, N rows of all ranks.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from toolkit.parallel import comm
 from toolkit.schema import Simcse
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
+from toolkit.training.contrastive import cached_terms
 from toolkit.training.objective import Batch, lay_out, model_arguments, tensor
 
 
@@ -42,15 +43,24 @@ class SimcseObjective:
         assert isinstance(num_rows, int)
         return num_rows
 
-    def loss_sum(self, forward: nn.Module, batch: Batch) -> Tensor:
-        """Summed InfoNCE of our rows against the second views of all ranks."""
-        hidden_BTD = forward(**model_arguments(batch)).last_hidden_state
-        own_BT = tensor(batch, "own_BT")
-        if self.packed:
-            pooled = mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
-        else:
-            pooled = mean_pool(hidden_BTD, own_BT=own_BT)
-        first_BD, second_BD = pooled.chunk(2)
+    def terms(self, forward: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, float]]:
+        """Summed InfoNCE of our rows against the second views of all ranks, however many
+        micro-batches hold them."""
+
+        def embed(batch: Batch) -> Tensor:
+            hidden_BTD = forward(**model_arguments(batch)).last_hidden_state
+            own_BT = tensor(batch, "own_BT")
+            if not self.packed:
+                return mean_pool(hidden_BTD, own_BT=own_BT)
+            return mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
+
+        return cached_terms(batches, embed=embed, loss=self._loss_sum)
+
+    def _loss_sum(self, vectors: Sequence[Tensor]) -> Tensor:
+        """Of the vectors of each micro-batch: first views, then second views."""
+        first_BD, second_BD = (
+            torch.cat(views) for views in zip(*(v.chunk(2) for v in vectors), strict=True)
+        )
         candidate_ND = comm.gather_rows(second_BD)
         num_rows = len(first_BD)
         target_B = torch.arange(num_rows, device=first_BD.device) + comm.rank() * num_rows

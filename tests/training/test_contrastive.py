@@ -1,0 +1,97 @@
+"""GradCache in one process: masks replayed, one micro-batch in memory, the whole's gradient."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolkit.model import losses
+from toolkit.model.losses import info_nce
+from toolkit.training.contrastive import cached_terms
+from toolkit.training.objective import Batch, tensor
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    layers = (nn.Linear(6, 32), nn.Tanh(), nn.Dropout(0.5), nn.Linear(32, 8))
+    return nn.Sequential(*layers).double().train()
+
+
+def batches(*, num_rows: int, size: int) -> list[Batch]:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
+    return [{"rows": part} for part in rows.split(size)]
+
+
+def loss_sum(vectors: Sequence[Tensor]) -> Tensor:
+    first, second = torch.cat(list(vectors)).chunk(2)
+    return info_nce(first, candidate_ND=second, target_B=torch.arange(len(first)), scale=5.0)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    return [gradient for gradient in found if gradient is not None]
+
+
+@pytest.mark.parametrize("size", [1, 5, 16, 99])
+def test_dropout_is_replayed_and_the_gradient_is_that_of_the_whole(
+    model: nn.Module, size: int
+) -> None:
+    """The oracle keeps every micro-batch's graph: the same masks, one loss, one backward pass."""
+    parts = batches(num_rows=32, size=size)
+    torch.manual_seed(7)
+    seed = torch.initial_seed()
+    vectors = []
+    for number, batch in enumerate(parts):
+        torch.manual_seed(seed + number)
+        vectors.append(model(batch["rows"]))
+    whole = loss_sum(vectors)
+    whole.backward()
+    wanted = gradients(model)
+    torch.manual_seed(7)
+    reported = 0.0
+    terms = cached_terms(parts, embed=lambda b: model(tensor(b, "rows")), loss=loss_sum)
+    for term, value in terms:
+        term.backward()
+        reported += value
+    assert reported == pytest.approx(float(whole.detach()), rel=1e-7)
+    for mine, other in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
+
+
+def test_only_one_micro_batch_is_in_the_graph_at_a_time(model: nn.Module) -> None:
+    """What is saved for a backward pass while a term lives: one micro-batch's activations."""
+    alive, most = 0, 0
+
+    def pack(saved: Tensor) -> Tensor:
+        nonlocal alive, most
+        alive += saved.shape[:1] == (2,)  # rows of a micro-batch of two
+        most = max(most, alive)
+        return saved
+
+    terms = cached_terms(
+        batches(num_rows=32, size=2), embed=lambda b: model(tensor(b, "rows")), loss=loss_sum
+    )
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+        for number, (term, _) in enumerate(terms):
+            term.backward()
+            alive = 0
+            assert number < 16
+    assert 0 < most <= 8
+
+
+def test_the_loss_in_row_chunks_equals_the_loss_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    query, candidate = (torch.randn(n, 5, requires_grad=True) for n in (50, 90))
+    target = torch.randint(90, (50,))
+    found = []
+    for elements in (2**24, 700, 1):
+        monkeypatch.setattr(losses, "CHUNK_ELEMENTS", elements)
+        value = info_nce(query, candidate_ND=candidate, target_B=target, scale=20.0)
+        found.append((value, *torch.autograd.grad(value, (query, candidate))))
+    for other in found[1:]:
+        for mine, whole in zip(other, found[0], strict=True):
+            torch.testing.assert_close(mine, whole, rtol=1e-5, atol=1e-5)
