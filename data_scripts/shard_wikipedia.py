@@ -1,34 +1,48 @@
-"""Turn a Wikipedia dump, or any file of documents, into a directory of shards.
+"""Turn Wikipedia dumps, or any files of documents, into a directory of shards.
 
-Knows its command line and how to report. All the work is in toolkit.text.
+Knows its command line, who works, and how to report. All the work is in toolkit.text.
 """
 
 import argparse
-import itertools
+import contextlib
+import dataclasses
+import os
 import signal
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
-from toolkit.files import BadInput, sha256_of
-from toolkit.text.readers import Columns, is_dump, read_documents, reading_settings
-from toolkit.text.shards import Article, Origin, ShardRules, write_shards, written_shards
+from toolkit.cluster.crew import local_crew, mpi_crew
+from toolkit.cluster.topology import array_task, detect
+from toolkit.console import Progress
+from toolkit.door import guarded
+from toolkit.files import BadInput
+from toolkit.text.assembly import QUARANTINE, Unfinished, finish, written
+from toolkit.text.filters import Filters
+from toolkit.text.readers import Columns
+from toolkit.text.sharding import DEDUPLICATE, Part, Work, make_parts
+from toolkit.text.shards import ShardRules
+from toolkit.text.sources import Input, find_inputs, noun_of
 
 EXAMPLES = """examples:
-  python data_scripts/shard_wikipedia.py \\
+  python data_scripts/shard_wikipedia.py --workers 8 \\
       --input enwiki-latest-pages-articles.xml.bz2 --output shards/enwiki
-  python data_scripts/shard_wikipedia.py \\
-      --input papers.jsonl.gz --text-column abstract --output shards/papers
+  python data_scripts/shard_wikipedia.py --input papers/*.jsonl.zst --text-column abstract \\
+      --deduplicate near --output shards/papers
+  mpirun -n 16 python data_scripts/shard_wikipedia.py --input ... --output ...
+  sbatch --array=0-15 slurm/shard_wikipedia.sh --input ... --output ...
 
-The output is written to its end or not at all. A second run with the same input and settings
-has nothing to do. Exit codes: 0 done, 2 the input cannot be used (nothing is left behind).
+However many workers there are, the output is the same to the byte. The output is written to its
+end or not at all; a run that was killed goes on where it stood. Exit codes: 0 done, 2 the input
+cannot be used.
 """
-# In every dump: counted at the end, not reported one by one.
-NOUNS = {"redirect": "redirect", "not an article": "non-article page", "empty": "empty document"}
-NUM_REPORTED = 10
-REPORT_EVERY_S = 30.0
+NOUNS = {
+    "dump": ("article", "page"),
+    "dataset": ("document", "row"),
+    "parquet": ("document", "row"),
+}
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -41,98 +55,179 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--input",
         type=Path,
-        required=True,
-        help="a MediaWiki dump (.xml, .xml.bz2, .xml.gz), or documents: .jsonl, .jsonl.gz, "
-        ".parquet, .txt, .txt.gz (one per line)",
+        nargs="+",
+        default=[],
+        help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with a document a line (.txt), "
+        "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk",
     )
+    parser.add_argument("--dataset", help="instead: a data set of the Hugging Face hub")
+    parser.add_argument("--config", help="its configuration")
+    parser.add_argument("--split", default="train", help="its split; default %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
+    parser.add_argument("--workers", type=int, default=1, help="processes; default %(default)s")
     parser.add_argument(
-        "--rows-per-shard", type=int, default=ShardRules.rows_per_shard, help="default %(default)s"
+        "--mpi", action="store_true", help="workers are MPI ranks (by itself under mpirun)"
+    )
+    parser.add_argument(
+        "--rows-per-shard",
+        type=int,
+        default=ShardRules.rows_per_shard,
+        help="pages, lines or rows of input a shard; default %(default)s",
     )
     parser.add_argument("--language", default="en", help="for sentence ends; default %(default)s")
-    parser.add_argument("--limit", type=int, help="stop after this many documents")
-    names = parser.add_argument_group("columns of .jsonl and .parquet files")
+    parser.add_argument("--limit", type=int, help="read so many rows of each input only")
+    parser.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        help="of the rows, and of the files; more than that is an error; default %(default)s",
+    )
+    _add_filters(parser.add_argument_group("what is left out"))
+    names = parser.add_argument_group("columns of .jsonl and .parquet files and data sets")
     for name in ("text", "id", "title", "url"):
         names.add_argument(f"--{name}-column", default=name, help="default %(default)s")
     return parser.parse_args(argv)
 
 
+def _add_filters(group: Any) -> None:
+    group.add_argument("--min-chars", type=int, default=0, help="shorter texts; default 0")
+    group.add_argument("--max-chars", type=int, help="longer texts")
+    group.add_argument("--keep-languages", nargs="+", default=[], help="others than en, de, ...")
+    group.add_argument("--quality", action="store_true", help="what Gopher's rules call bad")
+    group.add_argument(
+        "--deduplicate",
+        choices=DEDUPLICATE,
+        default="none",
+        help="texts that repeat an earlier one exactly, or nearly (MinHash); default %(default)s",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit code."""
     arguments = parse_arguments(argv)
-    # SLURM ends a job with SIGTERM: leave through `finally`, which removes the temporary directory.
+    # SLURM ends a job with SIGTERM: leave through `finally`, which ends the workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        shard(arguments)
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return guarded(lambda: shard(arguments))
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; the same command goes on from here", file=sys.stderr)
         return 128 + signal.SIGINT
-    return 0
 
 
 def shard(arguments: argparse.Namespace) -> None:
-    """Write the shards and say what was done."""
-    path, output = arguments.input, arguments.output
-    if arguments.limit is not None and arguments.limit < 1:
-        raise BadInput(f"--limit {arguments.limit}: give a number from 1")
-    columns = Columns(
-        text=arguments.text_column,
-        id=arguments.id_column,
-        title=arguments.title_column,
-        url=arguments.url_column,
-    )
-    reading = {**reading_settings(path, columns=columns), "limit": arguments.limit}
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; give a dump or a file of documents")
-    rules = ShardRules(language=arguments.language, rows_per_shard=arguments.rows_per_shard)
-    origin = Origin(name=path.name, sha256=sha256_of(path), reading=reading)
-    if written_shards(output, origin=origin, rules=rules):
-        print(f"{output}: these shards are already there; nothing to do")
+    """Make this process's share of the shards, and commit them when all are there."""
+    work = work_of(arguments)
+    if written(work):
+        print(f"{work.output}: these shards are already there; nothing to do")
         return
-    skipped: Counter[str] = Counter()
+    place = detect(os.environ)
+    task, num_tasks = array_task(os.environ)
+    by_mpi = arguments.mpi or place.launcher == "mpi"
+    if by_mpi:
+        share = (task, num_tasks)
+    else:
+        share = (task * place.world_size + place.rank, num_tasks * place.world_size)
+    with crew(arguments, by_mpi=by_mpi) as workers:
+        if workers is None:
+            return
+        executor, num_workers = workers
+        progress = Progress("shard", total=None, unit="rows")
+        num_bytes = 0
 
-    def skip(reason: str, place: str) -> None:
-        skipped[reason] += 1
-        if reason not in NOUNS and skipped[reason] <= NUM_REPORTED:
-            print(f"skipped {place}: {reason}", file=sys.stderr)
+        def on_part(part: Part) -> None:
+            nonlocal num_bytes
+            num_bytes += part.bytes_in
+            progress.advance(part.rows, note=f"{num_bytes / 1e6:,.0f} MB")
 
-    documents = read_documents(path, columns=columns, on_skip=skip)
-    limited = itertools.islice(documents, arguments.limit)
-    manifest = write_shards(
-        with_progress(limited), directory=output, origin=origin, rules=rules, skipped=skipped
-    )
-    noun = "article" if is_dump(path) else "document"
-    dropped = [
-        f"{counted(count, noun=NOUNS[why])} dropped" if why in NOUNS else f"{count} skipped ({why})"
-        for why, count in skipped.items()
-    ]
-    print(", ".join([f"{counted(manifest['rows'], noun=noun)} kept", *dropped]))
-    num_sentences = sum(entry["num_sentences"] for entry in manifest["shards"])
-    num_shards = counted(len(manifest["shards"]), noun="shard")
-    print(f"{output}: {num_shards}, {counted(num_sentences, noun='sentence')}")
-
-
-def counted(number: int, *, noun: str) -> str:
-    """A number with its noun, as in "1 shard" and "2 shards"."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def with_progress(articles: Iterable[Article]) -> Iterator[Article]:
-    """The same articles: a bar on a terminal, a line now and then in a log."""
-    if sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(articles, unit=" documents")
+        make_parts(work, executor=executor, width=num_workers, share=share, on_part=on_part)
+        progress.close()
+    try:
+        manifest = finish(work, max_bad_fraction=arguments.max_bad_fraction)
+    except Unfinished:
+        print(f"{work.output}: share {share[0] + 1} of {share[1]} is done, others are not yet")
         return
-    told = time.monotonic()
-    for number, article in enumerate(articles, start=1):
-        if time.monotonic() - told > REPORT_EVERY_S:
-            told = time.monotonic()
-            print(f"{number} documents read", file=sys.stderr, flush=True)
-        yield article
+    report(work, manifest=manifest)
+
+
+@contextlib.contextmanager
+def crew(arguments: argparse.Namespace, *, by_mpi: bool) -> Iterator[tuple[Executor, int] | None]:
+    """Who works, and how many; None for a process that has worked for another one."""
+    if by_mpi:
+        with mpi_crew() as ranks:
+            yield ranks
+    else:
+        with local_crew(arguments.workers) as executor:
+            yield executor, arguments.workers
+
+
+def work_of(arguments: argparse.Namespace) -> Work:
+    """What is to be done. Raises `BadInput` for arguments that cannot be meant."""
+    for name, least in (("limit", 1), ("workers", 1), ("min_chars", 0), ("max_chars", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            option = "--" + name.replace("_", "-")
+            raise BadInput(f"{option} {value}: give a number from {least}")
+    if not 0 <= arguments.max_bad_fraction <= 1:
+        raise BadInput(f"--max-bad-fraction {arguments.max_bad_fraction}: from 0 to 1")
+    if bool(arguments.input) == bool(arguments.dataset):
+        raise BadInput("give either --input or --dataset")
+    if arguments.dataset:
+        inputs: tuple[Input, ...] = (
+            Input(
+                name=arguments.dataset,
+                path=arguments.dataset,
+                kind="dataset",
+                config=arguments.config,
+                split=arguments.split,
+            ),
+        )
+    else:
+        inputs = tuple(
+            given if given.is_file else dataclasses.replace(given, split=arguments.split)
+            for given in find_inputs(arguments.input)
+        )
+    for given in inputs:
+        if given.is_file and not Path(given.path).is_file():
+            raise BadInput(f"{given.path}: no such file; give a dump or a file of documents")
+    return Work(
+        output=arguments.output.absolute(),
+        inputs=inputs,
+        columns=Columns(
+            text=arguments.text_column,
+            id=arguments.id_column,
+            title=arguments.title_column,
+            url=arguments.url_column,
+        ),
+        rules=ShardRules(language=arguments.language, rows_per_shard=arguments.rows_per_shard),
+        filters=Filters(
+            min_chars=arguments.min_chars,
+            max_chars=arguments.max_chars,
+            languages=tuple(arguments.keep_languages),
+            quality=arguments.quality,
+        ),
+        deduplicate=arguments.deduplicate,
+        limit=arguments.limit,
+    )
+
+
+def report(work: Work, *, manifest: dict[str, Any]) -> None:
+    """Say what became of every row."""
+    summary = manifest["summary"]
+    kind = work.inputs[0].kind
+    kept, read = "article" if kind == "dump" else "document", noun_of(kind)
+    print(f"{summary['rows']:>12,} {read}s read, {summary['bytes_read'] / 1e6:,.1f} MB")
+    for reason, count in summary["dropped"].items():
+        print(f"{count:>12,} left out: {reason}")
+    for reason, count in summary["quarantined"].items():
+        print(f"{count:>12,} bad: {reason}")
+    print(
+        f"{summary['documents']:>12,} {kept}s kept, {summary['characters'] / 1e6:,.1f} M characters"
+    )
+    for name, why in summary["damaged_files"].items():
+        print(f"damaged: {name}: {why}")
+    if (work.output / QUARANTINE).is_file():
+        print(f"what was bad is listed in {work.output / QUARANTINE}")
+    print(f"{work.output}: {summary['shards']:,} shards, {summary['sentences']:,} sentences")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 #!/bin/bash
-# Cut a Wikipedia dump into shards, on processors only. Site settings are in slurm/env.sh.
+# Cut Wikipedia dumps, or any files of documents, into shards, on processors only.
+# Site settings are in slurm/env.sh.
 # Usage, from the top folder:   sbatch slurm/shard_wikipedia.sh ARGUMENTS...
+#   more nodes:                 sbatch --array=0-7 slurm/shard_wikipedia.sh ARGUMENTS...
 #   the arguments are those of: python data_scripts/shard_wikipedia.py --help
-# One processor cleans 1 to 2 MB of dump a second: part dumps go into jobs of their own.
+# One processor cleans 1 to 2 MB of a dump a second. The shards do not depend on how many there are.
 #SBATCH --job-name=shard
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
-#SBATCH --cpus-per-task=2
+#SBATCH --cpus-per-task=16
 #SBATCH --time=2-00:00:00
+# Killed or preempted, a task goes on from the shards that are there.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.log
@@ -16,4 +19,5 @@ cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
 # shellcheck source=slurm/env.sh
 source "${TOOLKIT_ENV_SH:-slurm/env.sh}"
 
-exec srun --kill-on-bad-exit=1 python data_scripts/shard_wikipedia.py "$@"
+exec srun --kill-on-bad-exit=1 python data_scripts/shard_wikipedia.py \
+  --workers "${SLURM_CPUS_PER_TASK:-1}" "$@"

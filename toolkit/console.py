@@ -8,13 +8,13 @@ from tqdm import tqdm
 
 
 class Progress:
-    """Counts work towards `total`; shown on rank 0 only (`shown=False` elsewhere)."""
+    """Counts work towards `total`, if that is known; `shown=False` on all ranks but one."""
 
     def __init__(
         self,
         title: str,
         *,
-        total: int,
+        total: int | None,
         unit: str,
         done: int = 0,
         shown: bool = True,
@@ -36,13 +36,16 @@ class Progress:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
         elif self._shown and (
-            self._now() - self._last >= self._every_s or self._done >= self._total
+            self._now() - self._last >= self._every_s or self._done == self._total
         ):
             self._last = self._now()
             rate = (self._done - self._first) / max(self._last - self._began, 1e-9)
-            left_s = (self._total - self._done) / rate if rate else float("inf")
-            line = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}"
-            print(f"{line}, {rate:,.1f} {self._unit}/s, {left_s:,.0f} s left  {note}", flush=True)
+            of, left = "", ""
+            if self._total is not None:
+                left_s = (self._total - self._done) / rate if rate else float("inf")
+                of, left = f"/{self._total:,}", f", {left_s:,.0f} s left"
+            line = f"{self._title}: {self._done:,}{of} {self._unit}"
+            print(f"{line}, {rate:,.1f} {self._unit}/s{left}  {note}", flush=True)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

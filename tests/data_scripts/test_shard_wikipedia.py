@@ -4,9 +4,11 @@ import bz2
 import gzip
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -51,14 +53,18 @@ def fails(path: Path, message: str, *arguments: str) -> None:
 
 def test_a_dump_becomes_shards_once(tmp_path: Path) -> None:
     (tmp_path / "small.xml.bz2").write_bytes(bz2.compress(DUMP))
-    arguments = ("--input", "small.xml.bz2", "--output", "shards")
+    arguments = ("--input", "small.xml.bz2", "--output", "shards", "--max-bad-fraction", "0.4")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
-        "1 article kept, 1 redirect dropped, 1 skipped (unreadable markup)\n"
-        "shards: 1 shard, 1 sentence\n"
+        "           3 pages read, 0.0 MB\n"
+        "           1 left out: redirect\n"
+        "           1 bad: unreadable markup\n"
+        "           1 articles kept, 0.0 M characters\n"
+        f"what was bad is listed in {tmp_path}/shards/quarantine.jsonl\n"
+        f"{tmp_path}/shards: 1 shards, 1 sentences\n"
     )
-    assert done.stderr == "skipped page 3 (Awful): unreadable markup\n"
+    assert done.stderr == ""
     assert open_shards(tmp_path / "shards").record(0) == {
         "id": "2",
         "title": "New",
@@ -68,50 +74,24 @@ def test_a_dump_becomes_shards_once(tmp_path: Path) -> None:
     again = run(*arguments, cwd=tmp_path)
     assert (again.returncode, again.stdout) == (
         0,
-        "shards: these shards are already there; nothing to do\n",
+        f"{tmp_path}/shards: these shards are already there; nothing to do\n",
     )
     other = run(*arguments, "--rows-per-shard", "5", cwd=tmp_path)
     assert other.returncode == 2 and "made with other input or settings" in other.stderr
 
 
-def test_json_lines_lose_only_their_bad_lines(tmp_path: Path) -> None:
+def test_columns_and_filters_are_chosen_by_options(tmp_path: Path) -> None:
     good = {"body": "A text with some words in it.", "name": "T", "key": 5}
-    lines = [
-        json.dumps(good).encode(),
-        b"{broken",
-        b'["a list"]',
-        b'{"key": 6}',
-        b'{"body": 7}',
-        b'{"body": "\xff\xfe"}',
-        b'{"body": "\\ud800"}',
-        b'{"body": "a\\u0000b"}',
-        b"",
-        b'{"body": "line\\u2028separator stays inside"}',
-    ]
-    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    lines = [good, {**good, "key": 6}, {**good, "body": "short", "key": 7}]
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, lines)).encode()))
     names = ("--text-column", "body", "--id-column", "key", "--title-column", "name")
-    done = run("--input", "x.jsonl.gz", "--output", "o", *names, cwd=tmp_path)
+    options = ("--deduplicate", "exact", "--min-chars", "10", "--keep-languages", "en")
+    done = run("--input", "x.jsonl.gz", "--output", "o", *names, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(
-        "2 documents kept, 1 skipped (not valid JSON), 1 skipped (not a J"
-    )
-    assert "skipped line 2: not valid JSON\n" in done.stderr
-    assert "2 skipped (not valid UTF-8), 1 skipped (NUL character), 1 empty document" in done.stdout
+    assert "1 left out: duplicate text\n" in done.stdout
+    assert "1 left out: shorter than 10 characters\n" in done.stdout
     records = open_shards(tmp_path / "o").records(0, 9)
-    assert [(record["id"], record["title"]) for record in records] == [("5", "T"), ("9", "")]
-
-
-def test_text_and_parquet_are_read_too(tmp_path: Path) -> None:
-    (tmp_path / "x.txt").write_text("first\n\nthird\n")
-    table = pa.table({"text": ["first", None, "third"], "id": [7, 8, None]})
-    pq.write_table(table, tmp_path / "x.parquet")
-    for name, ids in (("x.txt", ["0", "2"]), ("x.parquet", ["7", "2"])):
-        output = tmp_path / f"{name}.shards"
-        done = run("--input", name, "--output", output, "--limit", "2", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        records = open_shards(output).records(0, 9)
-        assert [record["id"] for record in records] == ids
-        assert [record["text"] for record in records] == ["first", "third"]
+    assert [(record["id"], record["title"]) for record in records] == [("5", "T")]
 
 
 def _parquet(content: dict[str, list[str]]) -> bytes:
@@ -128,13 +108,14 @@ BAD_FILES = {
     "other.xml": (b"<html/>", "its root is <html>"),
     "empty.xml": (b"", "is empty"),
     "empty.jsonl": (b"", "is empty"),
-    "picture.png": (b"\x89PNG", "unknown kind of file; give one of .xml, .xml.bz2"),
+    "picture.png": (b"\x89PNG", "unknown kind of file; give one of .xml, .jsonl"),
     "x.jsonl": (b'{"body": "b", "name": "n"}', "no column 'text', only body, name; name one with"),
     "y.parquet": (_parquet({"body": ["b"]}), "no column 'text', only body; name one with"),
     "cut.parquet": (_parquet({"text": ["b"]})[:-9], "is damaged or of another kind"),
     "cut.jsonl.gz": (gzip.compress(os.urandom(999).hex().encode())[:-30], "ends too early"),
     "plain.jsonl.gz": (b'{"text": "b"}', "is damaged or of another kind"),
-    "utf16.txt": ("words in another coding".encode("utf-16"), "no document to keep (skipped: 1"),
+    "utf16.txt": ("words in another coding".encode("utf-16"), "is UTF-16; convert it first"),
+    "blank.txt": (b"\n \n", "no document to keep (skipped: 2 blank line)"),
 }
 
 
@@ -146,25 +127,122 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> 
     fails(tmp_path / name, message)
 
 
-@pytest.mark.parametrize("option", ["--limit", "--rows-per-shard"])
-def test_numbers_begin_at_one(tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--limit", "0", "--limit 0: give a number from 1"),
+        ("--workers", "0", "--workers 0: give a number from 1"),
+        ("--rows-per-shard", "0", "must be at least 1"),
+        ("--min-chars", "-1", "--min-chars -1: give a number from 0"),
+        ("--max-bad-fraction", "1.5", "--max-bad-fraction 1.5: from 0 to 1"),
+        ("--dataset", "a/b", "give either --input or --dataset"),
+    ],
+)
+def test_numbers_that_cannot_be_meant(
+    tmp_path: Path, option: str, value: str, message: str
+) -> None:
     (tmp_path / "small.xml").write_bytes(DUMP)
-    fails(tmp_path / "small.xml", "1", option, "0")
+    fails(tmp_path / "small.xml", message, option, value)
 
 
-def test_a_terminated_run_leaves_nothing(tmp_path: Path) -> None:
-    pipe = tmp_path / "endless.xml"
-    page = "<page><title>A</title><ns>0</ns><id>2</id><revision><id>1</id><text>b</text></revision>"
-    with pipe.open("w") as handle:
-        handle.write("<mediawiki>" + f"{page}</page>\n" * 200_000)
+def many_pages(path: Path, *, count: int) -> None:
+    pages = (
+        f"<page><title>P{n}</title><ns>0</ns><id>{n}</id><revision><id>1</id>"
+        f"<text>{'Some [[prose|words]] of it. ' * 40}{n}</text></revision></page>\n"
+        for n in range(count)
+    )
+    path.write_bytes(bz2.compress(f"<mediawiki>{''.join(pages)}</mediawiki>".encode()))
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_was_ended_goes_on_and_gives_the_same_bytes(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ended at 20 random moments, with one and two workers."""
+    many_pages(tmp_path / "x.xml.bz2", count=800)
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = ("--input", pipe, "--output", tmp_path / "made" / "shards")
-    process = subprocess.Popen(command(*arguments), env=environ, cwd=tmp_path)
-    while not list(tmp_path.glob("made/.shards*")) and process.poll() is None:
-        pass
-    process.terminate()
-    assert process.wait(timeout=60) == 128 + signal.SIGTERM
-    assert list((tmp_path / "made").iterdir()) == []
+    arguments = ("--input", tmp_path / "x.xml.bz2", "--rows-per-shard", "20", "--output")
+    assert run(*arguments, "whole", cwd=tmp_path).returncode == 0
+    chance = random.Random(int(number))
+    parts = 0
+    for attempt in range(10):
+        workers = str(1 + attempt % 2)
+        process = subprocess.Popen(
+            command(*arguments, "made", "--workers", workers),
+            env=environ,
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        wanted = parts + chance.randrange(1, 5)
+        while process.poll() is None and len(list(tmp_path.glob(".made*/f*.json"))) < wanted:
+            time.sleep(chance.random() / 100)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, number) if number == signal.SIGKILL else process.terminate()
+        process.wait(timeout=60)
+        assert not (tmp_path / "made").exists()
+        parts = len(list(tmp_path.glob(".made*/f*.json")))
+    assert parts >= 10
+    done = run(*arguments, "made", "--workers", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "made") == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".made*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
+    many_pages(tmp_path / "x.xml.bz2", count=2000)
+    arguments = ("--input", tmp_path / "x.xml.bz2", "--rows-per-shard", "1000", "--output", "made")
+    process = subprocess.Popen(
+        command(*arguments, "--workers", "2"),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        start_new_session=True,
+    )
+    while not list(tmp_path.glob(".made*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    ended = process.wait(timeout=60)
+    assert ended == (128 + number if number == signal.SIGTERM else -number)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)  # anybody left of its group?
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("a worker outlived the run")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_mpi_gives_the_same_bytes(tmp_path: Path, ranks: int) -> None:
+    many_pages(tmp_path / "x.xml.bz2", count=200)
+    arguments = ("--input", tmp_path / "x.xml.bz2", "--rows-per-shard", "20", "--output")
+    assert run(*arguments, "whole", cwd=tmp_path).returncode == 0
+    mpiexec = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks)]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "MPI4PY_MPIABI": "mpich",
+        "LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib"),
+    }
+    done = subprocess.run(
+        [*mpiexec, *command(*arguments, "mpi")],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("articles kept") == 1
+    assert contents(tmp_path / "mpi") == contents(tmp_path / "whole")
 
 
 def test_help_shows_an_example(tmp_path: Path) -> None:
@@ -173,9 +251,19 @@ def test_help_shows_an_example(tmp_path: Path) -> None:
 
 
 def test_a_real_dump_end_to_end(real_data: Path, tmp_path: Path) -> None:
+    """206 pages, by 1, 2 and 4 processes."""
     (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
-    done = run("--input", path, "--output", "shards", "--rows-per-shard", "40", cwd=tmp_path)
-    assert done.stdout.startswith("106 articles kept, 100 redirects dropped\nshards: 3 shards, 20")
-    shards = open_shards(tmp_path / "shards")
+    found = []
+    for workers in (1, 2, 4):
+        arguments = ("--input", path, "--output", f"by{workers}", "--rows-per-shard", "40")
+        done = run(*arguments, "--workers", str(workers), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "206 pages read" in done.stdout
+        assert "100 left out: redirect" in done.stdout
+        assert "106 articles kept" in done.stdout
+        found.append(contents(tmp_path / f"by{workers}"))
+    assert found[0] == found[1] == found[2]
+    shards = open_shards(tmp_path / "by1")
     assert shards.record(0)["title"] == "Anarchism"
     assert shards.num_sentences.sum() > 20_000
+    assert len(list((tmp_path / "by1").glob("shard-*"))) == 6

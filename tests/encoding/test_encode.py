@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import need, run
 from tests.encoding.conftest import contents, embed, flip_a_byte
+from tests.text.making import shard_articles
 from toolkit.encoding import store
 from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.schema import EncoderSettings
+from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 
 Inputs = tuple[str, str]
@@ -150,16 +152,8 @@ def test_a_restart_may_have_other_workers(tmp_path: Path, whole: Path, inputs: I
 
 def other_corpus(shards: Path, folder: Path) -> str:
     """Shards of half the articles."""
-    from toolkit.text.shards import Article, Origin, ShardRules, write_shards
-
     records = open_shards(shards).records(0, 85)
-    write_shards(
-        [Article(**record) for record in records],
-        directory=folder / "half",
-        origin=Origin(name="half", sha256="0" * 64, reading={}),
-        rules=ShardRules(),
-        skipped={},
-    )
+    shard_articles([Article(**record) for record in records], output=folder / "half")
     return f"corpus.input={folder / 'half'}"
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import run
 from tests.slurm.cluster import Cluster
 from toolkit.encoding.store import VectorStore
 from toolkit.files import read_json
@@ -160,6 +161,27 @@ def test_an_array_embeds_as_one_process_does(
     )
     assert len(right) == 3 * 11  # vectors, ids and marker of each unit
     assert left == right  # file for file, byte for byte
+
+
+def test_an_array_of_four_shards_as_one_process(slurm: Cluster, tmp_path: Path) -> None:
+    dump = REPOSITORY / "toolkit" / "quickstart" / "encyclopedia.xml.bz2"
+    arguments = ["--input", str(dump), "--rows-per-shard", "10", "--output"]
+    job = slurm.submit(
+        *("--array=0-3", "--cpus-per-task=1", "--time=10", f"--output={tmp_path}/%a.log"),
+        *("slurm/shard_wikipedia.sh", *arguments, str(tmp_path / "array")),
+        environ=ENVIRON,
+        cwd=REPOSITORY,
+    )
+    run([sys.executable, "data_scripts/shard_wikipedia.py", *arguments, str(tmp_path / "one")])
+    assert slurm.wait(job, timeout_s=120) == "COMPLETED", logs(tmp_path)
+    left, right = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("array", "one")
+    )
+    assert len(left) > 15
+    assert left == right
+    assert not list(tmp_path.glob(".*"))
+    assert "articles kept" in logs(tmp_path)
 
 
 def test_a_failed_stage_takes_its_dependants_with_it(

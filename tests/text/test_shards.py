@@ -5,27 +5,17 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.text.making import shard_articles
 from toolkit.files import COMMIT_MARKER, BadInput
+from toolkit.text.records import Article
 from toolkit.text.sentences import split_sentences
-from toolkit.text.shards import (
-    Article,
-    Origin,
-    ShardRules,
-    ShardSet,
-    _content_digest,
-    open_shards,
-    write_shards,
-    written_shards,
-)
+from toolkit.text.shards import ShardRules, ShardSet, content_digest, open_shards
 
-ORIGIN = Origin(name="made-up.xml", sha256="0" * 64, reading={"kind": "test"})
-RULES = ShardRules(rows_per_shard=4)
 ARTICLES = [
     Article(
         id=str(number),
@@ -38,9 +28,8 @@ ARTICLES = [
 ]
 
 
-def written(directory: Path, *, rules: ShardRules = RULES) -> Path:
-    write_shards(ARTICLES, directory=directory, origin=ORIGIN, rules=rules, skipped={"redirect": 3})
-    return directory
+def written(directory: Path) -> Path:
+    return shard_articles(ARTICLES, output=directory, rows_per_shard=4)
 
 
 @pytest.fixture
@@ -75,20 +64,9 @@ def test_it_travels_to_loader_processes(shards: ShardSet) -> None:
     assert pickle.loads(pickle.dumps(shards)).text(7) == ARTICLES[7].text
 
 
-def test_the_manifest_says_what_was_done(tmp_path: Path) -> None:
-    directory = written(tmp_path / "shards")
-    manifest = json.loads((directory / "manifest.json").read_text())
-    assert manifest["format"] == "toolkit-shards/1"
-    assert [shard["rows"] for shard in manifest["shards"]] == [4, 4, 2]
-    assert manifest["rows"] == 10 and manifest["skipped"] == {"redirect": 3}
-    assert manifest["source"] == {"name": "made-up.xml", "sha256": "0" * 64}
-    assert sum(shard["num_chars"] for shard in manifest["shards"]) == sum(
-        len(article.text) for article in ARTICLES
-    )
-
-
 def test_a_shard_is_also_bounded_in_bytes(tmp_path: Path) -> None:
-    directory = written(tmp_path / "shards", rules=ShardRules(bytes_per_shard=100))
+    rules = ShardRules(bytes_per_shard=100)
+    directory = shard_articles(ARTICLES, output=tmp_path / "shards", rules=rules)
     manifest = json.loads((directory / "manifest.json").read_text())
     assert len(manifest["shards"]) > 3
     assert open_shards(directory).text(9) == ARTICLES[9].text
@@ -100,43 +78,6 @@ def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
     assert names == sorted(path.name for path in two.iterdir())
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
     assert open_shards(one).digest == open_shards(two).digest
-
-
-def test_what_is_written_is_recognised(tmp_path: Path) -> None:
-    assert written_shards(tmp_path / "shards", origin=ORIGIN, rules=RULES) is None
-    directory = written(tmp_path / "shards")
-    assert written_shards(directory, origin=ORIGIN, rules=RULES)
-    for origin, rules in [
-        (ORIGIN, ShardRules(rows_per_shard=5)),
-        (Origin(name="made-up.xml", sha256="1" * 64, reading={"kind": "test"}), RULES),
-        (Origin(name="made-up.xml", sha256="0" * 64, reading={"kind": "other"}), RULES),
-    ]:
-        with pytest.raises(BadInput, match="made with other input or settings"):
-            written_shards(directory, origin=origin, rules=rules)
-
-
-def test_a_run_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def failing() -> Iterator[Article]:
-        yield from ARTICLES
-        raise BadInput("the dump ends too early")
-
-    with pytest.raises(BadInput, match="ends too early"):
-        write_shards(
-            failing(), directory=tmp_path / "shards", origin=ORIGIN, rules=RULES, skipped={}
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_no_document_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no document to keep \(skipped: 3 redirect\)"):
-        write_shards(
-            [],
-            directory=tmp_path / "shards",
-            origin=ORIGIN,
-            rules=RULES,
-            skipped={"redirect": 3},
-        )
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_of_something_else_is_never_replaced(tmp_path: Path) -> None:
@@ -208,7 +149,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path, name: str) -> No
     path = written(tmp_path / "shards") / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["shards"][1]["file"] = name
-    manifest["manifest_sha256"] = _content_digest(manifest)
+    manifest["manifest_sha256"] = content_digest(manifest)
     path.write_text(json.dumps(manifest))
     with pytest.raises(BadInput, match="not a shard in this directory"):
         open_shards(path.parent)
@@ -233,7 +174,7 @@ def test_reading_and_writing_never_import_torch(tmp_path: Path) -> None:
     directory = written(tmp_path / "shards")
     program = (
         "import sys, pathlib; from toolkit.text.shards import open_shards\n"
-        "import toolkit.text.readers, toolkit.text.wikipedia\n"
+        "import toolkit.text.assembly, toolkit.text.dump\n"
         f"open_shards(pathlib.Path({str(directory)!r})).sentence(1, 0)\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -11,9 +11,11 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from tests.text.making import shard_articles
 from toolkit.files import BadInput
 from toolkit.text import tokens as tokens_module
-from toolkit.text.shards import Article, Origin, ShardRules, open_shards, write_shards
+from toolkit.text.records import Article
+from toolkit.text.shards import open_shards
 from toolkit.text.stream import Blocks, Stream
 from toolkit.text.token_shards import (
     TokenFiles,
@@ -42,10 +44,8 @@ def articles() -> list[Article]:
 
 @pytest.fixture
 def files(tmp_path: Path, articles: list[Article], inner: Tokenizer) -> TokenFiles:
-    origin = Origin(name="test", sha256="0" * 64, reading={})
-    rules = ShardRules(rows_per_shard=5)
-    write_shards(articles, directory=tmp_path / "s", origin=origin, rules=rules, skipped={})
-    return TokenFiles(shards=tmp_path / "s", tokenizer=of(inner), block_tokens=32)
+    shards = shard_articles(articles, output=tmp_path / "s", rows_per_shard=5)
+    return TokenFiles(shards=shards, tokenizer=of(inner), block_tokens=32)
 
 
 def of(inner: Tokenizer) -> TextTokenizer:

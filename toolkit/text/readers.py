@@ -1,27 +1,29 @@
-"""Documents of any file that can be sharded: a MediaWiki dump, JSON lines, Parquet, plain text.
+"""The rows of one file or table, parsed only by whoever works on them: skipping is cheap.
 
-Knows which file is read how. Refuses to know what becomes of the documents.
+Knows how each kind of file is read, and what is wrong with a row. Refuses to know which file is of
+which kind (`sources`), and what becomes of a document.
 """
 
+import bz2
 import gzip
+import io
 import json
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, astuple, dataclass
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.files import BadInput
-from toolkit.text.shards import Article
-from toolkit.text.wikipedia import RULES_VERSION, read_articles
+from toolkit.text.dump import Dump, read_page
+from toolkit.text.records import Article, Damaged, Rejected, read_errors
+from toolkit.text.wikitext import UnreadableMarkup, clean_markup, is_redirect, page_url
 
-JSON_LINES = (".jsonl", ".jsonl.gz")
-TEXT_LINES = (".txt", ".txt.gz")
-PARQUET = (".parquet",)
-DUMP = (".xml", ".bz2", ".gz")
 ROWS_PER_BATCH = 1000
+# A longer text is a binary file, a log or a mistake, and would take a worker's memory for itself.
+MAX_TEXT_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -34,110 +36,230 @@ class Columns:
     url: str = "url"
 
 
-def is_dump(path: Path) -> bool:
-    """Whether a file is read as a MediaWiki dump; `BadInput` for a name that says nothing."""
-    name = path.name.lower()
-    if name.endswith(JSON_LINES + TEXT_LINES + PARQUET):
-        return False
-    if name.endswith(DUMP):
-        return True
-    known = ", ".join((".xml", ".xml.bz2", ".xml.gz", *JSON_LINES, *TEXT_LINES, *PARQUET))
-    raise BadInput(f"{path}: unknown kind of file; give one of {known}")
+class Source(Protocol):
+    """The rows of one input, in order, each with a number from 0."""
+
+    @property
+    def seeks(self) -> bool:
+        """Whether `rows` gets to any place at once, without passing the rows before."""
+
+    def rows(self, start: int) -> Iterator[Any]:
+        """Raw rows from number `start` on. Raises `Damaged` where the file cannot be read on."""
+
+    def num_bytes(self, row: Any) -> int:
+        """The size of a raw row."""
+
+    def document(self, row: Any, *, number: int) -> Article | Rejected:
+        """What a raw row gives."""
 
 
-def reading_settings(path: Path, *, columns: Columns) -> dict[str, str | int | None]:
-    """What decides which documents a file gives, besides its bytes."""
-    if is_dump(path):
-        return {"kind": "mediawiki", "cleaning_rules": RULES_VERSION}
-    if path.name.lower().endswith(TEXT_LINES):
-        return {"kind": "text"}
-    return {"kind": "table", **asdict(columns)}
+class DumpPages:
+    """The pages of a MediaWiki dump; other pages than articles are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._dump = Dump(path)
+        self.seeks = self._dump.seeks
+
+    def rows(self, start: int) -> Iterator[bytes]:
+        """The XML of each page."""
+        return self._dump.pages(start)
+
+    def num_bytes(self, row: bytes) -> int:
+        """The size of a page."""
+        return len(row)
+
+    def document(self, row: bytes, *, number: int) -> Article | Rejected:  # noqa: ARG002
+        """The prose of a page, when it is an article."""
+        site = self._dump.site
+        try:
+            page = read_page(row, site=site)
+        except ValueError as error:
+            return Rejected(str(error), is_bad=True)
+        if page.is_redirect or is_redirect(page.wikitext):
+            return Rejected("redirect", is_bad=False)
+        if page.namespace != 0:
+            return Rejected("not an article", is_bad=False)
+        try:
+            text = clean_markup(page.wikitext, hidden_links=site.hidden_links)
+        except UnreadableMarkup:
+            return Rejected("unreadable markup", is_bad=True)
+        if not text:
+            return Rejected("no prose", is_bad=False)
+        url = page_url(site.page_url, title=page.title)
+        return Article(id=page.id, title=page.title, url=url, text=text)
 
 
-def read_documents(
-    path: Path, *, columns: Columns, on_skip: Callable[[str, str], None]
-) -> Iterator[Article]:
-    """Yield the documents of a file in its order; a missing id becomes the row number.
+class Lines:
+    """A JSON object a line, or with `columns` None a document a line."""
 
-    `on_skip` gets a reason and a place ("line 7") for each document that is left out. Raises
-    `BadInput` for a file that is absent, empty or damaged, and for a text column that it lacks
-    (the message names the columns there are).
-    """
-    if is_dump(path):
-        yield from read_articles(path, on_skip=on_skip)
-        return
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise BadInput(f"{path}: is empty")
-    if path.name.lower().endswith(TEXT_LINES):
-        columns = Columns()
-    for number, row in enumerate(_rows(path, columns=columns), start=1):
-        problem = row if isinstance(row, str) else _problem(row.get(columns.text))
-        if isinstance(row, str) or problem:
-            on_skip(problem, f"line {number}")
-        else:
-            yield _document(row, columns=columns, number=number)
+    seeks = False
+
+    def __init__(self, path: Path, *, name: str, columns: Columns | None) -> None:
+        self._path, self._name, self._columns = path, name, columns
+        with read_errors(), _open_lines(path) as handle:
+            head = handle.read(2)
+        if head in (b"\xff\xfe", b"\xfe\xff"):
+            raise Damaged("is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
+        if columns is not None:
+            self._check_column(columns)
+
+    def rows(self, start: int) -> Iterator[bytes]:
+        """Each line; of one that is too long, its beginning."""
+        with _open_lines(self._path) as handle, read_errors():
+            number = 0
+            while line := handle.readline(MAX_TEXT_BYTES + 2):
+                if len(line) > MAX_TEXT_BYTES + 1:
+                    while not line.endswith(b"\n") and (more := handle.readline(2**20)):
+                        line = line[: MAX_TEXT_BYTES + 1] + more[-1:]
+                if number >= start:
+                    yield line
+                number += 1
+
+    def num_bytes(self, row: bytes) -> int:
+        """The size of a line."""
+        return len(row)
+
+    def document(self, row: bytes, *, number: int) -> Article | Rejected:
+        """The document of a line."""
+        line = row.removesuffix(b"\n").removesuffix(b"\r")
+        if number == 0:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if len(line) > MAX_TEXT_BYTES:
+            return Rejected(f"longer than {MAX_TEXT_BYTES // 2**20} MiB", is_bad=True)
+        if not line.strip():
+            return Rejected("blank line", is_bad=False)
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            return Rejected("not valid UTF-8", is_bad=True)
+        if self._columns is None:
+            return _document({"text": text}, columns=Columns(), name=self._name, number=number)
+        try:
+            parsed = json.loads(text)
+        except (ValueError, RecursionError):
+            return Rejected("not valid JSON", is_bad=True)
+        if not isinstance(parsed, dict):
+            return Rejected("not a JSON object", is_bad=True)
+        return _document(parsed, columns=self._columns, name=self._name, number=number)
+
+    def _check_column(self, columns: Columns) -> None:
+        """Look at the first object: a slip in a column's name would reject every line."""
+        for line in self.rows(0):
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(found, dict):
+                _require_column(columns.text, found=found, name=self._name)
+                return
 
 
-def _document(row: dict[str, Any], *, columns: Columns, number: int) -> Article:
-    identifier, title, url = (row.get(name) for name in (columns.id, columns.title, columns.url))
+class _Rows(Protocol):
+    """A table that gives any of its rows."""
+
+    columns: list[str]
+
+    def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+        """The rows from `start` on, some at a time."""
+
+
+class Table:
+    """The rows of a table."""
+
+    seeks = True
+
+    def __init__(self, table: _Rows, *, name: str, columns: Columns) -> None:
+        _require_column(columns.text, found=table.columns, name=name)
+        self._table, self._name, self._columns = table, name, columns
+        self._used = [column for column in table.columns if column in astuple(columns)]
+
+    def rows(self, start: int) -> Iterator[dict[str, Any]]:
+        """Each row as a mapping of the columns in use."""
+        with read_errors():
+            for batch in self._table.batches(start, columns=self._used):
+                yield from batch
+
+    def num_bytes(self, row: dict[str, Any]) -> int:
+        """The size of a row's text."""
+        text = row.get(self._columns.text)
+        return len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
+
+    def document(self, row: dict[str, Any], *, number: int) -> Article | Rejected:
+        """The document of a row."""
+        return _document(row, columns=self._columns, name=self._name, number=number)
+
+
+class ParquetRows:
+    """A Parquet file; any row is found by its row group."""
+
+    def __init__(self, path: Path) -> None:
+        with read_errors():
+            self._file = pq.ParquetFile(path)
+        self.columns = self._file.schema_arrow.names
+
+    def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+        metadata = self._file.metadata
+        groups: list[int] = []
+        first = 0
+        for group in range(metadata.num_row_groups):
+            size = metadata.row_group(group).num_rows
+            if groups or first + size > start:
+                groups.append(group)
+            else:
+                first += size
+        skipped = start - first
+        for batch in self._file.iter_batches(
+            batch_size=ROWS_PER_BATCH, row_groups=groups, columns=columns
+        ):
+            if skipped < len(batch):
+                yield batch.slice(skipped).to_pylist()
+            skipped = max(0, skipped - len(batch))
+
+
+class DatasetRows:
+    """A split of a data set of Hugging Face's `datasets`, by its hub name or its folder."""
+
+    def __init__(self, path: str, *, config: str | None, split: str) -> None:
+        import datasets  # here: half a second that other readers need not spend
+
+        try:
+            if Path(path).is_dir():
+                found = datasets.load_from_disk(path)
+                if isinstance(found, datasets.DatasetDict):
+                    found = found[split]
+            else:
+                found = datasets.load_dataset(path, config, split=split)
+        except Exception as error:  # the library raises a dozen unrelated classes
+            reason = " ".join(str(error).split())[:200]
+            raise BadInput(f"data set {path!r}: {reason}") from error
+        self._rows = found
+        self.columns: list[str] = found.column_names
+
+    def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+        rows = self._rows.select_columns(columns)
+        for first in range(start, len(rows), ROWS_PER_BATCH):
+            batch = rows[first : first + ROWS_PER_BATCH]
+            yield [
+                dict(zip(batch, values, strict=True))
+                for values in zip(*batch.values(), strict=True)
+            ]
+
+
+def _document(
+    row: dict[str, Any], *, columns: Columns, name: str, number: int
+) -> Article | Rejected:
+    text = row.get(columns.text)
+    if problem := _problem(text):
+        return Rejected(problem, is_bad=True)
+    identifier, title, url = (
+        row.get(column) for column in (columns.id, columns.title, columns.url)
+    )
     return Article(
-        id=str(number - 1) if identifier is None else _encodable(str(identifier)),
+        id=f"{name}:{number}" if identifier is None else _encodable(str(identifier)),
         title="" if title is None else _encodable(str(title)),
         url="" if url is None else _encodable(str(url)),
-        text=row[columns.text],
+        text=str(text),
     )
-
-
-def _rows(path: Path, *, columns: Columns) -> Iterator[dict[str, Any] | str]:
-    """Yield a row, or the reason why a line is none."""
-    is_json = path.name.lower().endswith(JSON_LINES)
-    checked = False
-    for row in _stream(path, columns=columns):
-        found: dict[str, Any] | str = _parsed(row["text"]) if is_json else row
-        if not checked and isinstance(found, dict):
-            if columns.text not in found:
-                raise BadInput(
-                    f"{path}: has no column {columns.text!r}, only "
-                    f"{', '.join(sorted(found))}; name one with --text-column"
-                )
-            checked = True
-        yield found
-
-
-def _stream(path: Path, *, columns: Columns) -> Iterator[dict[str, Any]]:
-    # Not datasets.load_dataset(streaming=True): it calls home for a local file, imports torch,
-    # gives up a whole file at its first bad line, and ignores `encoding_errors` under gzip.
-    name = path.name.lower()
-    try:
-        if name.endswith(PARQUET):
-            table = pq.ParquetFile(path)
-            used = [name for name in table.schema_arrow.names if name in astuple(columns)]
-            if columns.text not in used:
-                yield dict.fromkeys(table.schema_arrow.names)  # for the message of `_rows`
-            for batch in table.iter_batches(batch_size=ROWS_PER_BATCH, columns=used):
-                yield from batch.to_pylist()
-            return
-        opener = gzip.open if name.endswith(".gz") else open
-        with opener(path, "rt", encoding="utf-8-sig", errors="replace") as handle:
-            for line in handle:
-                yield {"text": line.removesuffix("\n")}
-    except EOFError as error:
-        raise BadInput(f"{path}: ends too early; copy or download it again") from error
-    except (OSError, ValueError, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{path}: is damaged or of another kind ({reason})") from error
-
-
-def _parsed(line: str) -> dict[str, Any] | str:
-    if not line.strip():
-        return "empty"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return "not valid JSON"
-    return row if isinstance(row, dict) else "not a JSON object"
 
 
 def _problem(text: Any) -> str:
@@ -150,12 +272,32 @@ def _problem(text: Any) -> str:
         return "empty"
     if "\0" in text:
         return "NUL character"
-    # U+FFFD stands where bytes were not UTF-8, here or in the program that wrote the file.
-    if "\ufffd" in text or _encodable(text) != text:
+    if _encodable(text) != text:
         return "not valid UTF-8"
+    if len(text) > MAX_TEXT_BYTES:
+        return f"longer than {MAX_TEXT_BYTES // 2**20} MiB"
     return ""
 
 
 def _encodable(text: str) -> str:
     """The text without lone surrogates, which JSON can spell and UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _require_column(column: str, *, found: Any, name: str) -> None:
+    if column not in found:
+        raise BadInput(
+            f"{name}: has no column {column!r}, only {', '.join(sorted(found))}; "
+            "name one with --text-column"
+        )
+
+
+def _open_lines(path: Path) -> IO[bytes]:
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return cast(IO[bytes], gzip.open(path))
+    if name.endswith(".bz2"):
+        return bz2.open(path)
+    if name.endswith(".zst"):
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return path.open("rb")

@@ -1,7 +1,10 @@
 """A directory of shards: documents and their sentences, written once, read at random.
 
 Knows the manifest, the Parquet columns, and what makes a directory whole. Refuses to know where
-documents come from (`readers`, `wikipedia`) and in which order they are trained on (`stream`).
+documents come from (`sources`, `sharding`) and in which order they are trained on (`stream`).
+
+    DIR/shard-00000.parquet ...  DIR/manifest.json  DIR/summary.json  DIR/quarantine.jsonl
+    DIR/duplicates.parquet  DIR/COMMITTED
 """
 
 import contextlib
@@ -9,8 +12,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from toolkit.files import (
-    BadInput,
-    committed_directory,
-    is_committed,
-    read_json,
-    sha256_of,
-    write_json,
-)
+from toolkit.files import BadInput, is_committed, read_json, sha256_of, write_atomic
+from toolkit.text.records import Article
 from toolkit.text.sentences import MIN_CHARS, MIN_WORDS, sentence_spans
 
-FORMAT = "toolkit-shards/1"
+FORMAT = "toolkit-shards/2"
 MANIFEST = "manifest.json"
 CACHE = ".cache"
 HOW_TO_MAKE = "make it with: python data_scripts/shard_wikipedia.py --input DUMP --output"
@@ -48,31 +45,22 @@ SCHEMA = pa.schema(
 )
 RECORD = ("id", "title", "url", "text")
 _SHARD_NAME = re.compile(r"shard-[0-9]{5,}\.parquet")
-_SELF_DIGEST = "manifest_sha256"
+SELF_DIGEST = "manifest_sha256"
 
 Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Article:
-    """A document: its text is plain prose, paragraphs separated by one newline."""
-
-    id: str
-    title: str
-    url: str
-    text: str
-
-
-@dataclass(frozen=True)
 class ShardRules:
-    """How documents are cut into sentences and shards. A shard ends at either bound.
+    """How documents are cut into sentences and shards.
 
-    `bytes_per_shard` counts UTF-8 text before compression; one longer document is its own shard.
+    A shard holds what is kept of `rows_per_shard` rows of one input (pages, lines), and at most
+    `bytes_per_shard` of UTF-8 text before compression; one longer document is its own shard.
     """
 
     language: str = "en"
     rows_per_shard: int = 10_000
-    bytes_per_shard: int = 256 * 2**20
+    bytes_per_shard: int = 128 * 2**20
     min_chars: int = MIN_CHARS
     min_words: int = MIN_WORDS
 
@@ -81,74 +69,43 @@ class ShardRules:
             raise BadInput("rows per shard and bytes per shard must be at least 1")
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where documents come from and how they were read: equal origins give equal documents."""
+def write_shard(articles: Sequence[Article], *, path: Path, rules: ShardRules) -> dict[str, Any]:
+    """Write the Parquet file of some documents; returns its entry in the manifest.
 
-    name: str
-    sha256: str
-    reading: Mapping[str, str | int | None]
-
-
-def write_shards(
-    articles: Iterable[Article],
-    *,
-    directory: Path,
-    origin: Origin,
-    rules: ShardRules,
-    skipped: Mapping[str, int],
-) -> Manifest:
-    """Write a whole shard directory, or nothing; returns its manifest.
-
-    `skipped` (reason -> count) is read after the last article, so that a lazy reader can fill
-    it. Equal input gives equal bytes. Raises `BadInput` when there is no article, and when
-    `directory` holds anything but what a killed run of ours left there (`committed_directory`).
+    Equal documents and rules give equal bytes.
     """
-    directory = directory.absolute()
-    try:
-        with committed_directory(directory) as temporary:
-            shards = [
-                _write_shard(rows, path=temporary / f"shard-{number:05d}.parquet", rules=rules)
-                for number, rows in enumerate(_batches(articles, rules=rules))
-            ]
-            if not shards:
-                counts = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
-                raise BadInput(f"{origin.name}: no document to keep (skipped: {counts or 'none'})")
-            content: Manifest = {
-                "format": FORMAT,
-                "shards": shards,
-                "rows": sum(shard["rows"] for shard in shards),
-                "skipped": dict(skipped),
-                "source": {"name": origin.name, "sha256": origin.sha256},
-                "settings": _settings(origin, rules=rules),
-            }
-            content[_SELF_DIGEST] = _content_digest(content)
-            write_json(temporary / MANIFEST, content)
-    except PermissionError as error:
-        raise BadInput(f"{directory}: cannot be written ({error.strerror})") from error
-    # Read back: another process may have been quicker, and with other settings.
-    written = written_shards(directory, origin=origin, rules=rules)
-    if written is None:
-        raise BadInput(f"{directory}: another process is writing here; try again when it is done")
-    return written
-
-
-def written_shards(directory: Path, *, origin: Origin, rules: ShardRules) -> Manifest | None:
-    """The manifest when these very shards are already there and whole; None when nothing is.
-
-    Raises `BadInput` when the directory holds shards of another origin or other rules, or
-    damaged ones.
-    """
-    if not is_committed(directory):
-        return None
-    manifest = _checked_manifest(directory, verify=True)
-    wanted = _settings(origin, rules=rules)
-    if manifest["source"]["sha256"] != origin.sha256 or manifest["settings"] != wanted:
-        raise BadInput(
-            f"{directory}: holds shards of {manifest['source']['name']} made with other input or "
-            "settings; give another output directory, or delete this one"
+    spans = [
+        sentence_spans(
+            article.text,
+            language=rules.language,
+            min_chars=rules.min_chars,
+            min_words=rules.min_words,
         )
-    return manifest
+        for article in articles
+    ]
+    columns: dict[str, list[Any]] = {
+        name: [getattr(article, name) for article in articles] for name in RECORD
+    }
+    columns["num_chars"] = [len(article.text) for article in articles]
+    columns["sentence_starts"] = [[start for start, _ in found] for found in spans]
+    columns["sentence_ends"] = [[end for _, end in found] for found in spans]
+    return write_table(pa.table(columns, schema=SCHEMA), path=path)
+
+
+def write_table(table: pa.Table, *, path: Path) -> dict[str, Any]:
+    """Write rows that are in the columns of a shard already; returns the manifest's entry."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=1000)
+    data = sink.getvalue().to_pybytes()
+    write_atomic(path, data)
+    return {
+        "file": path.name,
+        "rows": len(table),
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "num_chars": pc.sum(table["num_chars"]).as_py() or 0,
+        "num_sentences": pc.sum(pc.list_value_length(table["sentence_starts"])).as_py() or 0,
+    }
 
 
 def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
@@ -163,7 +120,7 @@ def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
     import datasets
 
     directory = directory.absolute()  # a loader process may have another working directory
-    manifest = _checked_manifest(directory, verify=verify)
+    manifest = checked_manifest(directory, verify=verify)
     files = [str(directory / shard["file"]) for shard in manifest["shards"]]
     cache = str(directory / CACHE) if os.access(directory, os.W_OK) else None
     try:
@@ -252,53 +209,8 @@ def _silent_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _batches(articles: Iterable[Article], *, rules: ShardRules) -> Iterator[list[Article]]:
-    batch: list[Article] = []
-    num_bytes = 0
-    for article in articles:
-        size = len(article.text.encode())
-        full = len(batch) == rules.rows_per_shard or num_bytes + size > rules.bytes_per_shard
-        if batch and full:
-            yield batch
-            batch, num_bytes = [], 0
-        batch.append(article)
-        num_bytes += size
-    if batch:
-        yield batch
-
-
-def _write_shard(rows: list[Article], *, path: Path, rules: ShardRules) -> dict[str, Any]:
-    """Write one Parquet file; returns its entry in the manifest."""
-    spans = [
-        sentence_spans(
-            row.text,
-            language=rules.language,
-            min_chars=rules.min_chars,
-            min_words=rules.min_words,
-        )
-        for row in rows
-    ]
-    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in RECORD}
-    columns["num_chars"] = [len(row.text) for row in rows]
-    columns["sentence_starts"] = [[start for start, _ in row_spans] for row_spans in spans]
-    columns["sentence_ends"] = [[end for _, end in row_spans] for row_spans in spans]
-    table = pa.table(columns, schema=SCHEMA)
-    pq.write_table(table, path, compression="zstd", row_group_size=1000)
-    return {
-        "file": path.name,
-        "rows": len(rows),
-        "bytes": path.stat().st_size,
-        "sha256": sha256_of(path),
-        "num_chars": sum(columns["num_chars"]),
-        "num_sentences": sum(map(len, spans)),
-    }
-
-
-def _settings(origin: Origin, *, rules: ShardRules) -> dict[str, Any]:
-    return {**asdict(rules), "reading": dict(origin.reading)}
-
-
-def _checked_manifest(directory: Path, *, verify: bool) -> Manifest:
+def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
+    """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory; {HOW_TO_MAKE} {directory}")
     if not is_committed(directory):
@@ -313,7 +225,7 @@ def _checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     for name in names:
         if not _SHARD_NAME.fullmatch(name):
             raise BadInput(f"{path}: names the file {name!r}, not a shard in this directory")
-    if not names or manifest.get(_SELF_DIGEST) != _content_digest(manifest):
+    if not names or manifest.get(SELF_DIGEST) != content_digest(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); {_again(directory)}")
     for shard in manifest["shards"]:
         _check_shard(directory, shard=shard, verify=verify)
@@ -337,8 +249,9 @@ def _again(directory: Path) -> str:
     return f"delete {directory} and make it again, or copy it again"
 
 
-def _content_digest(manifest: Manifest) -> str:
-    content = {key: value for key, value in manifest.items() if key != _SELF_DIGEST}
+def content_digest(manifest: Manifest) -> str:
+    """What `manifest_sha256` says of all other keys."""
+    content = {key: value for key, value in manifest.items() if key != SELF_DIGEST}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,40 +1,23 @@
-"""Articles of a MediaWiki dump as plain prose, one at a time.
+"""Wiki markup to plain prose. Knows the parser (mwparserfromhell) and which markup carries words.
 
-Knows the XML of a dump (through mwxml) and wiki markup (through mwparserfromhell). Refuses to
-know what becomes of an article: sentences, shards and tokens are other modules.
+Refuses to know dumps and pages: see `dump`.
 """
 
-import bz2
-import gzip
-import io
 import re
 import unicodedata
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 from urllib.parse import quote
-from xml.etree.ElementTree import ParseError
 
 import mwparserfromhell
-import mwxml
 from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Node, Tag, Template
 from mwparserfromhell.nodes import Text as PlainText
 from mwparserfromhell.nodes import Wikilink as Link
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
-from mwxml.element_iterator import ElementIterator
-from mwxml.errors import MalformedXML
 
-from toolkit.files import BadInput
-from toolkit.text.shards import Article
+# Raise it when `clean_markup` gives another text: it is part of a shard's identity.
+RULES_VERSION = 1
 
-RULES_VERSION = (
-    1  # raise it when `clean_markup` gives another text: it is part of a shard's identity
-)
-
-FILE_NAMESPACE, CATEGORY_NAMESPACE = 6, 14
 HIDDEN_LINKS = frozenset({"file", "image", "media", "category"})
 DROPPED_SECTIONS = frozenset(
     {
@@ -104,7 +87,6 @@ _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _STRAY_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(\s[^<>]*)?/?>")
 _OPENING_TAG = re.compile(r"<(?!br|hr|li|p\b|dd|dt|td|tr|th)[a-zA-Z]")
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
-_REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 # What removed templates and formulas leave behind, in the order in which it is mended.
 _MENDS = tuple(
     (re.compile(pattern), replacement)
@@ -123,43 +105,16 @@ _MENDS = tuple(
 )
 
 
+_REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
+
+
 class UnreadableMarkup(ValueError):
     """A page that the parser gives up, or would spend hours on."""
 
 
-@dataclass(frozen=True)
-class _Site:
-    """What the head of a dump says: where pages live, and its names of hidden links."""
-
-    page_url: str = ""
-    hidden_links: frozenset[str] = HIDDEN_LINKS
-
-
-def read_articles(path: Path, *, on_skip: Callable[[str, str], None]) -> Iterator[Article]:
-    """Yield the articles of a dump (.xml, or the same in bz2 or gzip) in file order.
-
-    Other pages are dropped, and `on_skip` is called with the reason ("redirect", "not an
-    article" for another namespace, "empty" when no prose is left, "unreadable markup") and the
-    place. Of several revisions the last counts. Memory does not grow with the dump. Raises
-    `BadInput` for a file that is absent, empty, cut short, damaged, or no dump.
-    """
-    for page, wikitext, site in _pages(path):
-        place = f"page {page.id} ({page.title})"
-        if page.redirect is not None or _REDIRECT.match(wikitext):
-            on_skip("redirect", place)
-        elif page.namespace != 0:
-            on_skip("not an article", place)
-        else:
-            try:
-                text = clean_markup(wikitext, hidden_links=site.hidden_links)
-            except UnreadableMarkup:
-                on_skip("unreadable markup", place)
-                continue
-            if text:
-                url = page_url(site.page_url, title=page.title)
-                yield Article(id=str(page.id), title=page.title, url=url, text=text)
-            else:
-                on_skip("empty", place)
+def is_redirect(wikitext: str) -> bool:
+    """Whether a page only points to another (in English; dumps also mark such pages)."""
+    return bool(_REDIRECT.match(wikitext))
 
 
 def page_url(prefix: str, *, title: str) -> str:
@@ -285,78 +240,3 @@ def _mend(text: str) -> str:
     for pattern, replacement in _MENDS:
         text = pattern.sub(replacement, text)
     return text.strip()
-
-
-def _pages(path: Path) -> Iterator[tuple[Any, str, _Site]]:
-    """Yield mwxml pages with their last wikitext; all failures of the file are `BadInput`."""
-    num_pages = 0
-    try:
-        with _open_dump(path) as handle:
-            root = ElementIterator.from_file(handle)
-            if root.tag != "mediawiki":
-                raise BadInput(
-                    f"{path}: is XML, but no MediaWiki dump (its root is <{root.tag}>); "
-                    "give a pages-articles file"
-                )
-            for page in _walk(root):
-                yield page
-                num_pages += 1
-    except EOFError as error:
-        raise BadInput(f"{path}: ends too early; download it again") from error
-    except (OSError, zlib.error) as error:
-        raise BadInput(f"{path}: is damaged ({error}); download it again") from error
-    except (ParseError, MalformedXML) as error:
-        if num_pages:
-            raise BadInput(
-                f"{path}: is cut short or damaged after {num_pages} pages; download it again"
-            ) from error
-        raise BadInput(
-            f"{path}: is no MediaWiki XML dump; give a pages-articles .xml, .xml.bz2 or .xml.gz"
-        ) from error
-
-
-def _open_dump(path: Path) -> io.BufferedIOBase:
-    """Open by what the file begins with, not by its name: dumps are renamed often."""
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; give a pages-articles dump")
-    with path.open("rb") as handle:
-        magic = handle.read(3)
-    if not magic:
-        raise BadInput(f"{path}: is empty; download it again")
-    if magic == b"BZh":
-        return bz2.open(path)
-    if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(path)
-    return path.open("rb")
-
-
-def _walk(root: ElementIterator) -> Iterator[tuple[Any, str, _Site]]:
-    # Not mwxml.Dump: it refuses an export without <siteinfo>, and hides the root (see below).
-    site = _Site()
-    namespaces: dict[str, Any] = {}
-    for element in root:
-        if element.tag == "siteinfo":
-            info = mwxml.SiteInfo.from_element(element)
-            namespaces = {namespace.name: namespace for namespace in info.namespaces or ()}
-            site = _site_of(info)
-        elif element.tag == "page":
-            try:
-                page = mwxml.Page.from_element(element, namespaces)
-                wikitext = ""
-                for revision in page:
-                    wikitext = revision.text or ""
-            except (AttributeError, TypeError, ValueError) as error:
-                raise MalformedXML(str(error)) from error
-            yield page, wikitext, site
-            # The root keeps an empty element per page: 2 GiB for the English Wikipedia.
-            del root.element[:-1]
-
-
-def _site_of(info: Any) -> _Site:
-    hidden = {
-        namespace.name.casefold()
-        for namespace in info.namespaces or ()
-        if namespace.id in (FILE_NAMESPACE, CATEGORY_NAMESPACE)
-    }
-    base = info.base or ""
-    return _Site(page_url=base[: base.rfind("/") + 1], hidden_links=HIDDEN_LINKS | hidden)

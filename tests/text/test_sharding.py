@@ -1,0 +1,435 @@
+"""Parts: whoever makes them, in whatever order, killed or not, the output has the same bytes, and
+every row of the input is in one count."""
+
+import bz2
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.text.making import lines_of, shard
+from tests.text.test_dump import a_dump, a_page, multistream
+from toolkit.cluster.crew import InProcess, local_crew
+from toolkit.files import BadInput
+from toolkit.text import assembly
+from toolkit.text.assembly import Unfinished, finish, written
+from toolkit.text.filters import Filters
+from toolkit.text.records import Article
+from toolkit.text.sharding import PartMaker, Work, all_parts, load_part, make_parts
+from toolkit.text.shards import ShardRules, open_shards
+from toolkit.text.sources import find_inputs
+
+FOUR_ROWS = ShardRules(rows_per_shard=4)
+
+
+def article(number: int, *, text: str = "") -> Article:
+    return Article(f"id{number}", f"T{number}", "", text or f"The text of article {number}.")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Inputs of every kind of size: an exact multiple of a part, one row, several parts, none."""
+    inside = tmp_path / "in"
+    inside.mkdir()
+    for name, numbers in (("a", range(8)), ("b", range(8, 9)), ("c", range(9, 30))):
+        (inside / f"{name}.jsonl").write_text(lines_of([article(n) for n in numbers]))
+    (inside / "d.jsonl").write_text("\n\n")
+    (inside / "e.xml").write_bytes(
+        a_dump(*(a_page(f"P{n}", f"Prose {n}.", number=n) for n in range(30, 41)))
+    )
+    return inside
+
+
+def work_on(folder: Path, output: Path, **settings: Any) -> Work:
+    return Work(output=output, inputs=find_inputs([folder]), **{"rules": FOUR_ROWS, **settings})
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+@pytest.fixture
+def whole(folder: Path, tmp_path: Path) -> dict[str, bytes]:
+    return contents(shard(folder, output=tmp_path / "whole", rules=FOUR_ROWS))
+
+
+def test_documents_are_in_the_order_of_the_inputs(folder: Path, tmp_path: Path) -> None:
+    rows = open_shards(shard(folder, output=tmp_path / "out", rules=FOUR_ROWS))
+    ids = [record["id"] for record in rows.records(0, 99)]
+    assert ids == [f"id{n}" for n in range(30)] + [str(n) for n in range(30, 41)]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [tuple(shard["part"]) for shard in manifest["shards"]] == [
+        *((0, 0, 0), (0, 1, 0), (1, 0, 0)),
+        *((2, unit, 0) for unit in range(6)),
+        *((4, unit, 0) for unit in range(3)),
+    ]
+    assert manifest["summary"] == json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert manifest["summary"]["rows"] == 43
+    assert manifest["summary"]["dropped"] == {"blank line": 2}
+    assert [source["name"] for source in manifest["sources"]] == [
+        f"{name}.jsonl" for name in "abcd"
+    ] + ["e.xml"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_processes_give_the_same_bytes(
+    num_workers: int, folder: Path, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    work = work_on(folder, tmp_path / "out")
+    seen = []
+    with local_crew(num_workers) as executor:
+        make_parts(work, executor=executor, width=num_workers, on_part=seen.append)
+    assert sum(part.rows for part in seen) == 43
+    finish(work, max_bad_fraction=0.0)
+    assert contents(work.output) == whole
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_shares_and_restarts_give_the_same_bytes(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Any number of tasks, any of them killed after or inside any part."""
+    tmp_path = tmp_path_factory.mktemp("shares")
+    inside = tmp_path / "in"
+    inside.mkdir()
+    sizes = data.draw(st.lists(st.integers(0, 13), min_size=1, max_size=4))
+    first = 0
+    for number, size in enumerate(sizes):
+        text = lines_of([article(n) for n in range(first, first + size)])
+        (inside / f"{number}.jsonl").write_text(text or "\n")
+        first += size
+    if not first:
+        return
+    wanted = contents(shard(inside, output=tmp_path / "whole", rules=FOUR_ROWS))
+    work = work_on(inside, tmp_path / "out")
+    count = data.draw(st.integers(1, 5))
+    shares = data.draw(st.permutations(range(count)))
+    for index in shares:
+        stop_after = data.draw(st.none() | st.integers(0, 3))
+        with_kill(work, index=index, count=count, stop_after=stop_after)
+        if stop_after is not None and work.parts.is_dir():
+            # A kill inside a part: some of its files are there, its marker is not.
+            for marker in sorted(work.parts.glob("*.json"))[:: data.draw(st.integers(1, 5))]:
+                marker.unlink()
+                for path in work.parts.glob(f"{marker.stem}*"):
+                    if data.draw(st.booleans()):
+                        path.unlink()
+            if all_parts(work) is None:
+                with pytest.raises(Unfinished):
+                    finish(work, max_bad_fraction=0.0)
+    for index in range(count):
+        with_kill(work, index=index, count=count, stop_after=None)
+    finish(work, max_bad_fraction=0.0)
+    assert contents(work.output) == wanted
+
+
+class Killed(Exception):
+    """As good as a SIGKILL between two parts."""
+
+
+def with_kill(work: Work, *, index: int, count: int, stop_after: int | None) -> None:
+    left = [stop_after]
+
+    def on_part(_: object) -> None:
+        if left[0] is not None:
+            if left[0] == 0:
+                raise Killed
+            left[0] -= 1
+
+    with contextlib.suppress(Killed):
+        make_parts(work, executor=InProcess(), width=1, share=(index, count), on_part=on_part)
+
+
+def test_every_share_has_work_and_reads_each_file_once(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    real = Path.open
+
+    def counting(self: Path, *args: Any, **kwargs: Any) -> Any:
+        opened.append(self.name)
+        return real(self, *args, **kwargs)
+
+    work = work_on(folder, tmp_path / "out")
+    maker = PartMaker(work)
+    monkeypatch.setattr(Path, "open", counting)
+    for unit in range(6):
+        maker.make(file=2, unit=unit)
+    assert opened.count("c.jsonl") <= 3  # once for the rows, twice to look at its beginning
+
+
+def test_a_part_that_is_there_is_not_made_again(folder: Path, tmp_path: Path) -> None:
+    work = work_on(folder, tmp_path / "out")
+    make_parts(work, executor=InProcess(), width=1)
+    before = {path.name: path.stat().st_mtime_ns for path in work.parts.iterdir()}
+    make_parts(work, executor=InProcess(), width=1)
+    assert before == {path.name: path.stat().st_mtime_ns for path in work.parts.iterdir()}
+    torn = work.parts / "f00002-u00003-0.parquet"
+    torn.write_bytes(b"half")
+    assert load_part(work, file=2, unit=3) is None
+    make_parts(work, executor=InProcess(), width=1)
+    changed = {
+        path.name for path in work.parts.iterdir() if path.stat().st_mtime_ns != before[path.name]
+    }
+    assert {name.removeprefix("f00002-u00003") for name in changed} == {
+        *("-0.parquet", ".json", ".keys.parquet")
+    }
+
+
+def test_other_settings_and_changed_inputs_have_other_parts(folder: Path, tmp_path: Path) -> None:
+    work = work_on(folder, tmp_path / "out")
+    places = {
+        work.parts,
+        work_on(folder, tmp_path / "out", filters=Filters(min_chars=3)).parts,
+        work_on(folder, tmp_path / "out", deduplicate="exact").parts,
+        work_on(folder, tmp_path / "out", limit=3).parts,
+        work_on(folder, tmp_path / "out", rules=ShardRules(rows_per_shard=5)).parts,
+    }
+    os.utime(folder / "a.jsonl", ns=(1, 1))
+    places.add(work_on(folder, tmp_path / "out").parts)
+    assert len(places) == 6
+
+
+def test_what_is_written_is_recognised(folder: Path, tmp_path: Path) -> None:
+    output = shard(folder, output=tmp_path / "out", rules=FOUR_ROWS)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(folder, moved)  # content counts, not place and time
+    assert written(work_on(moved, output))
+    with pytest.raises(BadInput, match="made with other input or settings"):
+        written(work_on(folder, output, rules=ShardRules(rows_per_shard=5)))
+    (moved / "a.jsonl").write_text(lines_of([article(99)]))
+    with pytest.raises(BadInput, match=r"holds shards of a.jsonl, b.jsonl, c.jsonl made with"):
+        written(work_on(moved, output))
+
+
+def test_a_multistream_dump_equals_the_same_dump_in_one_stream(tmp_path: Path) -> None:
+    """The row numbers of parts are pages, wherever streams end."""
+    pages = [
+        a_page(f"P{n}", f"Prose {n}." if n % 3 else "#REDIRECT [[X]]", number=n) for n in range(50)
+    ]
+    path = multistream(tmp_path, pages=pages, size=7)
+    one = tmp_path / "one" / path.name.replace("multistream", "")
+    one.parent.mkdir()
+    one.write_bytes(bz2.compress(a_dump(*pages)))
+    rules = ShardRules(rows_per_shard=9)
+    left = shard(one, output=tmp_path / "left", rules=rules)
+    right = work_on(path, tmp_path / "right", rules=rules)
+    with local_crew(2) as executor:
+        make_parts(right, executor=executor, width=2)
+    finish(right, max_bad_fraction=0.0)
+    shards = {name: data for name, data in contents(left).items() if name.startswith("shard")}
+    assert len(shards) == 6
+    assert shards == {
+        name: data for name, data in contents(right.output).items() if name.startswith("shard")
+    }
+
+
+# --- what is bad, and what is left out ---
+
+BAD_LINES = [
+    (b"{broken", "not valid JSON"),
+    (b'{"id": "x1"}', "no text"),
+    (b'{"text": 3}', "text is not a string"),
+    (b'{"text": "  "}', "empty"),
+    (b'{"text": "a\\u0000"}', "NUL character"),
+    (b'{"text": "\xff"}', "not valid UTF-8"),
+    (b'{"text": "' + b"x" * 9999 + b'"}', "no spaces"),
+    (b'{"text": "again", "id": "id1"}', "duplicate id"),
+]
+
+
+def test_every_bad_row_is_in_the_quarantine_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    good = lines_of([article(n) for n in range(10)]).encode()
+    lines = good.splitlines()
+    for number, (line, _) in enumerate(BAD_LINES):
+        lines.insert(2 * number + 3, line)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    (tmp_path / "in" / "y.jsonl").write_bytes(
+        lines_of([article(n) for n in range(20, 30)]).encode()
+    )
+    output = shard(tmp_path / "in", output=tmp_path / "out", rules=FOUR_ROWS, max_bad_fraction=0.5)
+    found = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["place"], row["reason"]) for row in found] == [
+        ("x.jsonl", f"line {2 * number + 4}", reason)
+        for number, (_, reason) in enumerate(BAD_LINES)
+    ]
+    assert found[0]["note"] == "{broken"
+    assert found[-1]["note"] == "first in x.jsonl, line 2"
+    rows = open_shards(output)
+    assert [record["id"] for record in rows.records(0, 99)] == [
+        f"id{n}" for n in [*range(10), *range(20, 30)]
+    ]
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["rows"] == 28 == summary["documents"] + sum(summary["quarantined"].values())
+    assert summary["quarantined"] == {reason: 1 for _, reason in BAD_LINES}
+    # Shards with a duplicate are written again without it; the others are the parts themselves.
+    assert rows.num_rows == sum(
+        pq.ParquetFile(path).metadata.num_rows for path in output.glob("shard-*.parquet")
+    )
+    repeats = pq.read_table(output / "duplicates.parquet").to_pylist()
+    assert repeats == [
+        {"file": "x.jsonl", "row": 17, "reason": "duplicate id", "of_file": "x.jsonl", "of_row": 1}
+    ]
+
+
+def test_too_much_that_is_bad_fails_with_the_worst_and_goes_on_when_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    good = lines_of([article(n) for n in range(90)])
+    path.write_text(good + "{\n" * 6 + '{"text": ""}\n' * 3 + '{"a": 1}\n')
+    with pytest.raises(BadInput) as caught:
+        shard(path, output=tmp_path / "out", max_bad_fraction=0.09)
+    assert str(caught.value).startswith(
+        "10 of 100 rows are bad, more than --max-bad-fraction 0.09: 6 not valid JSON, 3 empty, "
+        "1 no text; they are listed in "
+    )
+    listed = Path(str(caught.value).rpartition(" ")[2])
+    assert listed.read_text().count("\n") == 10
+    assert not (tmp_path / "out").exists()
+    before = {p.name: p.stat().st_mtime_ns for p in listed.parent.glob("f*")}
+    shard(path, output=tmp_path / "out", max_bad_fraction=0.1)
+    assert before and not listed.parent.exists()
+    assert (tmp_path / "out" / "quarantine.jsonl").read_text().count("\n") == 10
+
+
+def test_one_damaged_file_of_many_costs_its_rest_only(tmp_path: Path) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    for number in range(4):
+        pages = (
+            a_page(f"P{n}", f"Prose {n}.", number=n) for n in range(10 * number, 10 * number + 10)
+        )
+        (inside / f"{number}.xml").write_bytes(a_dump(*pages))
+    cut = (inside / "1.xml").read_bytes()
+    (inside / "1.xml").write_bytes(cut[: cut.index(b"<title>P17")])
+    (inside / "2.xml").write_bytes(b"")
+    with pytest.raises(
+        BadInput,
+        match=r"2 of 4 inputs are damaged, more than --max-bad-fraction 0.4: .*1.xml: ends too",
+    ):
+        shard(inside, output=tmp_path / "out", rules=FOUR_ROWS, max_bad_fraction=0.4)
+    output = shard(inside, output=tmp_path / "out", rules=FOUR_ROWS, max_bad_fraction=0.5)
+    assert open_shards(output).num_rows == 27
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["damaged_files"] == {
+        "1.xml": "ends too early; copy or download it again",
+        "2.xml": "is empty",
+    }
+    assert summary["rows"] == 27
+    found = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["place"], row["note"]) for row in found] == [
+        ("1.xml", "page 8", "ends too early; copy or download it again"),
+        ("2.xml", "page 1", "is empty"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("deduplicate", "kept"),
+    [("none", [0, 1, 2, 3, 4, 5]), ("exact", [0, 1, 3, 4]), ("near", [0, 1, 4])],
+)
+def test_repeated_texts_are_left_out_when_asked(
+    deduplicate: str, kept: list[int], tmp_path: Path
+) -> None:
+    long = " ".join(f"word{n}" for n in range(500))
+    texts = [long, "Another text.", long.upper() + ".", long + " more", "A third.", "another text"]
+    path = tmp_path / "x.jsonl"
+    path.write_text(lines_of([article(n, text=text) for n, text in enumerate(texts)]))
+    output = shard(
+        path, output=tmp_path / "out", rules=ShardRules(rows_per_shard=2), deduplicate=deduplicate
+    )
+    assert [record["id"] for record in open_shards(output).records(0, 9)] == [
+        f"id{n}" for n in kept
+    ]
+    summary = json.loads((output / "summary.json").read_text())
+    assert sum(summary["dropped"].values()) == 6 - len(kept)
+    if deduplicate == "near":
+        assert summary["dropped"] == {"duplicate text": 2, "near duplicate": 1}
+
+
+def test_filters_are_named_and_counted(tmp_path: Path) -> None:
+    texts = ["short", "A text that is long enough.", "Ein Text, der lang genug ist."]
+    path = tmp_path / "x.jsonl"
+    path.write_text(lines_of([article(n, text=text) for n, text in enumerate(texts)]))
+    filters = Filters(min_chars=10, languages=("en",))
+    output = shard(path, output=tmp_path / "out", filters=filters)
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["dropped"] == {"not in en": 1, "shorter than 10 characters": 1}
+    assert [record["id"] for record in open_shards(output).records(0, 9)] == ["id1"]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5, 8, 99])
+def test_a_limit_counts_rows_of_each_input(limit: int, folder: Path, tmp_path: Path) -> None:
+    output = shard(folder, output=tmp_path / "out", rules=FOUR_ROWS, limit=limit)
+    rows = json.loads((output / "summary.json").read_text())["rows"]
+    assert rows == sum(min(limit, size) for size in (8, 1, 21, 2, 11))
+
+
+def test_no_document_at_all_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.xml").write_bytes(a_dump(a_page("A", "#REDIRECT [[B]]")))
+    with pytest.raises(BadInput, match=r"x.xml: no document to keep \(skipped: 1 redirect\)"):
+        shard(tmp_path / "x.xml", output=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.xml"]
+
+
+def test_two_workers_may_finish_at_once(
+    folder: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one comes while the first one commits, and its parts are removed under it."""
+    work = work_on(folder, tmp_path / "out")
+    make_parts(work, executor=InProcess(), width=1)
+    real = assembly._seal
+    calls: list[int] = []
+
+    def sealing(*args: Any, **kwargs: Any) -> None:
+        calls.append(1)
+        if len(calls) == 1:  # the other worker commits now
+            moved = tmp_path / "kept"
+            shutil.copytree(work.parts, moved)
+            finish(work, max_bad_fraction=0.0)
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(assembly, "_seal", sealing)
+    finish(work, max_bad_fraction=0.0)
+    assert len(calls) == 2
+    assert contents(work.output) == whole
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_output(
+    folder: Path, tmp_path: Path, small_disk: Path
+) -> None:
+    big = tmp_path / "big.jsonl"
+    texts = (os.urandom(3000).hex(" ", 4) for _ in range(400))
+    big.write_text(lines_of([article(n, text=text) for n, text in enumerate(texts)]))
+    rules = ShardRules(rows_per_shard=100)
+    with pytest.raises(OSError, match="No space left"):
+        shard(big, output=small_disk / "out", rules=rules)
+    assert not (small_disk / "out").exists()
+    work = work_on(big, small_disk / "out", rules=rules)
+    assert all_parts(work) is None
+    assert not list(work.parts.glob("*.tmp"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    import subprocess
+
+    from tests.conftest import need
+
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    need(done.returncode == 0, "cannot mount a tmpfs: not root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)

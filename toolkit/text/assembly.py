@@ -1,0 +1,334 @@
+"""From parts to a committed directory of shards: duplicates, thresholds, the summary, the manifest.
+
+Knows all parts at once. Refuses to know how a part is made (`sharding`).
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from toolkit.files import (
+    BadInput,
+    committed_directory,
+    is_committed,
+    sha256_of,
+    write_atomic,
+    write_json,
+)
+from toolkit.text.duplicates import (
+    NUM_PERMUTATIONS,
+    Duplicate,
+    as_keys,
+    nearly_repeated,
+    repeated,
+)
+from toolkit.text.sharding import Part, Work, all_parts, keys_schema
+from toolkit.text.shards import (
+    FORMAT,
+    MANIFEST,
+    SELF_DIGEST,
+    Manifest,
+    checked_manifest,
+    content_digest,
+    write_table,
+)
+from toolkit.text.sources import Input, noun_of
+
+SUMMARY, QUARANTINE, DUPLICATES = "summary.json", "quarantine.jsonl", "duplicates.parquet"
+DUPLICATE_ID, SAME_TEXT, NEARLY_SAME = "duplicate id", "duplicate text", "near duplicate"
+NUM_SHOWN = 3
+
+
+class Unfinished(RuntimeError):
+    """Other workers have parts to make."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """All documents of all parts in order: in which part, from which row of the input.
+
+    Shapes: N documents.
+    """
+
+    part_N: NDArray[np.int32]
+    row_N: NDArray[np.int64]
+    duplicates: list[Duplicate]
+
+    def kept(self) -> NDArray[np.bool_]:
+        """Which documents stay: (N,)."""
+        kept = np.ones(len(self.part_N), dtype=np.bool_)
+        kept[[found.number for found in self.duplicates]] = False
+        return kept
+
+
+def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
+    """Commit the output when every part is there, and remove the parts; returns the manifest.
+
+    Any worker may call it, several at once. Raises `Unfinished` while parts are missing, and
+    `BadInput` when there is no document, or when more rows or more files are bad than
+    `max_bad_fraction`: the parts then stay, and the same command with a larger fraction takes them.
+    """
+    try:
+        if there := written(work):
+            return there
+        parts = all_parts(work)
+        if parts is None:
+            raise Unfinished
+        documents = find_duplicates(work, parts)
+        summary = summarise(work, parts=parts, documents=documents)
+        quarantine = list(_quarantine(work, parts=parts, documents=documents))
+        _check(work, summary=summary, quarantine=quarantine, limit=max_bad_fraction)
+        with committed_directory(work.output) as folder:
+            if quarantine:
+                write_atomic(folder / QUARANTINE, "".join(quarantine))
+            if documents.duplicates:
+                _write_duplicates(folder / DUPLICATES, work, parts=parts, documents=documents)
+            shards = _place_shards(work, folder=folder, parts=parts, documents=documents)
+            _seal(work, folder=folder, shards=shards, summary=summary)
+    except FileNotFoundError:
+        # Another worker has committed, and removed the parts under our hands.
+        if not is_committed(work.output):
+            raise
+    manifest = written(work)
+    assert manifest
+    for place in work.output.parent.glob(f".{work.output.name}.parts-*"):
+        shutil.rmtree(place, ignore_errors=True)
+    return manifest
+
+
+def written(work: Work) -> Manifest | None:
+    """The manifest when the output is already there, of these inputs and settings; None when there
+    is nothing. Raises `BadInput` when the output is of others, or damaged."""
+    if not is_committed(work.output):
+        return None
+    manifest = checked_manifest(work.output, verify=True)
+    if manifest["settings"] != _plain(work.settings) or manifest["sources"] != _sources(work):
+        names = ", ".join(source["name"] for source in manifest["sources"][:NUM_SHOWN])
+        raise BadInput(
+            f"{work.output}: holds shards of {names} made with other input or settings; give "
+            "another output directory, or delete this one"
+        )
+    return manifest
+
+
+def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
+    """What repeats an earlier document: its id, and its text when the work says so."""
+    tables = [_keys(work, part) for part in parts]
+    sizes = [len(table) for table in tables]
+    whole = pa.concat_tables(tables)
+    part_N = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+    row_N = whole["row"].to_numpy().astype(np.int64)
+    among = np.ones(len(row_N), dtype=np.bool_)
+    duplicates: list[Duplicate] = []
+
+    def leave_out(found: list[Duplicate]) -> None:
+        among[[duplicate.number for duplicate in found]] = False
+        duplicates.extend(found)
+
+    leave_out(repeated(_digests(whole["id"]), among=among, reason=DUPLICATE_ID))
+    if "text" in whole.column_names:
+        leave_out(repeated(_digests(whole["text"]), among=among, reason=SAME_TEXT))
+    if "signature" in whole.column_names:
+        data = np.frombuffer(b"".join(whole["signature"].to_pylist()), dtype=np.uint32)
+        signature_NP = data.reshape(-1, NUM_PERMUTATIONS)
+        leave_out(nearly_repeated(signature_NP, among=among, reason=NEARLY_SAME))
+    duplicates.sort(key=lambda duplicate: duplicate.number)
+    return _Documents(part_N, row_N, duplicates)
+
+
+def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> dict[str, Any]:
+    """Documents in and out and why not, and bytes. Every row that was read is in one count."""
+    dropped: Counter[str] = Counter()
+    quarantined: Counter[str] = Counter()
+    for part in parts:
+        dropped.update(part.dropped)
+        quarantined.update(part.quarantined)
+    for duplicate in documents.duplicates:
+        (quarantined if duplicate.reason == DUPLICATE_ID else dropped)[duplicate.reason] += 1
+    rows, kept = sum(part.rows for part in parts), int(documents.kept().sum())
+    assert rows == kept + dropped.total() + quarantined.total(), "a row was lost"
+    return {
+        "rows": rows,
+        "documents": kept,
+        "dropped": dict(sorted(dropped.items())),
+        "quarantined": dict(sorted(quarantined.items())),
+        "damaged_files": {work.inputs[p.file].name: p.damage for p in parts if p.damage},
+        "files": len(work.inputs),
+        "bytes_read": sum(part.bytes_in for part in parts),
+    }
+
+
+def _keys(work: Work, part: Part) -> pa.Table:
+    path = work.parts / f"{work.stem(file=part.file, unit=part.unit)}.keys.parquet"
+    if part.kept:
+        return pq.read_table(path)
+    return keys_schema(work).empty_table()
+
+
+def _digests(column: pa.ChunkedArray) -> Any:
+    return as_keys(column.to_pylist())
+
+
+def _quarantine(work: Work, *, parts: Sequence[Part], documents: _Documents) -> Iterator[str]:
+    """The lines of the quarantine, in the order of the inputs."""
+    repeats: dict[int, list[Duplicate]] = {}
+    for found in documents.duplicates:
+        if found.reason == DUPLICATE_ID:
+            repeats.setdefault(int(documents.part_N[found.number]), []).append(found)
+    for number, part in enumerate(parts):
+        path = work.parts / f"{work.stem(file=part.file, unit=part.unit)}.quarantine.jsonl"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        entries = [json.loads(line) for line in text.split("\n") if line]
+        for found in repeats.get(number, []):
+            row, first = int(documents.row_N[found.number]), int(documents.row_N[found.of])
+            origin = work.inputs[parts[documents.part_N[found.of]].file]
+            note = f"first in {origin.name}, {noun_of(origin.kind)} {first + 1}"
+            entries.append({"row": row, "reason": found.reason, "note": note})
+        given = work.inputs[part.file]
+        for entry in sorted(entries, key=lambda entry: int(entry["row"])):
+            place = f"{noun_of(given.kind)} {entry.pop('row') + 1}"
+            line = {"file": given.name, "place": place, **entry}
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _check(work: Work, *, summary: dict[str, Any], quarantine: Sequence[str], limit: float) -> None:
+    """Raise `BadInput` when there is nothing to keep, or too much is bad."""
+    rows, damaged = summary["rows"], summary["damaged_files"]
+    paths = {given.name: given.path for given in work.inputs}
+    first = next((f"{paths[name]}: {why}" for name, why in damaged.items()), "")
+    if not summary["documents"]:
+        shutil.rmtree(work.parts, ignore_errors=True)
+        counts = {**summary["dropped"], **summary["quarantined"]}
+        told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        name = work.inputs[0].path
+        raise BadInput(first or f"{name}: no document to keep (skipped: {told or 'none'})")
+    if len(damaged) > limit * len(work.inputs):
+        if len(work.inputs) == 1:
+            shutil.rmtree(work.parts, ignore_errors=True)
+            raise BadInput(first)
+        raise BadInput(
+            f"{len(damaged)} of {len(work.inputs)} inputs are damaged, more than "
+            f"--max-bad-fraction {limit}: {first}"
+        )
+    bad = sum(summary["quarantined"].values())
+    if bad > limit * rows:
+        path = work.parts / QUARANTINE
+        write_atomic(path, "".join(quarantine))
+        worst = Counter(summary["quarantined"]).most_common(NUM_SHOWN)
+        told = ", ".join(f"{count} {reason}" for reason, count in worst)
+        raise BadInput(
+            f"{bad} of {rows} rows are bad, more than --max-bad-fraction {limit}: {told}; "
+            f"they are listed in {path}"
+        )
+
+
+def _place_shards(
+    work: Work, *, folder: Path, parts: Sequence[Part], documents: _Documents
+) -> list[dict[str, Any]]:
+    """Put the shards of all parts in order under their final names, without the duplicates."""
+    kept_N = documents.kept()
+    entries: list[dict[str, Any]] = []
+    first = 0
+    for part in parts:
+        for piece, shard in enumerate(part.shards):
+            source = work.parts / shard["file"]
+            target = folder / f"shard-{len(entries):05d}.parquet"
+            kept = kept_N[first : first + shard["rows"]]
+            first += shard["rows"]
+            if kept.all():
+                _link(source, target)
+                entry = {**shard, "file": target.name}
+            elif kept.any():
+                rows = pq.read_table(source).filter(pa.array(kept))
+                entry = write_table(rows, path=target)
+            else:
+                continue
+            entries.append({**entry, "part": [part.file, part.unit, piece]})
+    return entries
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _write_duplicates(
+    path: Path, work: Work, *, parts: Sequence[Part], documents: _Documents
+) -> None:
+    """Which row repeats which: what was left out can be looked at, and a shard made again."""
+
+    def origin(numbers: list[int]) -> dict[str, list[Any]]:
+        files = [parts[part].file for part in documents.part_N[numbers]]
+        return {
+            "file": [work.inputs[file].name for file in files],
+            "row": documents.row_N[numbers].tolist(),
+        }
+
+    here = origin([found.number for found in documents.duplicates])
+    there = origin([found.of for found in documents.duplicates])
+    table = pa.table(
+        {
+            **here,
+            "reason": [found.reason for found in documents.duplicates],
+            **{f"of_{name}": values for name, values in there.items()},
+        }
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+def _seal(
+    work: Work, *, folder: Path, shards: list[dict[str, Any]], summary: dict[str, Any]
+) -> None:
+    """Write summary and manifest."""
+    whole = {
+        **summary,
+        "shards": len(shards),
+        "characters": sum(shard["num_chars"] for shard in shards),
+        "sentences": sum(shard["num_sentences"] for shard in shards),
+    }
+    write_json(folder / SUMMARY, whole)
+    beside = [folder / name for name in (SUMMARY, QUARANTINE, DUPLICATES)]
+    content: Manifest = {
+        "format": FORMAT,
+        "shards": shards,
+        "rows": sum(shard["rows"] for shard in shards),
+        "files": {path.name: sha256_of(path) for path in beside if path.is_file()},
+        "sources": _sources(work),
+        "settings": _plain(work.settings),
+        "summary": whole,
+    }
+    content[SELF_DIGEST] = content_digest(content)
+    write_json(folder / MANIFEST, content)
+
+
+def _sources(work: Work) -> list[dict[str, Any]]:
+    """What identifies the inputs, whatever folder they are in."""
+    return [_source(given) for given in work.inputs]
+
+
+def _source(given: Input) -> dict[str, Any]:
+    if not given.is_file:
+        return {"name": given.name, "config": given.config, "split": given.split}
+    path = Path(given.path)
+    if not path.is_file():
+        return {"name": given.name, "bytes": 0, "sha256": ""}
+    return {"name": given.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _plain(settings: dict[str, Any]) -> Any:
+    """As JSON gives it back: lists for tuples."""
+    return json.loads(json.dumps(settings))

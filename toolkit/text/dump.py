@@ -1,0 +1,292 @@
+"""Pages of a MediaWiki dump, from any place in it, one at a time.
+
+Knows the XML of a dump (through mwxml), its compressions, and the index of a multistream dump.
+Refuses to know wiki markup (`wikitext`) and what becomes of a page.
+
+The dump is cut at `</page>` before any XML is parsed: pages that others read are skipped at the
+speed of decompression, and one damaged page costs that page only.
+"""
+
+import bz2
+import codecs
+import functools
+import gzip
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+from xml.etree.ElementTree import ParseError
+
+import mwxml
+import numpy as np
+from mwxml.element_iterator import ElementIterator
+from mwxml.errors import MalformedXML
+from numpy.typing import NDArray
+
+from toolkit.text.records import Damaged, read_errors
+from toolkit.text.wikitext import HIDDEN_LINKS
+
+BLOCK_BYTES = 2**20
+MAX_PAGE_BYTES = 2**28  # with all its revisions; a page of a history dump can be large
+FILE_NAMESPACE, CATEGORY_NAMESPACE = 6, 14
+_END_OF_PAGE = b"</page>"
+_PROLOG = re.compile(rb"^\s*<\?xml[^>]*\?>")
+_ENCODING = re.compile(rb"""encoding=["']([A-Za-z0-9._-]+)["']""")
+_UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the head of a dump says: where pages live, and its names of hidden links."""
+
+    page_url: str = ""
+    hidden_links: frozenset[str] = HIDDEN_LINKS
+    namespaces: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page with the text of its last revision. `namespace` 0 holds the articles."""
+
+    id: str
+    title: str
+    namespace: int
+    is_redirect: bool
+    wikitext: str
+
+
+class Dump:
+    """A dump (.xml, or the same in bz2 or gzip, one stream or many), opened by its content.
+
+    With a multistream index beside it (`index_of`), any page is found without reading the pages
+    before it; otherwise reading starts at the first. Raises `Damaged` for a file that is no dump.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.index = index_of(path)
+        with open_dump(path) as handle, read_errors():
+            head, _ = _cut_head(next(_pieces(_utf8_blocks(handle)), b""))
+        self.site = site_of(head)
+
+    @property
+    def seeks(self) -> bool:
+        """Whether a page costs no more than a page, wherever it is."""
+        return self.index is not None
+
+    def pages(self, start: int) -> Iterator[bytes]:
+        """The XML of page `start` (from 0) and of all after it.
+
+        Raises `Damaged` where the file cannot be read on.
+        """
+        if self.index is not None:
+            yield from self._indexed(start, offsets=_read_index(self.index))
+            return
+        with open_dump(self._path) as handle, read_errors():
+            yield from _from(_pages(handle), start)
+
+    def _indexed(self, start: int, *, offsets: "_Offsets") -> Iterator[bytes]:
+        stream = int(np.searchsorted(offsets.first_page, start, side="right")) - 1
+        skipped = start - int(offsets.first_page[stream])
+        with self._path.open("rb") as file, read_errors():
+            file.seek(int(offsets.byte[stream]))
+            if file.read(3) != b"BZh":
+                raise Damaged(f"its index {self.index} belongs to another file")
+            file.seek(-3, io.SEEK_CUR)
+            with bz2.open(file) as handle:
+                yield from _from(_pages(handle), skipped)
+
+
+@dataclass(frozen=True)
+class _Offsets:
+    """Where the streams of a multistream dump begin, and the number of the first page of each."""
+
+    byte: NDArray[np.int64]
+    first_page: NDArray[np.int64]
+
+
+def index_of(path: Path) -> Path | None:
+    """The index of a multistream dump, by Wikimedia's names; None when there is none.
+
+    x-multistream.xml.bz2 has x-multistream-index.txt.bz2, x-multistream1.xml-p1p9.bz2 has
+    x-multistream-index1.txt-p1p9.bz2; an index that was unpacked has no .bz2.
+    """
+    if "multistream" not in path.name or not path.name.endswith(".bz2"):
+        return None
+    name = path.name.replace("multistream", "multistream-index").replace(".xml", ".txt")
+    for candidate in (path.with_name(name), path.with_name(name.removesuffix(".bz2"))):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def read_page(xml: bytes, *, site: Site) -> Page:
+    """The page of an element; `ValueError` says in a few words why it cannot be read."""
+    try:
+        text = xml.decode()
+    except UnicodeDecodeError:
+        raise ValueError("not valid UTF-8") from None
+    if "\0" in text:
+        raise ValueError("NUL character")
+    try:
+        element = ElementIterator.from_file(io.StringIO(text))
+        page = mwxml.Page.from_element(element, {n.name: n for n in site.namespaces})
+        wikitext = ""
+        for revision in page:
+            wikitext = revision.text or ""
+    except (ParseError, MalformedXML, AttributeError, TypeError, ValueError) as error:
+        raise ValueError("not valid page XML") from error
+    if page.id is None or page.title is None:
+        raise ValueError("not valid page XML")
+    return Page(
+        id=str(page.id),
+        title=page.title,
+        namespace=page.namespace or 0,
+        is_redirect=page.redirect is not None,
+        wikitext=wikitext,
+    )
+
+
+def site_of(head: bytes) -> Site:
+    """What the XML before the first page says; `Damaged` when it is the head of no dump."""
+    try:
+        root = ElementIterator.from_file(io.BytesIO(head + b"</mediawiki>"))
+        if root.tag != "mediawiki":
+            raise Damaged(
+                f"is XML, but no MediaWiki dump (its root is <{root.tag}>); "
+                "give a pages-articles file"
+            )
+        for element in root:
+            if element.tag == "siteinfo":
+                return _site(mwxml.SiteInfo.from_element(element))
+    except Damaged:
+        raise
+    except (ParseError, MalformedXML, TypeError, ValueError) as error:
+        raise Damaged(
+            "is no MediaWiki XML dump; give a pages-articles .xml, .xml.bz2 or .xml.gz"
+        ) from error
+    return Site()
+
+
+def open_dump(path: Path) -> IO[bytes]:
+    """Open by what the file begins with, not by its name: dumps are renamed often."""
+    with path.open("rb") as handle:
+        magic = handle.read(3)
+    if magic == b"BZh":
+        return bz2.open(path)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(path))
+    return path.open("rb")
+
+
+def _site(info: Any) -> Site:
+    namespaces = tuple(info.namespaces or ())
+    hidden = {
+        namespace.name.casefold()
+        for namespace in namespaces
+        if namespace.id in (FILE_NAMESPACE, CATEGORY_NAMESPACE)
+    }
+    base = info.base or ""
+    return Site(
+        page_url=base[: base.rfind("/") + 1],
+        hidden_links=HIDDEN_LINKS | hidden,
+        namespaces=namespaces,
+    )
+
+
+def _pages(handle: IO[bytes]) -> Iterator[bytes]:
+    """The elements `<page>...</page>` of a dump, or of its later part; `Damaged` if it is cut."""
+    piece = b""
+    for piece in _pieces(_utf8_blocks(handle)):
+        if piece.endswith(_END_OF_PAGE):
+            yield _cut_head(piece)[1]
+    if not piece.rstrip().endswith(b"</mediawiki>"):
+        raise Damaged("ends too early; copy or download it again")
+
+
+def _pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """The text cut after each `</page>`; the last piece is what follows the last page."""
+    buffer = bytearray()
+    for block in blocks:
+        seen = max(0, len(buffer) - len(_END_OF_PAGE))  # not from 0: a page may span many blocks
+        buffer += block
+        begin = 0
+        while (end := buffer.find(_END_OF_PAGE, max(begin, seen))) >= 0:
+            end += len(_END_OF_PAGE)
+            yield bytes(buffer[begin:end])
+            begin = end
+        del buffer[:begin]
+        if len(buffer) > MAX_PAGE_BYTES:
+            raise Damaged(f"has no end of a page in {MAX_PAGE_BYTES // 2**20} MiB")
+    yield bytes(buffer)
+
+
+def _cut_head(piece: bytes) -> tuple[bytes, bytes]:
+    """What stands before the first `<page>` (all of it when there is none), and the rest."""
+    place = piece.find(b"<page>")
+    return (piece, b"") if place < 0 else (piece[:place], piece[place:])
+
+
+def _utf8_blocks(handle: IO[bytes]) -> Iterator[bytes]:
+    """The text in UTF-8, whatever its XML declaration or byte order mark says, without them."""
+    block = _read1(handle).removeprefix(codecs.BOM_UTF8)
+    decoder = _decoder(block)
+    first = True
+    while block:
+        if decoder is not None:
+            try:
+                block = decoder.decode(block).encode()
+            except UnicodeDecodeError as error:
+                raise Damaged(f"is not valid {error.encoding} ({error.reason})") from error
+        yield _PROLOG.sub(b"", block, count=1) if first else block
+        first = False
+        block = _read1(handle)
+
+
+def _read1(handle: IO[bytes]) -> bytes:
+    # Not read(): of a file that ends too early it would lose what could still be unpacked.
+    data: bytes = handle.read1(BLOCK_BYTES)  # type: ignore[attr-defined]
+    return data
+
+
+def _decoder(start: bytes) -> codecs.IncrementalDecoder | None:
+    """For a text that begins with `start`; None for UTF-8, which is looked at page by page."""
+    prolog = _PROLOG.match(start)
+    declared = _ENCODING.search(prolog[0]) if prolog else None
+    encoding = declared[1].decode() if declared else "utf-8"
+    if start.startswith(_UTF16_BOMS):
+        encoding = "utf-16"
+    try:
+        name = codecs.lookup(encoding).name
+    except LookupError:
+        raise Damaged(f"is in an encoding that nobody knows, {encoding!r}") from None
+    return None if name in ("utf-8", "ascii") else codecs.getincrementaldecoder(name)()
+
+
+def _from(pages: Iterator[bytes], start: int) -> Iterator[bytes]:
+    for number, page in enumerate(pages):
+        if number >= start:
+            yield page
+
+
+@functools.lru_cache(maxsize=8)
+def _read_index(path: Path) -> _Offsets:
+    """Read offset:page id:title of every page: 25 million lines for the English Wikipedia."""
+    opener = bz2.open if path.name.endswith(".bz2") else open
+    offsets: list[int] = []
+    first_page: list[int] = []
+    last = b""
+    with opener(path, "rb") as handle:
+        for number, line in enumerate(handle):
+            offset = line[: line.find(b":")]
+            if offset != last:
+                if not offset.isdigit():
+                    raise Damaged(f"its index {path} is damaged (line {number + 1})")
+                offsets.append(int(offset))
+                first_page.append(number)
+                last = offset
+    if not offsets or sorted(set(offsets)) != offsets:
+        raise Damaged(f"its index {path} is damaged")
+    return _Offsets(np.array(offsets, dtype=np.int64), np.array(first_page, dtype=np.int64))

@@ -1,0 +1,80 @@
+"""Which documents are worth training on: named steps, each of which can leave a document out.
+
+Knows texts. The rules of `quality` are those of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix
+A.1.1), which most open corpora use; they are meant for prose in languages with spaces.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+# Enough to tell a language, and the time does not grow with the document.
+LANGUAGE_CHARS = 2000
+# No word of any language; base64, minified code, or a text whose spaces were lost.
+MAX_WORD_CHARS = 4096
+STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
+# Scripts that do not part their words: Thai to Myanmar, Khmer, kana, CJK ideographs.
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a document must be. Lengths are in characters; no language named: any."""
+
+    min_chars: int = 0
+    max_chars: int | None = None
+    languages: tuple[str, ...] = ()
+    quality: bool = False
+
+    def reason(self, text: str) -> str:
+        """The name of the first step that leaves the text out; empty when all keep it."""
+        if len(text) < self.min_chars:
+            return f"shorter than {self.min_chars} characters"
+        if self.max_chars is not None and len(text) > self.max_chars:
+            return f"longer than {self.max_chars} characters"
+        if self.languages and language_of(text) not in self.languages:
+            return f"not in {' or '.join(self.languages)}"
+        return low_quality(text) if self.quality else ""
+
+
+def has_no_spaces(text: str) -> bool:
+    """Whether a run of more than `MAX_WORD_CHARS` characters has no blank, and should have."""
+    return any(
+        len(word) > MAX_WORD_CHARS and len(_UNSPACED.findall(word)) < len(word) // 4
+        for word in text.split()
+    )
+
+
+def language_of(text: str) -> str:
+    """The most likely language of a text, by its two-letter code (py3langid)."""
+    from py3langid import classify  # here: its model takes half a second to load
+
+    code: str = classify(text[:LANGUAGE_CHARS])[0]
+    return code
+
+
+def low_quality(text: str) -> str:
+    """The first rule of Gopher's that a text breaks, by name; empty when it breaks none."""
+    words = text.split()
+    if not 50 <= len(words) <= 100_000:
+        return "quality: number of words"
+    if not 3 <= sum(map(len, words)) / len(words) <= 10:
+        return "quality: mean word length"
+    symbols = text.count("#") + text.count("...") + text.count("…")
+    if symbols > 0.1 * len(words):
+        return "quality: symbols"
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if sum(line.startswith(("•", "-", "*", "‣")) for line in lines) > 0.9 * len(lines):
+        return "quality: bullet points"
+    if sum(line.endswith(("...", "…")) for line in lines) > 0.3 * len(lines):
+        return "quality: ellipses"
+    if sum(any(map(str.isalpha, word)) for word in words) < 0.8 * len(words):
+        return "quality: words without letters"
+    if len({word.casefold() for word in words} & STOP_WORDS) < 2:
+        return "quality: stop words"
+    repeated = sum(count for count in Counter(lines).values() if count > 1)
+    if repeated > 0.3 * len(lines):
+        return "quality: repeated lines"
+    return ""

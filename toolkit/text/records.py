@@ -1,0 +1,48 @@
+"""What reading a file gives: documents, and reasons why something is none. Knows no file."""
+
+import contextlib
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from toolkit.files import BadInput
+
+
+@dataclass(frozen=True)
+class Article:
+    """A document: its text is plain prose, paragraphs separated by one newline."""
+
+    id: str
+    title: str
+    url: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that gives no document.
+
+    `is_bad` says that something is wrong with it: it is then listed in the quarantine, and too many
+    of these fail the job. Otherwise it is left out on purpose, as a redirect is, and counted.
+    """
+
+    reason: str
+    is_bad: bool
+
+
+class Damaged(ValueError):
+    """A file that cannot be read, or not any further; the message says what would help."""
+
+
+@contextlib.contextmanager
+def read_errors() -> Iterator[None]:
+    """Turn what readers and decompressors raise into `Damaged`."""
+    try:
+        yield
+    except (BadInput, Damaged):
+        raise
+    except EOFError as error:
+        raise Damaged("ends too early; copy or download it again") from error
+    except (OSError, ValueError, zlib.error) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Damaged(f"is damaged or of another kind ({reason})") from error

@@ -1,0 +1,156 @@
+"""Inputs that can be sharded: which file is read how, and what all of them are called.
+
+Knows names of files. Refuses to know what is in them (`readers`).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from toolkit.files import BadInput
+from toolkit.text.readers import (
+    Columns,
+    DatasetRows,
+    DumpPages,
+    Lines,
+    ParquetRows,
+    Source,
+    Table,
+)
+from toolkit.text.records import Damaged
+from toolkit.text.wikitext import RULES_VERSION
+
+JSON_LINES = (".jsonl", ".ndjson")
+TEXT_LINES = (".txt",)
+PARQUET = (".parquet",)
+XML = (".xml",)
+DEFAULT_SPLIT = "train"
+COMPRESSED = (".gz", ".zst", ".bz2")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file, or one split of a data set of Hugging Face's `datasets` (by hub name or on disk).
+
+    `name` is the path below what all inputs have in common: it stays when they move together.
+    """
+
+    name: str
+    path: str
+    kind: str
+    config: str | None = None
+    split: str | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file here."""
+        return self.kind != "dataset"
+
+
+def kind_of(path: Path) -> str:
+    """How a file is read, by its name; `BadInput` for a name that says nothing."""
+    name = path.name.lower()
+    inner = name
+    for suffix in COMPRESSED:
+        inner = inner.removesuffix(suffix)
+    for kind, suffixes in (("json", JSON_LINES), ("text", TEXT_LINES), ("dump", XML)):
+        if inner.endswith(suffixes):
+            return kind
+    if name.endswith(PARQUET):
+        return "parquet"
+    if name.endswith((".bz2", ".gz")):  # Wikimedia's parts: articles1.xml-p1p41242.bz2
+        return "dump"
+    known = ", ".join((*XML, *JSON_LINES, *TEXT_LINES, *PARQUET))
+    packed = ", ".join(COMPRESSED)
+    raise BadInput(f"{path}: unknown kind of file; give one of {known}, or with one of {packed}")
+
+
+def noun_of(kind: str) -> str:
+    """What a row of such an input is called."""
+    return {"dump": "page", "json": "line", "text": "line"}.get(kind, "row")
+
+
+def reading_settings(kind: str, *, columns: Columns) -> dict[str, str | int]:
+    """What decides which documents a file gives, besides its bytes."""
+    if kind == "dump":
+        return {"kind": kind, "cleaning_rules": RULES_VERSION}
+    if kind == "text":
+        return {"kind": kind}
+    return {"kind": kind, **vars(columns)}
+
+
+def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
+    """Every file that is named, and of a folder all files below it that can be read, in order.
+
+    Raises `BadInput` for a name that says nothing, and for a folder without files.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or is_saved_dataset(path):
+            files.append(path)
+            continue
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_known(file)]
+        if not inside:
+            raise BadInput(f"{path}: holds no file that can be read")
+        files += inside
+    if len(set(files)) < len(files):
+        raise BadInput("an input is named twice")
+    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    return tuple(
+        Input(
+            name=str(file.absolute().relative_to(common)),
+            path=str(file),
+            kind="dataset" if is_saved_dataset(file) else kind_of(file),
+        )
+        for file in files
+    )
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk` of Hugging Face's `datasets`."""
+    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def num_rows(given: Input) -> int | None:
+    """How many rows an input has, where that costs nothing to know."""
+    if given.kind != "parquet":
+        return None
+    try:
+        rows: int = pq.read_metadata(given.path).num_rows
+    except (OSError, ValueError):  # damaged: whoever reads it says so
+        return None
+    return rows
+
+
+def _is_known(path: Path) -> bool:
+    if path.name.startswith((".", "_")) or any(part.startswith(".") for part in path.parts):
+        return False
+    try:
+        # The index of a multistream dump lies beside it, and is no input.
+        return kind_of(path) != "" and "multistream-index" not in path.name
+    except BadInput:
+        return False
+
+
+def open_source(given: Input, *, columns: Columns) -> Source:
+    """Open an input. Raises `Damaged` for a file that cannot be read at all, and `BadInput` for a
+    text column that it lacks (the message names those there are)."""
+    if given.kind == "dataset":
+        return Table(
+            DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT),
+            name=given.name,
+            columns=columns,
+        )
+    path = Path(given.path)
+    if not path.is_file():
+        raise Damaged("no such file")
+    if path.stat().st_size == 0:
+        raise Damaged("is empty")
+    if given.kind == "dump":
+        return DumpPages(path)
+    if given.kind == "parquet":
+        return Table(ParquetRows(path), name=given.name, columns=columns)
+    return Lines(path, name=given.name, columns=columns if given.kind == "json" else None)
