@@ -19,7 +19,7 @@ def test_the_encyclopedia_is_large_enough(shards: Path) -> None:
     assert len([count for count in words if count >= 120]) >= 150
     assert min(words) >= 120
     manifest = json.loads((shards / "manifest.json").read_text())
-    assert manifest["skipped"]["redirect"] >= 20
+    assert manifest["summary"]["dropped"]["redirect"] >= 20
     text = " ".join(opened.text(row) for row in range(opened.num_rows))
     for left_over in ("[[", "{{", "<ref", "{|", "'''", "&nbsp;", "#REDIRECT"):
         assert left_over not in text

@@ -12,9 +12,10 @@ import pytest
 
 from tests.text.making import shard_articles
 from toolkit.files import COMMIT_MARKER, BadInput
+from toolkit.text.manifest import content_digest
 from toolkit.text.records import Article
 from toolkit.text.sentences import split_sentences
-from toolkit.text.shards import ShardRules, ShardSet, content_digest, open_shards
+from toolkit.text.shards import ShardRules, ShardSet, open_shards
 
 ARTICLES = [
     Article(

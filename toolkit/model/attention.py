@@ -7,6 +7,7 @@ transformers' own masks let packed documents see each other when attention is bi
 Shapes: T tokens of all rows, S rows, H query heads, K key heads, E width of a head.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from transformers import AttentionInterface
 
 PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
+# A row joins a group when padding it costs at most so many scores; a call of its own costs more.
+MAX_WASTE = 4096
 
 
 def packed_arguments(
@@ -87,12 +90,10 @@ def packed_attention(
     )
     if query.is_cuda and query.dtype in HALF_TYPES and not rules.softcap:
         return _varlen(query, key, value, bound_S=bound_S, max_length=max_length, rules=rules), None
-    bounds = bound_S.tolist()
-    rows = [
-        _one_row(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], rules=rules)
-        for a, b in itertools.pairwise(bounds)
-    ]
-    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+    groups, order_T = _grouped(tuple(bound_S.tolist()))
+    parts = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, heads, E), in memory so
+    outputs = [_group_output(group, *parts, rules=rules) for group in groups]
+    return torch.cat(outputs).index_select(0, order_T.to(query.device))[None], None
 
 
 def register() -> None:
@@ -117,20 +118,81 @@ def _window(width: int | None, *, causal: bool, max_length: int) -> tuple[int, i
     return (side, side)
 
 
-def _one_row(query: Tensor, key: Tensor, value: Tensor, *, rules: _Rules) -> Tensor:
-    """Attention of one row (1, H, t, E)."""
-    mask = _seen(query.shape[2], window=rules.window, device=query.device)
-    if rules.softcap:
-        return _softcapped(query, key, value, mask=mask, rules=rules)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=rules.dropout,
-        scale=rules.scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+@dataclass(frozen=True)
+class _Group:
+    """Rows of like length, to be computed at once: n rows of at most t tokens.
+
+    `token_n_t` are places in the packed sequence; beyond a row's end some place or other.
+    `length_n` is None when all rows are t long.
+    """
+
+    token_n_t: Tensor
+    length_n: Tensor | None
+
+
+@functools.lru_cache(maxsize=64)  # every layer of a forward pass asks again
+def _grouped(bounds: tuple[int, ...]) -> tuple[list[_Group], Tensor]:
+    """The groups of rows, and where each token (T,) is in the outputs of all groups, joined.
+
+    Rows go into one group while padding them all to the longest wastes less than a call of its own
+    would cost.
+    """
+    lengths = [b - a for a, b in itertools.pairwise(bounds)]
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    groups: list[list[int]] = []
+    for row in rows:
+        longest = lengths[groups[-1][0]] if groups else 0
+        waste = (longest - lengths[row]) * longest
+        if groups and waste <= MAX_WASTE:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    found, order, first = [], torch.empty(bounds[-1], dtype=torch.long), 0
+    for group in groups:
+        start_n = torch.tensor([bounds[row] for row in group])
+        length_n = torch.tensor([lengths[row] for row in group])
+        steps_t = torch.arange(int(length_n[0]))
+        inside_n_t = steps_t[None] < length_n[:, None]
+        token_n_t = torch.where(inside_n_t, start_n[:, None] + steps_t, start_n[:, None])
+        place_n_t = first + torch.arange(token_n_t.numel()).view_as(token_n_t)
+        order[token_n_t[inside_n_t]] = place_n_t[inside_n_t]
+        first += token_n_t.numel()
+        found.append(_Group(token_n_t, None if bool(inside_n_t.all()) else length_n))
+    return found, order
+
+
+def _group_output(
+    group: _Group, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, *, rules: _Rules
+) -> Tensor:
+    """Attention of the rows of a group: (n * t, H, E), whatever where there is no token."""
+    num_rows, num_tokens = group.token_n_t.shape
+    token = group.token_n_t.to(query_THE.device)
+
+    def rows_of(part_THE: Tensor) -> Tensor:
+        if num_rows == 1:
+            start = int(group.token_n_t[0, 0])
+            return part_THE[start : start + num_tokens].transpose(0, 1)[None]
+        rows = part_THE.index_select(0, token.flatten())
+        return rows.view(num_rows, num_tokens, *part_THE.shape[1:]).transpose(1, 2)
+
+    query, key, value = (rows_of(part) for part in (query_THE, key_TKE, value_TKE))
+    mask = _seen(num_tokens, window=rules.window, device=query.device)
+    if group.length_n is not None:
+        length_n = group.length_n.to(query.device)
+        inside = torch.arange(num_tokens, device=query.device)[None] < length_n[:, None]
+        mask = inside[:, None, None, :] if mask is None else mask & inside[:, None, None, :]
+    if rules.softcap or rules.dropout:
+        out = _by_hand(query, key, value, mask=mask, rules=rules)
+    else:
+        out = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            scale=rules.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return out.transpose(1, 2).reshape(num_rows * num_tokens, *query_THE.shape[1:])
 
 
 def _seen(num_tokens: int, *, window: tuple[int, int], device: torch.device) -> Tensor | None:
@@ -148,18 +210,25 @@ def _seen(num_tokens: int, *, window: tuple[int, int], device: torch.device) -> 
     return seen
 
 
-def _softcapped(
+def _by_hand(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, rules: _Rules
 ) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
-    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
-    scale = query.shape[-1] ** -0.5 if rules.scaling is None else rules.scaling
-    assert rules.softcap
-    scores = rules.softcap * torch.tanh(query @ key.transpose(2, 3) * scale / rules.softcap)
+    """Attention (n, H, t, E) with dropout or soft capping, which the fused kernels lack on a CPU.
+
+    The heads that share a key head stand one after another, so that no key is copied.
+    """
+    num_rows, heads, num_tokens, width = query.shape
+    grouped = query.reshape(num_rows, key.shape[1], -1, width)
+    scale = width**-0.5 if rules.scaling is None else rules.scaling
+    scores = grouped @ key.transpose(2, 3) * scale
+    if rules.softcap:
+        scores = rules.softcap * torch.tanh(scores / rules.softcap)
+    scores = scores.view(num_rows, heads, num_tokens, num_tokens)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return F.dropout(weights, p=rules.dropout) @ value
+    weights = F.dropout(weights, p=rules.dropout)
+    return (weights.view(*grouped.shape[:3], num_tokens) @ value).view_as(query)
 
 
 def _varlen(

@@ -32,16 +32,9 @@ from toolkit.text.duplicates import (
     nearly_repeated,
     repeated,
 )
+from toolkit.text.manifest import Manifest, write_manifest
 from toolkit.text.sharding import Part, Work, all_parts, keys_schema
-from toolkit.text.shards import (
-    FORMAT,
-    MANIFEST,
-    SELF_DIGEST,
-    Manifest,
-    checked_manifest,
-    content_digest,
-    write_table,
-)
+from toolkit.text.shards import FORMAT, checked_manifest, write_table
 from toolkit.text.sources import Input, noun_of
 
 SUMMARY, QUARANTINE, DUPLICATES = "summary.json", "quarantine.jsonl", "duplicates.parquet"
@@ -302,7 +295,7 @@ def _seal(
     }
     write_json(folder / SUMMARY, whole)
     beside = [folder / name for name in (SUMMARY, QUARANTINE, DUPLICATES)]
-    content: Manifest = {
+    content = {
         "format": FORMAT,
         "shards": shards,
         "rows": sum(shard["rows"] for shard in shards),
@@ -311,8 +304,7 @@ def _seal(
         "settings": _plain(work.settings),
         "summary": whole,
     }
-    content[SELF_DIGEST] = content_digest(content)
-    write_json(folder / MANIFEST, content)
+    write_manifest(folder, content)
 
 
 def _sources(work: Work) -> list[dict[str, Any]]:

@@ -249,7 +249,7 @@ def _document(
     row: dict[str, Any], *, columns: Columns, name: str, number: int
 ) -> Article | Rejected:
     text = row.get(columns.text)
-    if problem := _problem(text):
+    if problem := text_problem(text):
         return Rejected(problem, is_bad=True)
     identifier, title, url = (
         row.get(column) for column in (columns.id, columns.title, columns.url)
@@ -262,7 +262,7 @@ def _document(
     )
 
 
-def _problem(text: Any) -> str:
+def text_problem(text: Any) -> str:
     """Why a text cannot be used; empty when it can."""
     if text is None:
         return "no text"

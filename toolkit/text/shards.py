@@ -9,10 +9,9 @@ documents come from (`sources`, `sharding`) and in which order they are trained 
 
 import contextlib
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from toolkit.files import BadInput, is_committed, read_json, sha256_of, write_atomic
+from toolkit.files import BadInput, write_atomic
+from toolkit.text.manifest import Manifest, again, check_files, read_manifest
 from toolkit.text.records import Article
 from toolkit.text.sentences import MIN_CHARS, MIN_WORDS, sentence_spans
 
 FORMAT = "toolkit-shards/2"
-MANIFEST = "manifest.json"
 CACHE = ".cache"
 HOW_TO_MAKE = "make it with: python data_scripts/shard_wikipedia.py --input DUMP --output"
 SCHEMA = pa.schema(
@@ -45,9 +44,6 @@ SCHEMA = pa.schema(
 )
 RECORD = ("id", "title", "url", "text")
 _SHARD_NAME = re.compile(r"shard-[0-9]{5,}\.parquet")
-SELF_DIGEST = "manifest_sha256"
-
-Manifest = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -122,9 +118,9 @@ def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
     directory = directory.absolute()  # a loader process may have another working directory
     manifest = checked_manifest(directory, verify=verify)
     files = [str(directory / shard["file"]) for shard in manifest["shards"]]
-    cache = str(directory / CACHE) if os.access(directory, os.W_OK) else None
+    cache = cache_of(directory)
     try:
-        with _silent_datasets():
+        with silent_datasets():
             rows = datasets.Dataset.from_parquet(files, cache_dir=cache)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(cause := error.__cause__ or error, OSError) and cause.errno:
@@ -134,13 +130,16 @@ def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
                 "make room, or name another place with HF_DATASETS_CACHE"
             ) from error
         raise BadInput(
-            f"{directory}: a shard is not readable Parquet; {_again(directory)}"
+            f"{directory}: a shard is not readable Parquet; {again(directory)}"
         ) from error
     if len(rows) != manifest["rows"] or set(rows.column_names) != set(SCHEMA.names):
-        raise BadInput(
-            f"{directory}: rows or columns differ from the manifest; {_again(directory)}"
-        )
+        raise BadInput(f"{directory}: rows or columns differ from the manifest; {again(directory)}")
     return ShardSet(rows, digest=_shards_digest(manifest))
+
+
+def cache_of(directory: Path) -> str | None:
+    """Where the Arrow copy of a directory's Parquet files goes; None: the default of `datasets`."""
+    return str(directory / CACHE) if os.access(directory, os.W_OK) else None
 
 
 class ShardSet:
@@ -193,7 +192,7 @@ class ShardSet:
 
 
 @contextlib.contextmanager
-def _silent_datasets() -> Iterator[None]:
+def silent_datasets() -> Iterator[None]:
     """No progress bars and no log lines of `datasets`: what went wrong, our one line says."""
     import datasets
 
@@ -211,48 +210,9 @@ def _silent_datasets() -> Iterator[None]:
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
-    if not directory.is_dir():
-        raise BadInput(f"{directory}: no such directory; {HOW_TO_MAKE} {directory}")
-    if not is_committed(directory):
-        state = "was not written to its end" if (directory / MANIFEST).exists() else "has no shards"
-        raise BadInput(f"{directory}: {state}; {HOW_TO_MAKE} {directory}")
-    path = directory / MANIFEST
-    manifest: Manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BadInput(f"{path}: is not a manifest of the format {FORMAT}; {_again(directory)}")
-    shards = manifest.get("shards")
-    names = [str(shard.get("file")) for shard in shards] if isinstance(shards, list) else []
-    for name in names:
-        if not _SHARD_NAME.fullmatch(name):
-            raise BadInput(f"{path}: names the file {name!r}, not a shard in this directory")
-    if not names or manifest.get(SELF_DIGEST) != content_digest(manifest):
-        raise BadInput(f"{path}: is damaged (its digest differs); {_again(directory)}")
-    for shard in manifest["shards"]:
-        _check_shard(directory, shard=shard, verify=verify)
+    manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
+    check_files(directory, manifest["shards"], names=_SHARD_NAME, verify=verify)
     return manifest
-
-
-def _check_shard(directory: Path, *, shard: Mapping[str, Any], verify: bool) -> None:
-    path = directory / shard["file"]
-    if not path.is_file():
-        raise BadInput(f"{path}: is missing; {_again(directory)}")
-    size = path.stat().st_size
-    if size != shard["bytes"]:
-        raise BadInput(
-            f"{path}: is damaged ({size} bytes, not {shard['bytes']}); {_again(directory)}"
-        )
-    if verify and sha256_of(path) != shard["sha256"]:
-        raise BadInput(f"{path}: is damaged (its SHA-256 differs); {_again(directory)}")
-
-
-def _again(directory: Path) -> str:
-    return f"delete {directory} and make it again, or copy it again"
-
-
-def content_digest(manifest: Manifest) -> str:
-    """What `manifest_sha256` says of all other keys."""
-    content = {key: value for key, value in manifest.items() if key != SELF_DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _shards_digest(manifest: Manifest) -> str:

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from toolkit.files import BadInput, read_json, write_atomic, write_json
+from toolkit.text.manifest import MANIFEST
 from toolkit.text.packing import pack_documents
-from toolkit.text.shards import CACHE, MANIFEST
+from toolkit.text.shards import CACHE
 from toolkit.text.tokens import TextTokenizer
 
 FORMAT = "toolkit-tokens/1"  # raise it when the same shards and tokenizer give other files

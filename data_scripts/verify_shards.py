@@ -1,0 +1,62 @@
+"""Check a directory of shards or of training pairs, and mend what can be mended.
+
+Knows its command line. All the work is in toolkit.text.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from toolkit.door import FAILED, guarded
+from toolkit.text.repair import repair
+from toolkit.text.sources import find_inputs
+from toolkit.text.verify import Fault, verify
+
+EXAMPLES = """examples:
+  python data_scripts/verify_shards.py shards/enwiki
+  python data_scripts/verify_shards.py shards/enwiki --repair --source enwiki.xml.bz2
+
+Exit codes: 0 all is as it was written, 1 something is not, 2 it cannot be checked.
+"""
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse itself exits with code 2."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", type=Path, help="of shard_wikipedia.py or prepare_pairs.py")
+    parser.add_argument("--repair", action="store_true", help="make again what can be made again")
+    parser.add_argument(
+        "--source",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="the --input that the shards were made of",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    arguments = parse_arguments(argv)
+    found: list[Fault] = []
+
+    def check() -> None:
+        if arguments.repair:
+            inputs = find_inputs(arguments.source) if arguments.source else ()
+            found.extend(repair(arguments.directory, inputs=inputs))
+        else:
+            found.extend(verify(arguments.directory))
+        for fault in found:
+            print(f"{arguments.directory / fault.file}: {fault.problem}")
+        print(f"{arguments.directory}: {len(found) or 'no'} fault{'' if len(found) == 1 else 's'}")
+
+    return guarded(check) or (FAILED if found else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""The manifest of a committed directory: what is in it, and the digest of each file and of itself.
+
+Knows JSON and digests. Refuses to know what the files hold.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.files import BadInput, is_committed, read_json, sha256_of, write_json
+
+MANIFEST = "manifest.json"
+SELF_DIGEST = "manifest_sha256"
+
+Manifest = dict[str, Any]
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
+    """Write the manifest of a directory with its own digest in it; returns it."""
+    sealed = {**content, SELF_DIGEST: content_digest(content)}
+    write_json(folder / MANIFEST, sealed)
+    return sealed
+
+
+def read_manifest(directory: Path, *, form: str, how_to_make: str) -> Manifest:
+    """The manifest of a directory that is whole; `BadInput` says how to make one."""
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: no such directory; {how_to_make} {directory}")
+    if not is_committed(directory):
+        state = "was not written to its end" if (directory / MANIFEST).exists() else "has no shards"
+        raise BadInput(f"{directory}: {state}; {how_to_make} {directory}")
+    path = directory / MANIFEST
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != form:
+        raise BadInput(f"{path}: is not a manifest of the format {form}; {again(directory)}")
+    if manifest.get(SELF_DIGEST) != content_digest(manifest):
+        raise BadInput(f"{path}: is damaged (its digest differs); {again(directory)}")
+    return manifest
+
+
+def check_files(
+    directory: Path, entries: Iterable[Mapping[str, Any]], *, names: re.Pattern[str], verify: bool
+) -> None:
+    """Refuse a directory in which a file is absent or has another size, or with `verify` another
+    SHA-256, than its entry says; and an entry that names a file elsewhere."""
+    listed = list(entries)
+    for entry in listed:
+        if not names.fullmatch(str(entry.get("file"))):
+            raise BadInput(
+                f"{directory / MANIFEST}: names the file {entry.get('file')!r}, not a shard in "
+                "this directory"
+            )
+    for entry in listed:
+        if problem := file_problem(directory, entry, verify=verify):
+            raise BadInput(f"{directory / entry['file']}: {problem}; {again(directory)}")
+
+
+def file_problem(directory: Path, entry: Mapping[str, Any], *, verify: bool) -> str:
+    """What is wrong with a file that an entry names; empty when nothing is."""
+    path = directory / entry["file"]
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    if size != entry["bytes"]:
+        return f"is damaged ({size} bytes, not {entry['bytes']})"
+    if verify and sha256_of(path) != entry["sha256"]:
+        return "is damaged (its SHA-256 differs)"
+    return ""
+
+
+def again(directory: Path) -> str:
+    """What helps against damage."""
+    return f"delete {directory} and make it again, or copy it again"
+
+
+def content_digest(manifest: Mapping[str, Any]) -> str:
+    """What `manifest_sha256` says of all other keys."""
+    content = {key: value for key, value in manifest.items() if key != SELF_DIGEST}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

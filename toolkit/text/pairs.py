@@ -1,0 +1,192 @@
+"""A directory of training pairs: queries, what answers them, and what only seems to.
+
+Knows the manifest, the Parquet columns, and several data sets side by side, each with instructions
+of its own. Refuses to know where pairs come from (`pair_formats`) and how they are trained on.
+
+    DIR/pairs-00000-00000.parquet (data set, shard)  DIR/manifest.json  DIR/quarantine.jsonl
+    DIR/COMMITTED
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from toolkit.files import BadInput, committed_directory, sha256_of, write_atomic
+from toolkit.text.duplicates import text_key
+from toolkit.text.manifest import Manifest, check_files, read_manifest, write_manifest
+from toolkit.text.shards import cache_of, silent_datasets
+
+FORMAT = "toolkit-pairs/1"
+QUARANTINE = "quarantine.jsonl"
+HOW_TO_MAKE = "make it with: python data_scripts/prepare_pairs.py --input FILES --output"
+ROWS_PER_SHARD = 50_000
+SCHEMA = pa.schema(
+    [
+        ("query", pa.string()),
+        ("positive", pa.string()),
+        ("negatives", pa.list_(pa.string())),
+        # What equal texts share: a negative that is another row's positive is no negative.
+        ("query_hash", pa.int64()),
+        ("positive_hash", pa.int64()),
+        ("negative_hashes", pa.list_(pa.int64())),
+    ]
+)
+_FILE_NAME = re.compile(r"pairs-[0-9]{5,}-[0-9]{5,}\.parquet")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query, its positive, and its hard negatives, the hardest first."""
+
+    query: str
+    positive: str
+    negatives: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HashedPair(Pair):
+    """A pair and the hashes of its texts."""
+
+    query_hash: int = 0
+    positive_hash: int = 0
+    negative_hashes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """What is asked of the texts of one data set. An empty instruction is none.
+
+    For a symmetric task, such as finding duplicates, both sides carry the same instruction.
+    """
+
+    name: str
+    query_instruction: str = ""
+    document_instruction: str = ""
+
+
+def text_hash(text: str) -> int:
+    """64 bits that texts share when they differ in case, punctuation and spacing at most."""
+    return int.from_bytes(text_key(text)[:8], "little", signed=True)
+
+
+def write_pairs(
+    sets: Iterable[tuple[PairTask, Iterable[Pair]]],
+    *,
+    output: Path,
+    sources: Sequence[dict[str, Any]],
+    quarantine: Sequence[str],
+) -> Manifest:
+    """Write a whole directory, or nothing; returns its manifest.
+
+    `quarantine` holds JSON lines and is read after the last pair, so that a lazy reader can fill
+    it. Equal input gives equal bytes. Raises `BadInput` when a data set has no pair.
+    """
+    with committed_directory(output) as folder:
+        entries = []
+        for number, (task, pairs) in enumerate(sets):
+            shards = list(_write_set(pairs, folder=folder, number=number))
+            if not shards:
+                raise BadInput(f"data set {task.name!r}: no pair to train on")
+            entries.append(
+                {**vars(task), "rows": sum(shard["rows"] for shard in shards), "shards": shards}
+            )
+        if quarantine:
+            write_atomic(folder / QUARANTINE, "".join(quarantine))
+        content = {
+            "format": FORMAT,
+            "sets": entries,
+            "rows": sum(entry["rows"] for entry in entries),
+            "quarantined": len(quarantine),
+            "sources": list(sources),
+        }
+        return write_manifest(folder, content)
+
+
+def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[dict[str, Any]]:
+    remaining = iter(pairs)
+    for shard in itertools.count():
+        rows = list(itertools.islice(remaining, ROWS_PER_SHARD))
+        if not rows:
+            return
+        table = pa.table(
+            {
+                "query": [pair.query for pair in rows],
+                "positive": [pair.positive for pair in rows],
+                "negatives": [list(pair.negatives) for pair in rows],
+                "query_hash": [text_hash(pair.query) for pair in rows],
+                "positive_hash": [text_hash(pair.positive) for pair in rows],
+                "negative_hashes": [list(map(text_hash, pair.negatives)) for pair in rows],
+            },
+            schema=SCHEMA,
+        )
+        path = folder / f"pairs-{number:05d}-{shard:05d}.parquet"
+        pq.write_table(table, path, compression="zstd", row_group_size=1000)
+        yield {
+            "file": path.name,
+            "rows": len(rows),
+            "bytes": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
+
+
+def open_pairs(directory: Path, *, verify: bool = True) -> "PairSet":
+    """Open a directory of pairs after checking that it is whole; the SHA-256 of each shard too
+    with `verify`. Raises `BadInput` that names what is absent or damaged."""
+    manifest = checked_manifest(directory, verify=verify)
+    return PairSet(directory.absolute(), manifest=manifest)
+
+
+def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
+    """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
+    manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
+    shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
+    check_files(directory, shards, names=_FILE_NAME, verify=verify)
+    return manifest
+
+
+class PairSet:
+    """The pairs of all data sets, memory-mapped as Arrow: rows are read when they are asked for.
+
+    `tasks` are the data sets in order, `num_rows` their sizes; `digest` identifies all content.
+    """
+
+    def __init__(self, directory: Path, *, manifest: Manifest) -> None:
+        import datasets  # here: half a second that a login node need not spend
+
+        names = PairTask.__dataclass_fields__
+        self.tasks = [
+            PairTask(**{name: entry[name] for name in names}) for entry in manifest["sets"]
+        ]
+        self.num_rows: NDArray[np.int64] = np.array(
+            [entry["rows"] for entry in manifest["sets"]], dtype=np.int64
+        )
+        shards = [shard for entry in manifest["sets"] for shard in entry["shards"]]
+        digests = "\n".join(shard["sha256"] for shard in shards)
+        texts = json.dumps([vars(task) for task in self.tasks])
+        self.digest = hashlib.sha256(f"{digests}\n{texts}".encode()).hexdigest()
+        files = [str(directory / shard["file"]) for shard in shards]
+        self._starts = np.cumsum([0, *self.num_rows[:-1]], dtype=np.int64)
+        with silent_datasets():
+            self._rows = datasets.Dataset.from_parquet(files, cache_dir=cache_of(directory))
+
+    def pair(self, number: int, row: int) -> HashedPair:
+        """Row `row` of data set `number`."""
+        found = self._rows[int(self._starts[number]) + int(row)]
+        return HashedPair(
+            query=found["query"],
+            positive=found["positive"],
+            negatives=tuple(found["negatives"]),
+            query_hash=found["query_hash"],
+            positive_hash=found["positive_hash"],
+            negative_hashes=tuple(found["negative_hashes"]),
+        )

@@ -1,0 +1,158 @@
+"""Is a directory of shards, tokens or pairs still what was written? And what can be made again?
+
+Knows everything that can be cross-checked: digests, counts, offsets, ids, tokens. Finds all faults,
+where opening a directory stops at the first.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from toolkit.files import BadInput, is_committed, read_json, sha256_of
+from toolkit.text import pairs, shards
+from toolkit.text.manifest import (
+    MANIFEST,
+    SELF_DIGEST,
+    Manifest,
+    content_digest,
+    file_problem,
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a file. `shard` is the number of a shard that could be made again."""
+
+    file: str
+    problem: str
+    shard: int | None = None
+
+
+def verify(directory: Path) -> list[Fault]:
+    """Every fault of a directory of shards or of pairs. Raises `BadInput` when it is neither, or
+    when its manifest cannot be believed."""
+    manifest = believable_manifest(directory)
+    if manifest["format"] == pairs.FORMAT:
+        return list(_pair_faults(directory, manifest))
+    faults = list(_shard_faults(directory, manifest))
+    return faults + list(_token_faults(directory, manifest))
+
+
+def believable_manifest(directory: Path) -> Manifest:
+    """The manifest, if its own digest agrees; the files it names may be gone."""
+    path = directory / MANIFEST
+    if not directory.is_dir() or not path.is_file():
+        raise BadInput(f"{directory}: is no directory of shards or pairs (no {MANIFEST})")
+    manifest: Manifest = read_json(path)
+    forms = (shards.FORMAT, pairs.FORMAT)
+    if not isinstance(manifest, dict) or manifest.get("format") not in forms:
+        raise BadInput(f"{path}: is not a manifest of {' or '.join(forms)}")
+    if manifest.get(SELF_DIGEST) != content_digest(manifest):
+        raise BadInput(f"{path}: is damaged (its digest differs); nothing it says can be checked")
+    return manifest
+
+
+def _shard_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
+    if not is_committed(directory):
+        yield Fault("COMMITTED", "is missing: the directory was not written to its end, or touched")
+    seen: set[str] = set()
+    for number, entry in enumerate(manifest["shards"]):
+        if problem := file_problem(directory, entry, verify=True) or _table_problem(
+            directory / entry["file"], entry=entry, seen=seen
+        ):
+            yield Fault(entry["file"], problem, shard=number)
+    for name, digest in manifest["files"].items():
+        path = directory / name
+        if not path.is_file() or sha256_of(path) != digest:
+            yield Fault(name, "is missing or damaged (its SHA-256 differs)")
+    known = {entry["file"] for entry in manifest["shards"]}
+    for path in sorted(directory.glob("*.parquet")):
+        if path.name not in known and path.name not in manifest["files"]:
+            yield Fault(path.name, "is not in the manifest")
+    if manifest["rows"] != sum(entry["rows"] for entry in manifest["shards"]):
+        yield Fault(MANIFEST, f"says {manifest['rows']} rows, its shards say otherwise")
+
+
+def _table_problem(path: Path, *, entry: dict[str, Any], seen: set[str]) -> str:
+    """What is wrong inside a shard whose bytes are right: a defect of ours, or a forgery."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        return f"is not readable Parquet ({' '.join(str(error).split())[:100]})"
+    if table.schema.remove_metadata() != shards.SCHEMA:
+        return f"has columns {', '.join(table.column_names)}"
+    if len(table) != entry["rows"]:
+        return f"has {len(table)} rows, not {entry['rows']}"
+    if not pc.all(pc.equal(pc.utf8_length(table["text"]), table["num_chars"])).as_py():
+        return "has a text of another length than num_chars says"
+    if problem := _span_problem(table):
+        return problem
+    ids = table["id"].to_pylist()
+    again = next((identifier for identifier in ids if identifier in seen), None)
+    seen.update(ids)
+    if again is not None or len(set(ids)) < len(ids):
+        return f"repeats the id {again!r}" if again is not None else "repeats an id of its own"
+    return ""
+
+
+def _span_problem(table: pa.Table) -> str:
+    starts, ends = (table[name].combine_chunks() for name in ("sentence_starts", "sentence_ends"))
+    if not starts.value_lengths().equals(ends.value_lengths()):
+        return "has rows with more sentence starts than ends, or the reverse"
+    first, last = starts.flatten().to_numpy(), ends.flatten().to_numpy()
+    rows = pc.list_parent_indices(starts).to_numpy()
+    limits = table["num_chars"].to_numpy()[rows]
+    wrong = (first >= last) | (first < 0) | (last > limits)
+    wrong[1:] |= (rows[1:] == rows[:-1]) & (first[1:] < last[:-1])
+    return "has sentences that overlap or lie outside of their text" if wrong.any() else ""
+
+
+def _token_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
+    """Of the tokens made from these shards, in the cache beside them. All of it can be made again,
+    by whoever needs it, once it is deleted."""
+    for listed in sorted((directory / shards.CACHE).glob("tokens-*/blocks-*.json")):
+        if not listed.stem.removeprefix("blocks-").isdigit():
+            continue
+        where = listed.parent.relative_to(directory)
+        told = read_json(listed)
+        for entry in itertools.chain(told["token_files"], told["block_files"]):
+            if problem := file_problem(listed.parent, entry, verify=True):
+                yield Fault(str(where / entry["file"]), problem)
+        if told["documents"] != manifest["rows"]:
+            yield Fault(
+                str(where / listed.name),
+                f"is of {told['documents']} documents, and the shards hold {manifest['rows']}",
+            )
+
+
+def _pair_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
+    if not is_committed(directory):
+        yield Fault("COMMITTED", "is missing: the directory was not written to its end, or touched")
+    for task in manifest["sets"]:
+        for entry in task["shards"]:
+            if problem := file_problem(directory, entry, verify=True) or _pair_problem(
+                directory / entry["file"], entry=entry
+            ):
+                yield Fault(entry["file"], problem)
+
+
+def _pair_problem(path: Path, *, entry: dict[str, Any]) -> str:
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError) as error:
+        return f"is not readable Parquet ({' '.join(str(error).split())[:100]})"
+    if table.schema.remove_metadata() != pairs.SCHEMA:
+        return f"has columns {', '.join(table.column_names)}"
+    if len(table) != entry["rows"]:
+        return f"has {len(table)} rows, not {entry['rows']}"
+    wanted = [pairs.text_hash(text) for text in table["query"].to_pylist()]
+    if not np.array_equal(table["query_hash"].to_numpy(), np.array(wanted, dtype=np.int64)):
+        return "has hashes that are not those of its texts"
+    return ""
