@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart test test-slow lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,9 @@ quickstart: install  ## the whole pipeline on what the project ships, with a tab
 
 test: install  ## all tests (a real SLURM among them where it is installed)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: install  ## the tests that take minutes each, with their full bars
+	$(BIN)/python -m pytest -m slow
 
 lint: install  ## format, style, types, layers
 	$(BIN)/ruff format --check toolkit tests data_scripts

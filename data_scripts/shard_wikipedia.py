@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=ShardRules.rows_per_shard,
         help="pages, lines or rows of input a shard; default %(default)s",
     )
+    parser.add_argument("--model", help="then tokenise for this model too (see tokenize_shards.py)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="of a block, with --model; default %(default)s"
+    )
     parser.add_argument("--language", default="en", help="for sentence ends; default %(default)s")
     parser.add_argument("--limit", type=int, help="read so many rows of each input only")
     parser.add_argument(
@@ -119,6 +123,7 @@ def shard(arguments: argparse.Namespace) -> None:
     work = work_of(arguments)
     if written(work):
         print(f"{work.output}: these shards are already there; nothing to do")
+        tokenize(work, tokenizer=load_tokenizer(arguments))
         return
     place = detect(os.environ)
     task, num_tasks = array_task(os.environ)
@@ -127,9 +132,10 @@ def shard(arguments: argparse.Namespace) -> None:
         share = (task, num_tasks)
     else:
         share = (task * place.world_size + place.rank, num_tasks * place.world_size)
-    with crew(arguments, by_mpi=by_mpi) as workers:
+    with ThreadPoolExecutor(1) as beside, crew(arguments, by_mpi=by_mpi) as workers:
         if workers is None:
             return
+        loading = beside.submit(load_tokenizer, arguments)  # takes seconds
         executor, num_workers = workers
         progress = Progress("shard", total=None, unit="rows")
         num_bytes = 0
@@ -147,6 +153,24 @@ def shard(arguments: argparse.Namespace) -> None:
         print(f"{work.output}: share {share[0] + 1} of {share[1]} is done, others are not yet")
         return
     report(work, manifest=manifest)
+    tokenize(work, tokenizer=loading.result())
+
+
+def tokenize(work: Work, *, tokenizer: Any) -> None:
+    """Make the tokens too, when there is a tokenizer."""
+    if tokenizer is not None:
+        from toolkit.text_tokenizer import tokenize_shards
+
+        print(tokenize_shards(work.output, tokenizer=tokenizer, part=0, parts=1))
+
+
+def load_tokenizer(arguments: argparse.Namespace) -> Any:
+    """The tokenizer of --model; None when no model is named."""
+    if not arguments.model:
+        return None
+    from toolkit.text_tokenizer import text_tokenizer
+
+    return text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
 
 
 @contextlib.contextmanager
@@ -162,7 +186,8 @@ def crew(arguments: argparse.Namespace, *, by_mpi: bool) -> Iterator[tuple[Execu
 
 def work_of(arguments: argparse.Namespace) -> Work:
     """What is to be done. Raises `BadInput` for arguments that cannot be meant."""
-    for name, least in (("limit", 1), ("workers", 1), ("min_chars", 0), ("max_chars", 1)):
+    limits = {"limit": 1, "workers": 1, "min_chars": 0, "max_chars": 1, "max_tokens": 8}
+    for name, least in limits.items():
         value = getattr(arguments, name)
         if value is not None and value < least:
             option = "--" + name.replace("_", "-")

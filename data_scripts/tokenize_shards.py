@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.cluster.topology import array_task, detect
-from toolkit.console import Progress
 from toolkit.door import guarded
 from toolkit.files import BadInput
 from toolkit.text.shards import open_shards
@@ -42,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tokenize(arguments: argparse.Namespace) -> None:
-    """Do this task's share; the task that finds all shares done writes the manifest."""
+    """Do this task's share; the task that finds all shards done writes the manifest."""
     if arguments.max_tokens < 8:
         raise BadInput(f"--max-tokens {arguments.max_tokens}: give a number from 8")
     place = detect(os.environ)
@@ -51,35 +50,10 @@ def tokenize(arguments: argparse.Namespace) -> None:
     parts = num_tasks * place.world_size
     open_shards(arguments.shards, verify=part == 0)
     # Imported here, so that what can be refused is refused at once.
-    from toolkit.model.backbone import load_tokenizer
-    from toolkit.model.weights import special_ids
-    from toolkit.text.token_shards import (
-        TokenFiles,
-        finish_token_files,
-        make_token_files,
-        open_tokens,
-    )
-    from toolkit.text.tokens import TextTokenizer
+    from toolkit.text_tokenizer import text_tokenizer, tokenize_shards
 
-    tokenizer = load_tokenizer(arguments.model)
-    files = TokenFiles(
-        shards=arguments.shards.absolute(),
-        tokenizer=TextTokenizer(
-            tokenizer.backend_tokenizer,
-            special_ids=special_ids(tokenizer),
-            pad_id=tokenizer.pad_token_id,
-            max_tokens=arguments.max_tokens,
-        ),
-        block_tokens=arguments.max_tokens,
-    )
-    mine = len(range(part, len(files.sources), parts))
-    progress = Progress(f"tokenise {part + 1} of {parts}", total=mine, unit="shards")
-    make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
-    progress.close()
-    if finish_token_files(files):
-        print(open_tokens(files).summary)
-    else:
-        print(f"{files.directory}: {mine} shards done; the other tasks have theirs to do")
+    tokenizer = text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
+    print(tokenize_shards(arguments.shards, tokenizer=tokenizer, part=part, parts=parts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

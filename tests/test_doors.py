@@ -232,6 +232,7 @@ def test_supervised_training_is_for_later(name: str, tmp_path: Path, refused: Re
         ("tiny_mntp", "mntp.mask_token=nonesuch", "is no token of this model; use one that"),
         ("tiny_mntp", "model.lora.targets=[wq]", "'wq' is no linear layer of this model; valid: "),
         ("tiny_mntp", "deepspeed.config=zero9", "is neither a file nor one of zero1, "),
+        ("tiny_simcse", "train.micro_batch_tokens=0", "greater than or equal to 1, not 0"),
     ],
 )
 def test_settings_that_do_not_fit(
@@ -243,6 +244,14 @@ def test_settings_that_do_not_fit(
     refused: Refused,
 ) -> None:
     assert message in refused("train", *command(recipe), override)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_token_budget_needs_packed_rows(
+    command: Callable[..., list[str]], tmp_path: Path, refused: Refused
+) -> None:
+    arguments = [*command("tiny_simcse"), "train.micro_batch_tokens=64", "model.attention=sdpa"]
+    assert "needs model.attention=packed, not sdpa" in refused("train", *arguments)
     assert not (tmp_path / "out").exists()
 
 

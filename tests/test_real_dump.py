@@ -43,20 +43,30 @@ def pipeline(folder: Path, *, shards: Path) -> Path:
     return folder / "own.yaml"
 
 
+@pytest.mark.parametrize(
+    ("mntp_steps", "simcse_steps", "least"),
+    [(30, 40, 5), pytest.param(100, 200, 7, marks=pytest.mark.slow)],
+)
 def test_ten_queries_on_the_real_dump(
-    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mntp_steps: int,
+    simcse_steps: int,
+    least: int,
+    real_data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Five of ten in the top 5 of 106 by chance: a probability of 0.00005."""
     shards = tmp_path / "shards"
     script = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(real_data / DUMP)]
     printed = run([*script, "--output", str(shards)])
     assert "106 articles kept" in printed
     assert "100 left out: redirect" in printed
     launch = [sys.executable, "-m", "toolkit.launch", "--cluster", "local", "--gpus-per-node", "0"]
-    steps = ["mntp.train.steps=30", "simcse.train.steps=40"]
+    steps = [f"mntp.train.steps={mntp_steps}", f"simcse.train.steps={simcse_steps}"]
     run([*launch, "--recipe", str(pipeline(tmp_path, shards=shards)), *steps])
     embeddings = tmp_path / "run" / "embeddings"
     assert search.main([str(embeddings), *QUERIES, "--json", "--top", "5"]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line[0] == "{"]
     right = [QUERIES[row["query"]] in [hit["title"] for hit in row["hits"]] for row in found]
     assert len(right) == 10
-    assert sum(right) >= 7, dict(zip(QUERIES, right, strict=True))
+    assert sum(right) >= least, dict(zip(QUERIES, right, strict=True))

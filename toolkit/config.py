@@ -33,6 +33,7 @@ DEEPSPEED_DIR = Path(__file__).parents[1] / "ds_configs"
 ENCODER_DIR = "encoder"
 # What may differ between a run and its continuation; all else would be another run.
 FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.micro_batch_rows"}
+FREE_KEYS |= {"train.micro_batch_tokens"}
 FREE_KEYS |= {"train.save_every_steps", "train.log_every_steps", "train.keep_checkpoints"}
 
 
@@ -150,6 +151,11 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     micro, accumulation = batch_split(recipe.train, world_size=world_size)
     if isinstance(recipe, SimcseRecipe) and recipe.train.global_batch_rows < 2:
         raise BadInput("train.global_batch_rows=1: a contrastive row needs others beside it")
+    if recipe.train.micro_batch_tokens is not None and recipe.model.attention != "packed":
+        raise BadInput(
+            f"train.micro_batch_tokens={recipe.train.micro_batch_tokens} needs "
+            f"model.attention=packed, not {recipe.model.attention}; use train.micro_batch_rows"
+        )
     _check_run_dir(recipe)
     return micro, accumulation
 

@@ -61,12 +61,16 @@ class Data(Section):
 
 class Train(Section):
     """The optimisation. `horizon_steps` is where the linear schedule reaches zero; it is another
-    setting than `steps`, where the run stops: the reference stops early in a long schedule."""
+    setting than `steps`, where the run stops: the reference stops early in a long schedule.
+
+    A micro-batch holds at most `micro_batch_rows` rows; or, when `micro_batch_tokens` is given, as
+    many rows as have about so many tokens (packed attention only)."""
 
     steps: Count
     horizon_steps: Count
     global_batch_rows: Count
     micro_batch_rows: Count
+    micro_batch_tokens: Count | None = None
     seed: Natural
     lr: Positive
     warmup_steps: Natural = 0

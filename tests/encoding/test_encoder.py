@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from toolkit.encoding.encoder import Encoder, token_batches
-from toolkit.model.backbone import load_tokenizer
+from toolkit.model.tokenizer import load_tokenizer
 from toolkit.schema import EncoderSettings
 
 MAX_TOKENS = 24

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toolkit.files import BadInput
-from toolkit.model.backbone import add_lora, load_backbone, load_config, load_tokenizer
-from toolkit.model.weights import inner_name, merge_weights, saved_name, special_ids
+from toolkit.model.backbone import add_lora, load_backbone, load_config
+from toolkit.model.tokenizer import load_tokenizer, special_ids
+from toolkit.model.weights import inner_name, merge_weights, saved_name
 from toolkit.schema import Lora
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "down_proj"))

@@ -30,6 +30,7 @@ def shard_articles(
     articles: Sequence[Article], *, output: Path, rows_per_shard: int = 10_000, **settings: Any
 ) -> Path:
     """Shards of these documents; their file is made beside the output."""
+    output.parent.mkdir(parents=True, exist_ok=True)
     path = output.with_name("documents.jsonl")
     path.write_text(lines_of(articles), encoding="utf-8")
     rules = ShardRules(rows_per_shard=rows_per_shard)

@@ -30,14 +30,15 @@ def test_documents_become_blocks_token_for_token(data: st.DataObject) -> None:
         np.array(sorted(data.draw(st.sets(st.integers(0, max(0, length))))), dtype=np.int64)
         for length in lengths
     ]
-    packing = pack_documents(offsets, cuts=cuts, room=24)
+    wrap = data.draw(st.integers(0, 2))
+    packing = pack_documents(offsets, cuts=cuts, room=24, wrap=wrap)
     spans = zip(packing.starts.tolist(), packing.lengths.tolist(), strict=True)
     places = [place for start, length in spans for place in range(start, start + length)]
     assert sorted(places) == list(range(sum(lengths)))
     ends = packing.block_offsets.tolist()
     assert ends[0] == 0 and ends[-1] == len(packing.starts)
     for first, last in itertools.pairwise(ends):
-        assert 0 < packing.lengths[first:last].sum() <= 24
+        assert 0 < packing.lengths[first:last].sum() + wrap * (last - first) <= 24
     # A piece never reaches into the next document.
     owners = np.searchsorted(offsets, packing.starts, side="right")
     last_owners = np.searchsorted(offsets, packing.starts + packing.lengths - 1, side="right")

@@ -31,6 +31,7 @@ VARIANTS = {
     "sdpa": ["model.attention=sdpa"],
     "cached": ["train.micro_batch_rows=2"],  # more than one micro-batch: GradCache
     "full": ["model.lora=null"],
+    "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
 }
 
 

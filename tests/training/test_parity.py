@@ -18,6 +18,7 @@ CASES = (
     *("mntp:3", "mntp:2", "mntp-sdpa:3", "mntp-full:3"),
     *("simcse:3", "simcse:1", "simcse-sdpa:3", "simcse-full:3"),
     *("simcse-cached:1", "simcse-cached:2", "simcse-cached:3", "simcse-cached-full:3"),
+    *("mntp-tokens:3", "simcse-tokens:2", "simcse-tokens:3"),
 )
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
@@ -76,10 +77,16 @@ def test_packed_equals_padded(kind: str, one: Found) -> None:
     assert largest_difference(left, right) <= TOLERANCE
 
 
-@pytest.mark.parametrize("case", ["simcse-cached:1", "simcse-cached:2", "simcse-cached:3"])
-def test_cached_equals_whole(case: str, one: Found, two: Found) -> None:
-    """GradCache on one rank and on two against the whole batch in one pass, LoRA."""
-    whole = of_case(one, "simcse:3")
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("simcse-cached:1", "simcse-cached:2", "simcse-cached:3"),
+        *("mntp-tokens:3", "simcse-tokens:2", "simcse-tokens:3"),
+    ],
+)
+def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> None:
+    """GradCache and token budgets, on one rank and on two, against the whole batch in one pass."""
+    whole = of_case(one, f"{case.partition('-')[0]}:3")
     for found in (one, two):
         assert largest_difference(of_case(found, case), whole) <= TOLERANCE
 
@@ -141,7 +148,8 @@ def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     )
     total, count = torch.tensor(0.0), 0
     for sample in samples:  # document by document, without padding, all logits
-        batch = objective.collate([sample], tokenizer=tokenizer)
+        encoded = objective.encode([sample], tokenizer=tokenizer)
+        batch = objective.collate(encoded, tokenizer=tokenizer)
         for row, original in enumerate(sample.content):
             ids = batch["ids_BT"][row, : len(original)]
             logits = model(input_ids=ids[None]).logits[0]

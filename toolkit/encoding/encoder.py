@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.encoding.store import Vectors
-from toolkit.model.backbone import load_backbone, load_config, load_tokenizer
+from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_bidirectional
 from toolkit.model.pooling import mean_pool
-from toolkit.model.weights import base_folder, model_digest, special_ids
+from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
 from toolkit.schema import EncoderSettings
-from toolkit.text.tokens import TextTokenizer
+from toolkit.text_tokenizer import text_tokenizer
 
 
 class Encoder:
@@ -26,13 +26,7 @@ class Encoder:
         self._settings = settings
         self.device = device or device_of(0)
         config = load_config(settings.model, causal=settings.causal)
-        tokenizer = load_tokenizer(settings.model)
-        self.tokenizer = TextTokenizer(
-            tokenizer.backend_tokenizer,
-            special_ids=special_ids(tokenizer),
-            pad_id=tokenizer.pad_token_id,
-            max_tokens=settings.max_tokens,
-        )
+        self.tokenizer = text_tokenizer(settings.model, max_tokens=settings.max_tokens)
         self._model = load_backbone(
             settings.model,
             config=config,

@@ -21,19 +21,17 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
 from toolkit.config import resolve_model
 from toolkit.files import BadInput, read_json
 from toolkit.model.attention import register
+from toolkit.model.tokenizer import AGAIN, first_line
 from toolkit.schema import Lora
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
-_AGAIN = "copy or download the model again"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,7 +47,7 @@ def load_config(
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise BadInput(f"model {reference!r}: cannot be read ({_first_line(error)})") from error
+        raise BadInput(f"model {reference!r}: cannot be read ({first_line(error)})") from error
     if getattr(config, "auto_map", None):
         raise BadInput(f"model {reference!r} wants to run code of its own (auto_map): refused")
     config.is_causal = causal
@@ -95,7 +93,7 @@ def load_backbone(
                 device_map={"": device} if device else None,
             )
     except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"model {reference!r}: cannot be loaded ({_first_line(error)})") from error
+        raise BadInput(f"model {reference!r}: cannot be loaded ({first_line(error)})") from error
     except RuntimeError as error:
         # Under ZeRO-3 transformers raises what it reports elsewhere, in a text of many lines.
         found = re.search(r"size mismatch for ([^:]+):", str(error))
@@ -104,25 +102,11 @@ def load_backbone(
         raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({found[1]}, ...)") from error
     if missing := sorted(report["missing_keys"]):
         raise BadInput(
-            f"model {reference!r}: {len(missing)} weights are missing: {missing[0]}, ...; {_AGAIN}"
+            f"model {reference!r}: {len(missing)} weights are missing: {missing[0]}, ...; {AGAIN}"
         )
     if mismatched := sorted(key for key, *_ in report["mismatched_keys"]):
         raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({mismatched[0]}, ...)")
     return model
-
-
-def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; the end token stands in for a missing padding token."""
-    name = resolve_model(reference)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise BadInput(
-            f"model {reference!r}: no tokenizer that can be read ({_first_line(error)}); {_AGAIN}"
-        ) from error
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def add_lora(model: Any, *, lora: Lora) -> Any:
@@ -207,7 +191,7 @@ def _names_in(path: Path) -> list[str]:
             return list(tensors.keys())
     except Exception as error:  # safetensors has its own error class, without a stable home
         raise BadInput(
-            f"{path}: is not a whole safetensors file ({_first_line(error)}); {_AGAIN}"
+            f"{path}: is not a whole safetensors file ({first_line(error)}); {AGAIN}"
         ) from error
 
 
@@ -222,7 +206,3 @@ def _quiet_transformers() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

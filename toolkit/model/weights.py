@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from toolkit.config import resolve_model
 from toolkit.files import BadInput, sha256_of, write_json
 from toolkit.model.backbone import DTYPES, weight_files
+from toolkit.model.tokenizer import special_ids
 from toolkit.schema import Lora
 
 PEFT_PREFIX = "base_model.model."
@@ -177,11 +178,6 @@ def write_encoder_files(
         out / "2_Pooling" / "config.json",
         {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
     )
-
-
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that are never a text's own: begin, end, padding, ...; an unknown word is its own."""
-    return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
 def _merge_one(

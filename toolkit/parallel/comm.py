@@ -81,6 +81,13 @@ def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
     return [float(value) for value in total.tolist()]
 
 
+def max_over_ranks(*values: float, device: torch.device) -> list[float]:
+    """Each value's maximum over all ranks."""
+    most = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return [float(value) for value in most.tolist()]
+
+
 def require_equal(value: int, *, what: str, device: torch.device) -> None:
     """Raise `RuntimeError` on every rank unless all of them hold the same value.
 

@@ -27,20 +27,23 @@ class Packing:
     block_offsets: Ints
 
 
-def pack_documents(document_offsets: Ints, *, cuts: Sequence[Ints], room: int) -> Packing:
+def pack_documents(
+    document_offsets: Ints, *, cuts: Sequence[Ints], room: int, wrap: int
+) -> Packing:
     """Pack documents into blocks of at most `room` tokens; every token is in one block.
 
-    `document_offsets` has one entry more than there are documents; `cuts` are, for each document,
-    the ascending places in it (in tokens from its start) where a cut hurts least.
+    Each piece takes `wrap` tokens more, for its begin token and the like. `document_offsets` has
+    one entry more than there are documents; `cuts` are, for each document, the ascending places in
+    it (in tokens from its start) where a cut hurts least.
     """
     starts: list[int] = []
     lengths: list[int] = []
     for number, places in enumerate(cuts):
         first, end = int(document_offsets[number]), int(document_offsets[number + 1])
-        for start, length in cut_document(end - first, places=places, room=room):
+        for start, length in cut_document(end - first, places=places, room=room - wrap):
             starts.append(first + start)
             lengths.append(length)
-    blocks = best_fit(lengths, room=room)
+    blocks = best_fit([length + wrap for length in lengths], room=room)
     order = np.array([piece for block in blocks for piece in block], dtype=np.int64)
     return Packing(
         starts=np.array(starts, dtype=np.int64)[order],

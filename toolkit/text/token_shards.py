@@ -32,7 +32,7 @@ from toolkit.text.packing import pack_documents
 from toolkit.text.shards import CACHE
 from toolkit.text.tokens import TextTokenizer
 
-FORMAT = "toolkit-tokens/1"  # raise it when the same shards and tokenizer give other files
+FORMAT = "toolkit-tokens/2"  # raise it when the same shards and tokenizer give other files
 BATCH_ROWS = 256
 
 Ids = NDArray[np.int64]
@@ -48,10 +48,9 @@ class TokenFiles:
     block_tokens: int
 
     @property
-    def room(self) -> int:
-        """How many own tokens a block of one document can hold."""
-        wrap = len(self.tokenizer.prefix_ids) + len(self.tokenizer.suffix_ids)
-        return self.block_tokens - wrap
+    def wrap(self) -> int:
+        """How many tokens stand around each document: a begin token, usually."""
+        return len(self.tokenizer.prefix_ids) + len(self.tokenizer.suffix_ids)
 
     @functools.cached_property
     def directory(self) -> Path:
@@ -101,7 +100,7 @@ def make_token_files(
                 _write(tokens, _tokenized(text, tokenizer=files.tokenizer))
             blocks = directory / f"blocks-{files.block_tokens}-{number:05d}.safetensors"
             if not _is_made(blocks):
-                _write(blocks, _packed(tokens, room=files.room))
+                _write(blocks, _packed(tokens, room=files.block_tokens, wrap=files.wrap))
             on_shard(int(read_json(_note(tokens))["ids"]))
     except OSError as error:
         raise BadInput(
@@ -131,7 +130,9 @@ def finish_token_files(files: TokenFiles) -> bool:
         "blocks": num_blocks,
         # Begin tokens count as filled: they are trained through like all others.
         "efficiency": round(
-            1 - (num_blocks * files.room - num_tokens) / (num_blocks * files.block_tokens or 1), 6
+            (num_tokens + sum(entry["pieces"] for entry in blocks) * files.wrap)
+            / (num_blocks * files.block_tokens or 1),
+            6,
         ),
         "token_files": tokens,
         "block_files": blocks,
@@ -153,9 +154,8 @@ class TokenSet:
         self._block_tokens = files.block_tokens
         self._opened: dict[str, dict[str, NDArray[Any]]] = {}
         self._ends = _ends(self.manifest["block_files"], key="blocks")
-        wrap = len(self._prefix) + len(self._suffix)
         lengths = [
-            {"blocks": -(-(entry["ids"] + entry["documents"] * wrap) // self._block_tokens)}
+            {"blocks": -(-(entry["ids"] + entry["documents"] * files.wrap) // self._block_tokens)}
             for entry in self.manifest["token_files"]
         ]
         self._crossing_ends = _ends(lengths, key="blocks")
@@ -292,11 +292,11 @@ def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
         yield batch["text"].to_pylist(), marks
 
 
-def _packed(tokens: Path, *, room: int) -> dict[str, NDArray[Any]]:
+def _packed(tokens: Path, *, room: int, wrap: int) -> dict[str, NDArray[Any]]:
     arrays = map_arrays(tokens, sha256=read_json(_note(tokens))["sha256"])
     bounds = arrays["cut_offsets"].tolist()
     cuts = [arrays["cuts"][a:b] for a, b in itertools.pairwise(bounds)]
-    packing = pack_documents(arrays["document_offsets"], cuts=cuts, room=room)
+    packing = pack_documents(arrays["document_offsets"], cuts=cuts, room=room, wrap=wrap)
     return {
         "starts": packing.starts,
         "lengths": packing.lengths.astype(np.int32),
@@ -311,7 +311,7 @@ def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     if "ids" in arrays:
         note |= {"ids": len(arrays["ids"]), "documents": len(arrays["document_offsets"]) - 1}
     else:
-        note |= {"blocks": len(arrays["block_offsets"]) - 1}
+        note |= {"blocks": len(arrays["block_offsets"]) - 1, "pieces": len(arrays["starts"])}
     write_json(_note(path), note)
 
 

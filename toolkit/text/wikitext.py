@@ -81,6 +81,14 @@ WORDS_OF = {
 
 MAX_UNCLOSED_TAGS = 1000  # real pages have three at most; the parser's time grows with the square
 
+# What shows nothing and costs the parser most: comments, and references (a quarter of a page).
+_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
+_REFERENCE = re.compile(
+    # <ref ... />, or <ref ...> to </ref> with no other <ref between: that one was never closed.
+    r"<ref(?=[\s/>])[^<>]*(?:/>|(?<!/)>[^<]*+(?:<(?!/?ref[\s/>])[^<]*+)*+</ref\s*>)",
+    re.IGNORECASE,
+)
+_TAKEN = "\x03"  # stands for them: without it a heading could begin where a reference was
 _ITEM = "\x02"  # begins a list item; XML forbids it, and unlike \x1e it survives str.strip
 _QUOTES = re.compile(r"'{2,}")
 _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
@@ -132,12 +140,14 @@ def clean_markup(wikitext: str, *, hidden_links: frozenset[str] = HIDDEN_LINKS) 
     num_closed = wikitext.count("</") + wikitext.count("/>")
     if len(_OPENING_TAG.findall(wikitext)) - num_closed > MAX_UNCLOSED_TAGS:
         raise UnreadableMarkup(f"more than {MAX_UNCLOSED_TAGS} unclosed tags")
+    if "<nowiki" not in wikitext.casefold():
+        wikitext = _REFERENCE.sub(_TAKEN, _COMMENT.sub(_TAKEN, wikitext))
     try:
         # No style tags: unbalanced quotes, common in dumps, would hide whole paragraphs.
         code = mwparserfromhell.parse(wikitext, skip_style_tags=True)
     except ParserError as error:
         raise UnreadableMarkup(str(error)) from error
-    return _tidy("".join(_visible(code, hidden_links=hidden_links)))
+    return _tidy("".join(_visible(code, hidden_links=hidden_links)).replace(_TAKEN, ""))
 
 
 def _visible(code: Wikicode, *, hidden_links: frozenset[str]) -> Iterator[str]:

@@ -8,8 +8,6 @@ from typing import Any
 
 from toolkit.console import Progress
 from toolkit.model.attention import PACKED
-from toolkit.model.backbone import load_tokenizer
-from toolkit.model.weights import special_ids
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe, TrainingRecipe
 from toolkit.text.shards import open_shards
@@ -21,6 +19,7 @@ from toolkit.text.token_shards import (
     open_tokens,
 )
 from toolkit.text.tokens import TextTokenizer
+from toolkit.text_tokenizer import text_tokenizer
 
 
 def is_packed(recipe: TrainingRecipe) -> bool:
@@ -30,13 +29,7 @@ def is_packed(recipe: TrainingRecipe) -> bool:
 
 def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
     """The base model's tokenizer, cutting at the recipe's length."""
-    tokenizer = load_tokenizer(recipe.model.base)
-    return TextTokenizer(
-        tokenizer.backend_tokenizer,
-        special_ids=special_ids(tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        max_tokens=recipe.data.max_tokens,
-    )
+    return text_tokenizer(recipe.model.base, max_tokens=recipe.data.max_tokens)
 
 
 def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from toolkit.config import load_recipe
 from toolkit.files import BadInput, committed_directory, is_committed, read_json, write_json
-from toolkit.model.backbone import load_config, load_tokenizer
+from toolkit.model.backbone import load_config
+from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import base_folder, merge_weights, model_digest, write_encoder_files
 from toolkit.schema import TrainingRecipe
 from toolkit.training.checkpoint import load_newest

@@ -4,6 +4,7 @@ Knows steps. Refuses to know what an objective computes and where samples come f
 """
 
 import dataclasses
+import heapq
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import torch
 
 from toolkit.parallel import comm
 from toolkit.schema import Train
+from toolkit.text.packing import best_fit
 from toolkit.text.stream import Stream
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.objective import Batch, Objective, num_tokens, to_device
@@ -127,10 +129,21 @@ class Trainer:
         local = rows // comm.world_size()
         start = comm.rank() * local
         samples = self.stream.batch(step, global_rows=rows, start=start, stop=start + local)
+        encoded = self.objective.encode(samples, tokenizer=self.tokenizer)
         return [
-            self.objective.collate(part, tokenizer=self.tokenizer)
-            for part in _chunks(samples, size=self.micro_batch_rows)
+            self.objective.collate([encoded[row] for row in part], tokenizer=self.tokenizer)
+            for part in self._micro_batches([item.num_tokens for item in encoded])
         ]
+
+    def _micro_batches(self, tokens: Sequence[int]) -> list[list[int]]:
+        """Which of our rows are in which micro-batch; every rank makes the same number."""
+        budget = self.train.micro_batch_tokens
+        if budget is None:
+            size = self.micro_batch_rows
+            return [list(range(s, min(s + size, len(tokens)))) for s in range(0, len(tokens), size)]
+        wanted = len(best_fit(tokens, room=max(budget, *tokens)))
+        (most,) = comm.max_over_ranks(wanted, device=self.device)
+        return balanced_parts(tokens, num_parts=int(most))
 
     def backward(self, batches: Sequence[Batch], *, all_units: float) -> float:
         """Accumulate the gradient of the global mean; returns this rank's summed loss.
@@ -152,5 +165,13 @@ class Trainer:
         torch.manual_seed(hash((self.train.seed, step, comm.rank())) % 2**63)
 
 
-def _chunks(samples: Sequence[Any], *, size: int) -> list[Sequence[Any]]:
-    return [samples[start : start + size] for start in range(0, len(samples), size)]
+def balanced_parts(tokens: Sequence[int], *, num_parts: int) -> list[list[int]]:
+    """Rows in `num_parts` parts of nearly equal tokens, none empty: the largest row first, each
+    into the part with the fewest tokens (Graham 1969)."""
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    loads = [(0, part) for part in range(num_parts)]
+    for row in sorted(range(len(tokens)), key=lambda row: -tokens[row]):
+        load, part = heapq.heappop(loads)
+        parts[part].append(row)
+        heapq.heappush(loads, (load + tokens[row], part))
+    return parts

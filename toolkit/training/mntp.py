@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from toolkit.model.losses import masked_token_nll
@@ -20,6 +21,21 @@ from toolkit.training.objective import Batch, lay_out, model_arguments, place, t
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskedBlock:
+    """The pieces of a block: their tokens with some hidden, where these are predicted, and what
+    they are."""
+
+    rows: list[NDArray[np.int64]]
+    predict: list[NDArray[np.bool_]]
+    targets: list[NDArray[np.int64]]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all pieces."""
+        return sum(map(len, self.rows))
+
+
+@dataclasses.dataclass(frozen=True)
 class MntpObjective:
     """Hide tokens; predict hidden token i from the hidden state at i - 1."""
 
@@ -29,13 +45,15 @@ class MntpObjective:
     packed: bool
     needs_head: bool = True
 
-    def collate(self, samples: Sequence[Sample[Pieces]], *, tokenizer: TextTokenizer) -> Batch:
-        """The corrupted pieces of the blocks (see `lay_out`), predict_BT (where a prediction is
-        made) and target_M, piece by piece."""
-        rows, predict, targets = [], [], []
+    def encode(
+        self, samples: Sequence[Sample[Pieces]], *, tokenizer: TextTokenizer
+    ) -> list[MaskedBlock]:
+        """Each block with some of its tokens hidden, by the sample's own random numbers."""
+        blocks = []
         for sample in samples:
             entropy = sample_seed(seed=self.seed, epoch=sample.epoch, sample=sample.index)
             rng = np.random.default_rng(entropy)
+            block = MaskedBlock([], [], [])
             for ids_T in sample.content:
                 corrupted_T, hidden_T = mask_tokens(
                     ids_T,
@@ -46,10 +64,22 @@ class MntpObjective:
                     vocab_size=tokenizer.vocab_size,
                     rng=rng,
                 )
-                rows.append(corrupted_T)
-                predict.append(np.append(hidden_T[1:], False))  # token i is predicted at i - 1
-                targets.append(ids_T[hidden_T])
-        batch = lay_out(rows, tokenizer=tokenizer, packed=self.packed)
+                block.rows.append(corrupted_T)
+                block.predict.append(np.append(hidden_T[1:], False))  # i is predicted at i - 1
+                block.targets.append(ids_T[hidden_T])
+            blocks.append(block)
+        return blocks
+
+    def collate(self, encoded: Sequence[MaskedBlock], *, tokenizer: TextTokenizer) -> Batch:
+        """The corrupted pieces of the blocks (see `lay_out`), predict_BT (where a prediction is
+        made) and target_M, piece by piece."""
+        batch = lay_out(
+            [row for block in encoded for row in block.rows],
+            tokenizer=tokenizer,
+            packed=self.packed,
+        )
+        predict = [row for block in encoded for row in block.predict]
+        targets = [row for block in encoded for row in block.targets]
         return {
             **batch,
             "predict_BT": place(predict, batch=batch, fill=False),

@@ -20,6 +20,14 @@ from toolkit.text.tokens import PackedBatch, TextTokenizer
 Batch = Mapping[str, Tensor | int]
 
 
+class Encoded(Protocol):
+    """A sample as tokens, in whatever form its objective collates."""
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens it puts into a batch."""
+
+
 class Objective(Protocol):
     """The part of a training run that differs between MNTP, SimCSE and supervised training."""
 
@@ -27,8 +35,13 @@ class Objective(Protocol):
     def needs_head(self) -> bool:
         """Whether the language-model head takes part."""
 
-    def collate(self, samples: Sequence[Sample[Any]], *, tokenizer: TextTokenizer) -> Batch:
-        """The batch of some samples, as CPU tensors."""
+    def encode(
+        self, samples: Sequence[Sample[Any]], *, tokenizer: TextTokenizer
+    ) -> Sequence[Encoded]:
+        """Each sample as tokens."""
+
+    def collate(self, encoded: Sequence[Any], *, tokenizer: TextTokenizer) -> Batch:
+        """The batch of some samples that `encode` gave, as CPU tensors."""
 
     def num_units(self, batch: Batch) -> int:
         """How many terms the loss of this batch sums."""

@@ -6,7 +6,9 @@ Shapes: B local rows, T tokens, D width, N rows of all ranks.
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from toolkit.model.losses import info_nce
@@ -20,6 +22,18 @@ from toolkit.training.objective import Batch, lay_out, model_arguments, tensor
 
 
 @dataclasses.dataclass(frozen=True)
+class Sentence:
+    """The tokens of a sentence."""
+
+    ids_T: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of both views."""
+        return 2 * len(self.ids_T)
+
+
+@dataclasses.dataclass(frozen=True)
 class SimcseObjective:
     """Two dropout views of a sentence are a positive pair; all other sentences are negatives."""
 
@@ -27,13 +41,17 @@ class SimcseObjective:
     packed: bool
     needs_head: bool = False
 
-    def collate(self, samples: Sequence[Sample[str]], *, tokenizer: TextTokenizer) -> Batch:
+    def encode(self, samples: Sequence[Sample[str]], *, tokenizer: TextTokenizer) -> list[Sentence]:
+        """The tokens of each sentence."""
+        return [Sentence(ids) for ids in tokenizer.encode([sample.content for sample in samples])]
+
+    def collate(self, encoded: Sequence[Sentence], *, tokenizer: TextTokenizer) -> Batch:
         """The sentences, twice (see `lay_out`).
 
         Both views in one forward pass: dropout draws anew for every row, and one pass of twice the
         rows keeps a device busier than two.
         """
-        rows = tokenizer.encode([sample.content for sample in samples])
+        rows = [sentence.ids_T for sentence in encoded]
         batch = lay_out([*rows, *rows], tokenizer=tokenizer, packed=self.packed)
         return {**batch, "num_rows": len(rows)}
 

@@ -1,0 +1,36 @@
+"""The tokenizer of a model, by its name or folder.
+
+Knows transformers' tokenizers. Apart from `backbone`, so that who needs no model need not wait for
+what models need (peft, torch's own half).
+"""
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from toolkit.config import resolve_model
+from toolkit.files import BadInput
+
+AGAIN = "copy or download the model again"
+
+
+def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer; the end token stands in for a missing padding token."""
+    name = resolve_model(reference)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise BadInput(
+            f"model {reference!r}: no tokenizer that can be read ({first_line(error)}); {AGAIN}"
+        ) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that are never a text's own: begin, end, padding, ...; an unknown word is its own."""
+    return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, short."""
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
