@@ -6,10 +6,10 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint clean
+.PHONY: help install quickstart test test-slow benchmark-data lint clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(VENV)/.installed  ## make the virtual environment
 
@@ -30,6 +30,19 @@ test: install  ## all tests (a real SLURM among them where it is installed)
 test-slow: install  ## the tests that take minutes each, with their full bars
 	$(BIN)/python -m pytest -m slow
 
+# What others need beside their requirements: a torch and torchvision that fit each other.
+PEER_TORCH ?= torch torchvision
+PEERS := .venv-peers/bin/python
+$(PEERS): tests/benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS) -m pip install --quiet --upgrade pip
+	$(PEERS) -m pip install --quiet $(PEER_TORCH) -r $<
+	touch $@
+
+benchmark-data: install $(PEERS)  ## cleaning and reading beside datasets, datatrove, mosaicml-streaming (half an hour)
+	$(BIN)/python -m tests.benchmarks.bench_cleaning --peers $(PEERS)
+	$(BIN)/python -m tests.benchmarks.bench_loader --peers $(PEERS)
+
 lint: install  ## format, style, types, layers
 	$(BIN)/ruff format --check toolkit tests data_scripts
 	$(BIN)/ruff check toolkit tests data_scripts
@@ -37,5 +50,5 @@ lint: install  ## format, style, types, layers
 	$(BIN)/lint-imports
 
 clean:  ## remove the environment, caches and the quickstart's run
-	rm -rf $(VENV) runs/quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers runs/quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -217,13 +217,6 @@ def test_recipes_that_cannot_be_used(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["supervised_mistral_7b", "supervised_sheared_llama_1b"])
-def test_supervised_training_is_for_later(name: str, tmp_path: Path, refused: Refused) -> None:
-    line = refused("train", name, f"run_dir={tmp_path / 'out'}")
-    assert "is not in this version; use simcse_*" in line
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("recipe", "override", "message"),
     [

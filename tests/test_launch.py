@@ -168,7 +168,7 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
         (["train.steps=3.5"], "key 'train.steps': input should be a valid integer, not 3.5"),
         (["train.steps"], "override 'train.steps': write key.path=value"),
         (["deepspeed.config=zero9"], "'zero9' is neither a file nor one of zero1"),
-        (["--recipe", "supervised_mistral_7b"], "is not in this version"),
+        (["--recipe", "supervised_mistral_7b"], "pairs/e5: no whole shard directory; make it with"),
         (['run_dir="a\\n#SBATCH --uid=0/b"'], "a path without line breaks"),
     ],
 )

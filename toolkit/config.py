@@ -145,17 +145,18 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     """Refuse what cannot run on `world_size` ranks or in this run directory; without torch, so that
     the launcher can ask before a job waits in a queue. Returns micro-batch rows and accumulation.
     """
-    if isinstance(recipe, SupervisedRecipe):
-        raise BadInput("supervised contrastive training is not in this version; use simcse_*")
     deepspeed_layout(recipe.deepspeed.config)
     micro, accumulation = batch_split(recipe.train, world_size=world_size)
-    if isinstance(recipe, SimcseRecipe) and recipe.train.global_batch_rows < 2:
+    contrastive = isinstance(recipe, (SimcseRecipe, SupervisedRecipe))
+    if contrastive and recipe.train.global_batch_rows < 2:
         raise BadInput("train.global_batch_rows=1: a contrastive row needs others beside it")
     if recipe.train.micro_batch_tokens is not None and recipe.model.attention != "packed":
         raise BadInput(
             f"train.micro_batch_tokens={recipe.train.micro_batch_tokens} needs "
             f"model.attention=packed, not {recipe.model.attention}; use train.micro_batch_rows"
         )
+    if isinstance(recipe, SupervisedRecipe):
+        _check_instruction_format(recipe.supervised.instruction_format)
     _check_run_dir(recipe)
     return micro, accumulation
 
@@ -217,6 +218,18 @@ def resolve_model(reference: str) -> str:
             "download the model whole, or convert its weights to safetensors"
         )
     return reference
+
+
+def _check_instruction_format(text: str) -> None:
+    try:
+        known = text.format(instruction="") != text and "{instruction}" in text
+    except (KeyError, IndexError, ValueError):
+        known = False
+    if not known:
+        raise BadInput(
+            f"supervised.instruction_format={text!r}: write a text with {{instruction}} in it, "
+            'such as "{instruction}; "'
+        )
 
 
 def _check_run_dir(recipe: TrainingRecipe) -> None:

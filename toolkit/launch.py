@@ -33,11 +33,13 @@ from toolkit.schema import (
     PipelineRecipe,
     Recipe,
     StageRecipe,
+    SupervisedRecipe,
     TrainingRecipe,
 )
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
+HOW_TO_PAIR = "make it with data_scripts/prepare_pairs.py --input FILES --output DIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,12 +210,13 @@ def check(jobs: Sequence[PlannedJob]) -> None:
         else:
             models = [settings.model for settings in recipe.encoders.values()]
             shards = [task.corpus for task in recipe.retrieval.values()]
+        for directory in shards:
+            if not _comes_later(directory, outputs=outputs) and not is_committed(Path(directory)):
+                how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
+                raise BadInput(f"{job.name}: {directory}: no whole shard directory; {how}")
         for model in models:
             if not _comes_later(model, outputs=outputs):
                 _warn_if_not_here(resolve_model(model))
-        for directory in shards:
-            if not _comes_later(directory, outputs=outputs) and not is_committed(Path(directory)):
-                raise BadInput(f"{job.name}: {directory}: no whole shard directory; {HOW_TO_SHARD}")
         outputs.append(output_of(recipe).absolute())
         for place in (job.folder, outputs[-1]):
             _check_writable(place)

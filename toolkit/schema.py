@@ -52,8 +52,8 @@ class Model(Section):
 
 
 class Data(Section):
-    """A directory of shards, and the length of a row: where a sentence is cut, or how many tokens
-    of documents fill a block."""
+    """A directory of shards (of pairs for supervised training), and the length of a row: where a
+    text is cut, or how many tokens of documents fill a block."""
 
     train: Text
     max_tokens: Annotated[int, Field(ge=8)]
@@ -107,10 +107,20 @@ class Simcse(Section):
 
 
 class Supervised(Section):
-    """Contrastive training on (query, positive, hard negatives)."""
+    """Contrastive training on (query, positive, hard negatives): cosine similarities are multiplied
+    by `scale`, or by what `scales` says for a data set.
+
+    `instruction_format` stands before a text whose data set has an instruction. Candidates whose
+    similarity exceeds the positive's by more than `false_negative_margin` are left out. With
+    `matryoshka_dims` the loss is the mean over vectors cut to these widths, and whole.
+    """
 
     scale: Positive
+    scales: dict[str, Positive] = {}
     num_hard_negatives: Natural = 1
+    instruction_format: Text = "{instruction}; "
+    false_negative_margin: float | None = None
+    matryoshka_dims: tuple[Count, ...] = ()
 
 
 class TrainingRecipe(Section):

@@ -1,8 +1,10 @@
 """Losses and pooling against their definitions."""
 
+import pytest
 import torch
 
-from toolkit.model.losses import info_nce, masked_token_nll
+from toolkit.model import losses
+from toolkit.model.losses import FalseNegatives, info_nce, masked_token_nll, matryoshka
 from toolkit.model.pooling import mean_pool
 
 
@@ -14,8 +16,55 @@ def test_info_nce_is_its_definition() -> None:
     for i in range(3):
         scores = [20.0 * torch.dot(query[i], c) / (query[i].norm() * c.norm()) for c in candidate]
         expected -= torch.log_softmax(torch.stack(scores), dim=0)[target[i]]
-    found = info_nce(query, candidate_ND=candidate, target_B=target, scale=20.0)
+    found, correct = info_nce(query, candidate_ND=candidate, target_B=target, scale=20.0)
     torch.testing.assert_close(found, expected)
+    cosine = torch.nn.functional.cosine_similarity(query[:, None], candidate[None], dim=-1)
+    assert int(correct) == int((cosine.argmax(dim=1) == target).sum())
+
+
+@pytest.mark.parametrize("margin", [None, 0.0, 0.3])
+def test_false_negatives_are_left_out_as_the_loops_say(margin: float | None) -> None:
+    torch.manual_seed(1)
+    query, candidate = torch.randn(6, 4), torch.randn(15, 4)
+    target = torch.tensor([0, 1, 2, 3, 4, 5])
+    hashes = torch.tensor([7, 8, 9, 7, 5, 6, 7, 1, 2, 8, 11, 12, 3, 4, 4])
+    false = FalseNegatives(
+        query_B=torch.tensor([11, 12, 13, 14, 11, 16]),
+        positive_B=hashes[:6],
+        candidate_N=hashes,
+        answers_N=torch.tensor([11, 12, 13, 14, 11, 16] + [0] * 9),
+        margin=margin,
+    )
+    expected, right = torch.tensor(0.0), 0
+    for i in range(6):
+        cosine = torch.nn.functional.cosine_similarity(query[i][None], candidate, dim=-1)
+        kept = []
+        for j in range(15):
+            same = hashes[j] in (hashes[i], false.query_B[i])
+            same |= j < 6 and false.query_B[j] == false.query_B[i]
+            same |= margin is not None and bool(cosine[j] > cosine[i] + margin)
+            if j == i or not same:
+                kept.append(j)
+        scores = 5.0 * cosine[kept]
+        expected -= torch.log_softmax(scores, dim=0)[kept.index(i)]
+        right += kept[int(scores.argmax())] == i
+    found, correct = info_nce(
+        query, candidate_ND=candidate, target_B=target, scale=5.0, false=false
+    )
+    torch.testing.assert_close(found, expected)
+    assert int(correct) == right
+
+
+def test_matryoshka_is_the_mean_over_cut_vectors() -> None:
+    torch.manual_seed(0)
+    query, candidate, target = torch.randn(3, 8), torch.randn(5, 8), torch.tensor([0, 4, 2])
+
+    def loss(dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return info_nce(query[:, :dim], candidate_ND=candidate[:, :dim], target_B=target, scale=2.0)
+
+    found, correct = matryoshka(loss, dims=[2, 4, 8, 99], width=8)
+    torch.testing.assert_close(found, (loss(2)[0] + loss(4)[0] + loss(8)[0]) / 3)
+    assert int(correct) == int(loss(8)[1])
 
 
 def test_masked_token_nll_sums_and_keeps_an_empty_batch_in_the_graph() -> None:
@@ -23,12 +72,29 @@ def test_masked_token_nll_sums_and_keeps_an_empty_batch_in_the_graph() -> None:
     logits = torch.randn(4, 9, requires_grad=True)
     target = torch.tensor([1, 2, 3, 8])
     expected = -torch.log_softmax(logits, dim=1)[torch.arange(4), target].sum()
-    torch.testing.assert_close(masked_token_nll(logits, target_M=target), expected)
-    empty = masked_token_nll(logits[:0], target_M=target[:0])
+    found, correct = masked_token_nll(logits, target_M=target)
+    torch.testing.assert_close(found, expected)
+    assert int(correct) == int((logits.argmax(dim=1) == target).sum())
+    empty, none = masked_token_nll(logits[:0], target_M=target[:0])
     empty.backward()
+    assert int(none) == 0
     assert float(empty.detach()) == 0.0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_masked_token_nll_in_chunks_equals_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(30, 9, requires_grad=True)
+    target = torch.randint(9, (30,))
+    whole, right = masked_token_nll(logits, target_M=target)
+    (wanted,) = torch.autograd.grad(whole, logits)
+    monkeypatch.setattr(losses, "CHUNK_ELEMENTS", 40)
+    found, correct = masked_token_nll(logits, target_M=target)
+    (gradient,) = torch.autograd.grad(found, logits)
+    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(gradient, wanted)
+    assert int(correct) == int(right)
 
 
 def test_mean_pool_sees_own_tokens_only() -> None:

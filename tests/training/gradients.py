@@ -1,6 +1,6 @@
 """Run by the parity tests on 1 and 2 ranks: loss and every gradient of the first step, to a file.
 
-usage: gradients.py OUT.safetensors SHARDS kind:stage[:no-gather-gradient] ...
+usage: gradients.py OUT.safetensors SHARDS PAIRS kind:stage[:no-gather-gradient] ...
 """
 
 import os
@@ -26,22 +26,26 @@ OVERRIDES = ["model.lora.dropout=0.0", "train.global_batch_rows=8", "data.max_to
 EXTRA = {
     "mntp": ["train.micro_batch_rows=2"],
     "simcse": ["model.attention_dropout=0.0", "train.micro_batch_rows=8"],
+    "supervised": ["supervised.num_hard_negatives=2", "train.micro_batch_rows=8"],
 }
 VARIANTS = {
     "sdpa": ["model.attention=sdpa"],
     "cached": ["train.micro_batch_rows=2"],  # more than one micro-batch: GradCache
     "full": ["model.lora=null"],
+    "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
 }
 
 
-def case_recipe(kind: str, *, shards: str, base: str, stage: str = "3") -> TrainingRecipe:
+def case_recipe(
+    kind: str, *, shards: str, base: str, stage: str = "3", pairs: str = ""
+) -> TrainingRecipe:
     """The recipe of a parity case, such as "simcse-cached-full" (see `VARIANTS`)."""
     kind, *variants = kind.split("-")
     overrides = [*OVERRIDES, *EXTRA[kind], "model.attention=packed"]
     for variant in variants:
         overrides += VARIANTS[variant]
-    overrides += [f"data.train={shards}", f"model.base={base}"]
+    overrides += [f"data.train={pairs if kind == 'supervised' else shards}", f"model.base={base}"]
     if "full" in variants:
         overrides = [value for value in overrides if not value.startswith("model.lora.")]
     recipe = load_recipe(f"tiny_{kind}", overrides=[*overrides, f"deepspeed.config=zero{stage}"])
@@ -92,7 +96,7 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     )
 
 
-def main(out: str, shards: str, cases: list[str]) -> None:
+def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
     """Write `case/loss` and `case/<parameter>` of every case."""
     place = detect(os.environ)
     device = comm.start(
@@ -111,14 +115,16 @@ def main(out: str, shards: str, cases: list[str]) -> None:
         if broken:
             comm.gather_rows = lambda rows: gather(rows).detach()  # noqa: B023
         trainer = trainer_of(
-            case_recipe(kind, shards=shards, base=base, stage=stage), device=device
+            case_recipe(kind, shards=shards, base=base, stage=stage, pairs=pairs), device=device
         )
         batches = trainer.batches(0)
         units = sum(trainer.objective.num_units(batch) for batch in batches)
         (all_units,) = comm.sum_over_ranks(units, device=device)
-        loss = trainer.backward(batches, all_units=all_units)
-        (total,) = comm.sum_over_ranks(loss, device=device)
-        found[f"{case}/loss"] = torch.tensor(total / all_units, dtype=torch.float64)
+        figures = comm.sum_of_each(trainer.backward(batches, all_units=all_units))
+        for name in ("loss", "accuracy", "alignment"):
+            if name in figures:
+                value = figures[name] / all_units
+                found[f"{case}/{name}"] = torch.tensor(value, dtype=torch.float64)
         for name, parameter in zero.trainable_parameters(trainer.engine).items():
             found[f"{case}/{saved_name(name)}"] = zero.full_gradient(parameter)
         comm.gather_rows = gather
@@ -129,4 +135,4 @@ def main(out: str, shards: str, cases: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

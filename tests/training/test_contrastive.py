@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from toolkit.model import losses
 from toolkit.model.losses import info_nce
 from toolkit.training.contrastive import cached_terms
-from toolkit.training.objective import Batch, tensor
+from toolkit.training.objective import Batch, Figures, tensor
 
 
 @pytest.fixture
@@ -25,9 +25,11 @@ def batches(*, num_rows: int, size: int) -> list[Batch]:
     return [{"rows": part} for part in rows.split(size)]
 
 
-def loss_sum(vectors: Sequence[Tensor]) -> Tensor:
+def loss_sum(vectors: Sequence[Tensor]) -> tuple[Tensor, Figures]:
     first, second = torch.cat(list(vectors)).chunk(2)
-    return info_nce(first, candidate_ND=second, target_B=torch.arange(len(first)), scale=5.0)
+    target = torch.arange(len(first))
+    loss, _ = info_nce(first, candidate_ND=second, target_B=target, scale=5.0)
+    return loss, {"loss": loss.detach()}
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -48,15 +50,15 @@ def test_dropout_is_replayed_and_the_gradient_is_that_of_the_whole(
     for number, batch in enumerate(parts):
         torch.manual_seed(seed + number)
         vectors.append(model(batch["rows"]))
-    whole = loss_sum(vectors)
+    whole, _ = loss_sum(vectors)
     whole.backward()
     wanted = gradients(model)
     torch.manual_seed(7)
     reported = 0.0
     terms = cached_terms(parts, embed=lambda b: model(tensor(b, "rows")), loss=loss_sum)
-    for term, value in terms:
+    for term, figures in terms:
         term.backward()
-        reported += value
+        reported += float(figures.get("loss", 0.0))
     assert reported == pytest.approx(float(whole.detach()), rel=1e-7)
     for mine, other in zip(gradients(model), wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-9)
@@ -90,8 +92,8 @@ def test_the_loss_in_row_chunks_equals_the_loss_at_once(monkeypatch: pytest.Monk
     found = []
     for elements in (2**24, 700, 1):
         monkeypatch.setattr(losses, "CHUNK_ELEMENTS", elements)
-        value = info_nce(query, candidate_ND=candidate, target_B=target, scale=20.0)
-        found.append((value, *torch.autograd.grad(value, (query, candidate))))
+        value, correct = info_nce(query, candidate_ND=candidate, target_B=target, scale=20.0)
+        found.append((value, correct, *torch.autograd.grad(value, (query, candidate))))
     for other in found[1:]:
         for mine, whole in zip(other, found[0], strict=True):
             torch.testing.assert_close(mine, whole, rtol=1e-5, atol=1e-5)

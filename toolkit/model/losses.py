@@ -1,6 +1,9 @@
 """The maths of the objectives, for one rank's rows. Shapes: B rows, N candidates, D width,
 M masked tokens, V vocabulary."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,37 +13,124 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_ELEMENTS = 2**24
 
 
-def info_nce(query_BD: Tensor, *, candidate_ND: Tensor, target_B: Tensor, scale: float) -> Tensor:
-    """The SUM over rows of the cross-entropy of scaled cosine similarities, a scalar in fp32.
+@dataclass(frozen=True)
+class FalseNegatives:
+    """What tells that a candidate is no negative of a query, though it is not its positive either.
+
+    Hashes of texts: of each query (B,), of its positive (B,), of each candidate (N,), and the query
+    that a candidate is the positive of (N,), 0 for hard negatives. Candidates more than `margin`
+    more similar than the positive are left out too, when it is given (as in NV-Retriever, de Souza
+    P. Moreira et al. 2024, "perc/margin" mining, applied at training time).
+    """
+
+    query_B: Tensor
+    positive_B: Tensor
+    candidate_N: Tensor
+    answers_N: Tensor
+    margin: float | None = None
+
+
+def info_nce(
+    query_BD: Tensor,
+    *,
+    candidate_ND: Tensor,
+    target_B: Tensor,
+    scale: float,
+    false: FalseNegatives | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The SUM over rows of the cross-entropy of scaled cosine similarities, a scalar in fp32, and
+    for how many rows the positive is the most similar of all that count, a scalar.
 
     Row i's positive is `candidate_ND[target_B[i]]`, all other candidates are its negatives
-    (SimCSE, Gao et al. 2021, eq. 1; `scale` is 1 / temperature). Rows go through in chunks that are
-    computed again in the backward pass, so that memory does not grow with B x N.
+    (SimCSE, Gao et al. 2021, eq. 1; `scale` is 1 / temperature) but for those that `false` tells.
+    Rows go through in chunks that are computed again in the backward pass, so that memory does not
+    grow with B x N.
     """
     query = F.normalize(query_BD.float(), dim=-1)
     candidate = F.normalize(candidate_ND.float(), dim=-1)
     num_rows = max(1, CHUNK_ELEMENTS // len(candidate))
     if num_rows >= len(query):
-        return _row_losses(query, candidate, target_B, scale)
-    chunks = zip(torch.split(query, num_rows), torch.split(target_B, num_rows), strict=True)
-    losses = [
-        checkpoint(_row_losses, rows, candidate, target, scale, use_reentrant=False)
-        for rows, target in chunks
+        return _row_losses(query, candidate, target_B, scale, false)
+    found = [
+        checkpoint(
+            _row_losses,
+            query[start : start + num_rows],
+            candidate,
+            target_B[start : start + num_rows],
+            scale,
+            _rows_of(false, start=start, stop=start + num_rows),
+            use_reentrant=False,
+        )
+        for start in range(0, len(query), num_rows)
     ]
-    return torch.stack(losses).sum()
+    losses, corrects = zip(*found, strict=True)
+    return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
 
-def _row_losses(query_BD: Tensor, candidate_ND: Tensor, target_B: Tensor, scale: float) -> Tensor:
-    return F.cross_entropy(scale * query_BD @ candidate_ND.T, target_B, reduction="sum")
+def _row_losses(
+    query_BD: Tensor,
+    candidate_ND: Tensor,
+    target_B: Tensor,
+    scale: float,
+    false: FalseNegatives | None,
+) -> tuple[Tensor, Tensor]:
+    cosine_BN = query_BD @ candidate_ND.T
+    if false is not None:
+        cosine_BN = cosine_BN.masked_fill(_no_negative(cosine_BN, target_B, false), -torch.inf)
+    loss = F.cross_entropy(scale * cosine_BN, target_B, reduction="sum")
+    return loss, (cosine_BN.argmax(dim=1) == target_B).sum()
 
 
-def masked_token_nll(logits_MV: Tensor, *, target_M: Tensor) -> Tensor:
-    """The SUM over masked tokens of the negative log-likelihood, a scalar in fp32.
+@torch.no_grad()
+def _no_negative(cosine_BN: Tensor, target_B: Tensor, false: FalseNegatives) -> Tensor:
+    found_BN = false.candidate_N == false.positive_B[:, None]
+    found_BN |= false.candidate_N == false.query_B[:, None]
+    found_BN |= false.answers_N == false.query_B[:, None]
+    if false.margin is not None:
+        found_BN |= cosine_BN > cosine_BN.gather(1, target_B[:, None]) + false.margin
+    found_BN.scatter_(1, target_B[:, None], False)
+    return found_BN
 
-    A sum, because the normaliser is the number of masked tokens of the whole global batch.
-    With no masked token it is a zero that still reaches the logits: under ZeRO-3 a rank that
-    leaves the backward graph stops all others.
+
+def _rows_of(false: FalseNegatives | None, *, start: int, stop: int) -> FalseNegatives | None:
+    if false is None:
+        return None
+    return replace(
+        false, query_B=false.query_B[start:stop], positive_B=false.positive_B[start:stop]
+    )
+
+
+def matryoshka(
+    loss: Callable[[int], tuple[Tensor, Tensor]], *, dims: Sequence[int], width: int
+) -> tuple[Tensor, Tensor]:
+    """The mean loss over vectors cut to each of `dims` and whole (Kusupati et al. 2022, section 3),
+    and the whole ones' second result. `loss(d)` is that of the first d coordinates."""
+    found = [loss(dim) for dim in (*(dim for dim in dims if dim < width), width)]
+    return torch.stack([part for part, _ in found]).mean(), found[-1][1]
+
+
+def masked_token_nll(logits_MV: Tensor, *, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The SUM over masked tokens of the negative log-likelihood, a scalar in fp32, and how many
+    tokens are the likeliest of all, a scalar.
+
+    A sum, because the normaliser is the number of masked tokens of the whole global batch. Tokens
+    go through in chunks that are computed again in the backward pass: the fp32 copy of the logits
+    and its gradient exist for a chunk only. With no masked token the loss is a zero that still
+    reaches the logits: under ZeRO-3 a rank that leaves the backward graph stops all others.
     """
     if target_M.numel() == 0:
-        return logits_MV.float().sum() * 0.0
-    return F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
+        return logits_MV.float().sum() * 0.0, target_M.new_zeros(())
+    num_tokens = max(1, CHUNK_ELEMENTS // logits_MV.shape[1])
+    if num_tokens >= len(target_M):
+        return _token_losses(logits_MV, target_M)
+    chunks = zip(torch.split(logits_MV, num_tokens), torch.split(target_M, num_tokens), strict=True)
+    found = [
+        checkpoint(_token_losses, logits, target, use_reentrant=False) for logits, target in chunks
+    ]
+    losses, corrects = zip(*found, strict=True)
+    return torch.stack(losses).sum(), torch.stack(corrects).sum()
+
+
+def _token_losses(logits_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    loss = F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
+    return loss, (logits_MV.detach().argmax(dim=1) == target_M).sum()

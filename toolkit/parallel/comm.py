@@ -6,6 +6,7 @@ as arguments. Shapes: B local rows, N rows of all ranks, D width, W ranks.
 
 import datetime
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,6 +82,13 @@ def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
     return [float(value) for value in total.tolist()]
 
 
+def sum_of_each(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Each scalar summed over all ranks, in fp64 and in one go; all ranks bring the same names."""
+    total = torch.stack([value.double() for value in values.values()])
+    dist.all_reduce(total)
+    return dict(zip(values, total.tolist(), strict=True))
+
+
 def max_over_ranks(*values: float, device: torch.device) -> list[float]:
     """Each value's maximum over all ranks."""
     most = torch.tensor(values, dtype=torch.float64, device=device)
@@ -108,6 +116,13 @@ def gather_rows(rows_BD: Tensor) -> Tensor:
     """
     gathered: Tensor = _GatherRows.apply(rows_BD)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def gather_values(values_B: Tensor) -> Tensor:
+    """The values (N,) of all ranks in rank order, such as hashes, that carry no gradient."""
+    parts = [torch.empty_like(values_B) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values_B.contiguous())
+    return torch.cat(parts)
 
 
 class _GatherRows(torch.autograd.Function):

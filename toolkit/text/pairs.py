@@ -66,12 +66,14 @@ class HashedPair(Pair):
 class PairTask:
     """What is asked of the texts of one data set. An empty instruction is none.
 
-    For a symmetric task, such as finding duplicates, both sides carry the same instruction.
+    For a symmetric task, such as finding duplicates, both sides carry the same instruction. No pair
+    has more than `max_negatives` hard negatives: it is known once the pairs are written.
     """
 
     name: str
     query_instruction: str = ""
     document_instruction: str = ""
+    max_negatives: int = 0
 
 
 def text_hash(text: str) -> int:
@@ -97,9 +99,12 @@ def write_pairs(
             shards = list(_write_set(pairs, folder=folder, number=number))
             if not shards:
                 raise BadInput(f"data set {task.name!r}: no pair to train on")
-            entries.append(
-                {**vars(task), "rows": sum(shard["rows"] for shard in shards), "shards": shards}
-            )
+            told = {
+                **vars(task),
+                "max_negatives": max(shard["max_negatives"] for shard in shards),
+                "rows": sum(shard["rows"] for shard in shards),
+            }
+            entries.append({**told, "shards": shards})
         if quarantine:
             write_atomic(folder / QUARANTINE, "".join(quarantine))
         content = {
@@ -134,6 +139,7 @@ def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[
         yield {
             "file": path.name,
             "rows": len(rows),
+            "max_negatives": max(len(pair.negatives) for pair in rows),
             "bytes": path.stat().st_size,
             "sha256": sha256_of(path),
         }

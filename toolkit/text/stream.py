@@ -5,7 +5,7 @@ Knows shards and their order. Refuses to know ranks: it deals row ranges of a gl
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,15 @@ class Source(Protocol[Content]):
 
     def content(self, index: int) -> Content:
         """The sample at a place."""
+
+
+class Samples(Protocol):
+    """An endless sequence of samples, read by rows of global batches."""
+
+    num_samples: int
+
+    def batch(self, step: int, *, global_rows: int, start: int, stop: int) -> Sequence[Sample[Any]]:
+        """Rows start..stop of the global batch of `step` (from 0)."""
 
 
 class Sentences:

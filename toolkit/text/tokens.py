@@ -109,6 +109,22 @@ class TextTokenizer:
         cut = [text[: self._max_chars] for text in texts]
         return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch(cut)]
 
+    def encode_after(
+        self, prefix: str, texts: Sequence[str]
+    ) -> list[tuple[Ids, NDArray[np.bool_]]]:
+        """Token ids of `prefix` and text together, cut at the limit, and which are the text's own.
+
+        The prefix, an instruction, is never pooled. A token that holds its end and the beginning of
+        the text belongs to the text.
+        """
+        cut = [prefix + text[: self._max_chars] for text in texts]
+        found = []
+        for encoding in self._tokenizer.encode_batch(cut):
+            ids_T = np.asarray(encoding.ids, dtype=np.int64)
+            ends_T = np.array([end for _, end in encoding.offsets], dtype=np.int64)
+            found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
+        return found
+
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids are a text's own tokens."""
         return ~np.isin(ids, self._special_ids)

@@ -11,29 +11,33 @@ Shapes: B rows of a micro-batch, D width.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from toolkit.training.objective import Batch
+from toolkit.model.pooling import mean_pool, mean_pool_packed
+from toolkit.parallel import comm
+from toolkit.training.objective import Batch, Figures, model_arguments, tensor
+
+MAX_UNIFORMITY_ROWS = 1024
 
 Embed = Callable[[Batch], Tensor]
-Loss = Callable[[Sequence[Tensor]], Tensor]
+Loss = Callable[[Sequence[Tensor]], tuple[Tensor, Figures]]
 
 
 def cached_terms(
     batches: Sequence[Batch], *, embed: Embed, loss: Loss
-) -> Iterator[tuple[Tensor, float]]:
-    """A scalar to go backward from for each micro-batch, in order, and the loss it accounts for.
+) -> Iterator[tuple[Tensor, Figures]]:
+    """A scalar to go backward from for each micro-batch, in order, and the figures to report.
 
     `embed` gives vectors (B, D); `loss` the scalar loss of all micro-batches' vectors, over ranks
-    too. A single micro-batch is not embedded twice.
+    too, and its figures. A single micro-batch is not embedded twice.
 
     Dropout is seeded anew before each micro-batch, by its number: the second pass drops what the
     first one dropped, on any device, without a generator's state being kept.
     """
     seed = torch.initial_seed()
     if len(batches) == 1:
-        total = loss([embed(batches[0])])
-        yield total, float(total.detach())
+        yield loss([embed(batches[0])])
         return
     vectors = []
     for number, batch in enumerate(batches):
@@ -41,11 +45,43 @@ def cached_terms(
         with torch.no_grad():
             vectors.append(embed(batch))
     leaves = [vector.detach().requires_grad_() for vector in vectors]
-    whole = loss(leaves)
+    whole, figures = loss(leaves)
     whole.backward()  # type: ignore[no-untyped-call]
-    value = float(whole.detach())
     for number, (batch, leaf) in enumerate(zip(batches, leaves, strict=True)):
         torch.manual_seed(seed + number)
         again = embed(batch)
         assert leaf.grad is not None
-        yield (again * leaf.grad).sum(), value if number == 0 else 0.0
+        yield (again * leaf.grad).sum(), figures if number == 0 else {}
+
+
+def embed_rows(forward: nn.Module, batch: Batch) -> Tensor:
+    """The mean-pooled vectors (B, D) of a batch of `lay_out`, in fp32."""
+    hidden_BTD = forward(**model_arguments(batch)).last_hidden_state
+    own_BT = tensor(batch, "own_BT")
+    if "bound_S" not in batch:
+        return mean_pool(hidden_BTD, own_BT=own_BT)
+    return mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
+
+
+@torch.no_grad()
+def contrastive_figures(
+    loss: Tensor, *, correct: Tensor, query_BD: Tensor, positive_BD: Tensor
+) -> Figures:
+    """Loss, accuracy, and what Wang and Isola 2020 call alignment and uniformity, summed over rows:
+    the squared distance of a query to its positive (lower is better), and the logarithm of the
+    mean of exp(-2 d^2) over pairs of queries of one rank (lower is more uniform)."""
+    query, positive = (F.normalize(part.float(), dim=-1) for part in (query_BD, positive_BD))
+    some = query[:MAX_UNIFORMITY_ROWS]
+    uniformity = torch.pdist(some).pow(2).mul(-2).exp().mean().log() * len(query)
+    return {
+        "loss": loss.detach(),
+        "accuracy": correct,
+        "alignment": (query - positive).pow(2).sum(),
+        "uniformity": uniformity if len(some) > 1 else query.new_zeros(()),
+    }
+
+
+def gather_vectors(rows_BD: Tensor, *, low_precision: bool) -> Tensor:
+    """The vectors (N, D) of all ranks, with gradient, in fp32; sent as bf16 with `low_precision`,
+    which halves the traffic and costs no more than the model's own rounding."""
+    return comm.gather_rows(rows_BD.bfloat16() if low_precision else rows_BD).float()

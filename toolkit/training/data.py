@@ -4,14 +4,15 @@ Knows which source each kind of recipe reads.
 """
 
 from pathlib import Path
-from typing import Any
 
 from toolkit.console import Progress
 from toolkit.model.attention import PACKED
 from toolkit.parallel import comm
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.text.pair_stream import PairStream
+from toolkit.text.pairs import open_pairs
 from toolkit.text.shards import open_shards
-from toolkit.text.stream import Blocks, Sentences, Stream
+from toolkit.text.stream import Blocks, Samples, Sentences, Stream
 from toolkit.text.token_shards import (
     TokenFiles,
     finish_token_files,
@@ -54,8 +55,20 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
         print(open_tokens(files).summary)
 
 
-def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Stream[Any]:
-    """The samples of a recipe's shards, which `program.check` and `make_tokens` have been at."""
+def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
+    """What identifies the content of `data.train`. Raises `BadInput` when it is absent, damaged (of
+    files, with `verify`), or of the wrong kind."""
+    directory = Path(recipe.data.train)
+    if isinstance(recipe, SupervisedRecipe):
+        return open_pairs(directory, verify=verify).digest
+    return open_shards(directory, verify=verify).digest
+
+
+def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
+    """The samples of a recipe's data, which `program.check` and `make_tokens` have been at."""
+    if isinstance(recipe, SupervisedRecipe):
+        pairs = open_pairs(Path(recipe.data.train), verify=False)
+        return PairStream(pairs, seed=recipe.train.seed)
     if isinstance(recipe, MntpRecipe):
         tokens = open_tokens(token_files(recipe, tokenizer=tokenizer))
         blocks = Blocks(tokens, crossing=recipe.mntp.cross_documents)

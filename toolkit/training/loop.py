@@ -7,15 +7,16 @@ import dataclasses
 import heapq
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from toolkit.parallel import comm
 from toolkit.schema import Train
 from toolkit.text.packing import best_fit
-from toolkit.text.stream import Stream
+from toolkit.text.stream import Samples
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.objective import Batch, Objective, num_tokens, to_device
 from toolkit.training.schedule import learning_rate
@@ -26,7 +27,7 @@ class Step:
     """What one step did, over all ranks."""
 
     step: int
-    loss: float
+    figures: Mapping[str, float]
     lr: float
     grad_norm: float
     tokens: int
@@ -35,10 +36,11 @@ class Step:
     told_to_stop: bool
 
     def row(self) -> dict[str, float]:
-        """The line of the metrics file. tokens are real tokens, padding a fraction."""
+        """The line of the metrics file. tokens are real tokens, padding a fraction; the figures of
+        the objective are means over its units."""
         return {
             "step": self.step,
-            "loss": self.loss,
+            **self.figures,
             "lr": self.lr,
             "grad_norm": self.grad_norm,
             "tokens": self.tokens,
@@ -58,7 +60,7 @@ class Trainer:
 
     engine: Any
     objective: Objective
-    stream: Stream[Any]
+    stream: Samples
     tokenizer: TextTokenizer
     train: Train
     micro_batch_rows: int
@@ -102,11 +104,10 @@ class Trainer:
         lr = learning_rate(self.train, step=step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        loss = self.backward(batches, all_units=all_units)
-        (total,) = comm.sum_over_ranks(loss, device=self.device)
-        if not math.isfinite(total):
+        figures = comm.sum_of_each(self.backward(batches, all_units=all_units))
+        if not math.isfinite(figures["loss"]):
             raise NonFiniteLoss(
-                f"step {step}: the loss is {total}; lower train.lr, or look at data"
+                f"step {step}: the loss is {figures['loss']}; lower train.lr, or look at data"
             )
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
@@ -114,7 +115,7 @@ class Trainer:
             raise NonFiniteLoss(f"step {step}: the gradient is {grad_norm}; lower train.lr")
         return Step(
             step=step + 1,
-            loss=total / all_units,
+            figures={name: value / all_units for name, value in figures.items()},
             lr=lr,
             grad_norm=grad_norm,
             tokens=int(all_tokens),
@@ -145,19 +146,20 @@ class Trainer:
         (most,) = comm.max_over_ranks(wanted, device=self.device)
         return balanced_parts(tokens, num_parts=int(most))
 
-    def backward(self, batches: Sequence[Batch], *, all_units: float) -> float:
-        """Accumulate the gradient of the global mean; returns this rank's summed loss.
+    def backward(self, batches: Sequence[Batch], *, all_units: float) -> dict[str, Tensor]:
+        """Accumulate the gradient of the global mean; returns this rank's summed figures.
 
         DeepSpeed averages gradients over ranks, so the local sum is scaled up by their number and
         divided by the units of the whole global batch, wherever they lie.
         """
         scale = comm.world_size() / all_units
-        total = 0.0
+        total: dict[str, Tensor] = {}
         on_device = [to_device(batch, device=self.device) for batch in batches]
-        for number, (term, loss) in enumerate(self.objective.terms(self.engine, on_device)):
+        for number, (term, figures) in enumerate(self.objective.terms(self.engine, on_device)):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             self.engine.backward(term * scale, scale_wrt_gas=False)
-            total += loss
+            for name, value in figures.items():
+                total[name] = total[name] + value if name in total else value.double()
         return total
 
     def _seed_dropout(self, step: int) -> None:

@@ -17,7 +17,14 @@ from toolkit.text.masking import mask_tokens
 from toolkit.text.order import sample_seed
 from toolkit.text.stream import Pieces, Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Batch, lay_out, model_arguments, place, tensor
+from toolkit.training.objective import (
+    Batch,
+    Figures,
+    lay_out,
+    model_arguments,
+    place,
+    tensor,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +97,11 @@ class MntpObjective:
         """The number of hidden tokens."""
         return len(tensor(batch, "target_M"))
 
-    def terms(self, forward: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, float]]:
+    def terms(
+        self, forward: nn.Module, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed NLL of each micro-batch; logits exist at the hidden positions only."""
         for batch in batches:
             output = forward(**model_arguments(batch), logits_to_keep=batch["predict_BT"])
-            loss = masked_token_nll(output.logits, target_M=tensor(batch, "target_M"))
-            yield loss, float(loss.detach())
+            loss, correct = masked_token_nll(output.logits, target_M=tensor(batch, "target_M"))
+            yield loss, {"loss": loss.detach(), "accuracy": correct}

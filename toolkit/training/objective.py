@@ -16,8 +16,10 @@ from toolkit.model.attention import packed_arguments
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import PackedBatch, TextTokenizer
 
-# Tensors, and integers that a kernel needs without asking the device for them.
-Batch = Mapping[str, Tensor | int]
+# Tensors, and numbers that are needed without asking the device for them.
+Batch = Mapping[str, Tensor | int | float]
+# What to report, each figure summed over units: the loop divides by those of all ranks.
+Figures = Mapping[str, Tensor]
 
 
 class Encoded(Protocol):
@@ -46,9 +48,11 @@ class Objective(Protocol):
     def num_units(self, batch: Batch) -> int:
         """How many terms the loss of this batch sums."""
 
-    def terms(self, forward: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, float]]:
+    def terms(
+        self, forward: nn.Module, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Tensor, Figures]]:
         """For each micro-batch in order a scalar, whose gradients add up to that of the SUM of
-        losses over this rank's units, and how much of that sum to report with it.
+        losses over this rank's units, and the figures to report with it, "loss" among them.
 
         The caller goes backward from a scalar before it asks for the next.
         """

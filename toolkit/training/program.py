@@ -29,18 +29,24 @@ from toolkit.model.weights import (
     saved_name,
 )
 from toolkit.parallel import comm, zero
-from toolkit.schema import MntpRecipe, SimcseRecipe, TrainingRecipe
-from toolkit.text.shards import open_shards
+from toolkit.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
-from toolkit.training.data import is_packed, make_tokens, open_stream, open_tokenizer
+from toolkit.training.data import (
+    digest_of_data,
+    is_packed,
+    make_tokens,
+    open_stream,
+    open_tokenizer,
+)
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import MetricsLog
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.simcse import SimcseObjective
+from toolkit.training.supervised import SupervisedObjective
 
 PROCESS_GROUP_TIMEOUT_S = 1800.0  # torch's ten minutes are shorter than loading a large model
 
@@ -101,9 +107,9 @@ def check(recipe: TrainingRecipe, *, topology: Topology) -> tuple[dict[str, Any]
         bf16=recipe.model.dtype == "bf16",
     )
     load_config(recipe.model.base)
-    shards = open_shards(Path(recipe.data.train), verify=leads)
+    data_digest = digest_of_data(recipe, verify=leads)
     digest = model_digest(base_folder(recipe.model.base)) if leads else ""
-    origin = Origin(recipe.model.base, base_digest=digest, data_digest=shards.digest)
+    origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
     if leads:
         checkpoint.check_origin(Path(recipe.run_dir), origin=origin)
     return settings, origin
@@ -191,8 +197,13 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
         return MntpObjective(
             settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id, packed=is_packed(recipe)
         )
+    packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
+    if isinstance(recipe, SupervisedRecipe):
+        return SupervisedObjective(
+            settings=recipe.supervised, packed=packed, low_precision=low_precision
+        )
     assert isinstance(recipe, SimcseRecipe)
-    return SimcseObjective(settings=recipe.simcse, packed=is_packed(recipe))
+    return SimcseObjective(settings=recipe.simcse, packed=packed, low_precision=low_precision)
 
 
 def build_engine(
@@ -281,7 +292,7 @@ def train_and_save(
     def on_step(done: Step) -> None:
         if metrics and (done.step % train.log_every_steps == 0 or done.step == train.steps):
             metrics.write(done.row())
-        progress.advance(1, note=f"loss {done.loss:.4f}")
+        progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
 
     def save(step: int) -> None:
         checkpoint.save(

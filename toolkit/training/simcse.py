@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from toolkit.model.losses import info_nce
-from toolkit.model.pooling import mean_pool, mean_pool_packed
 from toolkit.parallel import comm
 from toolkit.schema import Simcse
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.contrastive import cached_terms
-from toolkit.training.objective import Batch, lay_out, model_arguments, tensor
+from toolkit.training.contrastive import (
+    cached_terms,
+    contrastive_figures,
+    embed_rows,
+    gather_vectors,
+)
+from toolkit.training.objective import Batch, Figures, lay_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,7 @@ class SimcseObjective:
 
     settings: Simcse
     packed: bool
+    low_precision: bool = False
     needs_head: bool = False
 
     def encode(self, samples: Sequence[Sample[str]], *, tokenizer: TextTokenizer) -> list[Sentence]:
@@ -61,27 +66,26 @@ class SimcseObjective:
         assert isinstance(num_rows, int)
         return num_rows
 
-    def terms(self, forward: nn.Module, batches: Sequence[Batch]) -> Iterator[tuple[Tensor, float]]:
+    def terms(
+        self, forward: nn.Module, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our rows against the second views of all ranks, however many
         micro-batches hold them."""
+        return cached_terms(
+            batches, embed=lambda batch: embed_rows(forward, batch), loss=self._loss_sum
+        )
 
-        def embed(batch: Batch) -> Tensor:
-            hidden_BTD = forward(**model_arguments(batch)).last_hidden_state
-            own_BT = tensor(batch, "own_BT")
-            if not self.packed:
-                return mean_pool(hidden_BTD, own_BT=own_BT)
-            return mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
-
-        return cached_terms(batches, embed=embed, loss=self._loss_sum)
-
-    def _loss_sum(self, vectors: Sequence[Tensor]) -> Tensor:
+    def _loss_sum(self, vectors: Sequence[Tensor]) -> tuple[Tensor, Figures]:
         """Of the vectors of each micro-batch: first views, then second views."""
         first_BD, second_BD = (
             torch.cat(views) for views in zip(*(v.chunk(2) for v in vectors), strict=True)
         )
-        candidate_ND = comm.gather_rows(second_BD)
+        candidate_ND = gather_vectors(second_BD, low_precision=self.low_precision)
         num_rows = len(first_BD)
         target_B = torch.arange(num_rows, device=first_BD.device) + comm.rank() * num_rows
-        return info_nce(
+        loss, correct = info_nce(
             first_BD, candidate_ND=candidate_ND, target_B=target_B, scale=self.settings.scale
+        )
+        return loss, contrastive_figures(
+            loss, correct=correct, query_BD=first_BD, positive_BD=second_BD
         )

@@ -1,0 +1,53 @@
+"""A short version of the benchmarks: they run, and say what they should. No figure is judged."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.harness import Contender, Run, compare, run_once, table
+from tests.conftest import run
+
+
+def test_a_ratio_is_of_runs_side_by_side() -> None:
+    """The machine became three times slower half-way: the ratio does not see it."""
+    seconds = {"ours": [1.0, 1.0, 3.0], "theirs": [2.0, 2.0, 6.0]}
+    found = {name: [Run(s, s, 1.0, {}) for s in values] for name, values in seconds.items()}
+    lines = table(found, figures={"s": lambda one: one.wall_s}).splitlines()
+    assert lines[2:] == ["| ours | 1.00 | 1.00 |", "| theirs | 2.00 | 0.50 |"]
+
+
+def test_contenders_take_turns_and_children_are_counted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    burn = "import time; t = time.process_time()\nwhile time.process_time() < t + 0.2: pass"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {burn!r}])"
+    code = f"open({str(log)!r}, 'a').write('NAME'); {child}; print('{{\"x\": 3}}')"
+    contenders = [
+        Contender(name, [sys.executable, "-c", code.replace("NAME", name)]) for name in "ab"
+    ]
+    found = compare(contenders, runs=2, warmup=1)
+    assert log.read_text() == "ababab"
+    assert [len(runs) for runs in found.values()] == [2, 2]
+    assert all(one.said == {"x": 3} and one.cpu_s >= 0.2 for one in found["a"])
+
+
+def test_a_contender_that_fails_shows_why() -> None:
+    failing = Contender("bad", [sys.executable, "-c", "print('because'); raise SystemExit(3)"])
+    with pytest.raises(RuntimeError, match=r"bad failed:\nbecause"):
+        run_once(failing)
+
+
+@pytest.mark.parametrize("name", ["bench_cleaning", "bench_loader"])
+def test_the_data_plane(name: str, real_data: Path) -> None:
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--data", str(real_data)]
+    printed = run([*command, "--megabytes", "0.5", "--runs", "1"])
+    assert "| ours | " in printed
+    assert ("| datasets.map | " in printed) == (name == "bench_cleaning")
+
+
+def test_help_says_what_is_compared() -> None:
+    for name in ("bench_cleaning", "bench_loader"):
+        command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "--peers" in done.stdout

@@ -1,0 +1,178 @@
+"""Supervised contrastive training with hard negatives, instructions and candidates of all ranks.
+
+LLM2Vec (arXiv 2404.05961, section 4 and appendix G.1), with what its released code leaves out:
+duplicates are no negatives, symmetric tasks carry their instruction on both sides, and an
+instruction is never pooled, not even when the text is cut.
+
+Shapes: B local queries, n hard negatives of each, T tokens, D width, N candidates of all ranks.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from toolkit.files import BadInput
+from toolkit.model.losses import FalseNegatives, info_nce, matryoshka
+from toolkit.parallel import comm
+from toolkit.schema import Supervised
+from toolkit.text.pair_stream import TaskPair
+from toolkit.text.stream import Sample
+from toolkit.text.tokens import TextTokenizer
+from toolkit.training.contrastive import (
+    cached_terms,
+    contrastive_figures,
+    embed_rows,
+    gather_vectors,
+)
+from toolkit.training.objective import Batch, Figures, lay_out, place, tensor
+
+Row = tuple[NDArray[np.int64], NDArray[np.bool_]]
+NO_QUERY = 0  # the query that a hard negative answers
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTokens:
+    """Query, positive and hard negatives, each as its tokens and which of them are its own; the
+    hashes of these texts; and the scale of their data set."""
+
+    rows: list[Row]
+    hashes: tuple[int, ...]
+    scale: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(len(ids_T) for ids_T, _ in self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedObjective:
+    """A query's positive against all positives and hard negatives of the global batch."""
+
+    settings: Supervised
+    packed: bool
+    low_precision: bool = False
+    needs_head: bool = False
+
+    def encode(
+        self, samples: Sequence[Sample[TaskPair]], *, tokenizer: TextTokenizer
+    ) -> list[PairTokens]:
+        """The texts of pairs of one data set as tokens.
+
+        Where a pair has fewer negatives than its data set, its own positive stands in: it has the
+        positive's hash, so that it counts for nothing, and every rank brings the same number.
+        """
+        task = samples[0].content.task
+        num_negatives = min(self.settings.num_hard_negatives, task.max_negatives)
+        pairs = [sample.content.pair for sample in samples]
+        padded = [
+            (pair.negatives + (pair.positive,) * num_negatives)[:num_negatives] for pair in pairs
+        ]
+        queries = self._encode([p.query for p in pairs], task.query_instruction, tokenizer)
+        texts = [
+            text
+            for pair, found in zip(pairs, padded, strict=True)
+            for text in (pair.positive, *found)
+        ]
+        documents = self._encode(texts, task.document_instruction, tokenizer)
+        size = 1 + num_negatives
+        return [
+            PairTokens(
+                rows=[query, *documents[number * size : (number + 1) * size]],
+                hashes=(
+                    pair.query_hash,
+                    pair.positive_hash,
+                    *(pair.negative_hashes + (pair.positive_hash,) * size)[:num_negatives],
+                ),
+                scale=self.settings.scales.get(task.name, self.settings.scale),
+            )
+            for number, (pair, query) in enumerate(zip(pairs, queries, strict=True))
+        ]
+
+    def collate(self, encoded: Sequence[PairTokens], *, tokenizer: TextTokenizer) -> Batch:
+        """All queries, then all positives, then each negative in turn (see `lay_out`), with
+        hash_KB: the hashes of these K = 2 + n texts of each pair."""
+        num_texts = len(encoded[0].rows)
+        rows = [pair.rows[text] for text in range(num_texts) for pair in encoded]
+        batch = lay_out([ids_T for ids_T, _ in rows], tokenizer=tokenizer, packed=self.packed)
+        own = place([own_T for _, own_T in rows], batch=batch, fill=False)
+        hashes = np.array([pair.hashes for pair in encoded], dtype=np.int64)
+        return {
+            **batch,
+            "own_BT": own.long(),
+            "hash_KB": torch.from_numpy(hashes.T.copy()),
+            "scale": encoded[0].scale,
+        }
+
+    def num_units(self, batch: Batch) -> int:
+        """The number of queries."""
+        return tensor(batch, "hash_KB").shape[1]
+
+    def terms(
+        self, forward: nn.Module, batches: Sequence[Batch]
+    ) -> Iterator[tuple[Tensor, Figures]]:
+        """Summed InfoNCE of our queries against the candidates of all ranks, however many
+        micro-batches hold them."""
+        return cached_terms(
+            batches,
+            embed=lambda batch: embed_rows(forward, batch),
+            loss=functools.partial(self._loss_sum, batches),
+        )
+
+    def _loss_sum(
+        self, batches: Sequence[Batch], vectors: Sequence[Tensor]
+    ) -> tuple[Tensor, Figures]:
+        hash_KB = torch.cat([tensor(batch, "hash_KB") for batch in batches], dim=1)
+        parts = [found.chunk(len(hash_KB)) for found in vectors]
+        query_BD, positive_BD, *negatives = (torch.cat(texts) for texts in zip(*parts, strict=True))
+        candidate_ND = gather_vectors(
+            torch.cat([positive_BD, *negatives]), low_precision=self.low_precision
+        )
+        num_rows, local = len(query_BD), len(query_BD) * (len(hash_KB) - 1)
+        answers_KB = torch.full_like(hash_KB[1:], NO_QUERY)
+        answers_KB[0] = hash_KB[0]
+        false = FalseNegatives(
+            query_B=hash_KB[0],
+            positive_B=hash_KB[1],
+            candidate_N=comm.gather_values(hash_KB[1:].flatten()),
+            answers_N=comm.gather_values(answers_KB.flatten()),
+            margin=self.settings.false_negative_margin,
+        )
+        target_B = torch.arange(num_rows, device=query_BD.device) + comm.rank() * local
+        scale = batches[0]["scale"]
+        assert isinstance(scale, float)
+
+        def loss_of(dim: int) -> tuple[Tensor, Tensor]:
+            return info_nce(
+                query_BD[:, :dim],
+                candidate_ND=candidate_ND[:, :dim],
+                target_B=target_B,
+                scale=scale,
+                false=false,
+            )
+
+        loss, correct = matryoshka(
+            loss_of, dims=self.settings.matryoshka_dims, width=query_BD.shape[1]
+        )
+        return loss, contrastive_figures(
+            loss, correct=correct, query_BD=query_BD, positive_BD=positive_BD
+        )
+
+    def _encode(
+        self, texts: Sequence[str], instruction: str, tokenizer: TextTokenizer
+    ) -> list[Row]:
+        if not instruction:
+            return [(ids_T, tokenizer.is_own(ids_T)) for ids_T in tokenizer.encode(texts)]
+        prefix = self.settings.instruction_format.format(instruction=instruction)
+        rows = tokenizer.encode_after(prefix, texts)
+        if any(len(ids_T) == tokenizer.max_tokens and not own_T.any() for ids_T, own_T in rows):
+            raise BadInput(
+                f"data.max_tokens={tokenizer.max_tokens}: the instruction {instruction!r} leaves "
+                "no room for the text"
+            )
+        return rows
