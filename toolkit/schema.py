@@ -18,8 +18,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 DType = Literal["fp32", "bf16"]
-Attention = Literal["sdpa", "eager"]
-TrainingAttention = Literal["packed", "sdpa", "eager"]
+Attention = Literal["packed", "sdpa", "eager"]
 
 
 class Section(BaseModel):
@@ -45,7 +44,7 @@ class Model(Section):
 
     base: Text
     dtype: DType
-    attention: TrainingAttention = "packed"
+    attention: Attention = "packed"
     attention_dropout: Fraction = 0.0
     activation_checkpointing: bool = False
     lora: Lora | None
@@ -156,13 +155,15 @@ class SupervisedRecipe(TrainingRecipe):
 
 
 class EncoderSettings(Section):
-    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass."""
+    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass.
+
+    attention "packed" puts rows one after another, without padding; the others pad."""
 
     model: Text
     max_tokens: Annotated[int, Field(ge=8)] = 512
     batch_tokens: Count = 16384
     dtype: DType = "fp32"
-    attention: Attention = "sdpa"
+    attention: Attention = "packed"
     causal: bool = False
 
 

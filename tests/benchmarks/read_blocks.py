@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from toolkit.batch import num_tokens
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.schema import Mntp
 from toolkit.text.stream import Blocks, Stream
 from toolkit.text.token_shards import TokenFiles, open_tokens
 from toolkit.text_tokenizer import text_tokenizer
 from toolkit.training.mntp import MntpObjective
-from toolkit.training.objective import num_tokens
 
 TINY = Path(__file__).parents[2] / "toolkit" / "quickstart" / "tiny-mistral"
 

@@ -84,7 +84,7 @@ def test_a_vector_depends_on_its_text_alone(
         assert distance(found[place], naive(texts[number])) <= TOLERANCE
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 def test_real_sentences_equal_the_naive_computation(
     attention: str, tiny_model: Path, naive: Naive, real_data: Path
 ) -> None:

@@ -7,8 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from toolkit.files import BadInput
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.model.bidirectional import NotBidirectional, influence, prove_bidirectional
+from toolkit.model.bidirectional import (
+    NotBidirectional,
+    influence,
+    prove_attention,
+    prove_bidirectional,
+)
 
 CPU = torch.device("cpu")
 
@@ -59,3 +65,20 @@ def test_other_families_are_bidirectional_by_configuration(family: str) -> None:
         vocab_size=64,
         device=CPU,
     )
+
+
+def test_a_model_that_cannot_look_ahead_is_refused() -> None:
+    """A state space model reads from left to right, whatever its configuration says."""
+    from transformers import MambaConfig, MambaModel
+
+    config = MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=100, state_size=4)
+    config.is_causal = False
+    torch.manual_seed(0)
+    model = MambaModel(config).eval()
+
+    def run(**arguments: Tensor) -> Tensor:
+        found: Tensor = model(**arguments).last_hidden_state
+        return found
+
+    with pytest.raises(BadInput, match=r"attention is causal \(one row\).*choose another model"):
+        prove_attention(run, packed=False, vocab_size=100, device=CPU)

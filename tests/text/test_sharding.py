@@ -3,6 +3,7 @@ every row of the input is in one count."""
 
 import bz2
 import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -234,6 +236,38 @@ def test_a_multistream_dump_equals_the_same_dump_in_one_stream(tmp_path: Path) -
     }
 
 
+def test_the_real_dump_as_a_multistream_equals_itself(real_data: Path, tmp_path: Path) -> None:
+    """Recompressed, 25 pages a stream, and read from the places that the index names."""
+    (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
+    xml = bz2.decompress(path.read_bytes())
+    first = xml.index(b"<page>")
+    pages = [page + b"</page>\n" for page in xml[first:].split(b"</page>\n")[:-1]]
+    assert len(pages) == 206
+    data, lines = bz2.compress(xml[:first]), []
+    for start in range(0, len(pages), 25):
+        for page in pages[start : start + 25]:
+            title = page.partition(b"<title>")[2].partition(b"</title>")[0].decode()
+            number = page.partition(b"<id>")[2].partition(b"</id>")[0].decode()
+            lines.append(f"{len(data)}:{number}:{title}\n")
+        data += bz2.compress(b"".join(pages[start : start + 25]))
+    again = tmp_path / "multi" / "enwiki-multistream.xml.bz2"
+    again.parent.mkdir()
+    again.write_bytes(data + bz2.compress(b"</mediawiki>\n"))
+    index = bz2.compress("".join(lines).encode())
+    again.with_name("enwiki-multistream-index.txt.bz2").write_bytes(index)
+    rules = ShardRules(rows_per_shard=30)
+    left = shard(path, output=tmp_path / "left", rules=rules)
+    work = work_on(again, tmp_path / "right", rules=rules)
+    with local_crew(2) as executor:
+        make_parts(work, executor=executor, width=2)
+    finish(work, max_bad_fraction=0.0)
+    shards = {name: data for name, data in contents(left).items() if name.startswith("shard")}
+    assert len(shards) == 7
+    assert shards == {
+        name: data for name, data in contents(work.output).items() if name.startswith("shard")
+    }
+
+
 # --- what is bad, and what is left out ---
 
 BAD_LINES = [
@@ -244,12 +278,13 @@ BAD_LINES = [
     (b'{"text": "a\\u0000"}', "NUL character"),
     (b'{"text": "\xff"}', "not valid UTF-8"),
     (b'{"text": "' + b"x" * 9999 + b'"}', "no spaces"),
+    (b'{"text": "' + b"a word " * (5 * 2**20) + b'"}', "longer than 32 MiB"),
     (b'{"text": "again", "id": "id1"}', "duplicate id"),
 ]
 
 
 def test_every_bad_row_is_in_the_quarantine_and_nothing_else_is_lost(tmp_path: Path) -> None:
-    good = lines_of([article(n) for n in range(10)]).encode()
+    good = lines_of([article(n) for n in range(12)]).encode()
     lines = good.splitlines()
     for number, (line, _) in enumerate(BAD_LINES):
         lines.insert(2 * number + 3, line)
@@ -268,10 +303,10 @@ def test_every_bad_row_is_in_the_quarantine_and_nothing_else_is_lost(tmp_path: P
     assert found[-1]["note"] == "first in x.jsonl, line 2"
     rows = open_shards(output)
     assert [record["id"] for record in rows.records(0, 99)] == [
-        f"id{n}" for n in [*range(10), *range(20, 30)]
+        f"id{n}" for n in [*range(12), *range(20, 30)]
     ]
     summary = json.loads((output / "summary.json").read_text())
-    assert summary["rows"] == 28 == summary["documents"] + sum(summary["quarantined"].values())
+    assert summary["rows"] == 31 == summary["documents"] + sum(summary["quarantined"].values())
     assert summary["quarantined"] == {reason: 1 for _, reason in BAD_LINES}
     # Shards with a duplicate are written again without it; the others are the parts themselves.
     assert rows.num_rows == sum(
@@ -279,7 +314,7 @@ def test_every_bad_row_is_in_the_quarantine_and_nothing_else_is_lost(tmp_path: P
     )
     repeats = pq.read_table(output / "duplicates.parquet").to_pylist()
     assert repeats == [
-        {"file": "x.jsonl", "row": 17, "reason": "duplicate id", "of_file": "x.jsonl", "of_row": 1}
+        {"file": "x.jsonl", "row": 19, "reason": "duplicate id", "of_file": "x.jsonl", "of_row": 1}
     ]
 
 
@@ -331,6 +366,43 @@ def test_one_damaged_file_of_many_costs_its_rest_only(tmp_path: Path) -> None:
         ("1.xml", "page 8", "ends too early; copy or download it again"),
         ("2.xml", "page 1", "is empty"),
     ]
+
+
+def cut_files(folder: Path) -> dict[str, str]:
+    """Files of every kind that end too early, and what is said of each."""
+    lines = lines_of([article(n, text=os.urandom(40).hex(" ", 4)) for n in range(99)]).encode()
+    for name, pack in (("a.jsonl.gz", gzip.compress), ("b.jsonl.bz2", bz2.compress)):
+        (folder / name).write_bytes(pack(lines)[:-40])
+    pages = a_dump(*(a_page(f"P{n}", f"Prose {n}.", number=n) for n in range(100, 120)))
+    (folder / "c.xml.bz2").write_bytes(bz2.compress(pages)[:-20])
+    rows = pa.Table.from_pylist([{"text": "words here", "id": "d"}])
+    pq.write_table(rows, folder / "d.parquet")
+    whole = (folder / "d.parquet").read_bytes()
+    (folder / "d.parquet").write_bytes(whole[:-9])
+    return {
+        "a.jsonl.gz": "ends too early; copy or download it again",
+        "b.jsonl.bz2": "ends too early; copy or download it again",
+        "c.xml.bz2": "ends too early; copy or download it again",
+        "d.parquet": "is damaged or of another kind (",
+    }
+
+
+def test_files_that_are_cut_short_are_in_the_quarantine_and_the_rest_goes_on(
+    tmp_path: Path,
+) -> None:
+    inside = tmp_path / "in"
+    inside.mkdir()
+    said = cut_files(inside)
+    (inside / "e.jsonl").write_text(lines_of([article(n) for n in range(200, 210)]))
+    output = shard(inside, output=tmp_path / "out", rules=FOUR_ROWS, max_bad_fraction=0.8)
+    found = [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in found] == list(said)
+    assert all(row["reason"] == "damaged file" for row in found)
+    assert all(row["note"].startswith(said[row["file"]]) for row in found)
+    ids = [record["id"] for record in open_shards(output).records(0, 999)]
+    assert ids[-10:] == [f"id{n}" for n in range(200, 210)]
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["rows"] == summary["documents"] == len(ids)
 
 
 @pytest.mark.parametrize(

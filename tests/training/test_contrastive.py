@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from toolkit.batch import Batch, tensor
 from toolkit.model import losses
 from toolkit.model.losses import info_nce
 from toolkit.training.contrastive import cached_terms
-from toolkit.training.objective import Batch, Figures, tensor
+from toolkit.training.objective import Figures
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import QUICKSTART
 from toolkit import train
+from toolkit.batch import tensor
 from toolkit.files import BadInput
 from toolkit.model.weights import model_digest
 from toolkit.schema import Supervised
@@ -18,7 +19,6 @@ from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 from toolkit.text_tokenizer import text_tokenizer
 from toolkit.training.metrics import read_metrics
-from toolkit.training.objective import tensor
 from toolkit.training.supervised import SupervisedObjective
 
 TINY = QUICKSTART / "tiny-mistral"

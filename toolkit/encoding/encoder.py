@@ -4,15 +4,17 @@ A vector depends on its text alone: not on its batch, its neighbours or their pa
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from toolkit.batch import embed_rows, lay_out, to_device
 from toolkit.encoding.store import Vectors
+from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.model.bidirectional import prove_bidirectional
-from toolkit.model.pooling import mean_pool
+from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
 from toolkit.schema import EncoderSettings
@@ -24,6 +26,7 @@ class Encoder:
 
     def __init__(self, settings: EncoderSettings, *, device: torch.device | None = None) -> None:
         self._settings = settings
+        self._packed = settings.attention == PACKED
         self.device = device or device_of(0)
         config = load_config(settings.model, causal=settings.causal)
         self.tokenizer = text_tokenizer(settings.model, max_tokens=settings.max_tokens)
@@ -36,10 +39,13 @@ class Encoder:
             device=self.device,
         )
         self._model.eval()
-        if not settings.causal:
-            prove_bidirectional(
-                self._hidden, vocab_size=self.tokenizer.vocab_size, device=self.device
-            )
+        prove_attention(
+            self._hidden,
+            packed=self._packed,
+            causal=settings.causal,
+            vocab_size=self.tokenizer.vocab_size,
+            device=self.device,
+        )
 
     def digest(self) -> str:
         """What identifies the model: see `model_digest`."""
@@ -68,18 +74,14 @@ class Encoder:
 
     @torch.inference_mode()
     def _batch(self, rows: Sequence[NDArray[np.int64]]) -> Vectors:
-        padded = self.tokenizer.pad(rows)
-        hidden_BTD = self._hidden(
-            torch.from_numpy(padded.ids_BT).to(self.device),
-            torch.from_numpy(padded.mask_BT).to(self.device),
+        batch = lay_out(rows, tokenizer=self.tokenizer, packed=self._packed)
+        vectors: Vectors = (
+            embed_rows(self._model, to_device(batch, device=self.device)).cpu().numpy()
         )
-        own_BT = torch.from_numpy(padded.own_BT).to(self.device)
-        pooled: Vectors = mean_pool(hidden_BTD, own_BT=own_BT).cpu().numpy()
-        return pooled
+        return vectors
 
-    def _hidden(self, ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        output = self._model(input_ids=ids_BT, attention_mask=mask_BT)
-        hidden: torch.Tensor = output.last_hidden_state
+    def _hidden(self, **arguments: Any) -> torch.Tensor:
+        hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
 
 

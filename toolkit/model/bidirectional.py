@@ -12,17 +12,45 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from toolkit.files import BadInput
+from toolkit.model.attention import pack_padded, unpack
+
 Forward = Callable[[Tensor, Tensor], Tensor]
 NUM_TOKENS = 12
 LEAK = 1e-3  # a real leak changes the neighbour about as much as the row itself
 
 
-class NotBidirectional(RuntimeError):
-    """A later token does not reach an earlier output."""
+class NotBidirectional(BadInput):
+    """A later token does not reach an earlier output: this model cannot become an encoder."""
 
 
-class NotIsolated(RuntimeError):
+class NotIsolated(BadInput):
     """A packed document reaches another one's output."""
+
+
+def prove_attention(
+    run: Callable[..., Tensor],
+    *,
+    packed: bool,
+    causal: bool = False,
+    vocab_size: int,
+    device: torch.device,
+) -> None:
+    """Prove that attention is what was asked for, on the path in use.
+
+    `run(**arguments)` gives hidden states or logits of a forward pass, packed or padded. Raises
+    `NotBidirectional` (unless `causal`), and `NotIsolated` when packed rows see each other.
+    """
+
+    def forward(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        if not packed:
+            return run(input_ids=ids_BT, attention_mask=mask_BT)
+        return unpack(run(**pack_padded(ids_BT, mask_BT=mask_BT)), mask_BT=mask_BT)
+
+    if not causal:
+        prove_bidirectional(forward, vocab_size=vocab_size, device=device)
+    if packed:
+        prove_isolated(forward, vocab_size=vocab_size, device=device)
 
 
 def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
@@ -37,7 +65,8 @@ def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.devi
         if not bool((changed > 0).all()):
             raise NotBidirectional(
                 f"attention is causal ({name}): changing the last token left the first output as "
-                "it was. This model or attention backend ignores config.is_causal=False"
+                "it was. This model or attention backend ignores config.is_causal=False: choose "
+                "another model, or another model.attention"
             )
 
 

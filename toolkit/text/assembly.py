@@ -92,8 +92,10 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
         # Another worker has committed, and removed the parts under our hands.
         if not is_committed(work.output):
             raise
-    manifest = written(work)
-    assert manifest
+    # Settings are compared: it may be another worker's, on other terms. Files just written are not
+    # hashed again.
+    manifest = checked_manifest(work.output, verify=False)
+    _require_same(work, manifest, sources=False)
     for place in work.output.parent.glob(f".{work.output.name}.parts-*"):
         shutil.rmtree(place, ignore_errors=True)
     return manifest
@@ -105,38 +107,39 @@ def written(work: Work) -> Manifest | None:
     if not is_committed(work.output):
         return None
     manifest = checked_manifest(work.output, verify=True)
-    if manifest["settings"] != _plain(work.settings) or manifest["sources"] != _sources(work):
+    _require_same(work, manifest, sources=True)
+    return manifest
+
+
+def _require_same(work: Work, manifest: Manifest, *, sources: bool) -> None:
+    same = manifest["settings"] == _plain(work.settings)
+    if not same or (sources and manifest["sources"] != _sources(work)):
         names = ", ".join(source["name"] for source in manifest["sources"][:NUM_SHOWN])
         raise BadInput(
             f"{work.output}: holds shards of {names} made with other input or settings; give "
             "another output directory, or delete this one"
         )
-    return manifest
 
 
 def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
     """What repeats an earlier document: its id, and its text when the work says so."""
-    tables = [_keys(work, part) for part in parts]
-    sizes = [len(table) for table in tables]
-    whole = pa.concat_tables(tables)
-    part_N = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
-    row_N = whole["row"].to_numpy().astype(np.int64)
-    among = np.ones(len(row_N), dtype=np.bool_)
+    keys = [_keys(work, part) for part in parts]
+    part_N = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["row"]) for part in keys])
+    whole = {name: np.concatenate([part[name] for part in keys]) for name in keys[0]}
+    among = np.ones(len(part_N), dtype=np.bool_)
     duplicates: list[Duplicate] = []
 
     def leave_out(found: list[Duplicate]) -> None:
         among[[duplicate.number for duplicate in found]] = False
         duplicates.extend(found)
 
-    leave_out(repeated(_digests(whole["id"]), among=among, reason=DUPLICATE_ID))
-    if "text" in whole.column_names:
-        leave_out(repeated(_digests(whole["text"]), among=among, reason=SAME_TEXT))
-    if "signature" in whole.column_names:
-        data = np.frombuffer(b"".join(whole["signature"].to_pylist()), dtype=np.uint32)
-        signature_NP = data.reshape(-1, NUM_PERMUTATIONS)
-        leave_out(nearly_repeated(signature_NP, among=among, reason=NEARLY_SAME))
+    leave_out(repeated(whole["id"], among=among, reason=DUPLICATE_ID))
+    if "text" in whole:
+        leave_out(repeated(whole["text"], among=among, reason=SAME_TEXT))
+    if "signature" in whole:
+        leave_out(nearly_repeated(whole["signature"], among=among, reason=NEARLY_SAME))
     duplicates.sort(key=lambda duplicate: duplicate.number)
-    return _Documents(part_N, row_N, duplicates)
+    return _Documents(part_N, whole["row"], duplicates)
 
 
 def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> dict[str, Any]:
@@ -161,15 +164,20 @@ def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> di
     }
 
 
-def _keys(work: Work, part: Part) -> pa.Table:
-    path = work.parts / f"{work.stem(file=part.file, unit=part.unit)}.keys.parquet"
+def _keys(work: Work, part: Part) -> dict[str, NDArray[Any]]:
+    """The keys of a part's documents, by column; a part at a time, since signatures are large."""
+    table = keys_schema(work).empty_table()
     if part.kept:
-        return pq.read_table(path)
-    return keys_schema(work).empty_table()
-
-
-def _digests(column: pa.ChunkedArray) -> Any:
-    return as_keys(column.to_pylist())
+        stem = work.stem(file=part.file, unit=part.unit)
+        table = pq.read_table(work.parts / f"{stem}.keys.parquet")
+    found: dict[str, NDArray[Any]] = {"row": table["row"].to_numpy().astype(np.int64)}
+    for name in ("id", "text"):
+        if name in table.column_names:
+            found[name] = as_keys(table[name].to_pylist())
+    if "signature" in table.column_names:
+        data = b"".join(table["signature"].to_pylist())
+        found["signature"] = np.frombuffer(data, dtype=np.uint32).reshape(-1, NUM_PERMUTATIONS)
+    return found
 
 
 def _quarantine(work: Work, *, parts: Sequence[Part], documents: _Documents) -> Iterator[str]:

@@ -62,9 +62,10 @@ class Work:
             "limit": self.limit,
         }
 
-    @property
+    @functools.cached_property
     def parts(self) -> Path:
-        """Where parts lie; another input or setting has another place."""
+        """Where parts lie; another input or setting has another place. Looked up once: workers are
+        told it, and an input that changes meanwhile does not part them."""
         seen = [(given.name, given.path, *_stamp(given)) for given in self.inputs]
         identity = json.dumps([seen, self.settings], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
@@ -266,6 +267,7 @@ def make_parts(
     How many parts an input has is known when one of them meets its end, so the likely ones are
     dealt first, in order, and then one after another until the end is seen.
     """
+    assert work.parts  # looked up here, so that the workers are told
     ends: dict[int, int] = {}
     pending: set[Future[Part]] = set()
 
@@ -290,26 +292,29 @@ def make_parts(
         reached.append(unit)
     collect(ALL_COMPLETED)
     for file, unit in enumerate(reached):
-        while file not in ends and not _ends_before(work, file=file, unit=unit):
-            pending.add(executor.submit(make_part, work, file=file, unit=unit))
-            collect(ALL_COMPLETED)
-            unit += share[1]
+        looked_at = 0
+        while file not in ends:
+            # Somebody else may have met the end before us.
+            while looked_at < unit and (part := load_part(work, file=file, unit=looked_at)):
+                looked_at += 1
+                if part.ended:
+                    ends[file] = part.unit
+                    break
+            else:
+                pending.add(executor.submit(make_part, work, file=file, unit=unit))
+                collect(ALL_COMPLETED)
+                unit += share[1]
 
 
 def make_part(work: Work, *, file: int, unit: int) -> Part:
     """`PartMaker.make` in whatever process this is."""
-    return _maker(work).make(file=file, unit=unit)
+    return _maker(work, work.parts).make(file=file, unit=unit)
 
 
 @functools.lru_cache(maxsize=1)
-def _maker(work: Work) -> PartMaker:
+def _maker(work: Work, _: Path) -> PartMaker:
+    # By the place of the parts too: equal work on a file that has changed since is other work.
     return PartMaker(work)
-
-
-def _ends_before(work: Work, *, file: int, unit: int) -> bool:
-    """Whether somebody has seen the end of an input in a part before `unit`."""
-    found = (load_part(work, file=file, unit=earlier) for earlier in range(unit))
-    return any(part is not None and part.ended for part in found)
 
 
 def keys_schema(work: Work) -> pa.Schema:

@@ -115,14 +115,21 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def num_rows(given: Input) -> int | None:
-    """How many rows an input has, where that costs nothing to know."""
-    if given.kind != "parquet":
-        return None
+    """How many rows an input has, where that costs next to nothing to know."""
     try:
+        if given.kind == "dataset":
+            return rows_of_dataset(given).num_rows
+        if given.kind != "parquet":
+            return None
         rows: int = pq.read_metadata(given.path).num_rows
-    except (OSError, ValueError):  # damaged: whoever reads it says so
+    except (OSError, ValueError):  # absent or damaged: whoever reads it says so
         return None
     return rows
+
+
+def rows_of_dataset(given: Input) -> DatasetRows:
+    """The table of an input of that kind."""
+    return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
 
 
 def _is_known(path: Path) -> bool:
@@ -139,11 +146,7 @@ def open_source(given: Input, *, columns: Columns) -> Source:
     """Open an input. Raises `Damaged` for a file that cannot be read at all, and `BadInput` for a
     text column that it lacks (the message names those there are)."""
     if given.kind == "dataset":
-        return Table(
-            DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT),
-            name=given.name,
-            columns=columns,
-        )
+        return Table(rows_of_dataset(given), name=given.name, columns=columns)
     path = Path(given.path)
     if not path.is_file():
         raise Damaged("no such file")

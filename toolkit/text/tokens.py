@@ -141,10 +141,11 @@ class TextTokenizer:
         return TokenBatch(ids_BT=ids_BT, mask_BT=mask_BT, own_BT=own_BT)
 
     def pack(self, rows: Sequence[Ids]) -> PackedBatch:
-        """Put rows one after another (none may be empty: nothing could be pooled or predicted)."""
-        ids_T = np.concatenate(rows)
-        lengths = [len(row) for row in rows]
-        assert all(lengths)
+        """Put rows one after another. An empty row becomes one padding token, which is not its own:
+        attention over nothing has no result."""
+        filled = [row if len(row) else np.array([self._pad_id], dtype=np.int64) for row in rows]
+        ids_T = np.concatenate(filled)
+        lengths = [len(row) for row in filled]
         return PackedBatch(
             ids_BT=ids_T[None],
             position_BT=np.concatenate([np.arange(length) for length in lengths])[None],

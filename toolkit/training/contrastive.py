@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.model.pooling import mean_pool, mean_pool_packed
+from toolkit.batch import Batch
 from toolkit.parallel import comm
-from toolkit.training.objective import Batch, Figures, model_arguments, tensor
+from toolkit.training.objective import Figures
 
 MAX_UNIFORMITY_ROWS = 1024
 
@@ -52,15 +52,6 @@ def cached_terms(
         again = embed(batch)
         assert leaf.grad is not None
         yield (again * leaf.grad).sum(), figures if number == 0 else {}
-
-
-def embed_rows(forward: nn.Module, batch: Batch) -> Tensor:
-    """The mean-pooled vectors (B, D) of a batch of `lay_out`, in fp32."""
-    hidden_BTD = forward(**model_arguments(batch)).last_hidden_state
-    own_BT = tensor(batch, "own_BT")
-    if "bound_S" not in batch:
-        return mean_pool(hidden_BTD, own_BT=own_BT)
-    return mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
 
 
 @torch.no_grad()

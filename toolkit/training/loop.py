@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from toolkit.batch import Batch, num_tokens, to_device
 from toolkit.parallel import comm
 from toolkit.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Batch, Objective, num_tokens, to_device
+from toolkit.training.objective import Objective
 from toolkit.training.schedule import learning_rate
 
 

@@ -11,20 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from toolkit.batch import Batch, lay_out, model_arguments, place, tensor
 from toolkit.model.losses import masked_token_nll
 from toolkit.schema import Mntp
 from toolkit.text.masking import mask_tokens
 from toolkit.text.order import sample_seed
 from toolkit.text.stream import Pieces, Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import (
-    Batch,
-    Figures,
-    lay_out,
-    model_arguments,
-    place,
-    tensor,
-)
+from toolkit.training.objective import Figures
 
 
 @dataclasses.dataclass(frozen=True)

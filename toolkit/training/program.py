@@ -14,14 +14,13 @@ from toolkit.cluster.topology import Topology, detect
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.console import Progress
 from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
-from toolkit.model.attention import pack_padded, unpack
 from toolkit.model.backbone import (
     add_lora,
     checkpoint_activations,
     load_backbone,
     load_config,
 )
-from toolkit.model.bidirectional import prove_bidirectional, prove_isolated
+from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import (
     base_folder,
     check_mergeable,
@@ -259,20 +258,13 @@ def prove(recipe: TrainingRecipe, *, engine: Any, vocab_size: int, device: Any) 
 
     Where rows are packed, also that they do not see each other.
     """
-    packed = is_packed(recipe)
 
-    def forward(ids_BT: Any, mask_BT: Any) -> Any:
-        if packed:
-            output = engine(**pack_padded(ids_BT, mask_BT=mask_BT))
-        else:
-            output = engine(input_ids=ids_BT, attention_mask=mask_BT)
-        found = output.logits if hasattr(output, "logits") else output.last_hidden_state
-        return unpack(found, mask_BT=mask_BT) if packed else found
+    def run(**arguments: Any) -> Any:
+        output = engine(**arguments)
+        return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
     engine.eval()
-    prove_bidirectional(forward, vocab_size=vocab_size, device=device)
-    if packed:
-        prove_isolated(forward, vocab_size=vocab_size, device=device)
+    prove_attention(run, packed=is_packed(recipe), vocab_size=vocab_size, device=device)
     engine.train()
 
 

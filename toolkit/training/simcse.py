@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from toolkit.batch import Batch, embed_rows, lay_out
 from toolkit.model.losses import info_nce
 from toolkit.parallel import comm
 from toolkit.schema import Simcse
@@ -19,10 +20,9 @@ from toolkit.text.tokens import TextTokenizer
 from toolkit.training.contrastive import (
     cached_terms,
     contrastive_figures,
-    embed_rows,
     gather_vectors,
 )
-from toolkit.training.objective import Batch, Figures, lay_out
+from toolkit.training.objective import Figures
 
 
 @dataclasses.dataclass(frozen=True)

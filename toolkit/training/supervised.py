@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from toolkit.batch import Batch, embed_rows, lay_out, place, tensor
 from toolkit.files import BadInput
 from toolkit.model.losses import FalseNegatives, info_nce, matryoshka
 from toolkit.parallel import comm
@@ -26,10 +27,9 @@ from toolkit.text.tokens import TextTokenizer
 from toolkit.training.contrastive import (
     cached_terms,
     contrastive_figures,
-    embed_rows,
     gather_vectors,
 )
-from toolkit.training.objective import Batch, Figures, lay_out, place, tensor
+from toolkit.training.objective import Figures
 
 Row = tuple[NDArray[np.int64], NDArray[np.bool_]]
 NO_QUERY = 0  # the query that a hard negative answers
