@@ -1,6 +1,7 @@
 """What every door shares: the RECIPE [key=value ...] command line, --print-config, exit codes.
 
-Exit codes: 0 done, 2 the input or the command line is at fault (one line says how), 1 a defect.
+Exit codes: 0 done, 2 the input or the command line is at fault (one line says how), 1 a
+failure while running.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from toolkit.config import load_recipe, recipe_names, to_yaml
-from toolkit.files import BadInput
+from toolkit.files import BadInput, RunFailed
 from toolkit.schema import Recipe
 
 FAILED = 1
@@ -25,6 +26,9 @@ def guarded(action: Callable[[], None]) -> int:
     except BadInput as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return BAD_INPUT
+    except RunFailed as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return FAILED
     except BrokenPipeError:  # `... | head` closed our output; nothing is wrong
         sys.stderr.close()
     except OSError as error:

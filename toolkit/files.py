@@ -16,6 +16,10 @@ from typing import Any
 COMMIT_MARKER = "COMMITTED"
 
 
+class RunFailed(RuntimeError):
+    """A run that cannot go on; the message says why, and a traceback would say nothing more."""
+
+
 class BadInput(ValueError):
     """What a person gave cannot be used; the message is one line that says what would do.
 

@@ -63,7 +63,8 @@ class Train(Section):
     setting than `steps`, where the run stops: the reference stops early in a long schedule.
 
     A micro-batch holds at most `micro_batch_rows` rows; or, when `micro_batch_tokens` is given, as
-    many rows as have about so many tokens (packed attention only)."""
+    many rows as have about so many tokens (packed attention only). A step whose loss or gradient is
+    NaN or infinite is skipped; more than `max_skipped_steps` in a run end it."""
 
     steps: Count
     horizon_steps: Count
@@ -75,6 +76,7 @@ class Train(Section):
     warmup_steps: Natural = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Positive = 1.0
+    max_skipped_steps: Natural = 10
     save_every_steps: Count
     log_every_steps: Count = 10
     keep_checkpoints: Count = 2

@@ -28,6 +28,10 @@ class NotIsolated(BadInput):
     """A packed document reaches another one's output."""
 
 
+class NotFinite(BadInput):
+    """The model's output is NaN or infinite: nothing can be proven, nor trained."""
+
+
 def prove_attention(
     run: Callable[..., Tensor],
     *,
@@ -39,7 +43,8 @@ def prove_attention(
     """Prove that attention is what was asked for, on the path in use.
 
     `run(**arguments)` gives hidden states or logits of a forward pass, packed or padded. Raises
-    `NotBidirectional` (unless `causal`), and `NotIsolated` when packed rows see each other.
+    `NotBidirectional` (unless `causal`), `NotIsolated` when packed rows see each other, and
+    `NotFinite`.
     """
 
     def forward(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -81,7 +86,7 @@ def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -
     ids_BT = (7 + 13 * torch.arange(mask_BT.numel(), device=device)).view(3, -1) % vocab_size
     other_BT = ids_BT.clone()
     other_BT[1] = (ids_BT[1] + vocab_size // 2) % vocab_size
-    change_B = (forward(other_BT, mask_BT) - forward(ids_BT, mask_BT)).abs().flatten(1).amax(dim=1)
+    change_B = _change(forward(other_BT, mask_BT), forward(ids_BT, mask_BT))
     if max(float(change_B[0]), float(change_B[2])) > LEAK * float(change_B[1]):
         raise NotIsolated(
             "packed documents see each other: this model or attention backend ignores the bounds "
@@ -103,7 +108,17 @@ def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int) -> Tensor:
     other_BT[rows_B, last_B] = (ids_BT[rows_B, last_B] + vocab_size // 2) % vocab_size
     before = forward(ids_BT, mask_BT)[rows_B, first_B].float()
     after = forward(other_BT, mask_BT)[rows_B, first_B].float()
-    return (after - before).abs().flatten(1).amax(dim=1)
+    return _change(after, before)
+
+
+def _change(after: Tensor, before: Tensor) -> Tensor:
+    change_B = (after - before).abs().flatten(1).amax(dim=1)
+    if not bool(change_B.isfinite().all()):
+        raise NotFinite(
+            "the model's output is NaN or infinite: its weights are damaged or its training "
+            "diverged; use the original weights, or an earlier checkpoint"
+        )
+    return change_B
 
 
 def _masks(device: torch.device) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ a checkpoint is laid out. DeepSpeed is imported inside the functions: it takes s
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import warnings
@@ -50,7 +51,7 @@ def engine_settings(
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip_norm,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},  # `step` counts on it
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
     }
@@ -84,6 +85,17 @@ def start_engine(
         model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False
     )
     return engine
+
+
+def step(engine: Any) -> tuple[bool, float]:
+    """One optimizer step; whether it was taken, and the gradient's norm before clipping.
+
+    Where any rank's gradient is NaN or infinite, all ranks leave weights, moments and AdamW's step
+    count as they are. DeepSpeed does so at every stage and precision; it is tested here.
+    """
+    engine.step()
+    taken = not engine.optimizer.overflow
+    return taken, float(engine.get_global_grad_norm() or 0.0) if taken else math.nan
 
 
 def stop() -> None:

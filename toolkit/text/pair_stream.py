@@ -58,6 +58,11 @@ class PairStream:
             for epoch, row in zip(epochs.tolist(), rows.tolist(), strict=True)
         ]
 
+    def name(self, index: int) -> str:
+        """The data set and the number of the pair in it, from 0."""
+        number = int(np.searchsorted(self._first_row, index, side="right")) - 1
+        return f"{self._pairs.tasks[number].name}, pair {index - self._first_row[number]}"
+
     def turn(self, step: int, *, global_rows: int) -> tuple[int, int]:
         """The data set of a step, and how many batches it has had before."""
         counts = np.maximum(1, self._pairs.num_rows // global_rows)

@@ -4,6 +4,7 @@ Knows shards and their order. Refuses to know ranks: it deals row ranges of a gl
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -38,6 +39,9 @@ class Source(Protocol[Content]):
     def content(self, index: int) -> Content:
         """The sample at a place."""
 
+    def name(self, index: int) -> str:
+        """Where the sample stands in the shards, for people."""
+
 
 class Samples(Protocol):
     """An endless sequence of samples, read by rows of global batches."""
@@ -46,6 +50,9 @@ class Samples(Protocol):
 
     def batch(self, step: int, *, global_rows: int, start: int, stop: int) -> Sequence[Sample[Any]]:
         """Rows start..stop of the global batch of `step` (from 0)."""
+
+    def name(self, index: int) -> str:
+        """Where the sample of that index stands in the data, for people."""
 
 
 class Sentences:
@@ -58,8 +65,16 @@ class Sentences:
 
     def content(self, index: int) -> str:
         """The text of a sentence."""
+        return self._shards.sentence(*self._place(index))
+
+    def name(self, index: int) -> str:
+        """The document's id and the sentence's number in it, from 0."""
+        row, k = self._place(index)
+        return f"document {self._shards.record(row)['id']}, sentence {k}"
+
+    def _place(self, index: int) -> tuple[int, int]:
         row = int(np.searchsorted(self._ends, index, side="right"))
-        return self._shards.sentence(row, index - (int(self._ends[row - 1]) if row else 0))
+        return row, index - (int(self._ends[row - 1]) if row else 0)
 
 
 class Blocks:
@@ -68,11 +83,17 @@ class Blocks:
 
     def __init__(self, tokens: TokenSet, *, crossing: bool) -> None:
         self._block = tokens.crossing_block if crossing else tokens.block
+        self._rows = functools.partial(tokens.rows_of_block, crossing=crossing)
         self.num_samples = tokens.num_crossing_blocks if crossing else tokens.num_blocks
 
     def content(self, index: int) -> Pieces:
         """The pieces of a block: token ids, special tokens included. None is empty."""
         return self._block(index)
+
+    def name(self, index: int) -> str:
+        """The shard, and the rows of its documents that the block holds, from 0."""
+        shard, rows = self._rows(index)
+        return f"{shard}, rows {', '.join(map(str, rows))}"
 
 
 class Stream(Generic[Content]):
@@ -93,3 +114,7 @@ class Stream(Generic[Content]):
             Sample(epoch=epoch, index=index, content=self._source.content(index))
             for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True)
         ]
+
+    def name(self, index: int) -> str:
+        """Where the sample of that index stands in the data, for people."""
+        return self._source.name(index)

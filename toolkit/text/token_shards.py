@@ -148,6 +148,7 @@ class TokenSet:
 
     def __init__(self, files: TokenFiles) -> None:
         self._directory = files.directory
+        self._sources = files.sources
         self.manifest: Entry = read_json(self._directory / files.manifest)
         self._prefix = np.array(files.tokenizer.prefix_ids, dtype=np.int64)
         self._suffix = np.array(files.tokenizer.suffix_ids, dtype=np.int64)
@@ -201,8 +202,7 @@ class TokenSet:
         shard, inside = _place(self._crossing_ends, index)
         arrays = self._arrays("token_files", shard)
         offsets = arrays["document_offsets"]
-        wrap = len(self._prefix) + len(self._suffix)
-        ends = offsets[1:] + np.arange(1, len(offsets)) * wrap  # of documents, special tokens too
+        ends = self._wrapped_ends(offsets)
         start = inside * self._block_tokens
         found: list[Ids] = []
         row = int(np.searchsorted(ends, start, side="right"))
@@ -216,11 +216,33 @@ class TokenSet:
             row, skip = row + 1, 0
         return [np.concatenate(found)]
 
+    def rows_of_block(self, index: int, *, crossing: bool) -> tuple[str, list[int]]:
+        """The text shard of a block, and which rows of it the block holds something of."""
+        shard, inside = _place(self._crossing_ends if crossing else self._ends, index)
+        offsets = self._arrays("token_files", shard)["document_offsets"]
+        if crossing:
+            ends = self._wrapped_ends(offsets)
+            start = inside * self._block_tokens
+            first, last = np.searchsorted(ends, [start, start + self._block_tokens - 1], "right")
+            rows = list(range(int(first), min(int(last) + 1, len(ends))))
+        else:
+            blocks = self._arrays("block_files", shard)
+            pieces = slice(*blocks["block_offsets"][inside : inside + 2].tolist())
+            found = np.searchsorted(offsets, blocks["starts"][pieces], side="right") - 1
+            rows = sorted(set(found.tolist()))
+        return str(self._sources[shard]["file"]), rows
+
     def document(self, shard: int, row: int) -> NDArray[Any]:
         """The own tokens of a document: a view of the file, not a copy."""
         arrays = self._arrays("token_files", shard)
         first, last = arrays["document_offsets"][row : row + 2].tolist()
         return arrays["ids"][first:last]
+
+    def _wrapped_ends(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where documents end when each has its special tokens."""
+        wrap = len(self._prefix) + len(self._suffix)
+        ends: NDArray[np.int64] = offsets[1:] + np.arange(1, len(offsets)) * wrap
+        return ends
 
     def _wrapped(self, ids: NDArray[Any]) -> Ids:
         return np.concatenate([self._prefix, ids.astype(np.int64), self._suffix])

@@ -37,6 +37,7 @@ class Checkpoint:
     """A verified checkpoint in memory: full fp32 tensors by stored name."""
 
     step: int
+    skipped_steps: int
     weights: Mapping[str, Tensor]
     moments: Mapping[str, Mapping[str, Tensor]]
     state: Mapping[str, Any]
@@ -65,10 +66,19 @@ def check_origin(run_dir: Path, *, origin: Origin) -> None:
             )
 
 
-def save(engine: Any, *, run_dir: Path, step: int, lora: Lora | None, origin: Origin) -> None:
+def save(
+    engine: Any,
+    *,
+    run_dir: Path,
+    step: int,
+    skipped_steps: int,
+    lora: Lora | None,
+    origin: Origin,
+) -> None:
     """Write the checkpoint of `step`. Collective: every rank calls it, rank 0 writes.
 
-    Values are fp32 masters, so that a bf16 run resumes bit for bit.
+    Values are fp32 masters, so that a bf16 run resumes bit for bit. `skipped_steps` of the steps
+    have not been AdamW's.
     """
     parameters = zero.trainable_parameters(engine)
     # One pass a kind, so that rank 0 holds one full copy of the trained values at a time.
@@ -101,6 +111,7 @@ def save(engine: Any, *, run_dir: Path, step: int, lora: Lora | None, origin: Or
             folder / "state.json",
             {
                 "step": step,
+                "skipped_steps": skipped_steps,
                 "world_size": comm.world_size(),
                 "sha256": digests,
                 **dataclasses.asdict(origin),
@@ -131,7 +142,11 @@ def load(folder: Path) -> Checkpoint:
     weights = next(iter(sorted((folder / "weights").glob("*.safetensors"))))
     moments = {m: load_file(folder / "optimizer" / f"{m}.safetensors") for m in zero.MOMENTS}
     return Checkpoint(
-        step=int(state["step"]), weights=load_file(weights), moments=moments, state=state
+        step=int(state["step"]),
+        skipped_steps=int(state["skipped_steps"]),
+        weights=load_file(weights),
+        moments=moments,
+        state=state,
     )
 
 

@@ -5,7 +5,6 @@ Knows steps. Refuses to know what an objective computes and where samples come f
 
 import dataclasses
 import heapq
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.batch import Batch, num_tokens, to_device
-from toolkit.parallel import comm
+from toolkit.parallel import comm, zero
 from toolkit.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
@@ -25,7 +24,8 @@ from toolkit.training.schedule import learning_rate
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one step did, over all ranks."""
+    """What one step did, over all ranks. A skipped one has changed nothing: its gradient was NaN or
+    infinite on some rank."""
 
     step: int
     figures: Mapping[str, float]
@@ -35,6 +35,7 @@ class Step:
     padding: float
     seconds: float
     told_to_stop: bool
+    skipped: bool
 
     def row(self) -> dict[str, float]:
         """The line of the metrics file. tokens are real tokens, padding a fraction; the figures of
@@ -49,10 +50,6 @@ class Step:
             "padding": self.padding,
             "seconds": self.seconds,
         }
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss is NaN or infinite on some rank."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +103,7 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         figures = comm.sum_of_each(self.backward(batches, all_units=all_units))
-        if not math.isfinite(figures["loss"]):
-            raise NonFiniteLoss(
-                f"step {step}: the loss is {figures['loss']}; lower train.lr, or look at data"
-            )
-        self.engine.step()
-        grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):  # before it can be saved
-            raise NonFiniteLoss(f"step {step}: the gradient is {grad_norm}; lower train.lr")
+        taken, grad_norm = zero.step(self.engine)
         return Step(
             step=step + 1,
             figures={name: value / all_units for name, value in figures.items()},
@@ -123,7 +113,14 @@ class Trainer:
             padding=1.0 - all_tokens / all_cells,
             seconds=time.perf_counter() - began,
             told_to_stop=told > 0,
+            skipped=not taken,
         )
+
+    def sample_names(self, step: int) -> list[str]:
+        """Where the rows of the global batch of a step stand in the data, for people."""
+        rows = self.train.global_batch_rows
+        samples = self.stream.batch(step, global_rows=rows, start=0, stop=rows)
+        return [self.stream.name(sample.index) for sample in samples]
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, on the CPU."""
@@ -151,14 +148,16 @@ class Trainer:
         """Accumulate the gradient of the global mean; returns this rank's summed figures.
 
         DeepSpeed averages gradients over ranks, so the local sum is scaled up by their number and
-        divided by the units of the whole global batch, wherever they lie.
+        divided by the units of the whole global batch, wherever they lie. A loss that is not finite
+        makes its gradient NaN, even where it has one (a probability of 0 does): skip the step.
         """
         scale = comm.world_size() / all_units
         total: dict[str, Tensor] = {}
         on_device = [to_device(batch, device=self.device) for batch in batches]
         for number, (term, figures) in enumerate(self.objective.terms(self.engine, on_device)):
             self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
-            self.engine.backward(term * scale, scale_wrt_gas=False)
+            finite = figures.get("loss", term).detach().isfinite()
+            self.engine.backward(term * torch.where(finite, scale, torch.nan), scale_wrt_gas=False)
             for name, value in figures.items():
                 total[name] = total[name] + value if name in total else value.double()
         return total

@@ -1,12 +1,15 @@
 """The record of a run: one JSON line per logged step, RUN/metrics.jsonl, the truth of all views."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from toolkit.files import write_atomic
 
 METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 
 
 class MetricsLog:
@@ -18,13 +21,26 @@ class MetricsLog:
         kept = [row for row in read_metrics(run_dir) if int(row["step"]) <= step]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
-    def write(self, row: Mapping[str, float]) -> None:
-        """Append one step."""
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(dict(row)) + "\n")
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one step. JSON has no NaN: what is not finite is null."""
+        self._append(self._path, row)
+
+    def write_skipped(self, row: Mapping[str, Any], *, samples: Sequence[str]) -> None:
+        """Append a skipped step, and the samples of its batch to a file of their own."""
+        self._append(self._path, row)
+        self._append(self._path.with_name(SKIPPED_FILE), {**row, "samples": list(samples)})
+
+    def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        finite = {name: value if _is_finite(value) else None for name, value in row.items()}
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(finite, ensure_ascii=False) + "\n")
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+def _is_finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics, in order."""
     path = run_dir / METRICS_FILE
     rows = []

@@ -13,7 +13,7 @@ from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.console import Progress
-from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
+from toolkit.files import BadInput, RunFailed, remove_committed, remove_temporaries, write_atomic
 from toolkit.model.backbone import (
     add_lora,
     checkpoint_activations,
@@ -41,12 +41,13 @@ from toolkit.training.data import (
 )
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import MetricsLog
+from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.simcse import SimcseObjective
 from toolkit.training.supervised import SupervisedObjective
 
+LISTED = f"its samples stand in {SKIPPED_FILE}"
 PROCESS_GROUP_TIMEOUT_S = 1800.0  # torch's ten minutes are shorter than loading a large model
 
 
@@ -132,6 +133,7 @@ def _run_on_ranks(
     stream = open_stream(recipe, tokenizer=tokenizer)
     restored = checkpoint.load_newest(run_dir)
     first_step = restored.step if restored else 0
+    first_skipped = restored.skipped_steps if restored else 0
     comm.require_equal(first_step, what="the newest checkpoint's step", device=device)
     engine = build_engine(
         recipe,
@@ -156,8 +158,6 @@ def _run_on_ranks(
         micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
         device=device,
     )
-    if leads and restored:
-        print(f"{recipe.kind}: goes on after step {first_step}")
     del restored
     with StopSignal() as stop:
         done = train_and_save(
@@ -165,6 +165,7 @@ def _run_on_ranks(
             trainer=trainer,
             origin=origin,
             first_step=first_step,
+            first_skipped=first_skipped,
             should_stop=lambda: stop.received,
         )
         if done < recipe.train.steps:
@@ -249,7 +250,8 @@ def build_engine(
             moment: checkpoint.by_parameter(values, names=names)
             for moment, values in restored.moments.items()
         }
-        zero.write_optimizer(engine, masters=masters, moments=moments, step=restored.step)
+        taken = restored.step - restored.skipped_steps
+        zero.write_optimizer(engine, masters=masters, moments=moments, step=taken)
     return engine
 
 
@@ -274,23 +276,46 @@ def train_and_save(
     trainer: Trainer,
     origin: Origin,
     first_step: int,
+    first_skipped: int,
     should_stop: Callable[[], bool],
 ) -> int:
-    """Run the loop with metrics, progress and checkpoints; returns the number of whole steps."""
+    """Run the loop with metrics, progress and checkpoints; returns the number of whole steps.
+
+    Raises `RunFailed` on all ranks when more steps than `train.max_skipped_steps` were skipped.
+    """
     run_dir, leads, train = Path(recipe.run_dir), comm.rank() == 0, recipe.train
     metrics = MetricsLog(run_dir, step=first_step) if leads else None
     progress = Progress(recipe.kind, total=train.steps, done=first_step, unit="steps", shown=leads)
 
+    skipped = first_skipped
+    if leads and first_step:
+        print(f"{recipe.kind}: goes on after step {first_step}")
+
     def on_step(done: Step) -> None:
-        if metrics and (done.step % train.log_every_steps == 0 or done.step == train.steps):
-            metrics.write(done.row())
+        nonlocal skipped
+        skipped += done.skipped
+        row = {**done.row(), "skipped_steps": skipped}
+        if metrics and done.skipped:
+            metrics.write_skipped(row, samples=trainer.sample_names(done.step - 1))
+            print(
+                f"{recipe.kind}: step {done.step} skipped (loss {done.figures['loss']}), {LISTED}"
+            )
+        elif metrics and (done.step % train.log_every_steps == 0 or done.step == train.steps):
+            metrics.write(row)
         progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
+        if skipped > train.max_skipped_steps:
+            raise RunFailed(
+                f"{run_dir}: {skipped} steps had a loss or gradient that is NaN or infinite, more "
+                f"than train.max_skipped_steps={train.max_skipped_steps}; {LISTED}. Lower train.lr "
+                "or clean the data, and start anew, or go on with a larger limit"
+            )
 
     def save(step: int) -> None:
         checkpoint.save(
             trainer.engine,
             run_dir=run_dir,
             step=step,
+            skipped_steps=skipped,
             lora=recipe.model.lora,
             origin=origin,
         )

@@ -1,0 +1,82 @@
+"""Run on 2 ranks: steps 0, 1, 2 with step 1 spoiled on rank 1 alone, beside steps 0 and 2 alone.
+
+usage: skipping.py SHARDS kind:layout:how ...     (how: "gradient" or "loss")
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import toolkit
+from tests.training.gradients import case_recipe, trainer_of
+from toolkit.cluster.topology import detect
+from toolkit.parallel import comm, zero
+
+
+class Spoiled:
+    """An objective that goes wrong on one rank."""
+
+    def __init__(self, objective: Any, *, how: str, rank: int) -> None:
+        self._objective, self._how, self._rank = objective, how, rank
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
+
+    def terms(self, forward: Any, batches: Any) -> Iterator[Any]:
+        """NaN in the gradient, or an infinite loss whose gradient is finite."""
+        for term, figures in self._objective.terms(forward, batches):
+            if comm.rank() == self._rank and self._how == "gradient":
+                yield term * torch.nan, figures
+            elif comm.rank() == self._rank and "loss" in figures:
+                yield term, {**figures, "loss": figures["loss"] + torch.inf}
+            else:
+                yield term, figures
+
+
+def state_of(trainer: Any) -> dict[str, torch.Tensor]:
+    """Trained weights and moments, whole."""
+    found = {}
+    for name, parameter in zero.trainable_parameters(trainer.engine).items():
+        found[name] = zero.full_value(parameter)
+        for moment in zero.MOMENTS:
+            found[f"{name}/{moment}"] = zero.full_moment(parameter, name=moment)
+    return found
+
+
+def main(shards: str, cases: list[str]) -> None:
+    """Raises `AssertionError` when a skipped step left a trace."""
+    place = detect(os.environ)
+    device = comm.start(
+        rank=place.rank,
+        world_size=place.world_size,
+        local_rank=place.local_rank,
+        address=place.main_address,
+        port=place.main_port,
+        timeout_s=120,
+    )
+    base = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
+    for case in cases:
+        kind, layout, how = case.split(":")
+        recipe = case_recipe(kind, shards=shards, base=base, stage=layout)
+        states = []
+        for spoil in (True, False):
+            trainer = trainer_of(recipe, device=device)
+            assert not trainer.do_step(0).skipped
+            if spoil:
+                spoiled = Spoiled(trainer.objective, how=how, rank=1)
+                assert dataclasses.replace(trainer, objective=spoiled).do_step(1).skipped, case
+            assert not trainer.do_step(2).skipped
+            states.append(state_of(trainer))
+        for name, value in states[0].items():
+            assert torch.equal(value, states[1][name]), f"{case}: {name}"
+    comm.barrier()
+    comm.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
