@@ -27,6 +27,7 @@ from toolkit.config import (
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed, write_atomic
 from toolkit.jobs import StageJob
+from toolkit.planning import GIB, Cluster, Gpu, gpu_of, need, shape_of
 from toolkit.schema import (
     EmbedRecipe,
     EvaluateRecipe,
@@ -73,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="ranks per node; 0 is one CPU rank (default: what is there)",
     )
+    made.add_argument("--gpu", help="its kind, as in h100: warns of a stage that will not fit")
     made.add_argument("--cpus-per-task", type=int, default=4, help="cores a rank (default 4)")
     made.add_argument("--time-min", type=int, default=1440, help="limit a job (default 1440)")
     made.add_argument("--mem-gib", type=int, help="memory a node (default: the cluster's)")
@@ -109,6 +111,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         return
     jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
     check(jobs)
+    if arguments.gpu:
+        warn_if_too_large(jobs, gpu=gpu_of(arguments.gpu))
     setup = environment_script(environ)
     if arguments.dry_run:
         for job in jobs:
@@ -233,6 +237,26 @@ def _warn_if_not_here(model: str) -> None:
             f"fetch it first: hf download {model}",
             file=sys.stderr,
         )
+
+
+def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
+    """Say which training stage will not fit its GPUs, by `toolkit.plan`'s estimate.
+
+    The first stage's model tells the shape: a later one trains what came of it.
+    """
+    trained = [(job, job.recipe) for job in jobs if isinstance(job.recipe, TrainingRecipe)]
+    shape = shape_of(trained[0][1].model.base) if trained else None
+    for job, recipe in trained:
+        assert shape
+        asked = job.resources
+        cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
+        found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
+        if not found.fits(gpu):
+            print(
+                f"warning: {job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
+                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan",
+                file=sys.stderr,
+            )
 
 
 def environment_script(environ: Mapping[str, str]) -> list[str]:

@@ -93,12 +93,17 @@ class Mntp(Section):
 
     A row is a block of whole documents that do not see each other. With `cross_documents` it is a
     run of documents that do, cut wherever the block ends: what the reference trains on.
+
+    The last `held_out_blocks` of the shards are not trained on: their loss and accuracy stand in
+    the metrics before the first step and after every `evaluate_every_steps`.
     """
 
     mask_probability: Probability
     mask_policy: Literal["bert", "all"]
     mask_token: Text = "_"  # noqa: S105 (no password)
     cross_documents: bool = False
+    held_out_blocks: Natural = 0
+    evaluate_every_steps: Count = 100
 
 
 class Simcse(Section):

@@ -162,14 +162,28 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_run_that_was_ended_goes_on_and_gives_the_same_bytes(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ended at 20 random moments, with one and two workers."""
     many_pages(tmp_path / "x.xml.bz2", count=800)
+    ended_at_random(tmp_path / "x.xml.bz2", number=number, times=10, rows=20)
+
+
+def test_the_real_dump_ended_at_20_random_moments_gives_the_same_bytes(
+    real_data: Path, tmp_path: Path
+) -> None:
+    (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
+    ended_at_random(path, folder=tmp_path, number=signal.SIGKILL, times=20, rows=3)
+
+
+def ended_at_random(
+    path: Path, *, number: signal.Signals, times: int, rows: int, folder: Path | None = None
+) -> None:
+    """Ended `times` times, with one and two workers in turn, it gives what one run gives."""
+    tmp_path = folder or path.parent
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = ("--input", tmp_path / "x.xml.bz2", "--rows-per-shard", "20", "--output")
+    arguments = ("--input", path, "--rows-per-shard", str(rows), "--output")
     assert run(*arguments, "whole", cwd=tmp_path).returncode == 0
     chance = random.Random(int(number))
     parts = 0
-    for attempt in range(10):
+    for attempt in range(times):
         workers = str(1 + attempt % 2)
         process = subprocess.Popen(
             command(*arguments, "made", "--workers", workers),
@@ -187,7 +201,7 @@ def test_a_run_that_was_ended_goes_on_and_gives_the_same_bytes(
         process.wait(timeout=60)
         assert not (tmp_path / "made").exists()
         parts = len(list(tmp_path.glob(".made*/f*.json")))
-    assert parts >= 10
+    assert attempt == times - 1 and parts >= times
     done = run(*arguments, "made", "--workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert contents(tmp_path / "made") == contents(tmp_path / "whole")
@@ -225,6 +239,14 @@ def test_mpi_gives_the_same_bytes(tmp_path: Path, ranks: int) -> None:
     many_pages(tmp_path / "x.xml.bz2", count=200)
     arguments = ("--input", tmp_path / "x.xml.bz2", "--rows-per-shard", "20", "--output")
     assert run(*arguments, "whole", cwd=tmp_path).returncode == 0
+    done = run_with_mpi(*arguments, "mpi", ranks=ranks, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("articles kept") == 1
+    assert contents(tmp_path / "mpi") == contents(tmp_path / "whole")
+
+
+def run_with_mpi(*arguments: object, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The script under mpiexec of the environment."""
     mpiexec = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(ranks)]
     environ = {
         **os.environ,
@@ -232,17 +254,14 @@ def test_mpi_gives_the_same_bytes(tmp_path: Path, ranks: int) -> None:
         "MPI4PY_MPIABI": "mpich",
         "LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib"),
     }
-    done = subprocess.run(
-        [*mpiexec, *command(*arguments, "mpi")],
-        cwd=tmp_path,
+    return subprocess.run(
+        [*mpiexec, *command(*arguments)],
+        cwd=cwd,
         env=environ,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("articles kept") == 1
-    assert contents(tmp_path / "mpi") == contents(tmp_path / "whole")
 
 
 def test_help_shows_an_example(tmp_path: Path) -> None:
@@ -251,7 +270,7 @@ def test_help_shows_an_example(tmp_path: Path) -> None:
 
 
 def test_a_real_dump_end_to_end(real_data: Path, tmp_path: Path) -> None:
-    """206 pages, by 1, 2 and 4 processes."""
+    """206 pages, by 1, 2 and 4 processes, and by 3 MPI ranks."""
     (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
     found = []
     for workers in (1, 2, 4):
@@ -262,7 +281,10 @@ def test_a_real_dump_end_to_end(real_data: Path, tmp_path: Path) -> None:
         assert "100 left out: redirect" in done.stdout
         assert "106 articles kept" in done.stdout
         found.append(contents(tmp_path / f"by{workers}"))
-    assert found[0] == found[1] == found[2]
+    arguments = ("--input", path, "--output", "byMPI", "--rows-per-shard", "40")
+    done = run_with_mpi(*arguments, ranks=3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert found[0] == found[1] == found[2] == contents(tmp_path / "byMPI")
     shards = open_shards(tmp_path / "by1")
     assert shards.record(0)["title"] == "Anarchism"
     assert shards.num_sentences.sum() > 20_000

@@ -163,8 +163,10 @@ def test_an_array_embeds_as_one_process_does(
     assert left == right  # file for file, byte for byte
 
 
-def test_an_array_of_four_shards_as_one_process(slurm: Cluster, tmp_path: Path) -> None:
-    dump = REPOSITORY / "toolkit" / "quickstart" / "encyclopedia.xml.bz2"
+def test_an_array_of_four_shards_the_real_dump_as_one_process(
+    slurm: Cluster, real_data: Path, tmp_path: Path
+) -> None:
+    (dump,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
     arguments = ["--input", str(dump), "--rows-per-shard", "10", "--output"]
     job = slurm.submit(
         *("--array=0-3", "--cpus-per-task=1", "--time=10", f"--output={tmp_path}/%a.log"),

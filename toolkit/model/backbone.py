@@ -132,7 +132,9 @@ def add_lora(model: Any, *, lora: Lora) -> Any:
     with warnings.catch_warnings():
         # peft asks transformers for an attribute that is being renamed: not the user's to mend.
         warnings.simplefilter("ignore", FutureWarning)
-        adapted = get_peft_model(inner, settings)
+        # In the model's own type: peft would make them fp32, whose products under ZeRO-3 stay fp32.
+        # DeepSpeed keeps fp32 masters of them anyway.
+        adapted = get_peft_model(inner, settings, autocast_adapter_dtype=False)
     if inner is model:
         return adapted
     for parameter in model.parameters():

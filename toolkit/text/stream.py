@@ -97,14 +97,22 @@ class Blocks:
 
 
 class Stream(Generic[Content]):
-    """The endless sequence of a source's samples, epoch after epoch, each in another order."""
+    """The endless sequence of a source's samples, epoch after epoch, each in another order.
 
-    def __init__(self, source: Source[Content], *, seed: int) -> None:
+    The last `num_held_out` of the source are never in it. Raises `BadInput` when none is left.
+    """
+
+    def __init__(self, source: Source[Content], *, seed: int, num_held_out: int = 0) -> None:
         if source.num_samples == 0:
             raise BadInput("the shards hold no text to train on")
+        if num_held_out >= source.num_samples:
+            raise BadInput(
+                f"{num_held_out} samples held out of {source.num_samples} leave none to train on"
+            )
         self._source = source
-        self._order = BlockShuffle(num_samples=source.num_samples, seed=seed)
-        self.num_samples = source.num_samples
+        self.num_samples = source.num_samples - num_held_out
+        self.num_held_out = num_held_out
+        self._order = BlockShuffle(num_samples=self.num_samples, seed=seed)
 
     def batch(self, step: int, *, global_rows: int, start: int, stop: int) -> list[Sample[Content]]:
         """Rows start..stop of the global batch of `step` (from 0)."""
@@ -113,6 +121,13 @@ class Stream(Generic[Content]):
         return [
             Sample(epoch=epoch, index=index, content=self._source.content(index))
             for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True)
+        ]
+
+    def held_out(self, start: int, stop: int) -> list[Sample[Content]]:
+        """Samples start..stop of those that are held out, in their stored order."""
+        return [
+            Sample(epoch=0, index=index, content=self._source.content(index))
+            for index in range(self.num_samples + start, self.num_samples + stop)
         ]
 
     def name(self, index: int) -> str:

@@ -72,7 +72,7 @@ def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
     if isinstance(recipe, MntpRecipe):
         tokens = open_tokens(token_files(recipe, tokenizer=tokenizer))
         blocks = Blocks(tokens, crossing=recipe.mntp.cross_documents)
-        return Stream(blocks, seed=recipe.train.seed)
+        return Stream(blocks, seed=recipe.train.seed, num_held_out=recipe.mntp.held_out_blocks)
     shards = open_shards(Path(recipe.data.train), verify=False)
     return Stream(Sentences(shards), seed=recipe.train.seed)
 

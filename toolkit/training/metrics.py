@@ -18,7 +18,8 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, *, step: int) -> None:
         self._path = run_dir / METRICS_FILE
-        kept = [row for row in read_metrics(run_dir) if int(row["step"]) <= step]
+        # What a run that has no checkpoint yet says of step 0, it says again.
+        kept = [row for row in read_metrics(run_dir) if 0 < step >= int(row["step"])]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ from toolkit.training.data import (
     open_tokenizer,
 )
 from toolkit.training.encoder import encoder_step, write_encoder
+from toolkit.training.held_out import evaluate
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
 from toolkit.training.mntp import MntpObjective
@@ -270,6 +271,12 @@ def prove(recipe: TrainingRecipe, *, engine: Any, vocab_size: int, device: Any) 
     engine.train()
 
 
+def _evaluation_steps(recipe: TrainingRecipe) -> int:
+    return (
+        recipe.mntp.evaluate_every_steps if isinstance(recipe, MntpRecipe) else recipe.train.steps
+    )
+
+
 def train_and_save(
     recipe: TrainingRecipe,
     *,
@@ -287,20 +294,24 @@ def train_and_save(
     metrics = MetricsLog(run_dir, step=first_step) if leads else None
     progress = Progress(recipe.kind, total=train.steps, done=first_step, unit="steps", shown=leads)
 
-    skipped = first_skipped
+    skipped, held_out_every = first_skipped, _evaluation_steps(recipe)
     if leads and first_step:
         print(f"{recipe.kind}: goes on after step {first_step}")
+    if (found := {} if first_step else evaluate(trainer)) and metrics:
+        metrics.write({"step": 0, **found})
 
     def on_step(done: Step) -> None:
         nonlocal skipped
         skipped += done.skipped
-        row = {**done.row(), "skipped_steps": skipped}
+        last = done.step == train.steps
+        found = evaluate(trainer) if last or done.step % held_out_every == 0 else {}
+        row = {**done.row(), "skipped_steps": skipped, **found}
         if metrics and done.skipped:
             metrics.write_skipped(row, samples=trainer.sample_names(done.step - 1))
             print(
                 f"{recipe.kind}: step {done.step} skipped (loss {done.figures['loss']}), {LISTED}"
             )
-        elif metrics and (done.step % train.log_every_steps == 0 or done.step == train.steps):
+        elif metrics and (last or found or done.step % train.log_every_steps == 0):
             metrics.write(row)
         progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
         if skipped > train.max_skipped_steps:

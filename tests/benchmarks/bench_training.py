@@ -1,0 +1,135 @@
+"""Training steps beside llm2vec 0.2.3 and sentence-transformers: same weights, same texts.
+
+    make benchmark-training
+    python -m tests.benchmarks.bench_training --runs 5 --peers PYTHON
+
+A Mistral of the shipped model's shape with Mistral's real vocabulary of 32,000 and random weights,
+LoRA of rank 16 on all linear layers, fp32. MNTP: 32 blocks of 512 tokens a step, as in the paper.
+SimCSE: 128 sentences a step, limit 128 tokens; and 1,024 with GradCache, 64 of them at a time. Each
+contender runs as a whole process; its first step is not counted.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.benchmarks import corpora
+from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
+from toolkit.text.shards import open_shards
+
+TOKENIZER = "tokenizer_mistral/tokenizer.model.v1"
+PEERS = Path(__file__).with_name("peers")
+MAX_TOKENS, BLOCK_ROWS, SENTENCE_ROWS, LARGE_ROWS, MINI_ROWS = 512, 32, 128, 1024, 64
+SENTENCE_TOKENS = 128
+LORA = ["model.lora.rank=16", "model.lora.alpha=32", "model.lora.dropout=0.05"]
+QUIET = ["train.warmup_steps=0", "train.save_every_steps=1000", "deepspeed.config=zero2"]
+
+
+def ours(recipe: str, *overrides: str, steps: int) -> Contender:
+    """Our own door."""
+    command = [sys.executable, "-m", "tests.benchmarks.train_steps", recipe, *LORA, *QUIET]
+    return Contender("ours", [*command, f"train.steps={steps}", *overrides])
+
+
+def theirs(name: str, python: str, script: str, *arguments: object) -> Contender:
+    """A peer's script."""
+    return Contender(name, [python, str(PEERS / script), *map(str, arguments)])
+
+
+def prepare(data: Path, folder: Path, *, peers: str) -> None:
+    """The model; shards of the real dump; its documents and its sentences for the peers."""
+    model = [peers, str(PEERS / "llm2vec_model.py"), str(folder / "model"), str(data / TOKENIZER)]
+    subprocess.run(model, check=True)
+    shard = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(data / corpora.DUMP)]
+    subprocess.run([*shard, "--output", str(folder / "shards")], cwd=ROOT, check=True)
+    shards = open_shards(folder / "shards")
+    with (folder / "texts.jsonl").open("w", encoding="utf-8") as handle:
+        for row in range(len(shards)):
+            handle.write(json.dumps({"text": shards.text(row)}) + "\n")
+    sentences = [
+        shards.sentence(row, k)
+        for row in range(len(shards))
+        for k in range(shards.num_sentences[row])
+    ]
+    lines = [" ".join(sentence.split()) for sentence in sentences]
+    (folder / "sentences.txt").write_text("\n".join(lines), encoding="utf-8")
+
+
+def mntp(folder: Path, *, peers: str, steps: int) -> list[Contender]:
+    """One step is the paper's batch."""
+    sizes = [f"train.global_batch_rows={BLOCK_ROWS}", f"train.micro_batch_rows={BLOCK_ROWS}"]
+    given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
+    length = f"data.max_tokens={MAX_TOKENS}"
+    texts = folder / "texts.jsonl"
+    return [
+        ours("tiny_mntp", *given, *sizes, length, steps=steps),
+        theirs(
+            "llm2vec (HF Trainer)",
+            peers,
+            "llm2vec_mntp.py",
+            *(folder / "model", texts, steps, BLOCK_ROWS, MAX_TOKENS),
+        ),
+    ]
+
+
+def simcse(folder: Path, *, peers: str, steps: int, rows: int) -> list[Contender]:
+    """A plain batch against llm2vec, a cached one against sentence-transformers."""
+    cached = rows > SENTENCE_ROWS
+    micro = MINI_ROWS if cached else rows
+    given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
+    sizes = [f"train.global_batch_rows={rows}", f"train.micro_batch_rows={micro}"]
+    rest = [f"data.max_tokens={SENTENCE_TOKENS}", "simcse.scale=20.0"]
+    arguments = [folder / "model", folder / "sentences.txt", steps, rows, SENTENCE_TOKENS]
+    if cached:
+        script = "sentence_transformers_cached.py"
+        peer = theirs("sentence-transformers", sys.executable, script, *arguments, MINI_ROWS)
+    else:
+        peer = theirs("llm2vec (HF Trainer)", peers, "llm2vec_simcse.py", *arguments)
+    return [ours("tiny_simcse", *given, *sizes, *rest, steps=steps), peer]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the input, run, print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="a run; the first is not counted")
+    parser.add_argument("--only", choices=("mntp", "simcse", "cached"), action="append")
+    parser.add_argument("--peers", required=True, help="a Python that has llm2vec 0.2.3")
+    arguments = parser.parse_args(argv)
+    kinds = arguments.only or ["mntp", "simcse", "cached"]
+    peers, steps = arguments.peers, arguments.steps
+    figures = {
+        "mntp": ("tokens_per_s", "tokens/s"),
+        "simcse": ("rows_per_s", "sentences/s"),
+        "cached": ("rows_per_s", "sentences/s"),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare(arguments.data, folder, peers=peers)
+        made = {
+            "mntp": mntp(folder, peers=peers, steps=steps),
+            "simcse": simcse(folder, peers=peers, steps=steps, rows=SENTENCE_ROWS),
+            "cached": simcse(folder, peers=peers, steps=2, rows=LARGE_ROWS),
+        }
+        for kind in kinds:
+            found = compare(made[kind], runs=arguments.runs, warmup=0)
+            key, unit = figures[kind]
+            print(f"\n{kind}, median of {arguments.runs}; {machine()}\n")
+            print(
+                table(
+                    found,
+                    figures={
+                        unit: lambda run, key=key: run.said[key],
+                        "peak MiB": lambda run: run.peak_mib,
+                    },
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()

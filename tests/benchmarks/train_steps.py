@@ -1,0 +1,35 @@
+"""Some steps of `toolkit.train`: RECIPE key=value ...
+
+Prints real tokens and rows a second over the steps after the first, as its metrics tell them.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from toolkit import train
+from toolkit.config import load_recipe
+from toolkit.schema import TrainingRecipe
+from toolkit.training.metrics import read_metrics
+
+
+def main(recipe: str, *overrides: str) -> int:
+    """Train in a directory that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        given = [*overrides, f"run_dir={folder}/run", "train.log_every_steps=1"]
+        loaded = load_recipe(recipe, overrides=given)
+        assert isinstance(loaded, TrainingRecipe)
+        code = train.main([recipe, *given])
+        if code:
+            return code
+        timed = read_metrics(Path(folder) / "run")[1:]
+    seconds = sum(row["seconds"] for row in timed)
+    tokens = sum(row["tokens"] for row in timed)
+    rows = len(timed) * loaded.train.global_batch_rows
+    print(json.dumps({"tokens_per_s": tokens / seconds, "rows_per_s": rows / seconds}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

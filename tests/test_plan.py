@@ -1,0 +1,139 @@
+"""The plan: parameters as transformers counts them, partitions as ZeRO makes them."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from tests.conftest import ROOT, free_port, run
+from tests.model.test_attention import FAMILIES, model_of
+from toolkit.config import load_recipe
+from toolkit.model.backbone import add_lora
+from toolkit.planning import GPUS, Cluster, need, read_shape, recommend
+from toolkit.schema import Lora, TrainingRecipe
+
+Door = Callable[..., str]
+MISTRAL = {
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "tie_word_embeddings": False,
+}
+
+
+def cluster(nodes: int, gpus: int, name: str = "h100", gbit: float = 3200) -> Cluster:
+    return Cluster(nodes, gpus, gpu=GPUS[name], network=gbit * 1e9 / 8)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "qwen3_moe"])
+def test_parameters_are_counted_as_transformers_counts_them(family: str) -> None:
+    if family == "qwen3_moe":
+        from transformers import Qwen3MoeConfig
+
+        config = Qwen3MoeConfig(
+            hidden_size=32, intermediate_size=64, moe_intermediate_size=16, num_experts=4,
+            num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            vocab_size=100,
+        )  # fmt: skip
+    else:
+        config = model_of(family, attention="eager").config
+    model = AutoModelForCausalLM.from_config(config)
+    shape = read_shape(json.loads(config.to_json_string(use_diff=False)))
+    assert shape.weights(head=True) == sum(weight.numel() for weight in model.parameters())
+    targets = ["q_proj", "o_proj", "gate_proj", "down_proj"]
+    if family == "phi3":
+        targets = ["qkv_proj", "gate_up_proj"]
+    if not shape.experts:
+        lora = Lora(rank=4, alpha=8, dropout=0.0, targets=tuple(targets))
+        adapted = add_lora(model, lora=lora)
+        trained = sum(w.numel() for w in adapted.parameters() if w.requires_grad)
+        assert shape.adapters(lora) == trained
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_partitions_are_what_zero_makes(ranks: int, shards: Path) -> None:
+    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    python += ["--master-port", str(free_port()), "tests/training/partitions.py", str(shards)]
+    cases = [f"{kind}:{stage}" for kind in ("mntp", "mntp-full", "simcse") for stage in "123"]
+    run([*python, *cases], cwd=ROOT)
+
+
+def test_mistral_7b_is_planned_as_people_run_it() -> None:
+    """LoRA fits a GPU of 80 GB without partitioning weights; to train all of them takes 18 bytes
+    each, spread over GPUs."""
+    shape = read_shape(MISTRAL)
+    assert shape.weights(head=True) == 7_241_732_096  # as its model card says
+    recipe = load_recipe("mntp_mistral_7b")
+    assert isinstance(recipe, TrainingRecipe)
+    found = recommend(shape, recipe, cluster=cluster(1, 8))
+    assert found and found.layout == "zero2"
+    full = recipe.model_copy(update={"model": recipe.model.model_copy(update={"lora": None})})
+    spread = need(shape, full, layout_name="zero3", cluster=cluster(1, 8))
+    assert sum(list(spread.memory.values())[:4]) == pytest.approx(7_241_732_096 * 18 / 8)
+    places = {"zero2": (1, 8, "h100"), "zero3_hpz": (2, 8, "a10g"), "zero3": (1, 2, "h100")}
+    places["zero3_offload"] = (1, 1, "a10g")
+    for layout, place in places.items():
+        best = recommend(shape, full, cluster=cluster(*place))
+        assert best and best.layout == layout
+    large = full.train.model_copy(update={"micro_batch_rows": 32})
+    full = full.model_copy(update={"train": large})
+    assert recommend(shape, full, cluster=cluster(1, 1, "a10g")) is None
+    # 4 nodes do four times the work.
+    times = [need(shape, recipe, layout_name="zero2", cluster=cluster(n, 8)).hours for n in (1, 4)]
+    assert times[0] == pytest.approx(4 * times[1])
+
+
+@pytest.mark.parametrize(("gbit", "tokens"), [(8 * 400, 1.3e3), (4 * 200, 4.5e3), (200, 18e3)])
+def test_tokens_that_hide_the_gathers(gbit: float, tokens: float) -> None:
+    """Achieved FLOP/s over all-gather bytes/s: of an H100 at 45 % of its peak."""
+    recipe = load_recipe("mntp_mistral_7b")
+    assert isinstance(recipe, TrainingRecipe)
+    found = need(read_shape(MISTRAL), recipe, layout_name="zero3", cluster=cluster(4, 8, gbit=gbit))
+    assert found.tokens_to_hide_gathers == pytest.approx(tokens, rel=0.05)
+
+
+def test_the_door_prints_a_plan(door: Door, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL))
+    (tmp_path / "model.safetensors").touch()
+    base = f"model.base={tmp_path}"
+    printed = door(
+        "plan", "llm2vec_mistral_7b", base, "--nodes", "4", "mntp.deepspeed.config=zero3"
+    )
+    assert "7.24 B parameters; 4 x 8 h100" in printed
+    assert re.search(r"mntp: 1000 steps of 32 rows, 1 min at [\d,]+ tokens/s", printed)
+    assert "deepspeed.config=zero3 fits 75 GiB; better: deepspeed.config=zero2" in printed
+    assert "the network holds it up" in printed or "gathers hide" in printed
+    printed = door("plan", "mntp_mistral_7b", base, "--gpu", "h1000", code=2)
+    assert "--gpu h1000: not known; valid: a10g" in printed
+    printed = door("plan", "mntp_mistral_7b", base, "--gpus-per-node", "7", code=2)
+    assert "train.global_batch_rows=32 cannot be dealt to 7 ranks" in printed
+    printed = door("plan", "embed_corpus", code=2)
+    assert "only training is planned" in printed
+    printed = door("plan", "mntp_mistral_7b", "model.base=nobody/nothing", code=2)
+    assert "not in this machine's hub cache" in printed
+
+
+def test_the_launcher_warns_of_what_will_not_fit(door: Door, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL))
+    (tmp_path / "model.safetensors").touch()
+    arguments = ["--recipe", "mntp_mistral_7b", "--cluster", "slurm", "--dry-run"]
+    arguments += [
+        "--gpus-per-node",
+        "2",
+        f"model.base={tmp_path}",
+        f"data.train={shards}",
+        "model.lora=null",
+    ]
+    arguments += ["deepspeed.config=zero2", f"run_dir={tmp_path / 'run'}"]
+    warned = "warning: mntp: wants 72 GiB of a GPU of 75; see python -m toolkit.plan"
+    assert warned in door("launch", *arguments, "--gpu", "h100")
+    assert "warning: mntp" not in door("launch", *arguments, "--gpu", "h200")
+    assert "warning: mntp" not in door("launch", *arguments)

@@ -1,0 +1,81 @@
+"""Run on ranks: bytes that this rank holds of what ZeRO partitions, beside what the plan says.
+
+usage: partitions.py SHARDS kind:layout ...
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import toolkit
+from tests.training.gradients import case_recipe, trainer_of
+from toolkit.cluster.topology import detect
+from toolkit.config import deepspeed_layout
+from toolkit.parallel import comm
+from toolkit.planning import partitioned, shape_of
+
+
+def bytes_of(tensors: Any) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def measured(trainer: Any) -> dict[str, int]:
+    """Between backward and step, of the second step: AdamW's state exists by then."""
+    trainer.do_step(0)
+    batches = trainer.batches(1)
+    trainer.backward(batches, all_units=1.0)
+    engine, zero = trainer.engine, trainer.engine.optimizer
+    parameters = list(engine.module.parameters())
+    stage3 = engine.zero_optimization_partition_weights()
+    weights = [p.ds_tensor for p in parameters] if stage3 else parameters
+    flats = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
+    states = [zero.optimizer.state[flat] for flat in flats]
+    return {
+        "weights": bytes_of(weights),
+        "gradients": bytes_of(
+            gradient for group in zero.averaged_gradients.values() for gradient in group
+        ),
+        "fp32 masters": bytes_of(flats),
+        "AdamW moments": bytes_of(state[m] for state in states for m in ("exp_avg", "exp_avg_sq")),
+    }
+
+
+def main(shards: str, cases: list[str]) -> None:
+    """Raises `AssertionError` where plan and measurement differ by more than padding."""
+    place = detect(os.environ)
+    device = comm.start(
+        rank=place.rank,
+        world_size=place.world_size,
+        local_rank=place.local_rank,
+        address=place.main_address,
+        port=place.main_port,
+        timeout_s=120,
+    )
+    base = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
+    for case in cases:
+        kind, stage = case.split(":")
+        recipe = case_recipe(kind, shards=shards, base=base, stage=stage)
+        model = recipe.model.model_copy(update={"dtype": "bf16"})
+        recipe = recipe.model_copy(update={"model": model})
+        found = measured(trainer_of(recipe, device=device))
+        planned = partitioned(
+            shape_of(base),
+            recipe,
+            layout=deepspeed_layout(recipe.deepspeed.config),
+            world=comm.world_size(),
+            per_node=comm.world_size(),
+        )
+        if stage == "1":  # whole while they are made, and only a part is kept
+            assert found.pop("gradients") <= planned.pop("gradients")
+        assert found == pytest.approx(planned, rel=0.01), f"{case}: {found} {planned}"
+    comm.barrier()
+    comm.stop()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2:])

@@ -1,0 +1,142 @@
+"""What a recipe will need on a cluster, before anything waits in a queue.
+
+python -m toolkit.plan RECIPE [--nodes N] [--gpus-per-node 8] [--gpu h100] [key=value ...]
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping
+
+from toolkit.config import load_recipe, recipe_names, resolve_stages, split_overrides
+from toolkit.door import guarded
+from toolkit.files import BadInput
+from toolkit.planning import GIB, GPUS, Cluster, Need, Shape, gpu_of, need, recommend, shape_of
+from toolkit.schema import PipelineRecipe, Recipe, TrainingRecipe
+
+GBIT = 1e9 / 8
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door `python -m toolkit.plan`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.plan",
+        description="Memory of a GPU, time and network that training stages will need: estimates, "
+        "but for what ZeRO partitions, which is exact.",
+        epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
+        f"recipes of the project: {', '.join(recipe_names())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    parser.add_argument("--nodes", type=int, default=1, help="default 1")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="default 8")
+    parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)}; default h100")
+    parser.add_argument(
+        "--network-gbit", type=float, default=3200, help="of a node, all ports; default 8 x 400"
+    )
+    parser.add_argument(
+        "--efficiency", type=float, default=0.45, help="part of the peak; default 0.45"
+    )
+    arguments = parser.parse_intermixed_args(argv)
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the plan of every training stage. Raises `BadInput` for what cannot be planned."""
+    cluster = cluster_of(arguments)
+    base, stages = training_stages(arguments.recipe, overrides=arguments.overrides)
+    shape = shape_of(base)
+    total = f"{shape.weights(head=True) / 1e9:.2f} B parameters"
+    print(f"{base}: {total}; {cluster.nodes} x {cluster.gpus_per_node} {arguments.gpu}")
+    for name, recipe in stages.items():
+        print()
+        print(describe(name, recipe, shape=shape, cluster=cluster))
+
+
+def cluster_of(arguments: argparse.Namespace) -> Cluster:
+    """The cluster that the command line describes."""
+    gpu = gpu_of(arguments.gpu)
+    for name in ("nodes", "gpus_per_node", "network_gbit"):
+        if getattr(arguments, name) <= 0:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(arguments, name)}: at least 1")
+    if not 0 < arguments.efficiency <= 1:
+        raise BadInput(f"--efficiency {arguments.efficiency}: between 0 and 1")
+    return Cluster(
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        gpu=gpu,
+        network=arguments.network_gbit * GBIT,
+        efficiency=arguments.efficiency,
+    )
+
+
+def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[str, TrainingRecipe]]:
+    """The base model and the training stages of a recipe or pipeline; a later stage's base is what
+    an earlier one made of it, of the same shape."""
+    recipe: Recipe = load_recipe(name)
+    if isinstance(recipe, PipelineRecipe):
+        own, rest = split_overrides(overrides)
+        pipeline = load_recipe(name, overrides=own)
+        assert isinstance(pipeline, PipelineRecipe)
+        stages = resolve_stages(pipeline, overrides=rest)
+        trained = {key: r for key, r in stages.items() if isinstance(r, TrainingRecipe)}
+        return pipeline.model.base, trained
+    recipe = load_recipe(name, overrides=overrides)
+    if not isinstance(recipe, TrainingRecipe):
+        raise BadInput(f"recipe {name!r} is of kind {recipe.kind!r}: only training is planned")
+    return recipe.model.base, {recipe.kind: recipe}
+
+
+def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluster) -> str:
+    """A stage's plan as text."""
+    asked = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
+    best = recommend(shape, recipe, cluster=cluster)
+    lines = [
+        f"{name}: {recipe.train.steps} steps of {recipe.train.global_batch_rows} rows, "
+        f"{_time(asked.hours)} at {asked.tokens_per_s:,.0f} tokens/s (full rows)",
+        *_memory(asked, best=best),
+        f"  {verdict(asked, best=best, cluster=cluster)}",
+    ]
+    if "zero3" in asked.layout:
+        lines.append(f"  {_network(asked)}")
+    return "\n".join(lines)
+
+
+def _time(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+
+
+def _memory(asked: Need, *, best: Need | None) -> list[str]:
+    shown = [asked] + ([best] if best and best.layout != asked.layout else [])
+    names = list(dict.fromkeys(item for found in shown for item in found.memory))
+    rows = [["GiB of a GPU", *(found.layout for found in shown)]]
+    for item in names:
+        rows.append([item, *(f"{found.memory.get(item, 0) / GIB:.2f}" for found in shown)])
+    rows.append(["in all", *(f"{found.total / GIB:.2f}" for found in shown)])
+    return ["  " + f"{row[0]:<18}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
+
+
+def verdict(asked: Need, *, best: Need | None, cluster: Cluster) -> str:
+    """Whether it fits, and what would be better."""
+    room = cluster.gpu.memory / GIB
+    fits = asked.fits(cluster.gpu)
+    told = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"
+    if best is None:
+        return f"{told}, nor does any other: more GPUs, or a smaller train.micro_batch_rows"
+    if best.layout == asked.layout:
+        return told if not fits else f"{told}, and is the one to take"
+    return f"{told}; better: deepspeed.config={best.layout}"
+
+
+def _network(asked: Need) -> str:
+    have, wanted = asked.tokens_per_micro_step, asked.tokens_to_hide_gathers
+    if have >= wanted:
+        return f"gathers hide behind {have:,.0f} tokens a micro-step ({wanted:,.0f} needed)"
+    return (
+        f"the network holds it up: {have:,.0f} tokens a micro-step, and {wanted:,.0f} hide the "
+        "gathers; raise train.micro_batch_rows, or take zero3_hpz or zero2"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,285 @@
+"""What a training run will need: memory of a GPU, time, network. Arithmetic on a config.json.
+
+Knows shapes and bytes. Refuses to load anything: it runs on a login node, without torch.
+
+What ZeRO partitions is exact (tested against its partitions); activations and speed are estimates.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.config import deepspeed_layout, resolve_model
+from toolkit.files import BadInput, read_json
+from toolkit.schema import Lora, MntpRecipe, SimcseRecipe, TrainingRecipe, batch_split
+
+GIB = 2**30
+BYTES = {"fp32": 4, "bf16": 2}
+# CUDA context, NCCL's buffers, and what the allocator cannot use.
+OVERHEAD_BYTES = 3 * GIB
+CHUNK_BYTES = 3 * 4 * 2**24  # of the loss: see toolkit.model.losses
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Memory in bytes, dense bf16 peak in FLOP/s, and all-gather bytes/s within a node."""
+
+    memory: float
+    peak: float
+    gather: float
+
+
+# Data sheets; the last column is what an all-gather over NVLink (or PCIe) reaches of them.
+GPUS = {
+    "a10g": Gpu(24e9, 70e12, 20e9),
+    "a100-40": Gpu(40e9, 312e12, 230e9),
+    "a100": Gpu(80e9, 312e12, 230e9),
+    "l40s": Gpu(48e9, 362e12, 20e9),
+    "h100": Gpu(80e9, 989e12, 340e9),
+    "h200": Gpu(141e9, 989e12, 340e9),
+    "b200": Gpu(180e9, 2250e12, 680e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder. `linear` are the (in, out) of each layer's linear maps by name; an
+    expert's map counts `num_experts` times in memory and `active_experts` times in FLOPs."""
+
+    vocab: int
+    hidden: int
+    layers: int
+    linear: Mapping[str, tuple[int, int]]
+    experts: frozenset[str]
+    num_experts: int
+    active_experts: int
+    other: int  # norms, biases and routers of all layers
+    tied: bool
+
+    def weights(self, *, head: bool) -> int:
+        """Parameters in memory, the embedding included."""
+        embeddings = self.vocab * self.hidden * (2 if head and not self.tied else 1)
+        return embeddings + self.layers * self._maps(self.num_experts) + self.other
+
+    @property
+    def active(self) -> int:
+        """Weights of the layers' maps that a token goes through."""
+        return self.layers * self._maps(self.active_experts)
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one layer's maps."""
+        return self._maps(self.num_experts)
+
+    def adapters(self, lora: Lora) -> int:
+        """Parameters of adapters on all targets (on those that are linear maps by themselves)."""
+        sizes = (sum(self.linear[name]) for name in lora.targets if name in self.linear)
+        return self.layers * lora.rank * sum(sizes)
+
+    def _maps(self, experts: int) -> int:
+        return sum(
+            rows * columns * (experts if name in self.experts else 1)
+            for name, (rows, columns) in self.linear.items()
+        )
+
+
+def shape_of(reference: str) -> Shape:
+    """The shape of a model folder, run directory, or hub name in this machine's cache.
+
+    Raises `BadInput` when its config.json is not here or says too little.
+    """
+    name = resolve_model(reference)
+    path = Path(name) / "config.json"
+    if not path.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(name, "config.json")
+        if not isinstance(found, str):
+            raise BadInput(f"model {name}: not in this machine's hub cache; hf download {name}")
+        path = Path(found)
+    try:
+        return read_shape(read_json(path))
+    except KeyError as error:
+        raise BadInput(f"{path}: has no {error}: not a decoder whose size can be told") from error
+
+
+def read_shape(config: Mapping[str, Any]) -> Shape:
+    """The shape that a config.json describes. Raises `KeyError` for what is missing."""
+    config = config.get("text_config", config)
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or hidden // heads
+    keys = config.get("num_key_value_heads") or heads
+    experts = config.get("num_local_experts") or config.get("num_experts") or 1
+    inner = (experts > 1 and config.get("moe_intermediate_size")) or config["intermediate_size"]
+    attention = {"q_proj": (hidden, heads * width), "o_proj": (heads * width, hidden)}
+    attention |= dict.fromkeys(("k_proj", "v_proj"), (hidden, keys * width))
+    if config["model_type"] == "phi3":  # its maps are fused
+        attention = {"qkv_proj": (hidden, (heads + 2 * keys) * width)}
+        attention |= {"o_proj": (heads * width, hidden)}
+        feedforward = {"gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}
+    else:
+        feedforward = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner)}
+        feedforward |= {"down_proj": (inner, hidden)}
+    return Shape(
+        vocab=config["vocab_size"],
+        hidden=hidden,
+        layers=layers,
+        linear=attention | feedforward,
+        experts=frozenset(feedforward) if experts > 1 else frozenset(),
+        num_experts=experts,
+        active_experts=config.get("num_experts_per_tok") or 1,
+        other=_other(config, width=width, keys=keys, experts=experts),
+        tied=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+def _other(config: Mapping[str, Any], *, width: int, keys: int, experts: int) -> int:
+    hidden, heads, kind = config["hidden_size"], config["num_attention_heads"], config["model_type"]
+    norms = (4 if kind in ("gemma2", "gemma3_text") else 2) * hidden
+    if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
+        norms += 2 * width  # of queries and keys, a head
+    if kind == "olmo2":
+        norms += (heads + keys) * width
+    if config.get("attention_bias", kind == "qwen2"):
+        norms += (heads + 2 * keys) * width + (0 if kind == "qwen2" else hidden)
+    router = hidden * experts if experts > 1 else 0
+    return int(config["num_hidden_layers"] * (norms + router) + hidden)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where it is to run. `network` are a node's bytes/s to the others."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: Gpu
+    network: float
+    efficiency: float = 0.45
+
+    @property
+    def world(self) -> int:
+        """GPUs in all."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a GPU holds, in bytes by item, and how a run goes on it."""
+
+    layout: str
+    memory: Mapping[str, float]
+    tokens_per_s: float
+    hours: float
+    tokens_per_micro_step: float
+    tokens_to_hide_gathers: float
+
+    @property
+    def total(self) -> float:
+        """Bytes of a GPU."""
+        return sum(self.memory.values())
+
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether it does, with a tenth to spare."""
+        return self.total <= 0.9 * gpu.memory
+
+
+def partitioned(
+    shape: Shape, recipe: TrainingRecipe, *, layout: Mapping[str, Any], world: int, per_node: int
+) -> dict[str, float]:
+    """Bytes of a rank for what ZeRO partitions: weights, gradients, AdamW's state.
+
+    Rajbhandari et al. 2020 (ZeRO), section 5, for a frozen model with adapters too.
+    """
+    zero = layout["zero_optimization"]
+    stage, width = zero["stage"], BYTES[recipe.model.dtype]
+    head = isinstance(recipe, MntpRecipe)
+    lora = recipe.model.lora
+    frozen = shape.weights(head=head) if lora else 0
+    trained = shape.adapters(lora) if lora else shape.weights(head=head)
+    weights = (frozen + trained) * width / (world if stage == 3 else 1)
+    if stage == 3 and zero.get("zero_hpz_partition_size", 1) > 1:
+        weights += (frozen + trained) * width / per_node
+    accumulated = layout.get("data_types", {}).get("grad_accum_dtype", recipe.model.dtype)
+    on_cpu = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    return {
+        "weights": weights,
+        "gradients": 0 if on_cpu else trained * BYTES[accumulated] / (world if stage >= 2 else 1),
+        "fp32 masters": 0 if on_cpu else trained * 4 / world,
+        "AdamW moments": 0 if on_cpu else trained * 8 / world,
+    }
+
+
+def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Cluster) -> Need:
+    """What `recipe` needs under a layout. Raises `BadInput` when the ranks do not divide it."""
+    layout = deepspeed_layout(layout_name)
+    memory = partitioned(
+        shape, recipe, layout=layout, world=cluster.world, per_node=cluster.gpus_per_node
+    )
+    width = BYTES[recipe.model.dtype]
+    micro, accumulation = batch_split(recipe.train, world_size=cluster.world)
+    texts = 1 if isinstance(recipe, MntpRecipe) else 2 if isinstance(recipe, SimcseRecipe) else 3
+    tokens = recipe.train.micro_batch_tokens or micro * texts * recipe.data.max_tokens
+    if layout["zero_optimization"]["stage"] == 3:
+        memory["gathered layers"] = (2 * shape.layer + shape.vocab * shape.hidden) * width
+    memory["activations"] = _activations(shape, recipe, tokens=tokens)
+    if isinstance(recipe, MntpRecipe):
+        logits = tokens * recipe.mntp.mask_probability * shape.vocab
+        memory["logits"] = 2 * logits * width + CHUNK_BYTES
+    memory["overhead"] = OVERHEAD_BYTES
+    cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
+    achieved = cluster.gpu.peak * cluster.efficiency
+    speed = achieved / _flops(shape, recipe, cached=cached) * cluster.world
+    step = recipe.train.global_batch_rows * texts * recipe.data.max_tokens
+    bandwidth = (
+        cluster.gpu.gather if cluster.nodes == 1 else min(cluster.gpu.gather, cluster.network)
+    )
+    return Need(
+        layout=layout_name,
+        memory=memory,
+        tokens_per_s=speed,
+        hours=recipe.train.steps * step / speed / 3600,
+        tokens_per_micro_step=tokens,
+        tokens_to_hide_gathers=achieved / bandwidth,
+    )
+
+
+def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
+    """Of a decoder layer what the backward pass needs: the inputs of its maps, its attention, its
+    norms (in fp32), and with LoRA the inputs after dropout."""
+    width, hidden = BYTES[recipe.model.dtype], shape.hidden
+    outputs = sum(columns for _, columns in shape.linear.values())
+    inputs = sum(rows for rows, _ in shape.linear.values())
+    lora = recipe.model.lora
+    dropped = inputs * width if lora and lora.dropout else 0
+    layer = tokens * (2 * outputs * width + 2 * hidden * (width + 4) + dropped)
+    if recipe.model.activation_checkpointing:
+        return float(shape.layers * tokens * hidden * width + layer)
+    return float(shape.layers * layer)
+
+
+def _flops(shape: Shape, recipe: TrainingRecipe, *, cached: bool) -> float:
+    """FLOPs of the hardware per token: forward 2N, backward 2N through frozen maps and 4N through
+    trained ones, one more forward for recomputing and one for GradCache's first pass."""
+    forward = 2 * shape.active + 4 * shape.layers * shape.hidden * recipe.data.max_tokens
+    backward = forward if recipe.model.lora else 2 * forward
+    again = recipe.model.activation_checkpointing + cached
+    head = 0.0
+    if isinstance(recipe, MntpRecipe):
+        head = 4 * recipe.mntp.mask_probability * shape.vocab * shape.hidden
+    return forward * (1 + again) + backward + head
+
+
+def gpu_of(name: str) -> Gpu:
+    """The GPU of that name; `BadInput` lists the known ones."""
+    if name not in GPUS:
+        raise BadInput(f"--gpu {name}: not known; valid: {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+def recommend(shape: Shape, recipe: TrainingRecipe, *, cluster: Cluster) -> Need | None:
+    """The first layout that fits, from the one that sends least over the network; None: none."""
+    names = ["zero2", "zero3_hpz" if cluster.nodes > 1 else "zero3", "zero3", "zero3_offload"]
+    needs = (need(shape, recipe, layout_name=name, cluster=cluster) for name in names)
+    return next((found for found in needs if found.fits(cluster.gpu)), None)
