@@ -6,10 +6,10 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow benchmark-data lint clean
+.PHONY: help install quickstart test test-slow test-llm2vec benchmark-data benchmark-training lint clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 install: $(VENV)/.installed  ## make the virtual environment
 
@@ -43,6 +43,20 @@ benchmark-data: install $(PEERS)  ## cleaning and reading beside datasets, datat
 	$(BIN)/python -m tests.benchmarks.bench_cleaning --peers $(PEERS)
 	$(BIN)/python -m tests.benchmarks.bench_loader --peers $(PEERS)
 
+LLM2VEC := $(CURDIR)/.venv-llm2vec/bin/python
+$(LLM2VEC): tests/benchmarks/peers/training_requirements.txt
+	$(PYTHON) -m venv .venv-llm2vec
+	$(LLM2VEC) -m pip install --quiet --upgrade pip
+	$(LLM2VEC) -m pip install --quiet '$(TORCH)'
+	$(LLM2VEC) -m pip install --quiet -r $<
+	touch $@
+
+test-llm2vec: install $(LLM2VEC)  ## vectors, logits and loss beside llm2vec itself
+	TOOLKIT_LLM2VEC_PYTHON=$(LLM2VEC) $(BIN)/python -m pytest -m slow tests/test_llm2vec.py
+
+benchmark-training: install $(LLM2VEC)  ## steps beside llm2vec and sentence-transformers (an hour)
+	$(BIN)/python -m tests.benchmarks.bench_training --peers $(LLM2VEC)
+
 lint: install  ## format, style, types, layers
 	$(BIN)/ruff format --check toolkit tests data_scripts
 	$(BIN)/ruff check toolkit tests data_scripts
@@ -50,5 +64,5 @@ lint: install  ## format, style, types, layers
 	$(BIN)/lint-imports
 
 clean:  ## remove the environment, caches and the quickstart's run
-	rm -rf $(VENV) .venv-peers runs/quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers .venv-llm2vec runs/quickstart build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,6 +36,7 @@ FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.micro_batch_rows"}
 FREE_KEYS |= {"train.micro_batch_tokens"}
 FREE_KEYS |= {"train.save_every_steps", "train.log_every_steps", "train.keep_checkpoints"}
 FREE_KEYS |= {"train.max_skipped_steps", "mntp.evaluate_every_steps"}
+FREE_KEYS |= {"train.views"}
 
 
 class _Loader(yaml.SafeLoader):

@@ -18,7 +18,7 @@ GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2}
 # CUDA context, NCCL's buffers, and what the allocator cannot use.
 OVERHEAD_BYTES = 3 * GIB
-CHUNK_BYTES = 3 * 4 * 2**24  # of the loss: see toolkit.model.losses
+CHUNK_BYTES = 3 * 4 * 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +226,7 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     memory["activations"] = _activations(shape, recipe, tokens=tokens)
     if isinstance(recipe, MntpRecipe):
         logits = tokens * recipe.mntp.mask_probability * shape.vocab
-        memory["logits"] = 2 * logits * width + CHUNK_BYTES
+        memory["logits"] = logits * width + CHUNK_BYTES
     memory["overhead"] = OVERHEAD_BYTES
     cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
     achieved = cluster.gpu.peak * cluster.efficiency

@@ -64,7 +64,8 @@ class Train(Section):
 
     A micro-batch holds at most `micro_batch_rows` rows; or, when `micro_batch_tokens` is given, as
     many rows as have about so many tokens (packed attention only). A step whose loss or gradient is
-    NaN or infinite is skipped; more than `max_skipped_steps` in a run end it."""
+    NaN or infinite is skipped; more than `max_skipped_steps` in a run end it. `views` show the
+    metrics elsewhere too."""
 
     steps: Count
     horizon_steps: Count
@@ -79,6 +80,7 @@ class Train(Section):
     max_skipped_steps: Natural = 10
     save_every_steps: Count
     log_every_steps: Count = 10
+    views: tuple[Literal["tensorboard", "wandb"], ...] = ()
     keep_checkpoints: Count = 2
 
 

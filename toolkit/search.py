@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("encoding", type=Path, help="the output_dir of toolkit.encode")
     parser.add_argument("query", nargs="+", help="one or more queries, each in quotes")
     parser.add_argument("--top", type=int, default=5, help="hits a query (default 5)")
+    parser.add_argument(
+        "--instruction", default="", help="what is asked of the queries, if trained"
+    )
     parser.add_argument("--model", help="the encoder's folder, if it was moved since")
     parser.add_argument("--json", action="store_true", help="one JSON line a query")
     arguments = parser.parse_args(argv)
@@ -29,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.encoding,
             queries=arguments.query,
             top=arguments.top,
+            instruction=arguments.instruction,
             model=arguments.model,
             as_json=arguments.json,
         )
@@ -36,29 +40,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(
-    encoding: Path, *, queries: list[str], top: int, model: str | None = None, as_json: bool = False
+    encoding: Path,
+    *,
+    queries: list[str],
+    top: int,
+    instruction: str = "",
+    model: str | None = None,
+    as_json: bool = False,
 ) -> None:
-    """Print the hits of each query. The queries are embedded as the corpus was.
+    """Print the hits of each query. The queries are embedded as the corpus was, with the
+    instruction before them, if there is one.
 
     Raises `BadInput` when the encoding is not finished or its model is another one by now.
     """
     if top < 1:
         raise BadInput(f"--top {top}: ask for at least one hit")
     # Here and not above: the help text of a door must not wait for torch.
-    from toolkit.encoding.encoder import Encoder
+    from toolkit.encoding.encoder import before_text, encoder_of
     from toolkit.encoding.search import nearest
     from toolkit.encoding.store import VectorStore
-    from toolkit.schema import EncoderSettings
 
     vectors = VectorStore(encoding)
-    path = model or vectors.manifest["model_path"]
-    try:
-        encoder = Encoder(EncoderSettings(model=path, **vectors.manifest["encoder"]))
-    except BadInput as error:
-        raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
-    if encoder.digest() != vectors.manifest["model"]:
-        raise BadInput(f"{encoding}: was not made by the model in {path}; give --model its folder")
-    found = nearest(vectors, queries_QD=encoder.encode(queries), top=top)
+    encoder = encoder_of(vectors, model=model)
+    queries_QD = encoder.encode(queries, instruction=before_text(instruction))
+    found = nearest(vectors, queries_QD=queries_QD, top=top)
     for query, hits in zip(queries, found, strict=True):
         if as_json:
             print(json.dumps({"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]}))

@@ -1,5 +1,6 @@
 """A short version of the benchmarks: they run, and say what they should. No figure is judged."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -46,8 +47,15 @@ def test_the_data_plane(name: str, real_data: Path) -> None:
     assert ("| datasets.map | " in printed) == (name == "bench_cleaning")
 
 
+def test_training_steps_say_how_fast_they_were(shards: Path, tiny_model: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.train_steps", "tiny_simcse"]
+    printed = run([*command, f"data.train={shards}", f"model.base={tiny_model}", "train.steps=2"])
+    told = json.loads(printed.splitlines()[-1])
+    assert told["tokens_per_s"] > told["rows_per_s"] > 0
+
+
 def test_help_says_what_is_compared() -> None:
-    for name in ("bench_cleaning", "bench_loader"):
+    for name in ("bench_cleaning", "bench_loader", "bench_training"):
         command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "--peers" in done.stdout

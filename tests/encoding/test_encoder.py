@@ -178,3 +178,30 @@ def test_the_digest_names_the_model(tiny_model: Path, tmp_path: Path) -> None:
     digests.add(encoder_of(copy).digest())
     assert len(digests) == 3
     assert load_tokenizer(str(copy)).model_max_length == 512
+
+
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+def test_an_instruction_is_read_and_not_pooled(attention: str, tiny_model: Path) -> None:
+    """Equal to plain transformers over both, pooled over the text's own tokens."""
+    from transformers import AutoConfig, AutoModel
+
+    instruction = "Find a text that says the same; "
+    encoder = encoder_of(tiny_model, attention=attention)
+    texts = [text for text in SENTENCES if text.strip()]
+    found = encoder.encode(texts, instruction=instruction)
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.is_causal = False
+    backbone = AutoModel.from_pretrained(tiny_model, config=config, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(str(tiny_model))
+    for vector, text in zip(found, texts, strict=True):
+        tokens = tokenizer(
+            instruction + text,
+            truncation=True,
+            max_length=MAX_TOKENS,
+            return_offsets_mapping=True,
+        )
+        own = [end > len(instruction) for _, end in tokens["offset_mapping"]]
+        with torch.inference_mode():
+            hidden = backbone(torch.tensor([tokens["input_ids"]])).last_hidden_state[0]
+        assert distance(vector, hidden[own].mean(dim=0).numpy()) <= TOLERANCE
+    assert distance(found, encoder.encode(texts)) > 0.01

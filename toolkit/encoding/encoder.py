@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.batch import embed_rows, lay_out, to_device
-from toolkit.encoding.store import Vectors
+from toolkit.batch import embed_rows, lay_out, place, to_device
+from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
@@ -52,17 +53,26 @@ class Encoder:
         return model_digest(base_folder(self._settings.model))
 
     def encode(
-        self, texts: Sequence[str], *, on_rows: Callable[[int, int], None] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str = "",
+        on_rows: Callable[[int, int], None] | None = None,
     ) -> Vectors:
         """Vectors (N, D), fp32, in the order of `texts`; `on_rows(rows, tokens)` after each batch.
 
+        `instruction` stands before each text, with what parts it from the text, and is not pooled.
         Rows of like length share a batch; a text without tokens gets the zero vector.
         """
-        rows = self.tokenizer.encode(texts)
+        rows, owns = self.tokenizer.encode(texts), None
+        if instruction:
+            found = self.tokenizer.encode_after(instruction, texts)
+            rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         vectors: Vectors | None = None
         for numbers in token_batches(order, rows=rows, batch_tokens=self._settings.batch_tokens):
-            batch = self._batch([rows[number] for number in numbers])
+            own = [owns[number] for number in numbers] if owns else None
+            batch = self._batch([rows[number] for number in numbers], owns=own)
             if vectors is None:
                 vectors = np.zeros((len(rows), batch.shape[1]), dtype=np.float32)
             vectors[numbers] = batch
@@ -73,8 +83,12 @@ class Encoder:
         return vectors
 
     @torch.inference_mode()
-    def _batch(self, rows: Sequence[NDArray[np.int64]]) -> Vectors:
+    def _batch(
+        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None
+    ) -> Vectors:
         batch = lay_out(rows, tokenizer=self.tokenizer, packed=self._packed)
+        if owns:
+            batch = {**batch, "own_BT": place(owns, batch=batch, fill=False).long()}
         vectors: Vectors = (
             embed_rows(self._model, to_device(batch, device=self.device)).cpu().numpy()
         )
@@ -83,6 +97,28 @@ class Encoder:
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
+
+
+def before_text(instruction: str) -> str:
+    """What stands before a text that has this instruction, in the format of LLM2Vec's recipes."""
+    return f"{instruction}; " if instruction else ""
+
+
+def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
+    """The encoder that made these vectors, as its path is recorded or as `model` names it.
+
+    Raises `BadInput` when it is not there, or is another one by now.
+    """
+    path = model or store.manifest["model_path"]
+    try:
+        encoder = Encoder(EncoderSettings(model=path, **store.manifest["encoder"]))
+    except BadInput as error:
+        raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
+    if encoder.digest() != store.manifest["model"]:
+        raise BadInput(
+            f"{store.directory}: was not made by the model in {path}; give --model its folder"
+        )
+    return encoder
 
 
 def token_batches(

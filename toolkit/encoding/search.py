@@ -22,6 +22,18 @@ class Hit:
 
 def nearest(store: VectorStore, *, queries_QD: Vectors, top: int) -> list[list[Hit]]:
     """The `top` rows of highest cosine for each query, best first; ties by corpus order."""
+    scores_QK, rows_QK = nearest_rows(store, queries_QD=queries_QD, top=top)
+    found = _records(store, rows=rows_QK)
+    return [
+        [Hit(*found[int(row)], score=float(score)) for row, score in zip(rows, scores, strict=True)]
+        for rows, scores in zip(rows_QK, scores_QK, strict=True)
+    ]
+
+
+def nearest_rows(
+    store: VectorStore, *, queries_QD: Vectors, top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The cosines (Q, K) and the rows (Q, K) of the corpus that `nearest` describes."""
     num_queries = len(queries_QD)
     scores_QK = np.full((num_queries, 0), -np.inf, dtype=np.float32)
     rows_QK = np.zeros((num_queries, 0), dtype=np.int64)
@@ -34,11 +46,7 @@ def nearest(store: VectorStore, *, queries_QD: Vectors, top: int) -> list[list[H
         best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
         scores_QK = np.take_along_axis(scores, best, axis=1)
         rows_QK = np.take_along_axis(rows, best, axis=1)
-    found = _records(store, rows=rows_QK)
-    return [
-        [Hit(*found[int(row)], score=float(score)) for row, score in zip(rows, scores, strict=True)]
-        for rows, scores in zip(rows_QK, scores_QK, strict=True)
-    ]
+    return scores_QK, rows_QK
 
 
 def unit_length(vectors: Vectors) -> Vectors:

@@ -3,6 +3,7 @@ M masked tokens, V vocabulary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 # Rows whose similarities to all candidates exist at one time, when gradients are wanted.
 CHUNK_ELEMENTS = 2**24
+# Logits that are looked at in fp32 at one time.
+CHUNK_LOGITS = 2**22
 
 
 @dataclass(frozen=True)
@@ -113,24 +116,44 @@ def masked_token_nll(logits_MV: Tensor, *, target_M: Tensor) -> tuple[Tensor, Te
     """The SUM over masked tokens of the negative log-likelihood, a scalar in fp32, and how many
     tokens are the likeliest of all, a scalar.
 
-    A sum, because the normaliser is the number of masked tokens of the whole global batch. Tokens
-    go through in chunks that are computed again in the backward pass: the fp32 copy of the logits
-    and its gradient exist for a chunk only. With no masked token the loss is a zero that still
-    reaches the logits: under ZeRO-3 a rank that leaves the backward graph stops all others.
+    A sum, because the normaliser is the number of masked tokens of the whole global batch. The
+    logits are used up: their gradient is written in their place, in chunks, so that neither a
+    second matrix of this size exists nor an fp32 copy. With no masked token the loss is a zero that
+    still reaches the logits: under ZeRO-3 a rank that leaves the backward graph stops all others.
     """
     if target_M.numel() == 0:
         return logits_MV.float().sum() * 0.0, target_M.new_zeros(())
-    num_tokens = max(1, CHUNK_ELEMENTS // logits_MV.shape[1])
-    if num_tokens >= len(target_M):
-        return _token_losses(logits_MV, target_M)
-    chunks = zip(torch.split(logits_MV, num_tokens), torch.split(target_M, num_tokens), strict=True)
-    found = [
-        checkpoint(_token_losses, logits, target, use_reentrant=False) for logits, target in chunks
-    ]
-    losses, corrects = zip(*found, strict=True)
-    return torch.stack(losses).sum(), torch.stack(corrects).sum()
+    loss, correct = _InPlaceNll.apply(logits_MV, target_M)  # type: ignore[no-untyped-call]
+    return loss, correct
 
 
-def _token_losses(logits_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
-    loss = F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
-    return loss, (logits_MV.detach().argmax(dim=1) == target_M).sum()
+class _InPlaceNll(torch.autograd.Function):
+    """The gradient of the sum with respect to the logits is softmax - one-hot, whatever comes
+    after but for a factor; as in liger-kernel (Hsu et al. 2024) it is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+        # Seen as another tensor: nothing before the loss may need the logits again, and autograd
+        # raises an error, by the version that both share, if something does.
+        place_MV = logits_MV.detach()
+        loss = place_MV.new_zeros((), dtype=torch.float32)
+        correct = target_M.new_zeros(())
+        num_tokens = max(1, CHUNK_LOGITS // place_MV.shape[1])
+        for start in range(0, len(target_M), num_tokens):
+            part_MV = place_MV[start : start + num_tokens]
+            target_M1 = target_M[start : start + num_tokens, None]
+            fp32_MV = part_MV.float()
+            correct += (fp32_MV.argmax(dim=1, keepdim=True) == target_M1).sum()
+            total_M1 = fp32_MV.logsumexp(dim=1, keepdim=True)
+            loss += (total_M1 - fp32_MV.gather(1, target_M1)).sum()
+            probability_MV = (fp32_MV - total_M1).exp_()
+            probability_MV.scatter_add_(1, target_M1, -torch.ones_like(total_M1))
+            part_MV.copy_(probability_MV)
+        ctx.save_for_backward(place_MV)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        (gradient_MV,) = ctx.saved_tensors
+        return gradient_MV.mul_(gradients[0]), None

@@ -12,8 +12,7 @@ import torch
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
-from toolkit.console import Progress
-from toolkit.files import BadInput, RunFailed, remove_committed, remove_temporaries, write_atomic
+from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
 from toolkit.model.backbone import (
     add_lora,
     checkpoint_activations,
@@ -40,15 +39,14 @@ from toolkit.training.data import (
     open_tokenizer,
 )
 from toolkit.training.encoder import encoder_step, write_encoder
-from toolkit.training.held_out import evaluate
-from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
+from toolkit.training.loop import Trainer
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
+from toolkit.training.recorder import Recorder
 from toolkit.training.simcse import SimcseObjective
 from toolkit.training.supervised import SupervisedObjective
+from toolkit.training.views import check_views
 
-LISTED = f"its samples stand in {SKIPPED_FILE}"
 PROCESS_GROUP_TIMEOUT_S = 1800.0  # torch's ten minutes are shorter than loading a large model
 
 
@@ -108,6 +106,7 @@ def check(recipe: TrainingRecipe, *, topology: Topology) -> tuple[dict[str, Any]
         bf16=recipe.model.dtype == "bf16",
     )
     load_config(recipe.model.base)
+    check_views(recipe.train.views)
     data_digest = digest_of_data(recipe, verify=leads)
     digest = model_digest(base_folder(recipe.model.base)) if leads else ""
     origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
@@ -271,12 +270,6 @@ def prove(recipe: TrainingRecipe, *, engine: Any, vocab_size: int, device: Any) 
     engine.train()
 
 
-def _evaluation_steps(recipe: TrainingRecipe) -> int:
-    return (
-        recipe.mntp.evaluate_every_steps if isinstance(recipe, MntpRecipe) else recipe.train.steps
-    )
-
-
 def train_and_save(
     recipe: TrainingRecipe,
     *,
@@ -286,53 +279,26 @@ def train_and_save(
     first_skipped: int,
     should_stop: Callable[[], bool],
 ) -> int:
-    """Run the loop with metrics, progress and checkpoints; returns the number of whole steps.
+    """Run the loop with its record and checkpoints; returns the number of whole steps.
 
     Raises `RunFailed` on all ranks when more steps than `train.max_skipped_steps` were skipped.
     """
-    run_dir, leads, train = Path(recipe.run_dir), comm.rank() == 0, recipe.train
-    metrics = MetricsLog(run_dir, step=first_step) if leads else None
-    progress = Progress(recipe.kind, total=train.steps, done=first_step, unit="steps", shown=leads)
-
-    skipped, held_out_every = first_skipped, _evaluation_steps(recipe)
-    if leads and first_step:
-        print(f"{recipe.kind}: goes on after step {first_step}")
-    if (found := {} if first_step else evaluate(trainer)) and metrics:
-        metrics.write({"step": 0, **found})
-
-    def on_step(done: Step) -> None:
-        nonlocal skipped
-        skipped += done.skipped
-        last = done.step == train.steps
-        found = evaluate(trainer) if last or done.step % held_out_every == 0 else {}
-        row = {**done.row(), "skipped_steps": skipped, **found}
-        if metrics and done.skipped:
-            metrics.write_skipped(row, samples=trainer.sample_names(done.step - 1))
-            print(
-                f"{recipe.kind}: step {done.step} skipped (loss {done.figures['loss']}), {LISTED}"
-            )
-        elif metrics and (last or found or done.step % train.log_every_steps == 0):
-            metrics.write(row)
-        progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
-        if skipped > train.max_skipped_steps:
-            raise RunFailed(
-                f"{run_dir}: {skipped} steps had a loss or gradient that is NaN or infinite, more "
-                f"than train.max_skipped_steps={train.max_skipped_steps}; {LISTED}. Lower train.lr "
-                "or clean the data, and start anew, or go on with a larger limit"
-            )
+    recorder = Recorder(recipe, trainer=trainer, first_step=first_step, first_skipped=first_skipped)
 
     def save(step: int) -> None:
         checkpoint.save(
             trainer.engine,
-            run_dir=run_dir,
+            run_dir=Path(recipe.run_dir),
             step=step,
-            skipped_steps=skipped,
+            skipped_steps=recorder.skipped_steps,
             lora=recipe.model.lora,
             origin=origin,
         )
-        if leads:
-            checkpoint.prune(run_dir, keep=train.keep_checkpoints)
+        if comm.rank() == 0:
+            checkpoint.prune(Path(recipe.run_dir), keep=recipe.train.keep_checkpoints)
 
-    done = trainer.run(first_step=first_step, on_step=on_step, save=save, should_stop=should_stop)
-    progress.close()
+    done = trainer.run(
+        first_step=first_step, on_step=recorder.on_step, save=save, should_stop=should_stop
+    )
+    recorder.close()
     return done

@@ -1,6 +1,6 @@
 """MNTP as llm2vec trains it (experiments/run_mntp.py): its MistralBiForMNTP, peft, HF Trainer.
 
-usage: llm2vec_mntp.py MODEL TEXTS.jsonl STEPS ROWS MAX_TOKENS
+usage: llm2vec_mntp.py MODEL TEXTS.jsonl STEPS ROWS MAX_TOKENS RECOMPUTE
 Prints real tokens a second over the steps after the first.
 """
 
@@ -34,7 +34,7 @@ class Clock(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def main(model, texts, steps, rows, max_tokens):
+def main(model, texts, steps, rows, max_tokens, recompute):
     steps, rows, max_tokens = int(steps), int(rows), int(max_tokens)
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -58,6 +58,8 @@ def main(model, texts, steps, rows, max_tokens):
             max_steps=steps,
             learning_rate=5e-5,
             use_cpu=True,
+            gradient_checkpointing=bool(int(recompute)),
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             save_strategy="no",
             logging_strategy="no",
             report_to=[],

@@ -1,0 +1,116 @@
+"""Find hard negatives for training pairs: what an encoder finds near a query and is no answer.
+
+Knows its command line and how to report. All the work is in toolkit.encoding and toolkit.text.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from toolkit.console import Progress
+from toolkit.door import guarded
+from toolkit.files import BadInput, is_committed
+
+EXAMPLES = """example:
+  python data_scripts/prepare_pairs.py --input legal.jsonl --output pairs/legal
+  python -m toolkit.encode embed_corpus encoder.model=runs/simcse corpus.input=shards/legal \\
+      output_dir=embeddings/legal
+  python data_scripts/mine_negatives.py --pairs pairs/legal --embeddings embeddings/legal \\
+      --output pairs/legal_hard
+  python -m toolkit.train supervised_mistral_7b data.train=pairs/legal_hard
+
+The pairs get new negatives; their own are left out. Queries and positives are embedded with the
+instructions of their data set. Rows nearer than --max-ratio of the positive's cosine may be answers
+that nobody has marked, and are left out.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 2 the input cannot be used (nothing is left behind)."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--pairs", type=Path, required=True, help="of prepare_pairs.py")
+    parser.add_argument("--embeddings", type=Path, required=True, help="of toolkit.encode")
+    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
+    parser.add_argument("--negatives", type=int, default=7, help="a pair; default %(default)s")
+    parser.add_argument(
+        "--depth", type=int, default=100, help="rows looked at; default %(default)s"
+    )
+    parser.add_argument("--skip", type=int, default=0, help="of the nearest; default %(default)s")
+    parser.add_argument("--max-ratio", type=float, default=0.95, help="default %(default)s")
+    parser.add_argument("--batch", type=int, default=4096, help="queries; default %(default)s")
+    parser.add_argument("--model", help="the encoder's folder, if it was moved since")
+    parser.add_argument("--corpus", type=Path, help="the corpus's shards, if they were moved since")
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the pairs with their negatives and say what was left out."""
+    check(arguments)
+    # Here and not above: the help text must not wait for torch.
+    from toolkit.encoding.encoder import encoder_of
+    from toolkit.encoding.negatives import Miner, MiningRules
+    from toolkit.encoding.store import VectorStore
+    from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
+    from toolkit.text.shards import open_shards
+
+    pairs = open_pairs(arguments.pairs)
+    store = VectorStore(arguments.embeddings)
+    corpus = open_shards(arguments.corpus or Path(store.manifest["corpus_path"]))
+    if corpus.digest != store.manifest["corpus"]:
+        raise BadInput(f"{arguments.embeddings}: not of this corpus; give --corpus its shards")
+    miner = Miner(
+        store,
+        encoder=encoder_of(store, model=arguments.model),
+        text_of=corpus.text,
+        rules=MiningRules(
+            arguments.negatives, arguments.depth, skip=arguments.skip, max_ratio=arguments.max_ratio
+        ),
+    )
+    progress = Progress("mine", total=int(pairs.num_rows.sum()), unit="pairs")
+    num_found = 0
+
+    def mined(number: int, task: PairTask) -> Iterator[Pair]:
+        nonlocal num_found
+        whole = [pairs.pair(number, row) for row in range(int(pairs.num_rows[number]))]
+        for pair, negatives in miner.mine(whole, task=task, batch=arguments.batch):
+            num_found += len(negatives)
+            progress.advance(1)
+            yield Pair(pair.query, pair.positive, negatives)
+
+    manifest = write_pairs(
+        ((task, mined(number, task)) for number, task in enumerate(pairs.tasks)),
+        output=arguments.output,
+        sources=[
+            {"name": arguments.pairs.name, "sha256": pairs.digest},
+            {"name": arguments.embeddings.name, "sha256": store.manifest["digest"]},
+        ],
+        quarantine=[],
+    )
+    progress.close()
+    for reason, count in miner.left_out.most_common():
+        print(f"{count:>12,} left out: {reason}")
+    mean = num_found / manifest["rows"]
+    print(f"{arguments.output}: {manifest['rows']:,} pairs, {mean:.2f} negatives each")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Refuse numbers that cannot be meant, and an output that is there."""
+    for name, least in (("negatives", 1), ("depth", 1), ("skip", 0), ("batch", 1)):
+        if getattr(arguments, name) < least:
+            raise BadInput(f"--{name} {getattr(arguments, name)}: give a number from {least}")
+    if arguments.skip >= arguments.depth:
+        raise BadInput(f"--skip {arguments.skip}: leaves nothing of --depth {arguments.depth}")
+    if arguments.max_ratio <= 0:
+        raise BadInput(f"--max-ratio {arguments.max_ratio}: give a number above 0, such as 0.95")
+    if is_committed(arguments.output):
+        raise BadInput(f"{arguments.output}: is there already; give another --output")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

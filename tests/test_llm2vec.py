@@ -1,0 +1,103 @@
+"""The same weights in llm2vec 0.2.3 give the same vectors, logits and loss (make test-llm2vec)."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT, need, run
+from toolkit.encoding.encoder import Encoder
+from toolkit.model.backbone import load_backbone, load_config
+from toolkit.model.losses import masked_token_nll
+from toolkit.schema import EncoderSettings
+
+pytestmark = pytest.mark.slow
+PEERS = ROOT / "tests" / "benchmarks" / "peers"
+TOLERANCE = 1e-4
+MAX_TOKENS = 48
+INSTRUCTION = "Given a sentence, find one that says the same:"
+
+
+@pytest.fixture(scope="module")
+def model(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Mistral with the real vocabulary, written by llm2vec's transformers."""
+    python = os.environ.get("TOOLKIT_LLM2VEC_PYTHON", "")
+    need(bool(python), "no llm2vec: make test-llm2vec brings it (TOOLKIT_LLM2VEC_PYTHON)")
+    out = tmp_path_factory.mktemp("model")
+    vocabulary = real_data / "tokenizer_mistral" / "tokenizer.model.v1"
+    run([python, str(PEERS / "llm2vec_model.py"), str(out), str(vocabulary)])
+    return out
+
+
+@pytest.fixture(scope="module")
+def asked(model: Path, real_data: Path) -> dict[str, Any]:
+    """100 real sentences, some longer than the limit; masked rows."""
+    lines = (real_data / "stsbenchmark_en" / "stsb-en-test.csv").read_text().splitlines()[:100]
+    texts = [line.split(",")[0].strip('"') for line in lines]
+    texts[3] = " ".join(texts[:40])
+    rng = np.random.default_rng(0)
+    ids = rng.integers(10, 32000, size=(4, 40))
+    labels = np.where(rng.random(ids.shape) < 0.3, rng.integers(10, 32000, ids.shape), -100)
+    return {
+        "max_tokens": MAX_TOKENS,
+        "texts": texts,
+        "pairs": [[INSTRUCTION, text] for text in texts if len(text) < 120],
+        "ids": ids.tolist(),
+        "labels": labels.tolist(),
+    }
+
+
+@pytest.fixture(scope="module")
+def theirs(
+    model: Path, asked: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("asked")
+    (folder / "asked.json").write_text(json.dumps(asked))
+    python = os.environ["TOOLKIT_LLM2VEC_PYTHON"]
+    places = [str(model), str(folder / "asked.json"), str(folder / "answer.json")]
+    run([python, str(PEERS / "llm2vec_parity.py"), *places])
+    answer: dict[str, Any] = json.loads((folder / "answer.json").read_text())
+    return answer
+
+
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+def test_vectors(
+    attention: str, model: Path, asked: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    settings = {"model": str(model), "max_tokens": MAX_TOKENS, "attention": attention}
+    encoder = Encoder(EncoderSettings.model_validate(settings))
+    causal = Encoder(EncoderSettings.model_validate({**settings, "causal": True}))
+    ours = encoder.encode(asked["texts"])
+    assert np.abs(ours - np.array(theirs["texts"])).max() <= TOLERANCE
+    assert np.abs(causal.encode(asked["texts"]) - ours).max() > 100 * TOLERANCE
+    texts = [text for _, text in asked["pairs"]]
+    ours = encoder.encode(texts, instruction=f"{INSTRUCTION} ")
+    assert np.abs(ours - np.array(theirs["pairs"])).max() <= TOLERANCE
+    assert np.abs(encoder.encode(texts) - ours).max() > 100 * TOLERANCE
+
+
+def test_masked_logits_and_loss(model: Path, asked: dict[str, Any], theirs: dict[str, Any]) -> None:
+    decoder = load_backbone(
+        str(model), config=load_config(str(model)), head=True, dtype="fp32", attention="sdpa"
+    ).eval()
+    ids_BT, label_BT = torch.tensor(asked["ids"]), torch.tensor(asked["labels"])
+    wanted_BT = torch.zeros_like(label_BT, dtype=torch.bool)
+    wanted_BT[:, :-1] = label_BT[:, 1:] != -100
+    target_M = label_BT[:, 1:][label_BT[:, 1:] != -100]
+    with torch.no_grad():
+        logits_MV = decoder(input_ids=ids_BT, logits_to_keep=wanted_BT).logits
+    loss, _ = masked_token_nll(logits_MV.reshape(len(target_M), -1), target_M=target_M)
+    assert float(loss) / len(target_M) == pytest.approx(theirs["loss"], abs=TOLERANCE)
+    difference = (logits_MV.reshape(len(target_M), -1) - torch.tensor(theirs["logits"])).abs()
+    assert float(difference.max()) <= TOLERANCE
+
+
+def test_its_qwen2_stays_causal_where_its_mistral_does_not(theirs: dict[str, Any]) -> None:
+    """A defect of the reference: a later token of its Qwen2 changes no earlier state."""
+    found = theirs["reacts"]
+    assert found["MistralBiModel sdpa"] > 0.01 and found["MistralBiModel eager"] > 0.01
+    assert found["Qwen2BiModel sdpa"] == 0.0 and found["Qwen2BiModel eager"] == 0.0

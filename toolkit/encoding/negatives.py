@@ -1,0 +1,100 @@
+"""Hard negatives: of the corpus's nearest rows those that do not answer the query.
+
+Knows vectors, scores and text hashes. Refuses to know where pairs are stored.
+
+Shapes: Q queries, K nearest rows.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.encoding.encoder import Encoder, before_text
+from toolkit.encoding.search import nearest_rows, unit_length
+from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.text.pairs import HashedPair, PairTask, text_hash
+
+Ints = NDArray[np.int64]
+
+ANSWER, TOO_NEAR, REPEATED = "answers the query", "nearer than the limit", "same text twice"
+
+
+@dataclasses.dataclass(frozen=True)
+class MiningRules:
+    """Which of the `depth` nearest rows are negatives: not the first `skip`, and none whose cosine
+    is above `max_ratio` of the positive's, which may be an answer that nobody has marked (NV-
+    Retriever, de Souza P. Moreira et al. 2024, "TopK-PercPos")."""
+
+    num_negatives: int
+    depth: int
+    skip: int
+    max_ratio: float
+
+
+class Miner:
+    """Finds negatives in an encoded corpus. `text_of` gives the text of a row of it; `left_out`
+    counts why rows were none."""
+
+    def __init__(
+        self,
+        store: VectorStore,
+        *,
+        encoder: Encoder,
+        text_of: Callable[[int], str],
+        rules: MiningRules,
+    ) -> None:
+        self._store, self._encoder, self._text_of, self._rules = store, encoder, text_of, rules
+        self.left_out: Counter[str] = Counter()
+
+    def mine(
+        self, pairs: Sequence[HashedPair], *, task: PairTask, batch: int
+    ) -> Iterator[tuple[HashedPair, tuple[str, ...]]]:
+        """Each pair of a data set with its negatives, the hardest first. The corpus is read once
+        for every `batch` pairs."""
+        answers = answers_of(pairs)
+        for start in range(0, len(pairs), batch):
+            some = pairs[start : start + batch]
+            queries_QD = self._encoder.encode(
+                [pair.query for pair in some], instruction=before_text(task.query_instruction)
+            )
+            positives_QD = self._encoder.encode(
+                [pair.positive for pair in some], instruction=before_text(task.document_instruction)
+            )
+            scores_QK, rows_QK = nearest_rows(
+                self._store, queries_QD=queries_QD, top=self._rules.depth
+            )
+            cosine_Q = (unit_length(queries_QD) * unit_length(positives_QD)).sum(axis=1)
+            nearest = zip(some, scores_QK, rows_QK, cosine_Q * self._rules.max_ratio, strict=True)
+            for pair, scores_K, rows_K, limit in nearest:
+                known = {pair.query_hash, *answers[pair.query_hash]}
+                yield pair, self._choose(rows_K, scores_K, known=known, limit=float(limit))
+
+    def _choose(
+        self, rows_K: Ints, scores_K: Vectors, *, known: set[int], limit: float
+    ) -> tuple[str, ...]:
+        chosen: dict[int, str] = {}
+        skip = self._rules.skip
+        for row, score in zip(rows_K[skip:].tolist(), scores_K[skip:].tolist(), strict=True):
+            if len(chosen) == self._rules.num_negatives:
+                break
+            if score > limit:
+                self.left_out[TOO_NEAR] += 1
+                continue
+            text = self._text_of(row)
+            digest = text_hash(text)
+            if digest in known or digest in chosen:
+                self.left_out[ANSWER if digest in known else REPEATED] += 1
+            else:
+                chosen[digest] = text
+        return tuple(chosen.values())
+
+
+def answers_of(pairs: Sequence[HashedPair]) -> dict[int, frozenset[int]]:
+    """The hashes of all positives of each query, by the query's hash."""
+    found: dict[int, set[int]] = {}
+    for pair in pairs:
+        found.setdefault(pair.query_hash, set()).add(pair.positive_hash)
+    return {query: frozenset(positives) for query, positives in found.items()}

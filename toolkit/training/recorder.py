@@ -1,0 +1,94 @@
+"""What a run says of itself at every step: metrics, progress, held-out figures, skipped steps.
+
+Every rank has one, since evaluating is collective; the leading rank's writes.
+"""
+
+from pathlib import Path
+
+from toolkit.console import Progress
+from toolkit.files import RunFailed
+from toolkit.parallel import comm
+from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.training.held_out import evaluate
+from toolkit.training.loop import Step, Trainer
+from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
+from toolkit.training.views import View, open_views
+
+LISTED = f"its samples stand in {SKIPPED_FILE}"
+
+
+class Recorder:
+    """Records a run that goes on after `first_step`; `first_skipped` of its steps were skipped."""
+
+    def __init__(
+        self, recipe: TrainingRecipe, *, trainer: Trainer, first_step: int, first_skipped: int
+    ) -> None:
+        self._recipe, self._trainer, self._train = recipe, trainer, recipe.train
+        self._run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
+        self.skipped_steps = first_skipped
+        self._evaluate_every = (
+            recipe.mntp.evaluate_every_steps if isinstance(recipe, MntpRecipe) else None
+        )
+        self._metrics = MetricsLog(self._run_dir, step=first_step) if leads else None
+        self._views: list[View] = []
+        if leads:
+            self._views = open_views(
+                recipe.train.views,
+                run_dir=self._run_dir,
+                step=first_step,
+                settings=recipe.model_dump(mode="json"),
+            )
+        self._progress = Progress(
+            recipe.kind, total=recipe.train.steps, done=first_step, unit="steps", shown=leads
+        )
+        if leads and first_step:
+            print(f"{recipe.kind}: goes on after step {first_step}")
+        if not first_step and (found := self._held_out(0)):
+            self._write(0, found)
+
+    def on_step(self, done: Step) -> None:
+        """Take what a step did. Collective.
+
+        Raises `RunFailed` on all ranks when more than `train.max_skipped_steps` were skipped.
+        """
+        self.skipped_steps += done.skipped
+        found = self._held_out(done.step)
+        row = {**done.row(), "skipped_steps": self.skipped_steps, **found}
+        last = done.step == self._train.steps
+        if done.skipped:
+            self._write_skipped(done, row)
+        elif last or found or done.step % self._train.log_every_steps == 0:
+            self._write(done.step, row)
+        self._progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
+        if self.skipped_steps > self._train.max_skipped_steps:
+            raise RunFailed(
+                f"{self._run_dir}: {self.skipped_steps} steps had a loss or gradient that is NaN "
+                f"or infinite, more than train.max_skipped_steps={self._train.max_skipped_steps}; "
+                f"{LISTED}. Lower train.lr or clean the data, and start anew, or go on with a "
+                "larger limit"
+            )
+
+    def close(self) -> None:
+        """Leave everything written."""
+        self._progress.close()
+        for view in self._views:
+            view.close()
+
+    def _held_out(self, step: int) -> dict[str, float]:
+        every = self._evaluate_every
+        if every and (step % every == 0 or step == self._train.steps):
+            return evaluate(self._trainer)
+        return {}
+
+    def _write(self, step: int, row: dict[str, float]) -> None:
+        if self._metrics:
+            self._metrics.write({"step": step, **row})
+        for view in self._views:
+            view.show(step, {name: value for name, value in row.items() if name != "step"})
+
+    def _write_skipped(self, done: Step, row: dict[str, float]) -> None:
+        if self._metrics:
+            names = self._trainer.sample_names(done.step - 1)
+            self._metrics.write_skipped(row, samples=names)
+            loss = done.figures["loss"]
+            print(f"{self._recipe.kind}: step {done.step} skipped (loss {loss}), {LISTED}")
