@@ -84,7 +84,7 @@ class Encoder:
 
     @torch.inference_mode()
     def _batch(
-        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None
+        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None = None
     ) -> Vectors:
         batch = lay_out(rows, tokenizer=self.tokenizer, packed=self._packed)
         if owns:
