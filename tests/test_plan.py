@@ -58,9 +58,9 @@ def test_parameters_are_counted_as_transformers_counts_them(family: str) -> None
         assert shape.adapters(lora) == trained
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_partitions_are_what_zero_makes(ranks: int, shards: Path) -> None:
-    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+def test_partitions_are_what_zero_makes(shards: Path) -> None:
+    """One rank was tried too: it holds everything."""
+    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     python += ["--master-port", str(free_port()), "tests/training/partitions.py", str(shards)]
     cases = [f"{kind}:{stage}" for kind in ("mntp", "mntp-full", "simcse") for stage in "123"]
     run([*python, *cases], cwd=ROOT)
