@@ -74,15 +74,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def torchrun(ranks: int) -> list[str]:
+    """The command that runs what follows it on so many ranks of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    return [*command, "--master-port", str(free_port())]
+
+
 @pytest.fixture
 def door() -> Callable[..., str]:
     """Run `python -m toolkit.<name> ...` alone, or with ranks=W under torchrun."""
 
     def call(name: str, *arguments: object, code: int = 0, ranks: int = 1) -> str:
-        python = [sys.executable, "-m"]
-        if ranks > 1:
-            python += ["torch.distributed.run", "--nproc-per-node", str(ranks)]
-            python += ["--master-port", str(free_port()), "-m"]
-        return run([*python, f"toolkit.{name}", *map(str, arguments)], code=code)
+        python = torchrun(ranks) if ranks > 1 else [sys.executable]
+        return run([*python, "-m", f"toolkit.{name}", *map(str, arguments)], code=code)
 
     return call

@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import ROOT, free_port, run
+from tests.conftest import run, torchrun
 from tests.model.test_attention import FAMILIES, model_of
 from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora
@@ -60,10 +59,8 @@ def test_parameters_are_counted_as_transformers_counts_them(family: str) -> None
 
 def test_partitions_are_what_zero_makes(shards: Path) -> None:
     """One rank was tried too: it holds everything."""
-    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    python += ["--master-port", str(free_port()), "tests/training/partitions.py", str(shards)]
     cases = [f"{kind}:{stage}" for kind in ("mntp", "mntp-full", "simcse") for stage in "123"]
-    run([*python, *cases], cwd=ROOT)
+    run([*torchrun(2), "tests/training/partitions.py", str(shards), *cases])
 
 
 def test_mistral_7b_is_planned_as_people_run_it() -> None:

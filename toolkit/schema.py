@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
 
@@ -126,7 +127,7 @@ class Supervised(Section):
     scale: Positive
     scales: dict[str, Positive] = {}
     num_hard_negatives: Natural = 1
-    instruction_format: Text = "{instruction}; "
+    instruction_format: Text = INSTRUCTION_FORMAT
     false_negative_margin: float | None = None
     matryoshka_dims: tuple[Count, ...] = ()
 

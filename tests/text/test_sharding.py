@@ -214,6 +214,21 @@ def test_what_is_written_is_recognised(folder: Path, tmp_path: Path) -> None:
         written(work_on(moved, output))
 
 
+def shards_of_both(one: Path, other: Path, *, folder: Path, rules: ShardRules) -> dict[str, bytes]:
+    """The shards of a dump by one process and of another by two, which are the same."""
+    left = shard(one, output=folder / "left", rules=rules)
+    work = work_on(other, folder / "right", rules=rules)
+    with local_crew(2) as executor:
+        make_parts(work, executor=executor, width=2)
+    finish(work, max_bad_fraction=0.0)
+    first, second = (
+        {name: data for name, data in contents(path).items() if name.startswith("shard")}
+        for path in (left, work.output)
+    )
+    assert first == second
+    return first
+
+
 def test_a_multistream_dump_equals_the_same_dump_in_one_stream(tmp_path: Path) -> None:
     """The row numbers of parts are pages, wherever streams end."""
     pages = [
@@ -224,16 +239,7 @@ def test_a_multistream_dump_equals_the_same_dump_in_one_stream(tmp_path: Path) -
     one.parent.mkdir()
     one.write_bytes(bz2.compress(a_dump(*pages)))
     rules = ShardRules(rows_per_shard=9)
-    left = shard(one, output=tmp_path / "left", rules=rules)
-    right = work_on(path, tmp_path / "right", rules=rules)
-    with local_crew(2) as executor:
-        make_parts(right, executor=executor, width=2)
-    finish(right, max_bad_fraction=0.0)
-    shards = {name: data for name, data in contents(left).items() if name.startswith("shard")}
-    assert len(shards) == 6
-    assert shards == {
-        name: data for name, data in contents(right.output).items() if name.startswith("shard")
-    }
+    assert len(shards_of_both(one, path, folder=tmp_path, rules=rules)) == 6
 
 
 def test_the_real_dump_as_a_multistream_equals_itself(real_data: Path, tmp_path: Path) -> None:
@@ -256,16 +262,7 @@ def test_the_real_dump_as_a_multistream_equals_itself(real_data: Path, tmp_path:
     index = bz2.compress("".join(lines).encode())
     again.with_name("enwiki-multistream-index.txt.bz2").write_bytes(index)
     rules = ShardRules(rows_per_shard=30)
-    left = shard(path, output=tmp_path / "left", rules=rules)
-    work = work_on(again, tmp_path / "right", rules=rules)
-    with local_crew(2) as executor:
-        make_parts(work, executor=executor, width=2)
-    finish(work, max_bad_fraction=0.0)
-    shards = {name: data for name, data in contents(left).items() if name.startswith("shard")}
-    assert len(shards) == 7
-    assert shards == {
-        name: data for name, data in contents(work.output).items() if name.startswith("shard")
-    }
+    assert len(shards_of_both(path, again, folder=tmp_path, rules=rules)) == 7
 
 
 # --- what is bad, and what is left out ---

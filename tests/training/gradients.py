@@ -21,6 +21,7 @@ from toolkit.training import program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
 
+BASE = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
 # No dropout: its masks depend on the rank. Rows enough for two micro-batches on two ranks.
 OVERRIDES = ["model.lora.dropout=0.0", "train.global_batch_rows=8", "data.max_tokens=24"]
 EXTRA = {
@@ -96,10 +97,10 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     )
 
 
-def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
-    """Write `case/loss` and `case/<parameter>` of every case."""
+def start_rank() -> torch.device:
+    """Join the ranks that the environment describes."""
     place = detect(os.environ)
-    device = comm.start(
+    return comm.start(
         rank=place.rank,
         world_size=place.world_size,
         local_rank=place.local_rank,
@@ -107,7 +108,11 @@ def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
         port=place.main_port,
         timeout_s=120,
     )
-    base = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
+
+
+def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
+    """Write `case/loss` and `case/<parameter>` of every case."""
+    device = start_rank()
     found: dict[str, torch.Tensor] = {}
     for case in cases:
         kind, stage, *broken = case.split(":")
@@ -115,7 +120,7 @@ def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
         if broken:
             comm.gather_rows = lambda rows: gather(rows).detach()  # noqa: B023
         trainer = trainer_of(
-            case_recipe(kind, shards=shards, base=base, stage=stage, pairs=pairs), device=device
+            case_recipe(kind, shards=shards, base=BASE, stage=stage, pairs=pairs), device=device
         )
         batches = trainer.batches(0)
         units = sum(trainer.objective.num_units(batch) for batch in batches)

@@ -3,17 +3,13 @@
 usage: partitions.py SHARDS kind:layout ...
 """
 
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import toolkit
-from tests.training.gradients import case_recipe, trainer_of
-from toolkit.cluster.topology import detect
+from tests.training.gradients import BASE, case_recipe, start_rank, trainer_of
 from toolkit.config import deepspeed_layout
 from toolkit.parallel import comm
 from toolkit.planning import partitioned, shape_of
@@ -46,24 +42,15 @@ def measured(trainer: Any) -> dict[str, int]:
 
 def main(shards: str, cases: list[str]) -> None:
     """Raises `AssertionError` where plan and measurement differ by more than padding."""
-    place = detect(os.environ)
-    device = comm.start(
-        rank=place.rank,
-        world_size=place.world_size,
-        local_rank=place.local_rank,
-        address=place.main_address,
-        port=place.main_port,
-        timeout_s=120,
-    )
-    base = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
+    device = start_rank()
     for case in cases:
         kind, stage = case.split(":")
-        recipe = case_recipe(kind, shards=shards, base=base, stage=stage)
+        recipe = case_recipe(kind, shards=shards, base=BASE, stage=stage)
         model = recipe.model.model_copy(update={"dtype": "bf16"})
         recipe = recipe.model_copy(update={"model": model})
         found = measured(trainer_of(recipe, device=device))
         planned = partitioned(
-            shape_of(base),
+            shape_of(BASE),
             recipe,
             layout=deepspeed_layout(recipe.deepspeed.config),
             world=comm.world_size(),

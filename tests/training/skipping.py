@@ -4,17 +4,13 @@ usage: skipping.py SHARDS kind:layout:how ...     (how: "gradient" or "loss")
 """
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import toolkit
-from tests.training.gradients import case_recipe, trainer_of
-from toolkit.cluster.topology import detect
+from tests.training.gradients import BASE, case_recipe, start_rank, trainer_of
 from toolkit.parallel import comm, zero
 
 
@@ -50,19 +46,10 @@ def state_of(trainer: Any) -> dict[str, torch.Tensor]:
 
 def main(shards: str, cases: list[str]) -> None:
     """Raises `AssertionError` when a skipped step left a trace."""
-    place = detect(os.environ)
-    device = comm.start(
-        rank=place.rank,
-        world_size=place.world_size,
-        local_rank=place.local_rank,
-        address=place.main_address,
-        port=place.main_port,
-        timeout_s=120,
-    )
-    base = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
+    device = start_rank()
     for case in cases:
         kind, layout, how = case.split(":")
-        recipe = case_recipe(kind, shards=shards, base=base, stage=layout)
+        recipe = case_recipe(kind, shards=shards, base=BASE, stage=layout)
         states = []
         for spoil in (True, False):
             trainer = trainer_of(recipe, device=device)

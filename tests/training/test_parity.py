@@ -1,7 +1,6 @@
 """W ranks equal one rank, and one rank equals the naive computation: loss and every gradient."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import free_port, run
+from tests.conftest import run, torchrun
 from tests.training.gradients import case_recipe, random_start
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
@@ -58,17 +57,7 @@ def gradients(
     folder: Path, *, shards: Path, pairs: Path, ranks: int, cases: tuple[str, ...]
 ) -> Found:
     out = folder / f"{ranks}.safetensors"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    command += [
-        "--master-port",
-        str(free_port()),
-        SCRIPT,
-        str(out),
-        str(shards),
-        str(pairs),
-        *cases,
-    ]
-    run(command)
+    run([*torchrun(ranks), SCRIPT, str(out), str(shards), str(pairs), *cases])
     return load_file(out)
 
 

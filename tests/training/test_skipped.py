@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, free_port, run
+from tests.conftest import run, torchrun
 from tests.training.skipping import Spoiled
 from toolkit import train
 from toolkit.training.checkpoint import load_newest
@@ -23,9 +22,7 @@ CASES += ["mntp:3_offload:gradient"]
 
 
 def test_a_skipped_step_leaves_no_trace_on_any_rank(shards: Path) -> None:
-    python = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    python += ["--master-port", str(free_port()), "tests/training/skipping.py", str(shards)]
-    run([*python, *CASES], cwd=ROOT)
+    run([*torchrun(2), "tests/training/skipping.py", str(shards), *CASES])
 
 
 def test_a_run_with_a_skipped_step_goes_on_as_if_it_had_not_stopped(

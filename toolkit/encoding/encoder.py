@@ -18,7 +18,7 @@ from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
-from toolkit.schema import EncoderSettings
+from toolkit.schema import INSTRUCTION_FORMAT, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
 
 
@@ -101,7 +101,7 @@ class Encoder:
 
 def before_text(instruction: str) -> str:
     """What stands before a text that has this instruction, in the format of LLM2Vec's recipes."""
-    return f"{instruction}; " if instruction else ""
+    return INSTRUCTION_FORMAT.format(instruction=instruction) if instruction else ""
 
 
 def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:

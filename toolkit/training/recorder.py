@@ -44,7 +44,7 @@ class Recorder:
         if leads and first_step:
             print(f"{recipe.kind}: goes on after step {first_step}")
         if not first_step and (found := self._held_out(0)):
-            self._write(0, found)
+            self._write({"step": 0, **found})
 
     def on_step(self, done: Step) -> None:
         """Take what a step did. Collective.
@@ -58,7 +58,7 @@ class Recorder:
         if done.skipped:
             self._write_skipped(done, row)
         elif last or found or done.step % self._train.log_every_steps == 0:
-            self._write(done.step, row)
+            self._write(row)
         self._progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
         if self.skipped_steps > self._train.max_skipped_steps:
             raise RunFailed(
@@ -80,11 +80,12 @@ class Recorder:
             return evaluate(self._trainer)
         return {}
 
-    def _write(self, step: int, row: dict[str, float]) -> None:
+    def _write(self, row: dict[str, float]) -> None:
         if self._metrics:
-            self._metrics.write({"step": step, **row})
+            self._metrics.write(row)
+        figures = {name: value for name, value in row.items() if name != "step"}
         for view in self._views:
-            view.show(step, {name: value for name, value in row.items() if name != "step"})
+            view.show(int(row["step"]), figures)
 
     def _write_skipped(self, done: Step, row: dict[str, float]) -> None:
         if self._metrics:
