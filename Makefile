@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec benchmark-data benchmark-training lint clean
+.PHONY: help install quickstart test test-slow test-llm2vec benchmark-data benchmark-training benchmark-quality lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -56,6 +56,9 @@ test-llm2vec: install $(LLM2VEC)  ## vectors, logits and loss beside llm2vec its
 
 benchmark-training: install $(LLM2VEC)  ## steps beside llm2vec and sentence-transformers (an hour)
 	$(BIN)/python -m tests.benchmarks.bench_training --peers $(LLM2VEC)
+
+benchmark-quality: install  ## STS-B of every state over three seeds, a table and a plot (an hour and a half)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/sts.svg
 
 lint: install  ## format, style, types, layers
 	$(BIN)/ruff format --check toolkit tests data_scripts

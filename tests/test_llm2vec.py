@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import ROOT, need, run
+from tests.conftest import ROOT, free_port, need, run
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.losses import masked_token_nll
@@ -136,3 +136,20 @@ def test_its_qwen2_stays_causal_where_its_mistral_does_not(theirs: dict[str, Any
     found = theirs["reacts"]
     assert found["MistralBiModel sdpa"] > 0.01 and found["MistralBiModel eager"] > 0.01
     assert found["Qwen2BiModel sdpa"] == 0.0 and found["Qwen2BiModel eager"] == 0.0
+
+
+def test_its_ranks_train_each_for_itself(
+    model: Path, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """A defect of the reference: its SimCSE trainer asks `self.model`, past the wrapper that
+    reduces gradients. Two ranks then take different steps, and rank 0's alone is saved. (That two
+    of our ranks equal one is in tests/training/test_parity.py.)"""
+    (tmp_path / "texts.txt").write_text("\n".join(asked["texts"]))
+    python = [os.environ["TOOLKIT_LLM2VEC_PYTHON"], "-m", "torch.distributed.run"]
+    python += ["--nproc-per-node", "2", "--master-port", str(free_port())]
+    places = [str(model), str(tmp_path / "texts.txt"), str(tmp_path / "out.json")]
+    run([*python, str(PEERS / "llm2vec_ranks.py"), *places])
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["self.model"]["gradients_apart"] > 0.5
+    assert found["self.model"]["adapters_apart"] > 0.01
+    assert found["model"] == {"gradients_apart": 0.0, "adapters_apart": 0.0}

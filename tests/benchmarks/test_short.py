@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks import bench_quality
 from tests.benchmarks.harness import Contender, Run, compare, run_once, table
 from tests.conftest import run
 
@@ -52,6 +53,15 @@ def test_training_steps_say_how_fast_they_were(shards: Path, tiny_model: Path) -
     printed = run([*command, f"data.train={shards}", f"model.base={tiny_model}", "train.steps=2"])
     told = json.loads(printed.splitlines()[-1])
     assert told["tokens_per_s"] > told["rows_per_s"] > 0
+
+
+def test_scores_over_seeds_become_a_table_and_a_plot(tmp_path: Path) -> None:
+    scores = {"base": [0.25, 0.25], "trained": [0.5, 0.3]}
+    lines = bench_quality.table(scores).splitlines()
+    assert lines[3] == "| trained | 0.400 | 0.141 | 0.300 to 0.500 |"
+    for name in ("a.svg", "b.svg"):
+        bench_quality.plot(scores, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_help_says_what_is_compared() -> None:

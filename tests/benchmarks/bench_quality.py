@@ -1,0 +1,171 @@
+"""STS-B of the shipped tiny model over several seeds, at every state that a recipe can give it.
+
+    make benchmark-quality
+    python -m tests.benchmarks.bench_quality --seeds 1 2 3 --runs DIR --plot FILE.svg
+
+The states: base (causal), bidirectional (untrained), after MNTP; after MNTP and SimCSE at global
+batches of 64, 256 and 1,024, each over the same number of sentences at the same learning rate;
+after MNTP and one pass over the SNLI triplets (dev and test part). Training text: the passages of
+BoolQ and the sentences of WikiSplit, all Wikipedia. Everything else is the quickstart's recipes.
+A run directory that is there is continued, so the study can be stopped at any time.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from tests.benchmarks.harness import ROOT, machine
+
+BATCHES = (64, 256, 1024)
+SENTENCES = 10_240  # seen by each SimCSE run
+TRIPLETS = 5_824  # a pass over SNLI in batches of 64, but for the last
+MICRO_ROWS = 64
+BASE = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
+Scores = Mapping[str, Sequence[float]]  # of each state, a score a seed
+
+
+def door(name: str, *arguments: str) -> None:
+    """Run one of the toolkit's doors to its end."""
+    subprocess.run([sys.executable, "-m", f"toolkit.{name}", *arguments], cwd=ROOT, check=True)
+
+
+def texts(data: Path) -> Iterator[str]:
+    """Documents of real Wikipedia text."""
+    for line in (data / "boolq_passages" / "boolq.jsonl").open(encoding="utf-8"):
+        yield json.loads(line)["query"].removeprefix("Passage: ").split("\nQuestion: ")[0]
+    for part in ("tune", "validation", "test"):
+        for line in (data / "wikisplit" / f"{part}.tsv").open(encoding="utf-8"):
+            yield line.split("\t")[0]
+
+
+def prepare(data: Path, runs: Path) -> None:
+    """Shards of the texts, pairs of SNLI; what is there is kept."""
+    source = runs / "texts.jsonl"
+    runs.mkdir(parents=True, exist_ok=True)
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(data)))
+    python = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(source)]
+    subprocess.run([*python, "--output", str(runs / "shards")], cwd=ROOT, check=True)
+    if not (runs / "pairs").exists():
+        python = [sys.executable, "data_scripts/prepare_pairs.py"]
+        python += ["--input", str(data / "snli_devtest"), "--output", str(runs / "pairs")]
+        subprocess.run(python, cwd=ROOT, check=True)
+
+
+def train(runs: Path, *, seed: int, steps_scale: float) -> dict[str, Path]:
+    """Train all states of a seed; returns the encoder of each."""
+    folder = runs / f"seed{seed}"
+
+    def stage(kind: str, name: str, *overrides: str, steps: int, rows: int) -> Path:
+        run_dir, steps = folder / name, max(1, round(steps * steps_scale))
+        given = [f"run_dir={run_dir}", f"train.seed={seed}", f"train.steps={steps}"]
+        given += [f"train.horizon_steps={2 * steps}", f"train.save_every_steps={steps}"]
+        given += [f"train.global_batch_rows={rows}", f"train.micro_batch_rows={MICRO_ROWS}"]
+        if not (run_dir / "encoder" / "COMMITTED").exists():
+            door("train", kind, *given, *overrides)
+        return run_dir / "encoder"
+
+    shards = f"data.train={runs / 'shards'}"
+    # As many rows a step as the recipe has.
+    mntp = stage("quickstart_mntp", "mntp", f"model.base={BASE}", shards, steps=60, rows=16)
+    found = {"after MNTP": mntp}
+    for rows in BATCHES:
+        found[f"SimCSE, batch {rows:,}"] = stage(
+            *("quickstart_simcse", f"simcse{rows}", f"model.base={mntp}", shards),
+            steps=SENTENCES // rows,
+            rows=rows,
+        )
+    found["supervised, SNLI"] = stage(
+        *("tiny_supervised", "supervised", f"model.base={mntp}", f"data.train={runs / 'pairs'}"),
+        steps=TRIPLETS // MICRO_ROWS,
+        rows=MICRO_ROWS,
+    )
+    return found
+
+
+def evaluate(data: Path, folder: Path, *, trained: Mapping[str, Path]) -> dict[str, float]:
+    """Spearman's rho of every state on the test part of STS-B."""
+    common = {"max_tokens": 256, "batch_tokens": 4096}
+    encoders = {
+        "base, causal": {"model": str(BASE), "causal": True, **common},
+        "bidirectional": {"model": str(BASE), **common},
+        **{name: {"model": str(path), **common} for name, path in trained.items()},
+    }
+    recipe = {
+        "kind": "evaluate",
+        "output_dir": str(folder / "scores"),
+        "encoders": encoders,
+        "sts": {"STS-B": str(data / "stsbenchmark_en" / "stsb-en-test.csv")},
+    }
+    (folder / "evaluate.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    door("evaluate", str(folder / "evaluate.yaml"))
+    found = json.loads((folder / "scores" / "scores.json").read_text())
+    return {name: found[name]["STS-B Spearman"] for name in encoders}
+
+
+def table(scores: Scores) -> str:
+    """Markdown: mean, standard deviation and range over the seeds."""
+    lines = ["| state | mean | standard deviation | lowest to highest |", "|---|---|---|---|"]
+    for name, values in scores.items():
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        lines.append(
+            f"| {name} | {statistics.mean(values):.3f} | {spread:.3f} | "
+            f"{min(values):.3f} to {max(values):.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(scores: Scores, path: Path) -> None:
+    """A dot a seed, a bar at the mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(scores)
+    figure, axes = pyplot.subplots(figsize=(7.5, 0.45 * len(names) + 1.2))
+    for place, name in enumerate(names):
+        values = list(scores[name])
+        axes.plot(values, [place] * len(values), "o", color="#1f5f8b", alpha=0.6)
+        axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color="#d1495b", lw=2)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("Spearman's rho on the STS-B test part (dot: a seed; bar: mean)")
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # No date and no random ids: the same scores make the same file.
+    matplotlib.rcParams["svg.hashsalt"] = "sts"
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, score, print the table and draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality")
+    parser.add_argument("--plot", type=Path, help="an .svg or .png to draw into")
+    parser.add_argument("--steps-scale", type=float, default=1.0, help="of all runs, for a try")
+    arguments = parser.parse_args(argv)
+    data, runs = arguments.data.absolute(), arguments.runs.absolute()
+    prepare(data, runs)
+    scores: dict[str, list[float]] = {}
+    for seed in arguments.seeds:
+        trained = train(runs, seed=seed, steps_scale=arguments.steps_scale)
+        found = evaluate(data, runs / f"seed{seed}", trained=trained)
+        for name, value in found.items():
+            scores.setdefault(name, []).append(value)
+    print(f"STS-B test, Spearman, seeds {arguments.seeds}; {machine()}\n\n{table(scores)}")
+    if arguments.plot:
+        plot(scores, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()
