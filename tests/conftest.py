@@ -34,6 +34,14 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def stories_model(real_data: Path) -> Path:
+    """stories260K, a real causal model; real models stand beside the real data."""
+    folder = real_data.parent / "models" / "stories260K"
+    need(folder.is_dir(), f"no real model in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """The shipped tiny base model."""
     return QUICKSTART / "tiny-mistral"
@@ -74,9 +82,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def torchrun(ranks: int) -> list[str]:
+def torchrun(ranks: int, *, python: str = sys.executable) -> list[str]:
     """The command that runs what follows it on so many ranks of this machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    command = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     return [*command, "--master-port", str(free_port())]
 
 

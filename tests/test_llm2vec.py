@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import ROOT, free_port, need, run
+from tests.conftest import ROOT, need, run, torchrun
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.losses import masked_token_nll
@@ -145,8 +145,7 @@ def test_its_ranks_train_each_for_itself(
     reduces gradients. Two ranks then take different steps, and rank 0's alone is saved. (That two
     of our ranks equal one is in tests/training/test_parity.py.)"""
     (tmp_path / "texts.txt").write_text("\n".join(asked["texts"]))
-    python = [os.environ["TOOLKIT_LLM2VEC_PYTHON"], "-m", "torch.distributed.run"]
-    python += ["--nproc-per-node", "2", "--master-port", str(free_port())]
+    python = torchrun(2, python=os.environ["TOOLKIT_LLM2VEC_PYTHON"])
     places = [str(model), str(tmp_path / "texts.txt"), str(tmp_path / "out.json")]
     run([*python, str(PEERS / "llm2vec_ranks.py"), *places])
     found = json.loads((tmp_path / "out.json").read_text())

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import corpora
-from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 PEERS = Path(__file__).with_name("peers")
@@ -57,7 +57,7 @@ def contenders(folder: Path, *, workers: int, peers: str | None) -> list[Contend
 def main(argv: list[str] | None = None) -> None:
     """Make the input, run, print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)

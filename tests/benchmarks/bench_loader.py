@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks import corpora
-from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
 from toolkit.text.token_shards import TokenFiles, open_tokens
 from toolkit.text_tokenizer import text_tokenizer
 
@@ -34,7 +34,7 @@ def write_blocks(shards: Path, *, out: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Make the shards, run, print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--megabytes", type=float, default=40)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peers", help="a Python that has mosaicml-streaming")

@@ -6,7 +6,8 @@
 The states: base (causal), bidirectional (untrained), after MNTP; after MNTP and SimCSE at global
 batches of 64, 256 and 1,024, each over the same number of sentences at the same learning rate;
 after MNTP and one pass over the SNLI triplets (dev and test part). Training text: the passages of
-BoolQ and the sentences of WikiSplit, all Wikipedia. Everything else is the quickstart's recipes.
+BoolQ and the sentences of WikiSplit, all Wikipedia. Everything else is that of quickstart_mntp,
+quickstart_simcse and tiny_supervised, but that every schedule reaches zero at twice its steps.
 A run directory that is there is continued, so the study can be stopped at any time.
 """
 
@@ -18,9 +19,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import yaml
+from matplotlib.figure import Figure
 
-from tests.benchmarks.harness import ROOT, machine
+from tests.benchmarks.harness import REAL_DATA, ROOT, machine
+from toolkit.files import is_committed
 
 BATCHES = (64, 256, 1024)
 SENTENCES = 10_240  # seen by each SimCSE run
@@ -66,7 +70,7 @@ def train(runs: Path, *, seed: int, steps_scale: float) -> dict[str, Path]:
         given = [f"run_dir={run_dir}", f"train.seed={seed}", f"train.steps={steps}"]
         given += [f"train.horizon_steps={2 * steps}", f"train.save_every_steps={steps}"]
         given += [f"train.global_batch_rows={rows}", f"train.micro_batch_rows={MICRO_ROWS}"]
-        if not (run_dir / "encoder" / "COMMITTED").exists():
+        if not is_committed(run_dir / "encoder"):
             door("train", kind, *given, *overrides)
         return run_dir / "encoder"
 
@@ -122,13 +126,9 @@ def table(scores: Scores) -> str:
 
 def plot(scores: Scores, path: Path) -> None:
     """A dot a seed, a bar at the mean."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(scores)
-    figure, axes = pyplot.subplots(figsize=(7.5, 0.45 * len(names) + 1.2))
+    figure = Figure(figsize=(7.5, 0.45 * len(names) + 1.2))
+    axes = figure.subplots()
     for place, name in enumerate(names):
         values = list(scores[name])
         axes.plot(values, [place] * len(values), "o", color="#1f5f8b", alpha=0.6)
@@ -141,14 +141,14 @@ def plot(scores: Scores, path: Path) -> None:
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     # No date and no random ids: the same scores make the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "sts"
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    with matplotlib.rc_context({"svg.hashsalt": "sts"}):
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, score, print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality")
     parser.add_argument("--plot", type=Path, help="an .svg or .png to draw into")

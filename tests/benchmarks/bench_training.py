@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks import corpora
-from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
 from toolkit.text.shards import open_shards
 
 TOKENIZER = "tokenizer_mistral/tokenizer.model.v1"
@@ -100,7 +100,7 @@ def simcse(folder: Path, *, peers: str, steps: int, rows: int) -> list[Contender
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the input, run, print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="a run; the first is not counted")
     parser.add_argument("--only", choices=KINDS, action="append")

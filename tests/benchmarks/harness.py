@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+REAL_DATA = ROOT.parent / "shared" / "data"
 
 
 @dataclasses.dataclass(frozen=True)

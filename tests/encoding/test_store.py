@@ -174,3 +174,4 @@ def test_workers_may_claim_a_directory_at_the_same_moment(
     (tmp_path / PLAN_FILE).unlink()
     monkeypatch.setattr(Path, "iterdir", after_the_other)
     claim(tmp_path)
+    assert read_json(tmp_path / PLAN_FILE) == FACTS

@@ -19,8 +19,8 @@ import torch
 from tests.conftest import run
 from tests.slurm.cluster import Cluster
 from toolkit.encoding.store import VectorStore
-from toolkit.files import newest_committed, read_json
-from toolkit.training.checkpoint import CHECKPOINT_DIR, PREFIX, load_newest
+from toolkit.files import read_json
+from toolkit.training.checkpoint import PREFIX, load_newest, newest
 from toolkit.training.metrics import read_metrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -265,8 +265,8 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(
 
     def saved() -> int:
         # Not a glob of markers: a temporary directory has its marker before it has its name.
-        newest = newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
-        return int(newest.name.removeprefix(PREFIX)) if newest else 0
+        found = newest(run_dir)
+        return int(found.name.removeprefix(PREFIX)) if found else 0
 
     wait_until(lambda: saved() > 0, what="checkpoint")
     slurm.run(["scontrol", "requeue", job], check=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, need, run
+from tests.conftest import run
+from toolkit.files import read_json
 from toolkit.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -24,9 +25,13 @@ def sample_stories(model: Path, out: Path) -> None:
     teller = AutoModelForCausalLM.from_pretrained(model).eval()
     with out.open("w", encoding="utf-8") as handle:
         for _ in range(NUM_SAMPLED // 512):
-            begin = torch.full((512, 1), tokenizer.bos_token_id or 1)
+            begin = torch.full((512, 1), tokenizer.bos_token_id)
             rows = teller.generate(
-                begin, do_sample=True, top_k=0, max_new_tokens=TOKENS - 1, pad_token_id=2
+                begin,
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=TOKENS - 1,
+                pad_token_id=tokenizer.eos_token_id,
             )
             for row in rows:
                 text = tokenizer.decode(row, skip_special_tokens=True)
@@ -34,37 +39,27 @@ def sample_stories(model: Path, out: Path) -> None:
 
 
 def test_mntp_mends_what_bidirectional_attention_breaks(
-    door: Callable[..., str], tmp_path: Path
+    door: Callable[..., str], stories_model: Path, tmp_path: Path
 ) -> None:
     """stories260K, all weights: the loss on our own stories falls from above 3.5 to below 1.5."""
-    model = ROOT.parent / "shared" / "models" / "stories260K"
-    need(model.is_dir(), f"no real model in {model}")
     texts = tmp_path / "texts"
     texts.mkdir()
-    sample_stories(model, texts / "sampled.txt")
-    (texts / "written.txt").write_text(WRITTEN.read_text())
+    sample_stories(stories_model, texts / "sampled.txt")
+    written = WRITTEN.read_text()
+    (texts / "written.txt").write_text(written)
+    num_written = len(written.splitlines())
     shards = tmp_path / "shards"
-    run(
-        [
-            sys.executable,
-            "data_scripts/shard_wikipedia.py",
-            "--input",
-            str(texts),
-            "--output",
-            str(shards),
-        ]
-    )
-    num_written = len(WRITTEN.read_text().splitlines())
+    command = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(texts)]
+    run([*command, "--output", str(shards)])
     door(
         "train",
         "tiny_mntp",
         f"run_dir={tmp_path / 'run'}",
-        f"model.base={model}",
+        f"model.base={stories_model}",
         "model.lora=null",
         f"data.train={shards}",
         f"data.max_tokens={TOKENS}",
         "mntp.mask_token=+",
-        # The written stories are the last shard, and each fills a block.
         f"mntp.held_out_blocks={num_written}",
         "mntp.evaluate_every_steps=500",
         "train.global_batch_rows=8",
@@ -75,6 +70,9 @@ def test_mntp_mends_what_bidirectional_attention_breaks(
         "train.horizon_steps=1750",
         "train.save_every_steps=1500",
     )
+    # The written stories are the last shard, a block each: they alone are held out.
+    (blocks,) = (shards / ".cache").glob(f"*/blocks-{TOKENS}.json")
+    assert read_json(blocks)["block_files"][-1]["blocks"] == num_written
     rows = [row for row in read_metrics(tmp_path / "run") if "held_out_loss" in row]
     losses = [row["held_out_loss"] for row in rows]
     assert losses[0] > 3.5

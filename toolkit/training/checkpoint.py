@@ -52,9 +52,14 @@ class Origin:
     data_digest: str
 
 
+def newest(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run; None before its first."""
+    return newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
+
+
 def check_origin(run_dir: Path, *, origin: Origin) -> None:
     """Refuse to continue a run whose base model or shards are no longer what they were."""
-    folder = newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
+    folder = newest(run_dir)
     if folder is None:
         return
     state = read_json(folder / "state.json")
@@ -122,7 +127,7 @@ def save(
 
 def load_newest(run_dir: Path) -> Checkpoint | None:
     """The newest whole checkpoint, each file checked against its digest; None for a new run."""
-    folder = newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
+    folder = newest(run_dir)
     return load(folder) if folder else None
 
 

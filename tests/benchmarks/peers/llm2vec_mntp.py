@@ -8,30 +8,11 @@ import itertools
 import json
 import sys
 import tempfile
-import time
 
 import torch
 from llm2vec.models import MistralBiForMNTP
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    AutoTokenizer,
-    DataCollatorForLanguageModeling,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
-
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class Clock(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, *_arguments, **_settings):
-        self.ends.append(time.perf_counter())
+from llm2vec_training import Clock, settings, with_lora
+from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer
 
 
 def main(model, texts, steps, rows, max_tokens, recompute):
@@ -48,30 +29,23 @@ def main(model, texts, steps, rows, max_tokens, recompute):
     decoder = MistralBiForMNTP.from_pretrained(
         model, torch_dtype=torch.float32, attn_implementation="sdpa"
     )
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=TARGETS)
-    decoder.model = get_peft_model(decoder.model, lora)
+    decoder.model = with_lora(decoder.model, rank=16, dropout=0.05)
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
+        arguments = settings(
             folder,
-            per_device_train_batch_size=rows,
-            max_steps=steps,
+            rows=rows,
+            steps=steps,
             learning_rate=5e-5,
-            use_cpu=True,
             gradient_checkpointing=bool(int(recompute)),
             gradient_checkpointing_kwargs={"use_reentrant": False},
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
             label_names=["labels"],
         )
         collator = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.2)
         Trainer(
-            decoder, settings, data_collator=collator, train_dataset=data, callbacks=[clock]
+            decoder, arguments, data_collator=collator, train_dataset=data, callbacks=[clock]
         ).train()
-    tokens = (steps - 1) * rows * max_tokens
-    print(json.dumps({"tokens_per_s": tokens / (clock.ends[-1] - clock.ends[0])}))
+    print(json.dumps({"tokens_per_s": clock.per_second(rows * max_tokens)}))
 
 
 if __name__ == "__main__":

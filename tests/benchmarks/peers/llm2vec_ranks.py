@@ -15,10 +15,9 @@ import torch.distributed as dist
 from llm2vec import LLM2Vec
 from llm2vec.loss.HardNegativeNLLLoss import HardNegativeNLLLoss
 from llm2vec.loss.loss_utils import all_gather_with_grad
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments, set_seed
+from llm2vec_training import settings, two_views, with_lora
+from transformers import Trainer, set_seed
 
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS = 8  # of each rank
 
 
@@ -32,12 +31,12 @@ sys.modules[HardNegativeNLLLoss.__module__].mismatched_sizes_all_gather = gather
 
 
 def adapters(model):
-    """The trained parameters in one vector."""
+    """The trained parameters, in the same order on every rank."""
     return [p for n, p in sorted(model.named_parameters()) if p.requires_grad]
 
 
 def apart(values):
-    """The relative difference of this vector on rank 0 and on rank 1."""
+    """The relative difference of these tensors, taken as one vector, on rank 0 and on rank 1."""
     flat = torch.cat([value.detach().flatten() for value in values])
     both = [torch.empty_like(flat) for _ in range(2)]
     dist.all_gather(both, flat)
@@ -65,29 +64,20 @@ def one_step(base, texts, *, wrapped):
     encoder = LLM2Vec.from_pretrained(
         base, enable_bidirectional=True, max_length=64, torch_dtype=torch.float32
     )
-    lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=TARGETS)
-    encoder.model = get_peft_model(encoder.model, lora)
-
-    def collate(batch):
-        prepared = [encoder.prepare_for_tokenization(text) for text in batch]
-        return {"features": [encoder.tokenize(prepared), encoder.tokenize(prepared)]}
-
+    encoder.model = with_lora(encoder.model, rank=8, dropout=0.1)
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
+        arguments = settings(
             folder,
-            per_device_train_batch_size=ROWS,
-            max_steps=1,
+            rows=ROWS,
+            steps=1,
             learning_rate=1e-3,
-            use_cpu=True,
             ddp_backend="gloo",
             ddp_find_unused_parameters=False,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
             remove_unused_columns=False,
         )
-        trainer = SimcseTrainer(encoder, settings, data_collator=collate, train_dataset=texts)
+        trainer = SimcseTrainer(
+            encoder, arguments, data_collator=two_views(encoder), train_dataset=texts
+        )
         trainer.wrapped = wrapped
         trainer.train()
     return {"gradients_apart": trainer.gradients_apart, "adapters_apart": apart(adapters(encoder))}

@@ -8,25 +8,12 @@ Prints sentences a second over the steps after the first.
 import json
 import sys
 import tempfile
-import time
 
 import torch
 from llm2vec import LLM2Vec
 from llm2vec.loss.HardNegativeNLLLoss import HardNegativeNLLLoss
-from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
-
-TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class Clock(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, *_arguments, **_settings):
-        self.ends.append(time.perf_counter())
+from llm2vec_training import Clock, settings, two_views, with_lora
+from transformers import Trainer
 
 
 class SimcseTrainer(Trainer):
@@ -49,33 +36,23 @@ def main(model, sentences, steps, rows, max_tokens):
         attn_implementation="sdpa",  # the reference asks for flash-attn, which no CPU has
         attention_dropout=0.3,
     )
-    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=TARGETS)
-    encoder.model = get_peft_model(encoder.model, lora)
+    encoder.model = with_lora(encoder.model, rank=16, dropout=0.05)
     with open(sentences, encoding="utf-8") as handle:
         texts = handle.read().splitlines()[: steps * rows]
 
-    def collate(batch):
-        prepared = [encoder.prepare_for_tokenization(text) for text in batch]
-        return {"features": [encoder.tokenize(prepared), encoder.tokenize(prepared)]}
-
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            folder,
-            per_device_train_batch_size=rows,
-            max_steps=steps,
-            learning_rate=3e-5,
-            use_cpu=True,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            disable_tqdm=True,
-            remove_unused_columns=False,
+        arguments = settings(
+            folder, rows=rows, steps=steps, learning_rate=3e-5, remove_unused_columns=False
         )
         SimcseTrainer(
-            encoder, settings, data_collator=collate, train_dataset=texts, callbacks=[clock]
+            encoder,
+            arguments,
+            data_collator=two_views(encoder),
+            train_dataset=texts,
+            callbacks=[clock],
         ).train()
-    print(json.dumps({"rows_per_s": (steps - 1) * rows / (clock.ends[-1] - clock.ends[0])}))
+    print(json.dumps({"rows_per_s": clock.per_second(rows)}))
 
 
 if __name__ == "__main__":
