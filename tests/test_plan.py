@@ -59,7 +59,7 @@ def test_parameters_are_counted_as_transformers_counts_them(family: str) -> None
 
 def test_partitions_are_what_zero_makes(shards: Path) -> None:
     """One rank was tried too: it holds everything."""
-    cases = [f"{kind}:{stage}" for kind in ("mntp", "mntp-full", "simcse") for stage in "123"]
+    cases = [f"{kind}:{stage}" for kind in ("mntp", "mntp-full", "simcse") for stage in "0123"]
     run([*torchrun(2), "tests/training/partitions.py", str(shards), *cases])
 
 

@@ -203,11 +203,12 @@ def partitioned(
         weights += (frozen + trained) * width / per_node
     accumulated = layout.get("data_types", {}).get("grad_accum_dtype", recipe.model.dtype)
     on_cpu = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    share = trained / (world if stage >= 1 else 1)
     return {
         "weights": weights,
         "gradients": 0 if on_cpu else trained * BYTES[accumulated] / (world if stage >= 2 else 1),
-        "fp32 masters": 0 if on_cpu else trained * 4 / world,
-        "AdamW moments": 0 if on_cpu else trained * 8 / world,
+        "fp32 masters": 0 if on_cpu or stage == 0 else share * 4,
+        "AdamW moments": 0 if on_cpu else share * 8,
     }
 
 

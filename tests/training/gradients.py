@@ -1,4 +1,4 @@
-"""Run by the parity tests on 1 and 2 ranks: loss and every gradient of the first step, to a file.
+"""Run by the parity tests on 1, 2 and 4 ranks: loss and every gradient of the first step, to a file.
 
 usage: gradients.py OUT.safetensors SHARDS PAIRS kind:stage[:no-gather-gradient] ...
 """
@@ -32,6 +32,7 @@ EXTRA = {
 VARIANTS = {
     "sdpa": ["model.attention=sdpa"],
     "cached": ["train.micro_batch_rows=2"],  # more than one micro-batch: GradCache
+    "one": ["train.micro_batch_rows=1"],
     "full": ["model.lora=null"],
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs

@@ -26,6 +26,14 @@ def measured(trainer: Any) -> dict[str, int]:
     trainer.backward(batches, all_units=1.0)
     engine, zero = trainer.engine, trainer.engine.optimizer
     parameters = list(engine.module.parameters())
+    if not engine.zero_optimization():
+        states = zero.state.values()
+        return {
+            "weights": bytes_of(parameters),
+            "gradients": bytes_of(p.grad for p in parameters if p.grad is not None),
+            "fp32 masters": 0,
+            "AdamW moments": bytes_of(s[m] for s in states for m in ("exp_avg", "exp_avg_sq")),
+        }
     stage3 = engine.zero_optimization_partition_weights()
     weights = [p.ds_tensor for p in parameters] if stage3 else parameters
     flats = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
@@ -46,8 +54,9 @@ def main(shards: str, cases: list[str]) -> None:
     for case in cases:
         kind, stage = case.split(":")
         recipe = case_recipe(kind, shards=shards, base=BASE, stage=stage)
-        model = recipe.model.model_copy(update={"dtype": "bf16"})
-        recipe = recipe.model_copy(update={"model": model})
+        if stage != "0":
+            model = recipe.model.model_copy(update={"dtype": "bf16"})
+            recipe = recipe.model_copy(update={"model": model})
         found = measured(trainer_of(recipe, device=device))
         planned = partitioned(
             shape_of(BASE),

@@ -38,9 +38,11 @@ def state_of(trainer: Any) -> dict[str, torch.Tensor]:
     """Trained weights and moments, whole."""
     found = {}
     for name, parameter in zero.trainable_parameters(trainer.engine).items():
-        found[name] = zero.full_value(parameter)
+        found[name] = zero.full_value(trainer.engine, parameter)
         for moment in zero.MOMENTS:
-            found[f"{name}/{moment}"] = zero.full_moment(parameter, name=moment)
+            found[f"{name}/{moment}"] = zero.full_moment(
+                trainer.engine, parameter, name=moment
+            )
     return found
 
 

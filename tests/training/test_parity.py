@@ -23,7 +23,10 @@ CASES = (
     *("supervised:3", "supervised-cached:2", "supervised-cached:3", "supervised-tokens:3"),
     *("supervised-full:1", "supervised-cached-full:3", "supervised-sdpa:3"),
     *("supervised-matryoshka:3", "supervised-cached-matryoshka:3"),
+    *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
 )
+# A rank of four has two rows: GradCache needs micro-batches of one.
+FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
 FIGURES = {"loss", "accuracy", "alignment"}
@@ -73,6 +76,12 @@ def two(tmp_path_factory: pytest.TempPathFactory, shards: Path, pairs: Path) -> 
     return gradients(folder, shards=shards, pairs=pairs, ranks=2, cases=(*CASES, BROKEN))
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory, shards: Path, pairs: Path) -> Found:
+    folder = tmp_path_factory.mktemp("four")
+    return gradients(folder, shards=shards, pairs=pairs, ranks=4, cases=FOUR)
+
+
 def of_case(found: Found, case: str) -> Found:
     return {n.partition("/")[2]: v for n, v in found.items() if n.startswith(f"{case}/")}
 
@@ -93,8 +102,15 @@ def test_two_ranks_equal_one(case: str, one: Found, two: Found) -> None:
     assert largest_difference(of_case(two, case), of_case(one, case)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("case", FOUR)
+def test_four_ranks_equal_one(case: str, one: Found, four: Found) -> None:
+    """And one rank with the whole batch in one pass, under ZeRO-3 whatever the stage here."""
+    whole = re.sub("-one|-tokens|:.", "", case) + ":3"
+    assert largest_difference(of_case(four, case), of_case(one, whole)) <= TOLERANCE
+
+
 def test_zero_stages_agree(one: Found) -> None:
-    for kind, stages in (("mntp", "32"), ("simcse", "31")):
+    for kind, stages in (("mntp", "32"), ("mntp", "30"), ("simcse", "31")):
         left, right = (of_case(one, f"{kind}:{stage}") for stage in stages)
         assert largest_difference(left, right) <= TOLERANCE
 
@@ -108,9 +124,9 @@ def test_packed_equals_padded(kind: str, one: Found) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        *("simcse-cached:1", "simcse-cached:2", "simcse-cached:3"),
+        *("simcse-cached:0", "simcse-cached:1", "simcse-cached:2", "simcse-cached:3"),
         *("mntp-tokens:3", "simcse-tokens:2", "simcse-tokens:3"),
-        *("supervised-cached:2", "supervised-cached:3", "supervised-tokens:3"),
+        *("supervised-cached:0", "supervised-cached:2", "supervised-cached:3", "supervised-tokens:3"),
     ],
 )
 def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> None:
@@ -124,6 +140,7 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
     ("case", "whole"),
     [
         ("simcse-cached-full:3", "simcse-full:3"),
+        ("simcse-cached-full:0", "simcse-full:3"),
         ("supervised-cached-full:3", "supervised-full:1"),
         ("supervised-cached-matryoshka:3", "supervised-matryoshka:3"),
     ],

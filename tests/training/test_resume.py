@@ -21,6 +21,7 @@ from toolkit.training.checkpoint import load, load_newest, prune
 Door = Callable[..., str]
 KINDS = {
     "mntp": ["tiny_mntp"],
+    "mntp zero0": ["tiny_mntp", "deepspeed.config=zero0"],
     "simcse bf16 zero2": ["tiny_simcse", "model.dtype=bf16", "deepspeed.config=zero2"],
 }
 
@@ -61,7 +62,8 @@ def test_a_run_goes_on_with_other_ranks_and_another_stage(
     door("train", *common, f"run_dir={tmp_path / 'whole'}", "train.steps=4")
     changing = [*common, f"run_dir={tmp_path / 'changing'}"]
     door("train", *changing, "train.steps=2", ranks=3)
-    door("train", *changing, "train.steps=4", "deepspeed.config=zero1", ranks=2)
+    door("train", *changing, "train.steps=3", "deepspeed.config=zero1", ranks=2)
+    door("train", *changing, "train.steps=4", "deepspeed.config=zero0", ranks=2)
     assert losses(tmp_path / "changing") == pytest.approx(losses(tmp_path / "whole"), rel=1e-6)
     whole, changed = last_weights(tmp_path / "whole"), last_weights(tmp_path / "changing")
     for name, value in whole.items():
@@ -198,6 +200,29 @@ def test_every_layout_trains_saves_and_goes_on(
     assert losses(tmp_path / "pieces") == losses(tmp_path / "whole")
     whole, pieces_ = last_weights(tmp_path / "whole"), last_weights(tmp_path / "pieces")
     assert all(torch.equal(whole[name], pieces_[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [(0, "stage 0 keeps no fp32 masters"), (4, "stage is 4; valid: 0, 1, 2, 3"), (None, "is None")],
+)
+def test_a_stage_that_cannot_be_is_refused(
+    stage: int | None,
+    message: str,
+    shards: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from toolkit import train
+
+    layout = tmp_path / "layout.json"
+    layout.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments += [f"deepspeed.config={layout}", "model.dtype=bf16", f"run_dir={tmp_path / 'run'}"]
+    assert train.main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_base_or_shards_under_the_same_name_are_refused(

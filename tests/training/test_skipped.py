@@ -18,7 +18,7 @@ from toolkit.training.loop import Step, Trainer
 
 Door = Callable[..., str]
 CASES = ["mntp:1:gradient", "simcse-cached:2:loss", "mntp:3:loss", "mntp-full:3:gradient"]
-CASES += ["mntp:3_offload:gradient"]
+CASES += ["mntp:3_offload:gradient", "simcse-cached:0:gradient", "mntp-full:0:loss"]
 
 
 def test_a_skipped_step_leaves_no_trace_on_any_rank(shards: Path) -> None:

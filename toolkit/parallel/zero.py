@@ -36,11 +36,16 @@ def engine_settings(
 
     A secondary partition (hpZ) is as large as a node, whatever the layout says: spanning two nodes
     it would gather over the network what it exists to keep off it. Raises `BadInput` for a ZeRO
-    stage other than 1, 2 or 3.
+    stage other than 0 to 3, and for bf16 under stage 0, which has no fp32 masters.
     """
     stage = layout.get("zero_optimization", {}).get("stage")
-    if stage not in (1, 2, 3):
-        raise BadInput(f"deepspeed.config: zero_optimization.stage is {stage!r}; valid: 1, 2, 3")
+    if stage not in (0, 1, 2, 3):
+        raise BadInput(f"deepspeed.config: zero_optimization.stage is {stage!r}; valid: 0, 1, 2, 3")
+    if stage == 0 and bf16:
+        raise BadInput(
+            "deepspeed.config: stage 0 keeps no fp32 masters of bf16 weights; "
+            "use zero1, or model.dtype=fp32"
+        )
     zero = dict(layout["zero_optimization"])
     if zero.get("zero_hpz_partition_size", 1) > 1:
         zero["zero_hpz_partition_size"] = ranks_per_node
@@ -91,11 +96,21 @@ def step(engine: Any) -> tuple[bool, float]:
     """One optimizer step; whether it was taken, and the gradient's norm before clipping.
 
     Where any rank's gradient is NaN or infinite, all ranks leave weights, moments and AdamW's step
-    count as they are. DeepSpeed does so at every stage and precision; it is tested here.
+    count as they are. DeepSpeed does so at every stage and precision but stage 0, where this looks
+    at the gradients, which all ranks hold whole; it is tested here.
     """
-    engine.step()
-    taken = not engine.optimizer.overflow
-    return taken, float(engine.get_global_grad_norm() or 0.0) if taken else math.nan
+    if engine.zero_optimization():
+        engine.step()
+        taken, norm = not engine.optimizer.overflow, engine.get_global_grad_norm() or 0.0
+    else:
+        gradients = [p.grad for p in trainable_parameters(engine).values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        taken = math.isfinite(norm)
+        if taken:
+            engine.step()
+        else:
+            engine.zero_grad()
+    return taken, float(norm) if taken else math.nan
 
 
 def stop() -> None:
@@ -110,17 +125,22 @@ def trainable_parameters(engine: Any) -> dict[str, nn.Parameter]:
     return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
 
 
-def full_value(parameter: nn.Parameter) -> Tensor:
+def full_value(engine: Any, parameter: nn.Parameter) -> Tensor:
     """The fp32 master value of a parameter on the CPU. Collective: every rank calls it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
+    if not engine.zero_optimization():
+        return _on_cpu(parameter, parameter)
     return _on_cpu(safe_get_full_fp32_param(parameter), parameter)
 
 
-def full_moment(parameter: nn.Parameter, *, name: str) -> Tensor:
+def full_moment(engine: Any, parameter: nn.Parameter, *, name: str) -> Tensor:
     """One AdamW moment of a parameter, fp32 on the CPU. Collective: every rank calls it."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
+    if not engine.zero_optimization():
+        state = engine.optimizer.state[parameter]  # empty before the first step that was taken
+        return _on_cpu(state.get(name, torch.zeros_like(parameter)), parameter)
     return _on_cpu(safe_get_full_optimizer_state(parameter, name), parameter)
 
 
@@ -159,6 +179,13 @@ def write_optimizer(
     `masters[name]` and `moments[moment][name]` are full tensors by parameter name.
     """
     zero = engine.optimizer
+    if not engine.zero_optimization():  # the weights are the masters, and are written by now
+        for name, parameter in trainable_parameters(engine).items():
+            zero.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                **{moment: moments[moment][name].to(parameter, copy=True) for moment in MOMENTS},
+            }
+        return
     stage3 = engine.zero_optimization_partition_weights()
     flats = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
     for flat in flats:

@@ -90,20 +90,20 @@ def save(
     target = run_dir / CHECKPOINT_DIR / f"{PREFIX}{step:08d}"
     if comm.rank() != 0:
         for parameter in parameters.values():
-            zero.full_value(parameter)
+            zero.full_value(engine, parameter)
         for moment in zero.MOMENTS:
             for parameter in parameters.values():
-                zero.full_moment(parameter, name=moment)
+                zero.full_moment(engine, parameter, name=moment)
         comm.barrier()
         return
     with committed_directory(target) as folder:
         (folder / "weights").mkdir()
         (folder / "optimizer").mkdir()
-        values = {saved_name(n): zero.full_value(p) for n, p in parameters.items()}
+        values = {saved_name(n): zero.full_value(engine, p) for n, p in parameters.items()}
         save_file(values, folder / "weights" / (ADAPTER_FILE if lora else FULL_FILE))
         for moment in zero.MOMENTS:
             values = {
-                saved_name(n): zero.full_moment(p, name=moment) for n, p in parameters.items()
+                saved_name(n): zero.full_moment(engine, p, name=moment) for n, p in parameters.items()
             }
             save_file(values, folder / "optimizer" / f"{moment}.safetensors")
         if lora:
