@@ -40,9 +40,7 @@ def state_of(trainer: Any) -> dict[str, torch.Tensor]:
     for name, parameter in zero.trainable_parameters(trainer.engine).items():
         found[name] = zero.full_value(trainer.engine, parameter)
         for moment in zero.MOMENTS:
-            found[f"{name}/{moment}"] = zero.full_moment(
-                trainer.engine, parameter, name=moment
-            )
+            found[f"{name}/{moment}"] = zero.full_moment(trainer.engine, parameter, name=moment)
     return found
 
 

@@ -126,7 +126,12 @@ def test_packed_equals_padded(kind: str, one: Found) -> None:
     [
         *("simcse-cached:0", "simcse-cached:1", "simcse-cached:2", "simcse-cached:3"),
         *("mntp-tokens:3", "simcse-tokens:2", "simcse-tokens:3"),
-        *("supervised-cached:0", "supervised-cached:2", "supervised-cached:3", "supervised-tokens:3"),
+        *(
+            "supervised-cached:0",
+            "supervised-cached:2",
+            "supervised-cached:3",
+            "supervised-tokens:3",
+        ),
     ],
 )
 def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> None:

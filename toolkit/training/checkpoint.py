@@ -103,7 +103,8 @@ def save(
         save_file(values, folder / "weights" / (ADAPTER_FILE if lora else FULL_FILE))
         for moment in zero.MOMENTS:
             values = {
-                saved_name(n): zero.full_moment(engine, p, name=moment) for n, p in parameters.items()
+                saved_name(n): zero.full_moment(engine, p, name=moment)
+                for n, p in parameters.items()
             }
             save_file(values, folder / "optimizer" / f"{moment}.safetensors")
         if lora:
