@@ -59,6 +59,18 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: is not valid JSON ({error})") from error
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file, in order; none where there is no file. A line that a killed writer
+    has cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
 def sha256_of(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as handle:

@@ -6,6 +6,7 @@ What ZeRO partitions is exact (tested against its partitions); activations and s
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,8 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     memory["overhead"] = OVERHEAD_BYTES
     cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
     achieved = cluster.gpu.peak * cluster.efficiency
-    speed = achieved / _flops(shape, recipe, cached=cached) * cluster.world
+    _, work = flops(shape, recipe, attended=recipe.data.max_tokens, cached=cached)
+    speed = achieved / work * cluster.world
     step = recipe.train.global_batch_rows * texts * recipe.data.max_tokens
     bandwidth = (
         cluster.gpu.gather if cluster.nodes == 1 else min(cluster.gpu.gather, cluster.network)
@@ -260,16 +262,28 @@ def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
     return float(shape.layers * layer)
 
 
-def _flops(shape: Shape, recipe: TrainingRecipe, *, cached: bool) -> float:
-    """FLOPs of the hardware per token: forward 2N, backward 2N through frozen maps and 4N through
-    trained ones, one more forward for recomputing and one for GradCache's first pass."""
-    forward = 2 * shape.active + 4 * shape.layers * shape.hidden * recipe.data.max_tokens
-    backward = forward if recipe.model.lora else 2 * forward
-    again = recipe.model.activation_checkpointing + cached
+def flops(
+    shape: Shape, recipe: TrainingRecipe, *, attended: float, cached: bool
+) -> tuple[float, float]:
+    """FLOPs per token: those of the model, and those of the hardware, which computes some again.
+
+    Forward 2N of the N weights that a token goes through and 4 x layers x width x `attended`, the
+    tokens that it attends to; backward the same through frozen maps, twice that through trained
+    ones; the head for masked tokens only. The hardware goes forward once more for activation
+    checkpointing, and once more for GradCache's first pass (`cached`).
+    """
+    forward = 2 * shape.active + 4 * shape.layers * shape.hidden * attended
     head = 0.0
     if isinstance(recipe, MntpRecipe):
-        head = 4 * recipe.mntp.mask_probability * shape.vocab * shape.hidden
-    return forward * (1 + again) + backward + head
+        head = 2 * recipe.mntp.mask_probability * shape.vocab * shape.hidden
+    model = (forward + head) * (2 if recipe.model.lora else 3)
+    return model, model + forward * (recipe.model.activation_checkpointing + cached)
+
+
+def peak_of(device_name: str) -> float | None:
+    """The dense bf16 peak in FLOP/s of a GPU as its driver names it; None: not in our table."""
+    words = re.split(r"[^a-z0-9]+", device_name.lower())
+    return next((gpu.peak for name, gpu in GPUS.items() if name.partition("-")[0] in words), None)
 
 
 def gpu_of(name: str) -> Gpu:

@@ -1,4 +1,4 @@
-"""Run by the parity tests on 1, 2 and 4 ranks: loss and every gradient of the first step, to a file.
+"""Run by the parity tests on ranks: loss and every gradient of the first step, to a file.
 
 usage: gradients.py OUT.safetensors SHARDS PAIRS kind:stage[:no-gather-gradient] ...
 """
@@ -16,7 +16,7 @@ from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
-from toolkit.schema import TrainingRecipe
+from toolkit.schema import MntpRecipe, TrainingRecipe
 from toolkit.training import program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
@@ -76,25 +76,10 @@ def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
 
 def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     """A trainer at step 0 from the random start."""
-    settings, _ = program.check(recipe, topology=detect(os.environ))
-    tokenizer = program.open_tokenizer(recipe)
-    objective = program.build_objective(recipe, tokenizer=tokenizer)
-    engine = program.build_engine(
-        recipe,
-        settings=settings,
-        needs_head=objective.needs_head,
-        restored=random_start(recipe, head=objective.needs_head),
-    )
-    program.make_tokens(recipe, tokenizer=tokenizer)
-    stream = program.open_stream(recipe, tokenizer=tokenizer)
-    return Trainer(
-        engine=engine,
-        objective=objective,
-        stream=stream,
-        tokenizer=tokenizer,
-        train=recipe.train,
-        micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
-        device=device,
+    settings, _ = program.check(recipe, topology=detect(os.environ), environ={})
+    head = isinstance(recipe, MntpRecipe)
+    return program.build_trainer(
+        recipe, settings=settings, restored=random_start(recipe, head=head), device=device
     )
 
 

@@ -19,6 +19,8 @@ from transformers import AttentionInterface
 
 PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
+VARLEN, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
+BY_HAND = "softmax by hand over groups of rows"
 # A row joins a group when padding it costs at most so many scores; a call of its own costs more.
 MAX_WASTE = 4096
 
@@ -78,22 +80,44 @@ def packed_attention(
     if bound_S is None or max_length is None:
         raise ValueError("packed attention needs the rows' bounds: give it `packed_arguments`")
     causal = settings.get("is_causal")
+    dropout, softcap = settings.get("dropout", 0.0), settings.get("softcap")
     rules = _Rules(
+        kernel=kernel_for(
+            on_gpu=query.is_cuda, dtype=query.dtype, dropout=dropout, softcap=softcap
+        ),
         window=_window(
             settings.get("sliding_window"),
             causal=getattr(module, "is_causal", True) if causal is None else causal,
             max_length=max_length,
         ),
         scaling=settings.get("scaling"),
-        dropout=settings.get("dropout", 0.0),
-        softcap=settings.get("softcap"),
+        dropout=dropout,
+        softcap=softcap,
     )
-    if query.is_cuda and query.dtype in HALF_TYPES and not rules.softcap:
+    if rules.kernel == VARLEN:
         return _varlen(query, key, value, bound_S=bound_S, max_length=max_length, rules=rules), None
     groups, order_T = _grouped(tuple(bound_S.tolist()))
     parts = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, heads, E), in memory so
     outputs = [_group_output(group, *parts, rules=rules) for group in groups]
     return torch.cat(outputs).index_select(0, order_T.to(query.device))[None], None
+
+
+def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: float | None) -> str:
+    """What computes packed attention: `VARLEN`, `SDPA` or `BY_HAND`."""
+    if on_gpu and dtype in HALF_TYPES and not softcap:
+        return VARLEN
+    # The fused kernels lack both on a CPU.
+    return BY_HAND if softcap or dropout else SDPA
+
+
+def attention_in_use(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> str:
+    """What computes attention while a model of this configuration trains, for its record."""
+    dropout = getattr(config, "attention_dropout", 0.0) or 0.0
+    if attention != PACKED:
+        return f"padded, {attention}, dropout {dropout}"
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    kernel = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=dropout, softcap=softcap)
+    return f"packed, {kernel}, dropout {dropout}"
 
 
 def register() -> None:
@@ -103,6 +127,7 @@ def register() -> None:
 
 @dataclass(frozen=True)
 class _Rules:
+    kernel: str
     window: tuple[int, int]  # how many tokens to the left and right are seen; -1: all
     scaling: float | None
     dropout: float
@@ -181,7 +206,7 @@ def _group_output(
         length_n = group.length_n.to(query.device)
         inside = torch.arange(num_tokens, device=query.device)[None] < length_n[:, None]
         mask = inside[:, None, None, :] if mask is None else mask & inside[:, None, None, :]
-    if rules.softcap or rules.dropout:
+    if rules.kernel == BY_HAND:
         out = _by_hand(query, key, value, mask=mask, rules=rules)
     else:
         out = F.scaled_dot_product_attention(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 # Rows whose similarities to all candidates exist at one time, when gradients are wanted.
-CHUNK_ELEMENTS = 2**24
+CHUNK_ELEMENTS = 2**22
 # Logits that are looked at in fp32 at one time.
 CHUNK_LOGITS = 2**22
 

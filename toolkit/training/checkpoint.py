@@ -57,6 +57,12 @@ def newest(run_dir: Path) -> Path | None:
     return newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
 
 
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest whole checkpoint; 0 before the first."""
+    folder = newest(run_dir)
+    return int(folder.name.removeprefix(PREFIX)) if folder else 0
+
+
 def check_origin(run_dir: Path, *, origin: Origin) -> None:
     """Refuse to continue a run whose base model or shards are no longer what they were."""
     folder = newest(run_dir)

@@ -33,6 +33,7 @@ class Step:
     grad_norm: float
     tokens: int
     padding: float
+    micro_batches: int
     seconds: float
     told_to_stop: bool
     skipped: bool
@@ -111,6 +112,7 @@ class Trainer:
             grad_norm=grad_norm,
             tokens=int(all_tokens),
             padding=1.0 - all_tokens / all_cells,
+            micro_batches=len(batches),
             seconds=time.perf_counter() - began,
             told_to_stop=told > 0,
             skipped=not taken,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import write_atomic
+from toolkit.files import read_json_lines, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
@@ -43,11 +43,4 @@ def _is_finite(value: Any) -> bool:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics, in order."""
-    path = run_dir / METRICS_FILE
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # the last line of a killed run
-    return rows
+    return read_json_lines(run_dir / METRICS_FILE)

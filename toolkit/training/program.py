@@ -13,7 +13,9 @@ from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
+from toolkit.model.attention import attention_in_use
 from toolkit.model.backbone import (
+    DTYPES,
     add_lora,
     checkpoint_activations,
     load_backbone,
@@ -44,6 +46,7 @@ from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.recorder import Recorder
 from toolkit.training.simcse import SimcseObjective
+from toolkit.training.starts import Place, check_progress, record_start
 from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.views import check_views
 
@@ -55,8 +58,13 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
 
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
+    with StopSignal() as stop:  # from the first moment: told to stop while loading, it saves a step
+        _run(recipe, environ=environ, stop=stop)
+
+
+def _run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
     topology = detect(environ)
-    settings, origin = check(recipe, topology=topology)
+    settings, origin = check(recipe, topology=topology, environ=environ)
     device = comm.start(
         rank=topology.rank,
         world_size=topology.world_size,
@@ -65,15 +73,9 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
         port=topology.main_port,
         timeout_s=PROCESS_GROUP_TIMEOUT_S,
     )
+    place = Place(topology=topology, environ=environ, device=device)
     try:
-        _run_on_ranks(
-            recipe,
-            settings=settings,
-            origin=origin,
-            topology=topology,
-            device=device,
-            environ=environ,
-        )
+        _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
     except BaseException:
         # With others in a collective, leaving the group would wait for them; ending ends the job.
         if topology.world_size > 1:
@@ -88,13 +90,15 @@ def _stop() -> None:
     comm.stop()
 
 
-def check(recipe: TrainingRecipe, *, topology: Topology) -> tuple[dict[str, Any], Origin]:
+def check(
+    recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
+) -> tuple[dict[str, Any], Origin]:
     """Everything that can be refused without ranks and without writing.
 
     Returns the engine's settings and what the run grows from. The leading rank alone re-hashes the
     shards and the base model; the others have no digest of the base.
     """
-    world_size, leads = topology.world_size, topology.rank == 0
+    run_dir, world_size, leads = Path(recipe.run_dir), topology.world_size, topology.rank == 0
     micro, accumulation = check_training(recipe, world_size=world_size)
     settings = zero.engine_settings(
         deepspeed_layout(recipe.deepspeed.config),
@@ -111,7 +115,9 @@ def check(recipe: TrainingRecipe, *, topology: Topology) -> tuple[dict[str, Any]
     digest = model_digest(base_folder(recipe.model.base)) if leads else ""
     origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
     if leads:
-        checkpoint.check_origin(Path(recipe.run_dir), origin=origin)
+        checkpoint.check_origin(run_dir, origin=origin)
+        step = checkpoint.newest_step(run_dir)
+        check_progress(run_dir, step=step, environ=environ)
     return settings, origin
 
 
@@ -120,21 +126,67 @@ def _run_on_ranks(
     *,
     settings: dict[str, Any],
     origin: Origin,
-    topology: Topology,
-    device: Any,
-    environ: Mapping[str, str],
+    place: Place,
+    stop: StopSignal,
 ) -> None:
     run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
     if leads:
-        print(f"{recipe.kind}: {topology.world_size} ranks by {topology.launcher}, {run_dir}")
+        ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
+        print(f"{recipe.kind}: {ranks}, {run_dir}")
+    restored = checkpoint.load_newest(run_dir)
+    first_step = restored.step if restored else 0
+    first_skipped = restored.skipped_steps if restored else 0
+    comm.require_equal(first_step, what="the newest checkpoint's step", device=place.device)
+    trainer = build_trainer(recipe, settings=settings, restored=restored, device=place.device)
+    del restored
+    engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
+    if leads:
+        trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
+        check_mergeable(base_folder(recipe.model.base), trained=trained)
+    prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
+    if leads:  # only now: whatever can be refused above leaves nothing behind
+        write_atomic(run_dir / "config.yaml", to_yaml(recipe))
+        remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
+        record_start(run_dir, step=first_step, place=place, attention=_attention(recipe, trainer))
+    done = train_and_save(
+        recipe,
+        trainer=trainer,
+        origin=origin,
+        first_step=first_step,
+        first_skipped=first_skipped,
+        should_stop=lambda: stop.received,
+    )
+    if done < recipe.train.steps:
+        if leads:
+            print(f"{recipe.kind}: told to stop; step {done} is saved", flush=True)
+        stop.leave(place.environ, leads=leads)
+    if leads:
+        _export(run_dir, kind=recipe.kind, step=done)
+    comm.barrier()
+
+
+def _attention(recipe: TrainingRecipe, trainer: Trainer) -> str:
+    return attention_in_use(
+        trainer.engine.module.config,
+        attention=recipe.model.attention,
+        dtype=DTYPES[recipe.model.dtype],
+        on_gpu=trainer.device.type == "cuda",
+    )
+
+
+def build_trainer(
+    recipe: TrainingRecipe,
+    *,
+    settings: dict[str, Any],
+    restored: checkpoint.Checkpoint | None,
+    device: torch.device,
+) -> Trainer:
+    """Tokens, samples, objective and engine, as a checkpoint left them if there is one.
+    Collective: the ranks share the work of tokenising."""
     tokenizer = open_tokenizer(recipe)
     objective = build_objective(recipe, tokenizer=tokenizer)
     make_tokens(recipe, tokenizer=tokenizer)
     stream = open_stream(recipe, tokenizer=tokenizer)
-    restored = checkpoint.load_newest(run_dir)
-    first_step = restored.step if restored else 0
-    first_skipped = restored.skipped_steps if restored else 0
-    comm.require_equal(first_step, what="the newest checkpoint's step", device=device)
     engine = build_engine(
         recipe,
         settings=settings,
@@ -142,14 +194,7 @@ def _run_on_ranks(
         restored=restored,
         device=device,
     )
-    if leads:
-        trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
-        check_mergeable(base_folder(recipe.model.base), trained=trained)
-    prove(recipe, engine=engine, vocab_size=tokenizer.vocab_size, device=device)
-    if leads:  # only now: whatever can be refused above leaves nothing behind
-        write_atomic(run_dir / "config.yaml", to_yaml(recipe))
-        remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
-    trainer = Trainer(
+    return Trainer(
         engine=engine,
         objective=objective,
         stream=stream,
@@ -158,23 +203,6 @@ def _run_on_ranks(
         micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
         device=device,
     )
-    del restored
-    with StopSignal() as stop:
-        done = train_and_save(
-            recipe,
-            trainer=trainer,
-            origin=origin,
-            first_step=first_step,
-            first_skipped=first_skipped,
-            should_stop=lambda: stop.received,
-        )
-        if done < recipe.train.steps:
-            if leads:
-                print(f"{recipe.kind}: told to stop; step {done} is saved", flush=True)
-            stop.leave(environ, leads=leads)
-    if leads:
-        _export(run_dir, kind=recipe.kind, step=done)
-    comm.barrier()
 
 
 def _export(run_dir: Path, *, kind: str, step: int) -> None:

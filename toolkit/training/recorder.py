@@ -12,6 +12,7 @@ from toolkit.schema import MntpRecipe, TrainingRecipe
 from toolkit.training.held_out import evaluate
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
+from toolkit.training.utilisation import Utilisation
 from toolkit.training.views import View, open_views
 
 LISTED = f"its samples stand in {SKIPPED_FILE}"
@@ -38,6 +39,7 @@ class Recorder:
                 step=first_step,
                 settings=recipe.model_dump(mode="json"),
             )
+        self._utilisation = Utilisation(recipe, world_size=comm.world_size(), device=trainer.device)
         self._progress = Progress(
             recipe.kind, total=recipe.train.steps, done=first_step, unit="steps", shown=leads
         )
@@ -53,7 +55,8 @@ class Recorder:
         """
         self.skipped_steps += done.skipped
         found = self._held_out(done.step)
-        row = {**done.row(), "skipped_steps": self.skipped_steps, **found}
+        used = self._utilisation.figures(done)
+        row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **found}
         last = done.step == self._train.steps
         if done.skipped:
             self._write_skipped(done, row)

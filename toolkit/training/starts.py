@@ -1,0 +1,77 @@
+"""Every start of a run: when, where, with what. RUN/starts.jsonl, a line a start.
+
+It tells what ran (versions, device, attention), and whether restarts get anywhere: a chain of
+requeued jobs that makes no step is ended, where a count of restarts would end long runs too.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import toolkit
+from toolkit.cluster.topology import Topology
+from toolkit.files import RunFailed, read_json_lines, write_atomic
+
+STARTS_FILE = "starts.jsonl"
+MAX_RESTARTS = 3  # in a row, without a step
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "safetensors")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where this process runs."""
+
+    topology: Topology
+    environ: Mapping[str, str]
+    device: torch.device
+
+
+def is_automatic(environ: Mapping[str, str]) -> bool:
+    """Whether nobody has given this start: SLURM has requeued the job."""
+    return environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+
+
+def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> None:
+    """Raise `RunFailed` where the last restarts have not made a step beyond `step`."""
+    if not is_automatic(environ):
+        return
+    in_vain = 0
+    for start in reversed(read_json_lines(run_dir / STARTS_FILE)):
+        if not start["automatic"] or start["step"] != step:
+            break
+        in_vain += 1
+    if in_vain >= MAX_RESTARTS:
+        raise RunFailed(
+            f"{run_dir}: the last {in_vain} restarts made no step beyond {step}; look into its "
+            "logs (a time limit that is too short? a node that fails?), then start it by hand"
+        )
+
+
+def record_start(run_dir: Path, *, step: int, place: Place, attention: str) -> None:
+    """Append the start of a run that goes on after `step`; `attention` is what computes it."""
+    on_gpu, topology = place.device.type == "cuda", place.topology
+    start: dict[str, Any] = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "step": step,
+        "automatic": is_automatic(place.environ),
+        "job": topology.job_id,
+        "launcher": topology.launcher,
+        "world_size": topology.world_size,
+        "num_nodes": topology.num_nodes,
+        "node": topology.node_name,
+        "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
+        "attention": attention,
+        "versions": {
+            "toolkit": toolkit.__version__,
+            **{package: importlib.metadata.version(package) for package in PACKAGES},
+        },
+    }
+    starts = [*read_json_lines(run_dir / STARTS_FILE), start]
+    text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in starts)
+    write_atomic(run_dir / STARTS_FILE, text)
