@@ -1,9 +1,11 @@
 """Some steps of `toolkit.train`: RECIPE key=value ...
 
-Prints real tokens and rows a second over the steps after the first, as its metrics tell them.
+Prints real tokens and rows a second over the steps after the first, as its metrics tell them, and
+what they say of the device at the end.
 """
 
 import json
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +29,12 @@ def main(recipe: str, *overrides: str) -> int:
     seconds = sum(row["seconds"] for row in timed)
     tokens = sum(row["tokens"] for row in timed)
     rows = len(timed) * loaded.train.global_batch_rows
-    print(json.dumps({"tokens_per_s": tokens / seconds, "rows_per_s": rows / seconds}))
+    used = {
+        key: statistics.median(row[key] for row in timed)
+        for key in ("mfu", "hfu", "memory_gib")
+        if key in timed[0]
+    }
+    print(json.dumps({"tokens_per_s": tokens / seconds, "rows_per_s": rows / seconds, **used}))
     return 0
 
 
