@@ -158,7 +158,7 @@ def test_bad_layouts(layout: dict[str, object], message: str, tmp_path: Path) ->
     path.write_text(json.dumps(layout))
     with pytest.raises(BadInput, match=message):
         deepspeed_layout(str(path))
-    with pytest.raises(BadInput, match="neither a file nor one of zero1"):
+    with pytest.raises(BadInput, match="neither a file nor one of zero0, zero1"):
         deepspeed_layout("zero9")
 
 

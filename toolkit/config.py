@@ -36,7 +36,8 @@ FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.micro_batch_rows"}
 FREE_KEYS |= {"train.micro_batch_tokens"}
 FREE_KEYS |= {"train.save_every_steps", "train.log_every_steps", "train.keep_checkpoints"}
 FREE_KEYS |= {"train.max_skipped_steps", "mntp.evaluate_every_steps"}
-FREE_KEYS |= {"train.views"}
+FREE_KEYS |= {"train.keep_every_steps", "train.keep_best", "train.background_save"}
+FREE_KEYS |= {"train.views", "train.may_differ"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -242,14 +243,18 @@ def _check_run_dir(recipe: TrainingRecipe) -> None:
         return
     old = flatten(load_recipe(str(path / "config.yaml")).model_dump(mode="json"))
     new = flatten(recipe.model_dump(mode="json"))
-    keys = [k for k in {**old, **new} if not {k, k.partition(".")[0]} & FREE_KEYS]
+    if unknown := [key for key in recipe.train.may_differ if key not in new]:
+        raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe")
+    free = FREE_KEYS | set(recipe.train.may_differ)
+    keys = [k for k in {**old, **new} if not {k, k.partition(".")[0]} & free]
     differing = [
         f"{k} was {old.get(k)}, now {new.get(k)}" for k in keys if old.get(k) != new.get(k)
     ]
     if differing:
         raise BadInput(
             f"run_dir={recipe.run_dir} belongs to another recipe: {'; '.join(differing[:3])}. "
-            "Choose another run_dir, or give the recipe of that run"
+            "Choose another run_dir, or give the recipe of that run; to go on with what differs, "
+            f"name it: train.may_differ=[{differing[0].partition(' ')[0]}]"
         )
 
 

@@ -41,7 +41,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -93,14 +93,15 @@ def committed_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _publish(temporary, path)
+        publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _publish(temporary: Path, path: Path) -> None:
+def publish(temporary: Path, path: Path) -> None:
+    """Make a finished temporary directory the committed `path`, as `committed_directory` does."""
     for file in sorted(temporary.rglob("*")):
-        _sync(file)
+        sync(file)
     write_atomic(temporary / COMMIT_MARKER, "")
     if is_committed(path):
         return
@@ -111,7 +112,7 @@ def _publish(temporary: Path, path: Path) -> None:
         if is_committed(path):  # another process was quicker
             return
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -158,7 +159,8 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the file system keep a file's content, or a directory's entries, over a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -66,7 +66,12 @@ class Train(Section):
     A micro-batch holds at most `micro_batch_rows` rows; or, when `micro_batch_tokens` is given, as
     many rows as have about so many tokens (packed attention only). A step whose loss or gradient is
     NaN or infinite is skipped; more than `max_skipped_steps` in a run end it. `views` show the
-    metrics elsewhere too."""
+    metrics elsewhere too.
+
+    Kept are the newest `keep_checkpoints`, those of every `keep_every_steps`, and with `keep_best`
+    that with the lowest held-out loss (MNTP). `background_save` writes them from copies in host
+    memory while training goes on. A run directory is continued by its own recipe only, but for
+    the keys that `may_differ` names."""
 
     steps: Count
     horizon_steps: Count
@@ -83,6 +88,10 @@ class Train(Section):
     log_every_steps: Count = 10
     views: tuple[Literal["tensorboard", "wandb"], ...] = ()
     keep_checkpoints: Count = 2
+    keep_every_steps: Count | None = None
+    keep_best: bool = False
+    background_save: bool = False
+    may_differ: tuple[Text, ...] = ()
 
 
 class Deepspeed(Section):

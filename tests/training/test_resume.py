@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from toolkit.config import load_recipe
 from toolkit.files import BadInput
-from toolkit.training.checkpoint import load, load_newest, prune
+from toolkit.schema import MntpRecipe, Train
+from toolkit.training.checkpoint import check_files, load_newest, prune, state_digest
 
 Door = Callable[..., str]
 KINDS = {
@@ -109,28 +111,51 @@ def test_peft_loads_a_checkpoint(finished: Path, tiny_model: Path) -> None:
 def test_one_flipped_byte_is_found_by_name(finished: Path, tmp_path: Path) -> None:
 
     copy = tmp_path / "step-00000003"
-    for name in ("weights/adapter_model.safetensors", "optimizer/exp_avg_sq.safetensors"):
+    files = ("state.json", "weights/adapter_model.safetensors", "optimizer/exp_avg_sq.safetensors")
+    for name in files:
         shutil.copytree(finished / "checkpoints" / "step-00000003", copy, dirs_exist_ok=True)
         path = copy / name
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(bytes(data))
-        with pytest.raises(BadInput, match=f"{name}: is damaged"):
-            load(copy)
-    path.unlink()
+        with pytest.raises(BadInput, match=f"{name}: is (damaged|not valid JSON)"):
+            check_files(copy)
+        shutil.rmtree(copy)
+    shutil.copytree(finished / "checkpoints" / "step-00000003", copy)
+    (copy / name).unlink()
     with pytest.raises(BadInput, match="is missing from the checkpoint"):
-        load(copy)
+        check_files(copy)
 
 
-def test_prune_keeps_the_newest(tmp_path: Path) -> None:
-    for number in range(1, 6):
+def some_train(**settings: object) -> Train:
+    recipe = load_recipe("tiny_mntp")
+    assert isinstance(recipe, MntpRecipe)
+    return recipe.train.model_copy(update=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"keep_checkpoints": 2}, "567"),
+        ({"keep_checkpoints": 1, "keep_every_steps": 3}, "367"),
+        ({"keep_checkpoints": 1, "keep_best": True}, "267"),
+        ({"keep_checkpoints": 9}, "1234567"),
+    ],
+)
+def test_prune_keeps_the_newest_and_what_it_is_told(
+    settings: dict[str, object], kept: str, tmp_path: Path
+) -> None:
+    for number in range(1, 8):
         folder = tmp_path / "checkpoints" / f"step-{number:08d}"
         folder.mkdir(parents=True)
-        if number != 5:
+        state = {"held_out_loss": None if number == 1 else abs(number - 2.2)}
+        text = json.dumps({**state, "digest": state_digest(state)})
+        (folder / "state.json").write_text(text)
+        if number != 7:
             (folder / "COMMITTED").touch()
-    prune(tmp_path, keep=2)
+    prune(tmp_path, train=some_train(**settings))
     left = sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir())
-    assert left == ["3", "4", "5"]  # 5 is not whole: not ours to count, nor to remove
+    assert "".join(left) == kept  # 7 is not whole: not ours to count, nor to remove
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,16 @@ def gather_values(values_B: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_texts(text: str) -> list[str]:
+    """The text of every rank, in rank order; plain bytes, where torch's own way is pickle."""
+    data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
+    sizes = gather_values(torch.tensor([len(data)])).tolist()
+    padded = torch.nn.functional.pad(data, (0, max(sizes) - len(data)))
+    parts = gather_values(padded).view(len(sizes), -1)
+    texts = (bytes(part[:size].tolist()) for part, size in zip(parts, sizes, strict=True))
+    return [found.decode().strip(" ") for found in texts]
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_BD: Tensor) -> Tensor:

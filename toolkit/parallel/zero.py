@@ -125,6 +125,11 @@ def trainable_parameters(engine: Any) -> dict[str, nn.Parameter]:
     return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
 
 
+def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a parameter, partitioned or not."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def full_value(engine: Any, parameter: nn.Parameter) -> Tensor:
     """The fp32 master value of a parameter on the CPU. Collective: every rank calls it."""
     from deepspeed.utils import safe_get_full_fp32_param
@@ -163,9 +168,9 @@ def write_weights(model: nn.Module, *, values: Mapping[str, Tensor]) -> None:
         if name not in values:
             continue
         if hasattr(parameter, "ds_id"):
-            # Rank 0's value is the one that is dealt out; the others hold the same.
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.copy_(values[name].to(parameter.dtype))
+                if comm.rank() == 0:  # its value is dealt out: the others need not read it
+                    parameter.copy_(values[name].to(parameter.dtype))
         else:
             parameter.copy_(values[name].to(parameter.dtype))
 
@@ -210,15 +215,13 @@ def _set_state(parameter: Any, *, value: Tensor, moment: str | None, stage3: boo
         safe_set_local_optimizer_state,
     )
 
-    value = value.to(parameter.device)
     if stage3:
         # The full setter of stage 3 fails where the ranks do not divide a parameter: it takes no
         # padding. So each rank sets its own part, padded as DeepSpeed pads it.
-        part = parameter.ds_tensor.numel()
-        padded = torch.nn.functional.pad(
-            value.flatten(), (0, part * comm.world_size() - value.numel())
-        )
-        value = padded.narrow(0, part * comm.rank(), part)
+        size = parameter.ds_tensor.numel()
+        part = value.flatten()[size * comm.rank() : size * (comm.rank() + 1)]
+        value = torch.nn.functional.pad(part, (0, size - part.numel()))
+    value = value.to(parameter.device)
     if moment is None:
         (safe_set_local_fp32_param if stage3 else safe_set_full_fp32_param)(parameter, value)
     elif stage3:
@@ -229,8 +232,7 @@ def _set_state(parameter: Any, *, value: Tensor, moment: str | None, stage3: boo
 
 def _on_cpu(value: Tensor | None, parameter: nn.Parameter) -> Tensor:
     assert value is not None, "DeepSpeed holds no such state: asked before the first step?"
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    return value.detach().float().cpu().reshape(shape).clone()
+    return value.detach().float().cpu().reshape(full_shape(parameter)).clone()
 
 
 def _prepare() -> Any:

@@ -2,14 +2,22 @@
 sentence-transformers, plain transformers."""
 
 from pathlib import Path
+from typing import Any
 
 from toolkit.config import load_recipe
-from toolkit.files import BadInput, committed_directory, is_committed, read_json, write_json
+from toolkit.files import (
+    BadInput,
+    committed_directory,
+    is_committed,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import base_folder, merge_weights, model_digest, write_encoder_files
 from toolkit.schema import TrainingRecipe
-from toolkit.training.checkpoint import load_newest
+from toolkit.training.checkpoint import load_newest, state_digest
 
 MAX_TOKENS = 512
 ORIGIN_FILE = "origin.json"
@@ -46,8 +54,35 @@ def write_encoder(run_dir: Path, *, out: Path) -> int:
             max_tokens=min(MAX_TOKENS, config.max_position_embeddings),
             dtype=recipe.model.dtype,
         )
-        write_json(exported / ORIGIN_FILE, {"kind": recipe.kind, "step": checkpoint.step})
+        origin = {
+            "kind": recipe.kind,
+            "step": checkpoint.step,
+            "sha256": {
+                str(path.relative_to(exported)): sha256_of(path)
+                for path in sorted(exported.rglob("*"))
+                if path.is_file()
+            },
+        }
+        write_json(exported / ORIGIN_FILE, {**origin, "digest": state_digest(origin)})
     return checkpoint.step
+
+
+def check_encoder(out: Path) -> None:
+    """Compare every file of an exported folder with its digest; `BadInput` names the one that is
+    damaged or missing."""
+    again = f"export it again to another folder, or copy {out} again"
+    if not is_committed(out):
+        raise BadInput(f"{out}: is not a whole encoder (no COMMITTED marker); {again}")
+    origin: dict[str, Any] = read_json(out / ORIGIN_FILE)
+    if "sha256" not in origin and "digest" not in origin:
+        raise BadInput(f"{out / ORIGIN_FILE}: records no digests (an older version?); {again}")
+    if origin.pop("digest", None) != state_digest(origin):
+        raise BadInput(f"{out / ORIGIN_FILE}: is damaged (its digest differs); {again}")
+    for name, digest in origin["sha256"].items():
+        if not (out / name).is_file():
+            raise BadInput(f"{out / name}: is missing from the encoder; {again}")
+        if sha256_of(out / name) != digest:
+            raise BadInput(f"{out / name}: is damaged (its SHA-256 differs); {again}")
 
 
 def encoder_step(out: Path) -> int | None:

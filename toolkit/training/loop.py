@@ -70,10 +70,10 @@ class Trainer:
         *,
         first_step: int,
         on_step: Callable[[Step], None],
-        save: Callable[[int], None],
+        save: Callable[[int, bool], None],
         should_stop: Callable[[], bool] = lambda: False,
     ) -> int:
-        """Do steps first_step .. train.steps - 1; `save(n)` after n whole steps.
+        """Do steps first_step .. train.steps - 1; `save(n, last)` after n whole steps.
 
         When `should_stop` holds on any rank, all ranks save together and stop at the end of the
         step. Returns the number of whole steps.
@@ -84,7 +84,7 @@ class Trainer:
             done = step + 1
             last = done == self.train.steps or found.told_to_stop
             if last or done % self.train.save_every_steps == 0:
-                save(done)
+                save(done, last)
             if last:
                 return done
         return self.train.steps

@@ -41,10 +41,11 @@ from toolkit.training.data import (
     open_tokenizer,
 )
 from toolkit.training.encoder import encoder_step, write_encoder
-from toolkit.training.loop import Trainer
+from toolkit.training.loop import Step, Trainer
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.recorder import Recorder
+from toolkit.training.saver import Saver
 from toolkit.training.simcse import SimcseObjective
 from toolkit.training.starts import Place, check_progress, record_start
 from toolkit.training.supervised import SupervisedObjective
@@ -133,10 +134,9 @@ def _run_on_ranks(
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
         print(f"{recipe.kind}: {ranks}, {run_dir}")
-    restored = checkpoint.load_newest(run_dir)
+    restored = _restore(run_dir, device=place.device)
     first_step = restored.step if restored else 0
     first_skipped = restored.skipped_steps if restored else 0
-    comm.require_equal(first_step, what="the newest checkpoint's step", device=place.device)
     trainer = build_trainer(recipe, settings=settings, restored=restored, device=place.device)
     del restored
     engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
@@ -163,6 +163,22 @@ def _run_on_ranks(
     if leads:
         _export(run_dir, kind=recipe.kind, step=done)
     comm.barrier()
+
+
+def _restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint, if there is one. Each rank checks a share of its files; what one
+    finds damaged is refused by all."""
+    step, folder, problem = checkpoint.newest_step(run_dir), checkpoint.newest(run_dir), ""
+    comm.require_equal(step, what="the newest checkpoint's step", device=device)
+    if folder is None:
+        return None
+    try:
+        checkpoint.check_files(folder, part=comm.rank(), parts=comm.world_size())
+    except BadInput as error:
+        problem = str(error)
+    if found := [text for text in comm.gather_texts(problem) if text]:
+        raise BadInput(found[0])
+    return checkpoint.load(folder)
 
 
 def _attention(recipe: TrainingRecipe, trainer: Trainer) -> str:
@@ -264,7 +280,7 @@ def build_engine(
         torch.manual_seed(recipe.train.seed)
         model = add_lora(model, lora=recipe.model.lora)
     if restored:
-        names = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        names = [name for name, p in model.named_parameters() if p.requires_grad]
         masters = checkpoint.by_parameter(restored.weights, names=names)
         zero.write_weights(model, values=masters)
     engine = zero.start_engine(
@@ -309,24 +325,21 @@ def train_and_save(
 ) -> int:
     """Run the loop with its record and checkpoints; returns the number of whole steps.
 
-    Raises `RunFailed` on all ranks when more steps than `train.max_skipped_steps` were skipped.
+    Raises `RunFailed` on all ranks when more steps than `train.max_skipped_steps` were skipped, or
+    the last state could not be saved.
     """
     recorder = Recorder(recipe, trainer=trainer, first_step=first_step, first_skipped=first_skipped)
 
-    def save(step: int) -> None:
-        checkpoint.save(
-            trainer.engine,
-            run_dir=Path(recipe.run_dir),
-            step=step,
-            skipped_steps=recorder.skipped_steps,
-            lora=recipe.model.lora,
-            origin=origin,
-        )
-        if comm.rank() == 0:
-            checkpoint.prune(Path(recipe.run_dir), keep=recipe.train.keep_checkpoints)
+    saver = Saver(recipe, engine=trainer.engine, origin=origin)
 
-    done = trainer.run(
-        first_step=first_step, on_step=recorder.on_step, save=save, should_stop=should_stop
-    )
+    def on_step(done: Step) -> None:
+        saver.settle(wait=False)
+        recorder.on_step(done)
+
+    def save(step: int, last: bool) -> None:
+        facts = {"skipped_steps": recorder.skipped_steps, "held_out_loss": recorder.held_out_loss}
+        saver.save(step=step, facts=facts, last=last)
+
+    done = trainer.run(first_step=first_step, on_step=on_step, save=save, should_stop=should_stop)
     recorder.close()
     return done

@@ -27,6 +27,7 @@ class Recorder:
         self._recipe, self._trainer, self._train = recipe, trainer, recipe.train
         self._run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
         self.skipped_steps = first_skipped
+        self.held_out_loss: float | None = None  # after the last step, where it was looked at
         self._evaluate_every = (
             recipe.mntp.evaluate_every_steps if isinstance(recipe, MntpRecipe) else None
         )
@@ -55,6 +56,7 @@ class Recorder:
         """
         self.skipped_steps += done.skipped
         found = self._held_out(done.step)
+        self.held_out_loss = found.get("held_out_loss")
         used = self._utilisation.figures(done)
         row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **found}
         last = done.step == self._train.steps

@@ -1,0 +1,257 @@
+"""Writing checkpoints: every rank writes its share, at the same time, and rank 0 commits.
+
+    .step-00001000.tmp/   all ranks write here; then fsync, marker, one rename
+
+Knows who writes what and when. One full parameter at a time is put together from the partitions,
+and its owner alone keeps it: to write it at once, or with `train.background_save` in host memory,
+from which a thread writes while training goes on. A save that fails costs that checkpoint, not the
+run.
+"""
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import toolkit
+from toolkit.files import RunFailed, publish, sha256_of, write_json
+from toolkit.model.weights import ADAPTER_FILE, FULL_FILE, adapter_config, saved_name
+from toolkit.parallel import comm, zero
+from toolkit.schema import TrainingRecipe
+from toolkit.training import checkpoint
+from toolkit.training.checkpoint import Origin
+from toolkit.training.tensor_file import TensorWriter
+
+WEIGHTS = "weights"
+Put = Callable[[str, str, Tensor], None]  # (kind, stored name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    """What this rank writes: for each kind of value a file and the shapes in it."""
+
+    files: Mapping[str, tuple[str, Mapping[str, tuple[int, ...]]]]
+
+    def owns(self, kind: str, name: str) -> bool:
+        return kind in self.files and name in self.files[kind][1]
+
+
+class _Writer:
+    """Writes a share as its values come; remembers the first error, and does nothing after it."""
+
+    def __init__(self, folder: Path, *, share: _Share) -> None:
+        self._folder, self._share = folder, share
+        self._open: dict[str, TensorWriter] = {}
+        self._digests: dict[str, str] = {}
+        self.error = ""
+
+    def make_folders(self) -> None:
+        with self._remembering():
+            shutil.rmtree(self._folder, ignore_errors=True)
+            for part in (WEIGHTS, "optimizer"):
+                (self._folder / part).mkdir(parents=True)
+
+    def put(self, kind: str, name: str, value: Tensor) -> None:
+        if self.error:
+            return
+        with self._remembering():
+            file, shapes = self._share.files[kind]
+            if kind not in self._open:
+                self._open[kind] = TensorWriter(self._folder / file, shapes=shapes)
+            self._open[kind].put(name, value)
+            if name == list(shapes)[-1]:
+                self._digests[file] = self._open.pop(kind).close()
+
+    def finish(self) -> str:
+        """What rank 0 must know, as JSON: digests and error."""
+        for writer in self._open.values():
+            writer.abandon()
+        missing = {file for file, _ in self._share.files.values()} - set(self._digests)
+        if missing and not self.error:
+            self.error = f"rank {comm.rank()}: {min(missing)} was not written"
+        return json.dumps({"sha256": self._digests, "error": self.error})
+
+    @contextlib.contextmanager
+    def _remembering(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = f"rank {comm.rank()}: {error}"
+
+
+class Saver:
+    """The checkpoints of a run. All methods are collective: every rank calls them."""
+
+    def __init__(self, recipe: TrainingRecipe, *, engine: Any, origin: Origin) -> None:
+        self._recipe, self._origin, self._engine = recipe, origin, engine
+        self._run_dir, self._leads = Path(recipe.run_dir), comm.rank() == 0
+        self._parameters = zero.trainable_parameters(engine)
+        self._share = _share_of(
+            {saved_name(n): zero.full_shape(p) for n, p in self._parameters.items()},
+            lora=recipe.model.lora is not None,
+        )
+        self._pending: _Pending | None = None
+
+    def save(self, *, step: int, facts: Mapping[str, Any], last: bool) -> None:
+        """Save the state after `step`, with `facts` in its record. In the background it may not be
+        whole on return, unless it is the `last`.
+
+        Values are fp32 masters, so that a bf16 run resumes bit for bit. A failure is reported;
+        of the last save it is raised as `RunFailed` on all ranks.
+        """
+        self.settle(wait=True)
+        folder = self._run_dir / checkpoint.CHECKPOINT_DIR / f".{checkpoint.PREFIX}{step:08d}.tmp"
+        writer = _Writer(folder, share=self._share)
+        if self._leads:
+            writer.make_folders()
+        comm.barrier()
+        if self._recipe.train.background_save and not last:
+            held: list[tuple[str, str, Tensor]] = []
+            self._gather(lambda *value: held.append(value))
+            thread = threading.Thread(target=_write_all, args=(writer, held))
+            thread.start()
+        else:
+            self._gather(writer.put)
+            thread = None
+        self._pending = _Pending(step, facts, folder, writer, thread)
+        if thread is None:
+            error = self.settle(wait=True)
+            if error and last:
+                raise RunFailed(f"{self._run_dir}: step {step} could not be saved ({error})")
+
+    def settle(self, *, wait: bool) -> str:
+        """Commit a save that all ranks have written; with `wait`, when they have. Returns the
+        error, empty if there was none."""
+        pending = self._pending
+        if pending is None:
+            return ""
+        thread = pending.thread
+        if thread is not None and wait:
+            thread.join()
+        busy = thread is not None and thread.is_alive()
+        if not wait and any(comm.gather_texts("busy" if busy else "")):
+            return ""
+        self._pending = None
+        told = [json.loads(text) for text in comm.gather_texts(pending.writer.finish())]
+        errors = [one["error"] for one in told if one["error"]]
+        if self._leads and not errors:
+            digests = {name: value for one in told for name, value in one["sha256"].items()}
+            try:
+                self._commit(pending, digests=digests)
+            except OSError as error:
+                errors = [str(error)]
+        errors = [text for text in comm.gather_texts(errors[0] if errors else "") if text]
+        if self._leads:
+            self._tidy(pending, error=errors[0] if errors else "")
+        return errors[0] if errors else ""
+
+    def _tidy(self, pending: "_Pending", *, error: str) -> None:
+        """Remove what failed, or what the new checkpoint makes superfluous."""
+        if error:
+            shutil.rmtree(pending.folder, ignore_errors=True)
+            newest = checkpoint.newest_step(self._run_dir)
+            _warn(f"step {pending.step} could not be saved ({error}); the newest is step {newest}")
+            return
+        try:
+            checkpoint.prune(self._run_dir, train=self._recipe.train)
+        except OSError as failed:
+            _warn(f"an old checkpoint could not be removed ({failed})")
+
+    def _gather(self, put: Put) -> None:
+        for kind in (WEIGHTS, *zero.MOMENTS):
+            for name, parameter in self._parameters.items():
+                stored = saved_name(name)
+                if kind == WEIGHTS:
+                    value = zero.full_value(self._engine, parameter)
+                else:
+                    value = zero.full_moment(self._engine, parameter, name=kind)
+                if self._share.owns(kind, stored):
+                    put(kind, stored, value)
+
+    def _commit(self, pending: "_Pending", *, digests: dict[str, str]) -> None:
+        folder, lora = pending.folder, self._recipe.model.lora
+        if lora:
+            name = f"{WEIGHTS}/adapter_config.json"
+            write_json(folder / name, adapter_config(lora, base=self._origin.base))
+            digests[name] = sha256_of(folder / name)
+        state = {
+            "step": pending.step,
+            "world_size": comm.world_size(),
+            "sha256": digests,
+            "recipe": self._recipe.model_dump(mode="json"),
+            "version": toolkit.__version__,
+            **dataclasses.asdict(self._origin),
+            **pending.facts,
+        }
+        write_json(
+            folder / checkpoint.STATE_FILE, {**state, "digest": checkpoint.state_digest(state)}
+        )
+        publish(folder, folder.with_name(f"{checkpoint.PREFIX}{pending.step:08d}"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    step: int
+    facts: Mapping[str, Any]
+    folder: Path
+    writer: _Writer
+    thread: threading.Thread | None
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _write_all(writer: _Writer, held: list[tuple[str, str, Tensor]]) -> None:
+    while held:
+        writer.put(*held.pop(0))  # freed as it goes
+
+
+def _share_of(shapes: Mapping[str, tuple[int, ...]], *, lora: bool) -> _Share:
+    """The part of each kind that this rank writes: neighbours, of like size for every rank. PEFT
+    wants adapters in one file: the last rank writes it, which has the least to do otherwise."""
+    rank, world_size = comm.rank(), comm.world_size()
+    files = {}
+    names = _neighbours(shapes, part=rank, parts=world_size)
+    if lora:
+        if rank == world_size - 1:
+            files[WEIGHTS] = (f"{WEIGHTS}/{ADAPTER_FILE}", shapes)
+    elif names:
+        stem = FULL_FILE.removesuffix(".safetensors")
+        files[WEIGHTS] = (_file(f"{WEIGHTS}/{stem}"), names)
+    if names:
+        files |= {moment: (_file(f"optimizer/{moment}"), names) for moment in zero.MOMENTS}
+    return _Share(files)
+
+
+def _file(stem: str) -> str:
+    if comm.world_size() == 1:
+        return f"{stem}.safetensors"
+    return f"{stem}-{comm.rank() + 1:05d}-of-{comm.world_size():05d}.safetensors"
+
+
+def _neighbours(
+    shapes: Mapping[str, tuple[int, ...]], *, part: int, parts: int
+) -> dict[str, tuple[int, ...]]:
+    sizes = {name: max(1, _numel(shape)) for name, shape in shapes.items()}
+    total, before, found = sum(sizes.values()), 0, {}
+    for name, size in sizes.items():
+        # By its middle: every parameter falls to one part, and parts differ by less than one.
+        if (2 * before + size) * parts // (2 * total) == part:
+            found[name] = shapes[name]
+        before += size
+    return found
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
