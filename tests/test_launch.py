@@ -152,6 +152,7 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
     [
         (["--recipe", "absent"], "unknown recipe 'absent'"),
         (["--nodes", "4", "--cluster", "local"], "this machine is one node"),
+        (["--chain", "0"], "--chain 0: at least 1"),
         (["--nodes", "0"], "nodes is 0: at least 1"),
         (["--mem-gib", "0"], "mem_gib is 0: at least 1"),
         (["--time-min", "0"], "time_min is 0: at least 1"),
@@ -167,7 +168,7 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
         (["train.steps=0"], "key 'train.steps': input should be greater than or equal to 1, not 0"),
         (["train.steps=3.5"], "key 'train.steps': input should be a valid integer, not 3.5"),
         (["train.steps"], "override 'train.steps': write key.path=value"),
-        (["deepspeed.config=zero9"], "'zero9' is neither a file nor one of zero1"),
+        (["deepspeed.config=zero9"], "'zero9' is neither a file nor one of zero0, zero1"),
         (["--recipe", "supervised_mistral_7b"], "pairs/e5: no whole shard directory; make it with"),
         (['run_dir="a\\n#SBATCH --uid=0/b"'], "a path without line breaks"),
     ],
@@ -258,10 +259,26 @@ def test_a_pipeline_that_is_refused_half_way_says_what_is_queued(
     submits = mock.Mock(side_effect=["12", "13", BadInput("sbatch refused the job x: no")])
     with mock.patch.multiple(submit, submit_slurm=submits, **answers):
         assert launch.main([*arguments, *paths(folder)[1:], f"run_dir={tmp_path}"]) == 2
-    assert [call.kwargs["after"] for call in submits.call_args_list] == [None, "12", "13"]
+    after = [call.kwargs["after"] for call in submits.call_args_list]
+    assert after == [None, "afterok:12", "afterok:13"]
     assert capsys.readouterr().err == (
         "error: sbatch refused the job x: no; the jobs up to 13 are queued: scancel them\n"
     )
+
+
+def test_a_chain_is_jobs_after_jobs_of_training_stages_only(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--recipe", "tiny_pipeline", "--cluster", "slurm", "--gpus-per-node", "1"]
+    arguments += ["--chain", "2", *paths(folder)[1:], f"run_dir={tmp_path}"]
+    submits = mock.Mock(side_effect=[str(number) for number in range(5)])
+    with mock.patch.multiple(submit, submit_slurm=submits, has_slurm=lambda: True):
+        assert launch.main(arguments) == 0
+    after = [call.kwargs["after"] for call in submits.call_args_list]
+    assert after == [None, "afterany:0", "afterok:1", "afterany:2", "afterok:3"]
+    printed = dry_run(*arguments, folder=folder)
+    assert printed.count("#SBATCH --no-requeue\n") == 2
+    assert printed.count("#SBATCH --requeue\n") == 1  # the embedding
+    assert printed.count("export TOOLKIT_CHAIN=1\n") == 2
+    assert printed.count("# 2 such jobs, each afterany of the one before") == 2
 
 
 def test_the_site_settings_of_a_job(folder: Path, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
         if not store.is_finished(output_dir, unit=unit, digest=facts["digest"])
     ]
     print(f"embed: worker {index + 1} of {count}: {len(mine)} units, {len(mine) - len(todo)} done")
-    with StopSignal() as stop:
+    with StopSignal(environ) as stop:
         num_written = _embed(
             todo,
             shards=shards,

@@ -52,6 +52,11 @@ class PlannedJob:
     resources: submit.Resources
     folder: Path
 
+    @property
+    def is_training(self) -> bool:
+        """Whether it goes on from a checkpoint."""
+        return isinstance(self.recipe, TrainingRecipe)
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the launcher."""
@@ -80,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--mem-gib", type=int, help="memory a node (default: the cluster's)")
     made.add_argument("--partition", help="SLURM partition (default: the cluster's)")
     made.add_argument("--account", help="SLURM account (default: yours)")
+    made.add_argument(
+        "--chain",
+        type=int,
+        default=1,
+        help="jobs of a training stage, one after another, where SLURM may not requeue (default 1)",
+    )
     made.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")
     made.add_argument("--dry-run", action="store_true", help="print the exact scripts, do nothing")
     made.add_argument("--print-config", action="store_true", help="show the resolved recipes")
@@ -117,13 +128,15 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
     if arguments.dry_run:
         for job in jobs:
             print(dry_run_text(job, previous=previous_of(jobs, job), cluster=cluster, setup=setup))
+            if job.resources.chained:
+                print(f"# {arguments.chain} such jobs, each afterany of the one before\n")
         return
     if isinstance(whole, PipelineRecipe):
         write_atomic(run_dir / "config.yaml", to_yaml(whole))
     if cluster == "local":
         run_jobs_here(jobs)
     else:
-        submit_jobs(jobs, setup=setup)
+        submit_jobs(jobs, chain=arguments.chain, setup=setup)
 
 
 def resolve(name: str, *, overrides: Sequence[str]) -> tuple[Recipe, Path, dict[str, StageRecipe]]:
@@ -163,6 +176,8 @@ def plan(
         gpus = submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
     if gpus < 0:
         raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+    if arguments.chain < 1:
+        raise BadInput(f"--chain {arguments.chain}: at least 1")
     ranks = max(1, gpus)
     # The folder of the logs stands in the script: a line break would end its #SBATCH line.
     if not str(run_dir.absolute()).isprintable():
@@ -193,6 +208,8 @@ def plan(
             asked = one
         elif isinstance(recipe, EmbedRecipe) and cluster == "slurm":
             asked = dataclasses.replace(one, array=arguments.nodes * ranks)
+        elif isinstance(recipe, TrainingRecipe):
+            asked = dataclasses.replace(whole, chained=arguments.chain > 1)
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / "logs" / name).absolute()))
     return jobs
@@ -290,28 +307,36 @@ def dry_run_text(
             f"# {job.name}: {asked.tasks_per_node} process(es) on this machine, "
             f"logs in {job.folder}\n{to_yaml(job.recipe)}"
         )
-    after = f"<id of {previous.name}>" if previous else None
+    after = f"afterok:<id of {previous.name}>" if previous else None
     text = submit.sbatch_text(job.resources, folder=job.folder, after=after, setup=setup)
     return f"# ---- {job.name} ----\n{text}"
 
 
-def submit_jobs(jobs: Sequence[PlannedJob], *, setup: Sequence[str]) -> None:
-    """Submit every job behind the one before it; prints a line a job."""
-    after: str | None = None
+def submit_jobs(jobs: Sequence[PlannedJob], *, chain: int, setup: Sequence[str]) -> None:
+    """Submit every job behind the one before it; prints a line a job.
+
+    Of a training stage `chain` equal jobs, each after the end of the one before, whatever its end:
+    those that find the run finished end at once.
+    """
+    last: str | None = None
     for job in jobs:
-        try:
-            after = submit.submit_slurm(
-                job.resources, job=_stage(job), folder=job.folder, after=after, setup=setup
-            )
-        except BadInput as error:
-            if after is None:
-                raise
-            raise BadInput(f"{error}; the jobs up to {after} are queued: scancel them") from error
-        asked = job.resources
-        shape = f"{asked.nodes} x {asked.tasks_per_node} ranks"
-        if asked.array > 1:
-            shape = f"array of {asked.array}"
-        print(f"{job.name}: job {after} ({shape}), logs in {job.folder}", flush=True)
+        after = f"afterok:{last}" if last else None
+        for _ in range(chain if job.is_training else 1):
+            try:
+                last = submit.submit_slurm(
+                    job.resources, job=_stage(job), folder=job.folder, after=after, setup=setup
+                )
+            except BadInput as error:
+                if last is None:
+                    raise
+                queued = f"the jobs up to {last} are queued: scancel them"
+                raise BadInput(f"{error}; {queued}") from error
+            after = f"afterany:{last}"
+            asked = job.resources
+            shape = f"{asked.nodes} x {asked.tasks_per_node} ranks"
+            if asked.array > 1:
+                shape = f"array of {asked.array}"
+            print(f"{job.name}: job {last} ({shape}), logs in {job.folder}", flush=True)
 
 
 def run_jobs_here(jobs: Sequence[PlannedJob]) -> None:

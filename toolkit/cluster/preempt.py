@@ -5,6 +5,7 @@ A handler here only sets a flag: saving a partitioned model is collective, and n
 started from a signal handler of one rank.
 """
 
+import math
 import shutil
 import signal
 import subprocess
@@ -13,21 +14,40 @@ from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-SIGNALS = (signal.SIGUSR2, signal.SIGTERM)  # not USR1: NCCL catches it
+from toolkit.files import BadInput
+
+DEFAULT_SIGNAL = "USR2"  # not USR1: NCCL catches it
+SIGNAL_VARIABLE = "TOOLKIT_STOP_SIGNAL"
+CHAIN_VARIABLE = "TOOLKIT_CHAIN"  # jobs that wait for one another, where requeueing is forbidden
+MARGIN_S = 120.0  # before the job's end; at most a tenth of its time
 REQUEUE_WAIT_S = 60.0
 INTERRUPTED = 75  # EX_TEMPFAIL: saved before its end; the same command goes on
 
 
 class StopSignal:
-    """While entered, USR2 and TERM set `received` instead of ending the process."""
+    """While entered, the stop signal (USR2, or what TOOLKIT_STOP_SIGNAL names) and TERM make
+    `received` true instead of ending the process; so does the end of a SLURM job's time, for sites
+    that send no signal. However many come, it is the same wish.
 
-    def __init__(self) -> None:
-        self.received = False
+    Raises `BadInput` for a signal that is none.
+    """
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._stop = _signal_of(environ.get(SIGNAL_VARIABLE, DEFAULT_SIGNAL))
+        self._told = False
         self._wants_requeue = False
+        self._deadline = time.monotonic() + seconds_to_stop(environ, now=time.time())
         self._previous: dict[int, Any] = {}
 
+    @property
+    def received(self) -> bool:
+        """Whether the run is to save and go."""
+        if not self._told and time.monotonic() >= self._deadline:
+            self._told = self._wants_requeue = True
+        return self._told
+
     def __enter__(self) -> Self:
-        for number in SIGNALS:
+        for number in (self._stop, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
@@ -41,23 +61,42 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.received = True
-        self._wants_requeue |= number == signal.SIGUSR2
+        self._told = True
+        self._wants_requeue |= number == self._stop
 
     def leave(self, environ: Mapping[str, str], *, leads: bool) -> None:
         """End the process after the save; the leading rank has a signalled SLURM job requeued.
 
         TERM alone is no wish to come back: scancel sends it, and a preemption requeues by itself.
+        In a chain the next job is waiting already.
         """
-        if leads and self._wants_requeue:
-            before = self._previous[signal.SIGUSR2]
+        chained = environ.get(CHAIN_VARIABLE, "") not in ("", "0")
+        requeue = self._wants_requeue and not chained
+        if leads and requeue:
+            before = self._previous[self._stop]
             job = environ.get("SLURM_JOB_ID")
             if callable(before):
-                before(signal.SIGUSR2, None)  # submitit's: it records the restart, requeues, exits
+                before(self._stop, None)  # submitit's: it records the restart, requeues, exits
             elif job and shutil.which("scontrol"):
                 print(f"saved; asking SLURM to requeue job {job}", flush=True)
                 subprocess.run(["scontrol", "requeue", job], check=False)
-        if self._wants_requeue and "SLURM_JOB_ID" in environ:
+        if requeue and "SLURM_JOB_ID" in environ:
             # A rank that exits now ends the job before rank 0 has had it requeued.
             time.sleep(REQUEUE_WAIT_S)
         raise SystemExit(INTERRUPTED)
+
+
+def seconds_to_stop(environ: Mapping[str, str], *, now: float) -> float:
+    """Until a SLURM job should save and go, `now` in seconds since 1970; infinite outside of one."""
+    try:
+        start, end = (float(environ[f"SLURM_JOB_{name}_TIME"]) for name in ("START", "END"))
+    except (KeyError, ValueError):
+        return math.inf
+    return max(0.0, end - min(MARGIN_S, (end - start) / 10) - now)
+
+
+def _signal_of(name: str) -> signal.Signals:
+    try:
+        return signal.Signals[f"SIG{name.upper().removeprefix('SIG')}"]
+    except KeyError as error:
+        raise BadInput(f"{SIGNAL_VARIABLE}={name!r}: no signal; write USR2, or HUP") from error

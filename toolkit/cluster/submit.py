@@ -20,6 +20,7 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from toolkit.cluster.preempt import CHAIN_VARIABLE
 from toolkit.files import BadInput
 
 SIGNAL_DELAY_S = 120
@@ -29,7 +30,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+-]*")
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one job asks for. `array` > 1 makes it that many equal tasks, each with the whole."""
+    """What one job asks for. `array` > 1 makes it that many equal tasks, each with the whole. A
+    `chained` job is not requeued: the next of its kind waits already."""
 
     name: str
     nodes: int
@@ -41,6 +43,7 @@ class Resources:
     partition: str | None = None
     account: str | None = None
     array: int = 1
+    chained: bool = False
 
     def __post_init__(self) -> None:
         for field in ("name", "partition", "account"):
@@ -99,7 +102,7 @@ def submit_slurm(
     after: str | None,
     setup: Sequence[str],
 ) -> str:
-    """Submit a job that waits for the success of job `after`; returns its id.
+    """Submit a job that waits as `after` says, such as "afterok:17"; returns its id.
 
     Raises `BadInput` with sbatch's words when it refuses.
     """
@@ -162,13 +165,16 @@ def _check_name(field: str, value: str | None) -> None:
 def _slurm_parameters(
     resources: Resources, *, after: str | None, setup: Sequence[str]
 ) -> dict[str, Any]:
-    extra: dict[str, Any] = {"requeue": True, "kill-on-invalid-dep": "yes"}
+    extra: dict[str, Any] = {"kill-on-invalid-dep": "yes"}
+    extra["no-requeue" if resources.chained else "requeue"] = True
+    if resources.chained:
+        setup = [f"export {CHAIN_VARIABLE}=1", *setup]
     optional = {
         "partition": resources.partition,
         "account": resources.account,
         "mem": f"{resources.mem_gib}G" if resources.mem_gib is not None else None,
         "gpus_per_node": resources.gpus_per_node or None,
-        "dependency": f"afterok:{after}" if after else None,
+        "dependency": after,
     }
     return {
         "job_name": resources.name,

@@ -59,7 +59,8 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
 
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
-    with StopSignal() as stop:  # from the first moment: told to stop while loading, it saves a step
+    # From the first moment: told to stop while it loads, a run does a step and saves.
+    with StopSignal(environ) as stop:
         _run(recipe, environ=environ, stop=stop)
 
 

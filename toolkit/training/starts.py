@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import toolkit
+from toolkit.cluster.preempt import CHAIN_VARIABLE
 from toolkit.cluster.topology import Topology
 from toolkit.files import RunFailed, read_json_lines, write_atomic
 
@@ -33,8 +34,9 @@ class Place:
 
 
 def is_automatic(environ: Mapping[str, str]) -> bool:
-    """Whether nobody has given this start: SLURM has requeued the job."""
-    return environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
+    """Whether nobody has given this start: SLURM has requeued the job, or it is one of a chain."""
+    variables = ("SLURM_RESTART_COUNT", CHAIN_VARIABLE)
+    return any(environ.get(name, "") not in ("", "0") for name in variables)
 
 
 def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> None:
