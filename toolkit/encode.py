@@ -32,6 +32,12 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
     Workers are array tasks times ranks, as `environ` tells. Raises `BadInput` before anything is
     written when corpus, model or output cannot be used.
     """
+    # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
+    with StopSignal(environ) as stop:
+        _run(recipe, environ=environ, stop=stop)
+
+
+def _run(recipe: EmbedRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
     # Here and not above: the help text of a door must not wait for torch.
     from toolkit.encoding.encoder import Encoder
     from toolkit.parallel.comm import device_of
@@ -59,18 +65,17 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
         if not store.is_finished(output_dir, unit=unit, digest=facts["digest"])
     ]
     print(f"embed: worker {index + 1} of {count}: {len(mine)} units, {len(mine) - len(todo)} done")
-    with StopSignal(environ) as stop:
-        num_written = _embed(
-            todo,
-            shards=shards,
-            encoder=encoder,
-            output_dir=output_dir,
-            digest=facts["digest"],
-            should_stop=lambda: stop.received,
-        )
-        if num_written < len(todo):
-            print(f"embed: told to stop; {len(todo) - num_written} units are left", flush=True)
-            stop.leave(environ, leads=topology.rank == 0)
+    num_written = _embed(
+        todo,
+        shards=shards,
+        encoder=encoder,
+        output_dir=output_dir,
+        digest=facts["digest"],
+        should_stop=lambda: stop.received,
+    )
+    if num_written < len(todo):
+        print(f"embed: told to stop; {len(todo) - num_written} units are left", flush=True)
+        stop.leave(environ, leads=topology.rank == 0)
     # Under MPI the first process closes the encoding for all; else whoever comes last.
     closes = topology.launcher != "mpi" or wait_for_workers()
     if closes and store.write_manifest(output_dir):

@@ -9,16 +9,19 @@ import os
 import sys
 from collections.abc import Mapping
 
+from toolkit.cluster.preempt import StopSignal
 from toolkit.door import recipe_door
 from toolkit.schema import Recipe, TrainingRecipe
 
 
 def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
     """Train on the ranks that `environ` describes; see `toolkit.training.program.run`."""
-    # Here and not above: the help text of a door must not wait for torch.
-    from toolkit.training import program
+    # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
+    with StopSignal(environ) as stop:
+        # Here and not above: the help text of a door must not wait for torch.
+        from toolkit.training import program
 
-    program.run(recipe, environ=environ)
+        program.run(recipe, environ=environ, stop=stop)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from toolkit.config import load_recipe
 from toolkit.files import BadInput
 from toolkit.schema import MntpRecipe, Train
-from toolkit.training.checkpoint import check_files, load_newest, prune, state_digest
+from toolkit.text.manifest import content_digest
+from toolkit.training.checkpoint import check_files, load_newest, prune
 
 Door = Callable[..., str]
 KINDS = {
@@ -149,7 +150,7 @@ def test_prune_keeps_the_newest_and_what_it_is_told(
         folder = tmp_path / "checkpoints" / f"step-{number:08d}"
         folder.mkdir(parents=True)
         state = {"held_out_loss": None if number == 1 else abs(number - 2.2)}
-        text = json.dumps({**state, "digest": state_digest(state)})
+        text = json.dumps({**state, "digest": content_digest(state)})
         (folder / "state.json").write_text(text)
         if number != 7:
             (folder / "COMMITTED").touch()

@@ -10,8 +10,6 @@ numbers only.
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +28,7 @@ from toolkit.files import (
 from toolkit.model.weights import saved_name
 from toolkit.parallel import zero
 from toolkit.schema import Train
+from toolkit.text.manifest import content_digest
 from toolkit.training.tensor_file import Renamed, StoredTensors
 
 CHECKPOINT_DIR = "checkpoints"
@@ -132,14 +131,9 @@ def _state(folder: Path) -> dict[str, Any]:
     """state.json, which holds its own digest: it says which files there are."""
     path = folder / STATE_FILE
     state: dict[str, Any] = read_json(path)
-    if state.pop("digest", None) != state_digest(state):
+    if state.pop("digest", None) != content_digest(state):
         raise BadInput(f"{path}: is damaged (its content is not what was written); {_MEND}")
     return state
-
-
-def state_digest(state: Mapping[str, Any]) -> str:
-    """The sha256 of a state as canonical JSON."""
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def prune(run_dir: Path, *, train: Train) -> None:

@@ -17,7 +17,8 @@ from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import base_folder, merge_weights, model_digest, write_encoder_files
 from toolkit.schema import TrainingRecipe
-from toolkit.training.checkpoint import load_newest, state_digest
+from toolkit.text.manifest import content_digest
+from toolkit.training.checkpoint import load_newest
 
 MAX_TOKENS = 512
 ORIGIN_FILE = "origin.json"
@@ -63,7 +64,7 @@ def write_encoder(run_dir: Path, *, out: Path) -> int:
                 if path.is_file()
             },
         }
-        write_json(exported / ORIGIN_FILE, {**origin, "digest": state_digest(origin)})
+        write_json(exported / ORIGIN_FILE, {**origin, "digest": content_digest(origin)})
     return checkpoint.step
 
 
@@ -76,7 +77,7 @@ def check_encoder(out: Path) -> None:
     origin: dict[str, Any] = read_json(out / ORIGIN_FILE)
     if "sha256" not in origin and "digest" not in origin:
         raise BadInput(f"{out / ORIGIN_FILE}: records no digests (an older version?); {again}")
-    if origin.pop("digest", None) != state_digest(origin):
+    if origin.pop("digest", None) != content_digest(origin):
         raise BadInput(f"{out / ORIGIN_FILE}: is damaged (its digest differs); {again}")
     for name, digest in origin["sha256"].items():
         if not (out / name).is_file():

@@ -54,17 +54,12 @@ from toolkit.training.views import check_views
 PROCESS_GROUP_TIMEOUT_S = 1800.0  # torch's ten minutes are shorter than loading a large model
 
 
-def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
-    """Train `recipe` on the ranks that `environ` describes, to its end or from where it stood.
+def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
+    """Train `recipe` on the ranks that `environ` describes, to its end or from where it stood; told
+    to `stop` while it loads, it does a step and saves.
 
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
-    # From the first moment: told to stop while it loads, a run does a step and saves.
-    with StopSignal(environ) as stop:
-        _run(recipe, environ=environ, stop=stop)
-
-
-def _run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
     topology = detect(environ)
     settings, origin = check(recipe, topology=topology, environ=environ)
     device = comm.start(

@@ -25,6 +25,7 @@ from toolkit.files import RunFailed, publish, sha256_of, write_json
 from toolkit.model.weights import ADAPTER_FILE, FULL_FILE, adapter_config, saved_name
 from toolkit.parallel import comm, zero
 from toolkit.schema import TrainingRecipe
+from toolkit.text.manifest import content_digest
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.tensor_file import TensorWriter
@@ -190,9 +191,7 @@ class Saver:
             **dataclasses.asdict(self._origin),
             **pending.facts,
         }
-        write_json(
-            folder / checkpoint.STATE_FILE, {**state, "digest": checkpoint.state_digest(state)}
-        )
+        write_json(folder / checkpoint.STATE_FILE, {**state, "digest": content_digest(state)})
         publish(folder, folder.with_name(f"{checkpoint.PREFIX}{pending.step:08d}"))
 
 

@@ -1,0 +1,192 @@
+"""The life of a job on the real cluster: signals, preemption, a lost node, scancel, chains.
+
+Whatever happens, the final weights equal those of the run that nothing happened to.
+"""
+
+import getpass
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.slurm.cluster import Cluster, ClusterError
+from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, logs, wait_until
+from toolkit.files import read_json_lines
+from toolkit.training.checkpoint import load_newest, newest_step
+from toolkit.training.metrics import read_metrics
+from toolkit.training.starts import STARTS_FILE
+
+Door = Callable[..., str]
+STEPS = 60
+INTERVAL = 10
+
+
+@pytest.fixture(autouse=True)
+def idle(slurm: Cluster) -> Iterator[None]:
+    """Begin on idle nodes, and leave no job behind when a test fails half-way."""
+    slurm.wait_idle()
+    yield
+    slurm.run(["scancel", f"--user={getpass.getuser()}"])
+
+
+@pytest.fixture(scope="module")
+def overrides(shards: Path, tiny_model: Path) -> list[str]:
+    given = [f"data.train={shards}", f"model.base={tiny_model}", f"train.steps={STEPS}"]
+    return [*given, "train.horizon_steps=1000"]
+
+
+@pytest.fixture(scope="module")
+def whole(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happens to, on two ranks of this machine."""
+    from tests.conftest import run, torchrun
+
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    command = [*torchrun(2), "-m", "toolkit.train", "tiny_mntp", *overrides]
+    run([*command, f"run_dir={run_dir}"])
+    return run_dir
+
+
+def submit(slurm: Cluster, run_dir: Path, *arguments: str, flags: tuple[str, ...] = ()) -> str:
+    """The shipped script on two nodes, one rank each."""
+    return slurm.submit(
+        *("--nodes=2", *ONE_RANK_A_NODE, f"--output={run_dir.parent}/log", *flags),
+        *("slurm/mntp_mistral.sh", f"run_dir={run_dir}", *arguments),
+        environ=ENVIRON | {"RECIPE": "tiny_mntp"},
+        cwd=REPOSITORY,
+    )
+
+
+def has_done(run_dir: Path, steps: int) -> Callable[[], bool]:
+    return lambda: bool(rows := read_metrics(run_dir)) and rows[-1]["step"] >= steps
+
+
+def steps_lost(run_dir: Path, *, done: int) -> int:
+    """Steps that a second life did again of the `done` of the first."""
+    return done - int(read_json_lines(run_dir / STARTS_FILE)[1]["step"])
+
+
+def assert_equal(run_dir: Path, whole: Path, *, folder: Path) -> None:
+    """The same steps with the same losses, and the same weights and moments, bit for bit."""
+    assert [row["step"] for row in read_metrics(run_dir)] == list(range(1, STEPS + 1)), logs(folder)
+    losses = [[row["loss"] for row in read_metrics(one)] for one in (run_dir, whole)]
+    assert losses[0] == losses[1]
+    found, wanted = load_newest(run_dir), load_newest(whole)
+    assert found and wanted and found.step == wanted.step == STEPS
+    for left, right in (
+        (found.weights, wanted.weights),
+        *((found.moments[name], wanted.moments[name]) for name in wanted.moments),
+    ):
+        assert all(torch.equal(left[name], right[name]) for name in right)
+    assert not list(run_dir.rglob("*.tmp"))
+
+
+def test_the_time_limit_and_a_storm_of_signals(
+    slurm: Cluster, overrides: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """SLURM signals before the limit, perhaps while ranks load (they do a step then); more signals
+    come while the run saves: they change nothing."""
+    run_dir = tmp_path / "run"
+    flags = ("--time=1", "--signal=USR2@45")
+    job = submit(slurm, run_dir, *overrides, "train.save_every_steps=1000", flags=flags)
+    log = tmp_path / "log"
+    wait_until(log.exists, what="log")
+    deadline = time.monotonic() + 90
+    while "told to stop" not in log.read_text() and time.monotonic() < deadline:
+        if newest_step(run_dir) or list(run_dir.rglob("*.tmp")):  # it saves
+            slurm.run(["scancel", "--signal=USR2", job])
+        time.sleep(0.02)
+    slurm.start_now(job)
+    done = newest_step(run_dir)
+    first_life = read_metrics(run_dir)
+    assert 0 < done == first_life[-1]["step"] < STEPS
+    slurm.run(["scontrol", "update", f"jobid={job}", "timelimit=10"], check=True)
+    assert slurm.wait(job, timeout_s=180) == "COMPLETED", logs(tmp_path)
+    assert slurm.job(job)["Restarts"] == "1"
+    assert steps_lost(run_dir, done=int(first_life[-1]["step"])) == 0
+    assert_equal(run_dir, whole, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_comes_back(
+    slurm: Cluster, overrides: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    job = submit(slurm, run_dir, *overrides, "train.save_every_steps=1000")
+    wait_until(has_done(run_dir, 2), what="second step")
+    urgent = slurm.submit("-p", "urgent", "-N4", "--exclusive", "--wrap", "sleep 3")
+    assert slurm.wait(urgent, timeout_s=120) == "COMPLETED"
+    slurm.start_now(job)
+    done = read_metrics(run_dir)[-1]["step"]
+    assert slurm.wait(job, timeout_s=180) == "COMPLETED", logs(tmp_path)
+    assert steps_lost(run_dir, done=int(done)) == 0
+    assert_equal(run_dir, whole, folder=tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_lost_node_costs_one_interval(
+    node: str, slurm: Cluster, overrides: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """n1 runs the script and rank 0; n2 a rank whose loss the other must notice."""
+    run_dir, flags = tmp_path / "run", ("-w", "n1,n2")
+    job = submit(slurm, run_dir, *overrides, f"train.save_every_steps={INTERVAL}", flags=flags)
+    wait_until(has_done(run_dir, INTERVAL + 2), what="step after a checkpoint")
+    slurm.kill_node(node)
+    done = read_metrics(run_dir)[-1]["step"]
+    try:
+        slurm.wait_state(job, state="PENDING", timeout_s=120)
+    finally:
+        slurm.start_node(node)
+    slurm.wait_idle()
+    slurm.start_now(job)
+    assert slurm.wait(job, timeout_s=180) == "COMPLETED", logs(tmp_path)
+    assert 0 < steps_lost(run_dir, done=int(done)) <= INTERVAL + 2  # what it did while we looked
+    assert_equal(run_dir, whole, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_is_submitted_again(
+    slurm: Cluster, overrides: list[str], whole: Path, tmp_path: Path
+) -> None:
+    """scancel sends TERM: it saves and goes, and does not come back by itself."""
+    run_dir = tmp_path / "run"
+    arguments = (*overrides, "train.save_every_steps=1000")
+    job = submit(slurm, run_dir, *arguments)
+    wait_until(has_done(run_dir, 2), what="second step")
+    slurm.run(["scancel", job], check=True)
+    assert slurm.wait(job, timeout_s=60) == "CANCELLED"
+    slurm.wait_idle()
+    done = read_metrics(run_dir)[-1]["step"]
+    again = submit(slurm, run_dir, *arguments)
+    assert slurm.wait(again, timeout_s=180) == "COMPLETED", logs(tmp_path)
+    assert slurm.job(job)["JobState"] == "CANCELLED"
+    assert steps_lost(run_dir, done=int(done)) == 0
+    assert_equal(run_dir, whole, folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_chain_goes_on_where_requeueing_is_forbidden(
+    slurm: Cluster, overrides: list[str], whole: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    command = [sys.executable, "-m", "toolkit.launch", "--recipe", "tiny_mntp", "--nodes", "2"]
+    command += ["--chain", "3", "--cpus-per-task", "1", "--time-min", "10"]
+    command += [f"run_dir={run_dir}", *overrides, "train.save_every_steps=1000"]
+    printed = slurm.run(command, environ=ENVIRON, cwd=REPOSITORY, check=True).stdout
+    first, second, third = re.findall(r"^mntp: job (\d+) ", printed, flags=re.MULTILINE)
+    slurm.wait_state(first, state="RUNNING")
+    with pytest.raises(ClusterError, match="disabled"):
+        slurm.run(["scontrol", "requeue", first], check=True)
+    wait_until(has_done(run_dir, 2), what="second step")
+    slurm.run(["scancel", "--signal=USR2", first], check=True)
+    assert slurm.wait(first, timeout_s=60) == "FAILED"  # exit code 75: not finished
+    done = read_metrics(run_dir)[-1]["step"]
+    for job in (second, third):
+        folder = run_dir / "logs" / "mntp"
+        assert slurm.wait(job, timeout_s=180) == "COMPLETED", logs(folder)
+    assert steps_lost(run_dir, done=int(done)) == 0
+    assert_equal(run_dir, whole, folder=run_dir / "logs" / "mntp")
