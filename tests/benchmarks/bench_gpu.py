@@ -30,6 +30,8 @@ QUIET = ["train.warmup_steps=0", "train.save_every_steps=100000", "deepspeed.con
 SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "sliding_window": None},
+    "100m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
+    | {"num_attention_heads": 12, "num_key_value_heads": 4, "sliding_window": None},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     | {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": None},
 }
@@ -91,7 +93,7 @@ def parity(model: Path) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the model and the shards, run, print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="7b")
+    parser.add_argument("--shape", choices=SIZES, default="7b")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="a run; the first is not counted")
     arguments = parser.parse_args(argv)

@@ -125,6 +125,15 @@ def gather_values(values_B: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_to(part: Tensor, *, owner: int) -> list[Tensor] | None:
+    """The equally large parts of all ranks on rank `owner`, in rank order; None on the others."""
+    parts = None
+    if dist.get_rank() == owner:
+        parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.gather(part.contiguous(), parts, dst=owner)
+    return parts
+
+
 def gather_texts(text: str) -> list[str]:
     """The text of every rank, in rank order; plain bytes, where torch's own way is pickle."""
     data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)

@@ -130,30 +130,47 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def full_value(engine: Any, parameter: nn.Parameter) -> Tensor:
-    """The fp32 master value of a parameter on the CPU. Collective: every rank calls it."""
-    from deepspeed.utils import safe_get_full_fp32_param
+def value_at(
+    engine: Any, parameter: nn.Parameter, *, moment: str | None, owner: int
+) -> Tensor | None:
+    """The fp32 master of a parameter, or that AdamW moment of it, on the CPU of rank `owner`; None
+    on the others. It may share memory with the engine: copy what is to outlive the next step.
+    Collective: every rank calls it."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if not engine.zero_optimization():
-        return _on_cpu(parameter, parameter)
-    return _on_cpu(safe_get_full_fp32_param(parameter), parameter)
+        value: Tensor | None = parameter
+        if moment is not None:  # there is none before the first step that was taken
+            value = engine.optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+    elif engine.zero_optimization_partition_weights():
+        return _gathered(parameter, moment=moment, owner=owner)
+    elif moment is None:
+        value = safe_get_full_fp32_param(parameter)
+    else:
+        value = safe_get_full_optimizer_state(parameter, moment)
+    return _on_cpu(value, parameter) if comm.rank() == owner else None
 
 
-def full_moment(engine: Any, parameter: nn.Parameter, *, name: str) -> Tensor:
-    """One AdamW moment of a parameter, fp32 on the CPU. Collective: every rank calls it."""
-    from deepspeed.utils import safe_get_full_optimizer_state
+def _gathered(parameter: Any, *, moment: str | None, owner: int) -> Tensor | None:
+    """Of stage 3: DeepSpeed's own way sends the whole to every rank, this to the owner alone."""
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
-    if not engine.zero_optimization():
-        state = engine.optimizer.state[parameter]  # empty before the first step that was taken
-        return _on_cpu(state.get(name, torch.zeros_like(parameter)), parameter)
-    return _on_cpu(safe_get_full_optimizer_state(parameter, name), parameter)
+    if moment is None:
+        part = safe_get_local_fp32_param(parameter)
+    else:
+        part = safe_get_local_optimizer_state(parameter, moment)
+    parts = comm.gather_to(part.detach().flatten(), owner=owner)
+    if parts is None:
+        return None
+    whole = torch.cat([one.cpu() for one in parts])  # padded at its end
+    return whole[: parameter.ds_numel].view(full_shape(parameter))
 
 
 def full_gradient(parameter: nn.Parameter) -> Tensor:
-    """The reduced gradient, between backward and step, on the CPU. Collective."""
+    """A copy of the reduced gradient, between backward and step, on the CPU. Collective."""
     from deepspeed.utils import safe_get_full_grad
 
-    return _on_cpu(safe_get_full_grad(parameter), parameter)
+    return _on_cpu(safe_get_full_grad(parameter), parameter).clone()
 
 
 @torch.no_grad()
@@ -232,7 +249,7 @@ def _set_state(parameter: Any, *, value: Tensor, moment: str | None, stage3: boo
 
 def _on_cpu(value: Tensor | None, parameter: nn.Parameter) -> Tensor:
     assert value is not None, "DeepSpeed holds no such state: asked before the first step?"
-    return value.detach().float().cpu().reshape(full_shape(parameter)).clone()
+    return value.detach().float().cpu().reshape(full_shape(parameter))
 
 
 def _prepare() -> Any:

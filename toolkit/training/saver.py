@@ -31,6 +31,7 @@ from toolkit.training.checkpoint import Origin
 from toolkit.training.tensor_file import TensorWriter
 
 WEIGHTS = "weights"
+KINDS = (WEIGHTS, *zero.MOMENTS)
 Put = Callable[[str, str, Tensor], None]  # (kind, stored name, value)
 
 
@@ -39,9 +40,6 @@ class _Share:
     """What this rank writes: for each kind of value a file and the shapes in it."""
 
     files: Mapping[str, tuple[str, Mapping[str, tuple[int, ...]]]]
-
-    def owns(self, kind: str, name: str) -> bool:
-        return kind in self.files and name in self.files[kind][1]
 
 
 class _Writer:
@@ -94,10 +92,9 @@ class Saver:
         self._recipe, self._origin, self._engine = recipe, origin, engine
         self._run_dir, self._leads = Path(recipe.run_dir), comm.rank() == 0
         self._parameters = zero.trainable_parameters(engine)
-        self._share = _share_of(
-            {saved_name(n): zero.full_shape(p) for n, p in self._parameters.items()},
-            lora=recipe.model.lora is not None,
-        )
+        shapes = {saved_name(n): zero.full_shape(p) for n, p in self._parameters.items()}
+        self._owners = _owners(shapes, lora=recipe.model.lora is not None)
+        self._share = _share_of(shapes, owners=self._owners, lora=recipe.model.lora is not None)
         self._pending: _Pending | None = None
 
     def save(self, *, step: int, facts: Mapping[str, Any], last: bool) -> None:
@@ -115,7 +112,7 @@ class Saver:
         comm.barrier()
         if self._recipe.train.background_save and not last:
             held: list[tuple[str, str, Tensor]] = []
-            self._gather(lambda *value: held.append(value))
+            self._gather(lambda *one: held.append((*one[:2], one[2].clone())))
             thread = threading.Thread(target=_write_all, args=(writer, held))
             thread.start()
         else:
@@ -166,14 +163,13 @@ class Saver:
             _warn(f"an old checkpoint could not be removed ({failed})")
 
     def _gather(self, put: Put) -> None:
-        for kind in (WEIGHTS, *zero.MOMENTS):
+        for kind in KINDS:
+            moment = None if kind == WEIGHTS else kind
             for name, parameter in self._parameters.items():
                 stored = saved_name(name)
-                if kind == WEIGHTS:
-                    value = zero.full_value(self._engine, parameter)
-                else:
-                    value = zero.full_moment(self._engine, parameter, name=kind)
-                if self._share.owns(kind, stored):
+                owner = self._owners[kind][stored]
+                value = zero.value_at(self._engine, parameter, moment=moment, owner=owner)
+                if value is not None:
                     put(kind, stored, value)
 
     def _commit(self, pending: "_Pending", *, digests: dict[str, str]) -> None:
@@ -213,20 +209,36 @@ def _write_all(writer: _Writer, held: list[tuple[str, str, Tensor]]) -> None:
         writer.put(*held.pop(0))  # freed as it goes
 
 
-def _share_of(shapes: Mapping[str, tuple[int, ...]], *, lora: bool) -> _Share:
-    """The part of each kind that this rank writes: neighbours, of like size for every rank. PEFT
-    wants adapters in one file: the last rank writes it, which has the least to do otherwise."""
-    rank, world_size = comm.rank(), comm.world_size()
-    files = {}
-    names = _neighbours(shapes, part=rank, parts=world_size)
+def _owners(shapes: Mapping[str, tuple[int, ...]], *, lora: bool) -> dict[str, dict[str, int]]:
+    """Which rank writes which value: neighbours, of like size for every rank. PEFT wants adapters
+    in one file: the last rank writes it, which has the least to do otherwise."""
+    world_size = comm.world_size()
+    sizes = {name: max(1, _numel(shape)) for name, shape in shapes.items()}
+    total, before, shared = sum(sizes.values()), 0, {}
+    for name, size in sizes.items():
+        # By its middle: every parameter falls to one rank, and ranks differ by less than one.
+        shared[name] = (2 * before + size) * world_size // (2 * total)
+        before += size
+    found = dict.fromkeys(KINDS, shared)
     if lora:
-        if rank == world_size - 1:
-            files[WEIGHTS] = (f"{WEIGHTS}/{ADAPTER_FILE}", shapes)
-    elif names:
-        stem = FULL_FILE.removesuffix(".safetensors")
-        files[WEIGHTS] = (_file(f"{WEIGHTS}/{stem}"), names)
-    if names:
-        files |= {moment: (_file(f"optimizer/{moment}"), names) for moment in zero.MOMENTS}
+        found[WEIGHTS] = dict.fromkeys(shapes, world_size - 1)
+    return found
+
+
+def _share_of(
+    shapes: Mapping[str, tuple[int, ...]], *, owners: Mapping[str, Mapping[str, int]], lora: bool
+) -> _Share:
+    files = {}
+    for kind in KINDS:
+        mine = {name: shape for name, shape in shapes.items() if owners[kind][name] == comm.rank()}
+        if not mine:
+            continue
+        if kind != WEIGHTS:
+            files[kind] = (_file(f"optimizer/{kind}"), mine)
+        elif lora:
+            files[kind] = (f"{WEIGHTS}/{ADAPTER_FILE}", mine)
+        else:
+            files[kind] = (_file(f"{WEIGHTS}/{FULL_FILE.removesuffix('.safetensors')}"), mine)
     return _Share(files)
 
 
@@ -234,19 +246,6 @@ def _file(stem: str) -> str:
     if comm.world_size() == 1:
         return f"{stem}.safetensors"
     return f"{stem}-{comm.rank() + 1:05d}-of-{comm.world_size():05d}.safetensors"
-
-
-def _neighbours(
-    shapes: Mapping[str, tuple[int, ...]], *, part: int, parts: int
-) -> dict[str, tuple[int, ...]]:
-    sizes = {name: max(1, _numel(shape)) for name, shape in shapes.items()}
-    total, before, found = sum(sizes.values()), 0, {}
-    for name, size in sizes.items():
-        # By its middle: every parameter falls to one part, and parts differ by less than one.
-        if (2 * before + size) * parts // (2 * total) == part:
-            found[name] = shapes[name]
-        before += size
-    return found
 
 
 def _numel(shape: tuple[int, ...]) -> int:
