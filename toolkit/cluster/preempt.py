@@ -87,7 +87,7 @@ class StopSignal:
 
 
 def seconds_to_stop(environ: Mapping[str, str], *, now: float) -> float:
-    """Until a SLURM job should save and go, `now` in seconds since 1970; infinite outside of one."""
+    """Until a SLURM job should save and go, at `now` (seconds since 1970); infinite outside."""
     try:
         start, end = (float(environ[f"SLURM_JOB_{name}_TIME"]) for name in ("START", "END"))
     except (KeyError, ValueError):

@@ -3,7 +3,8 @@
     ENC/plan.json  ENC/units/00017.{safetensors,ids.parquet,json}  ENC/manifest.json
 
 A unit's JSON is written last and carries the digests of the other two: it is the unit's marker.
-`manifest.json` appears when every unit is there. Shapes: R rows of a unit, D width, N rows in all.
+`manifest.json` appears when every unit is there; it repeats the plan and all markers, and carries
+its own digest. Shapes: R rows of a unit, D width, N rows in all.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from safetensors.numpy import save
 
 from toolkit.encoding.plan import PLAN_FILE, Unit, units
 from toolkit.files import BadInput, read_json, sha256_of, write_atomic, write_json
+from toolkit.text.manifest import SELF_DIGEST, content_digest
 
 UNIT_DIR = "units"
 MANIFEST_FILE = "manifest.json"
@@ -102,14 +104,19 @@ def write_manifest(output_dir: Path) -> bool:
     if not all(path.is_file() for path in markers):
         return False
     entries = {path.stem: read_json(path) for path in markers}
-    write_json(output_dir / MANIFEST_FILE, {**plan, "units": entries})
+    content = {**plan, "units": entries}
+    write_json(output_dir / MANIFEST_FILE, {**content, SELF_DIGEST: content_digest(content)})
     return True
 
 
 class VectorStore:
-    """A finished encoding, read a unit at a time."""
+    """A finished encoding, read a unit at a time.
 
-    def __init__(self, output_dir: Path) -> None:
+    With `verify` every file is compared with what was written, now and not when it is read. Raises
+    `BadInput` that names what is absent or damaged.
+    """
+
+    def __init__(self, output_dir: Path, *, verify: bool = False) -> None:
         if not (output_dir / MANIFEST_FILE).is_file():
             hint = "is not finished: run the same toolkit.encode again"
             if not (output_dir / PLAN_FILE).is_file():
@@ -117,8 +124,12 @@ class VectorStore:
             raise BadInput(f"{output_dir}: {hint}")
         self.directory = output_dir
         self.manifest: dict[str, Any] = read_json(output_dir / MANIFEST_FILE)
+        if verify and self.manifest.get(SELF_DIGEST) != content_digest(self.manifest):
+            raise _damaged(output_dir / MANIFEST_FILE)
         self.num_rows = int(self.manifest["rows"])
         self.units = units(self.num_rows, unit_rows=int(self.manifest["unit_rows"]))
+        if verify:
+            self._check_files()
 
     def blocks(self) -> Iterator[tuple[Unit, Vectors]]:
         """Each unit with its vectors (R, D), read when it is asked for."""
@@ -140,6 +151,19 @@ class VectorStore:
             raise _damaged(path) from error
         rows: list[dict[str, str]] = table.to_pylist()
         return rows
+
+    def _check_files(self) -> None:
+        """The manifest is to be believed: is everything else as it says?"""
+        plan = {k: v for k, v in self.manifest.items() if k not in ("units", SELF_DIGEST)}
+        path = self.directory / PLAN_FILE
+        if read_json(path) != plan:
+            raise BadInput(f"{path}: is damaged (it is not the plan that {MANIFEST_FILE} repeats)")
+        for unit in self.units:
+            files = unit_files(self.directory, unit=unit)
+            if read_json(files.marker) != self.manifest["units"][unit.name]:
+                raise _damaged(files.marker)
+            self._checked(files.vectors, unit=unit)
+            self._checked(files.ids, unit=unit)
 
     def _checked(self, path: Path, *, unit: Unit) -> Path:
         """The path, if the file still has the digest of the manifest; it is read anyway."""

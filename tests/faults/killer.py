@@ -1,0 +1,174 @@
+"""Training runs that are killed before a chosen file-system call.
+
+Knows the shim `killer.c` and processes. Refuses to know what a run leaves behind.
+
+Run as a program with the shim preloaded, it imports everything once. A JSON line on standard input,
+a `Run` without its defaults, forks the ranks of a run. The one that is watched is killed before
+its `call`-th call under the run directory, and the others after it, as a scheduler does. The answer
+is a wait status: of the watched rank if it failed, else of another that did.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tests.conftest import ROOT, free_port
+
+SOURCE = Path(__file__).with_name("killer.c")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A file-system call under the watched directory: its number from 1, its name, its path."""
+
+    number: int
+    name: str
+    path: Path
+
+
+def build(folder: Path, *, compiler: str) -> Path:
+    """The shim, compiled into `folder`."""
+    library = folder / "killer.so"
+    flags = ["-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-O1"]
+    subprocess.run([compiler, *flags, "-o", str(library), str(SOURCE), "-ldl"], check=True)
+    return library
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run: which of its `ranks` is `watched`, and before which call it is killed (0: it
+    is only counted; None: nothing is watched)."""
+
+    arguments: list[str]
+    run_dir: str
+    call: int | None = None
+    ranks: int = 1
+    watched: int = 0
+
+
+class Trainer:
+    """Trains in children that share what was imported."""
+
+    def __init__(self, process: "subprocess.Popen[str]", *, folder: Path) -> None:
+        self._process, self._folder = process, folder
+
+    def train(self, run: Run) -> int:
+        """The exit code of a run; -9 when it was killed."""
+        asked = {**dataclasses.asdict(run), "port": free_port(), "folder": str(self._folder)}
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+
+    def calls(self) -> list[Call]:
+        """The calls of the last run that counted; the one that it died before is the last."""
+        lines = [line.split(" ", 2) for line in (self._folder / "trace").read_text().splitlines()]
+        return [Call(int(number), name, Path(path)) for number, name, path in lines]
+
+    def printed(self) -> str:
+        """What the last run printed."""
+        logs = sorted(self._folder.glob("log-*"))
+        return "".join(path.read_text(errors="replace") for path in logs)
+
+
+@contextlib.contextmanager
+def trainer(library: Path, *, folder: Path) -> Iterator[Trainer]:
+    """A `Trainer` whose traces and logs go to `folder`; its process ends with the context."""
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environ |= {"LD_PRELOAD": str(library), "HF_HUB_OFFLINE": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.killer"],
+        cwd=ROOT,
+        env=environ,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:  # the end of its standard input is its end
+        yield Trainer(process, folder=folder)
+
+
+def _serve() -> None:
+    # Answers alone go to the pipe: whatever is printed while importing must not be taken for one.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        folder = Path(asked["folder"])
+        for path in [*folder.glob("log-*"), folder / "modules"]:
+            path.unlink(missing_ok=True)
+        children = [_fork_rank(rank, asked=asked) for rank in range(asked["ranks"])]
+        watched, left, statuses = children[asked["watched"]], set(children), dict[int, int]()
+        while left:
+            child, statuses[child] = os.wait()
+            left.remove(child)
+            if statuses[child]:
+                for other in left:
+                    os.kill(other, signal.SIGKILL)
+        if (folder / "modules").exists():
+            _import_all((folder / "modules").read_text().split())
+        print(statuses[watched] or max(statuses.values()), file=answers, flush=True)
+
+
+def _fork_rank(rank: int, *, asked: dict[str, Any]) -> int:
+    child = os.fork()
+    if not child:
+        if asked["ranks"] > 1:
+            for name, value in (("RANK", rank), ("WORLD_SIZE", asked["ranks"])):
+                os.environ |= {name: str(value), f"LOCAL_{name}": str(value)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(asked["port"])}
+        _be_the_rank(rank, asked=asked)
+    return child
+
+
+def _import_all(names: list[str]) -> None:
+    """What a child has imported, so that its successors need not: half of their time."""
+    for name in names:
+        if name not in sys.modules:
+            with contextlib.suppress(Exception):  # not every module comes from a file
+                importlib.import_module(name)
+    # jemalloc's, of pyarrow, knows how to be forked; any other would be missing in the children.
+    tasks = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
+    others = {(path / "comm").read_text().strip() for path in tasks} - {"jemalloc_bg_thd"}
+    assert not others, f"threads that a child would lack: {others}"
+
+
+def _be_the_rank(rank: int, *, asked: dict[str, Any]) -> NoReturn:
+    """Train. Tells in the file `modules` what was imported."""
+    code, folder = 70, Path(asked["folder"])
+    try:
+        log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number in (1, 2):
+            os.dup2(log, number)
+        import torch
+
+        from toolkit import train
+
+        torch.set_num_threads(1)
+        if asked["call"] is not None and asked["watched"] == rank:
+            shim = ctypes.CDLL(None)
+            directory, trace = os.fsencode(asked["run_dir"]), os.fsencode(folder / "trace")
+            shim.killer_arm(directory, ctypes.c_long(asked["call"]), trace)
+        code = train.main([*asked["arguments"], f"run_dir={asked['run_dir']}"])
+        if rank == 0:
+            (folder / "modules").write_text("\n".join(list(sys.modules)))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,323 @@
+"""The process beside a training process that sees it die or fall silent; one for each rank.
+
+Rank 0's asks the others over UDP and decides; then each ends its own process. The other end of its
+shared page and its socket is `toolkit.cluster.watchdog`. Knows processes and datagrams. Refuses to
+know torch: it starts in a twentieth of a second, and shares no lock with what it watches. Its port
+is as open as torch's own: whoever reaches it can end the job, and do nothing else.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import mmap
+import os
+import select
+import signal
+import socket
+import time
+from typing import Any
+
+from toolkit.cluster.watchdog import (
+    BEAT,
+    BYE,
+    END,
+    HEARD,
+    MAX_MESSAGE,
+    OVER,
+    PHASES,
+    Job,
+    Seen,
+    State,
+    say,
+    verdict,
+)
+
+SILENT_INTERVALS = 2.0  # without a beat of the training process
+ALONE_S = 5.0  # then a monitor that gets no answer speaks for itself
+STAY_S = 2.0  # so long a last word is repeated
+LEAVE_S = 10.0  # a rank that has failed by itself may take so long to exit
+PATIENCE_S = 1.0  # between telling, having the stacks dumped, and killing
+CONNECT_S = 60.0  # then a monitor that has never heard rank 0's says so
+TICK_S, RETRY_S, RENEW_S = 0.1, 0.5, 2.0
+MAX_GAP_S = 0.5  # what one turn of the loop may add to the clock
+BURST = 64  # datagrams; all the answers of a large job at once would not fit a socket's buffer
+ASK = b"ask"  # what rank 0's monitor says to the others until it is OVER or END
+FAMILY = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+MAPPED = socket.AI_V4MAPPED | socket.AI_ALL
+
+
+def parse(message: bytes) -> State | None:
+    """The state that a datagram holds, if it is one."""
+    try:
+        state = State(**json.loads(message))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    typed = all(type(getattr(state, it.name)) is it.type for it in dataclasses.fields(State))
+    return state if typed and 0 <= state.phase < len(PHASES) else None
+
+
+def open_socket() -> socket.socket:
+    """A socket for datagrams of either internet protocol, where this machine knows both."""
+    opened = socket.socket(FAMILY, socket.SOCK_DGRAM)
+    if FAMILY == socket.AF_INET6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    opened.setblocking(False)
+    return opened
+
+
+class Hub:
+    """What rank 0's monitor is besides: the one that asks all of them, and decides."""
+
+    def __init__(self, job: Job) -> None:
+        self.word, self.seen = ASK, dict[int, Seen]()
+        self._job, self._to_send = job, list[Seen]()
+        self._asked = self._decided = -math.inf
+        self.socket, self._bound = open_socket(), False
+
+    def tick(self, now: float) -> None:
+        """Hear all, decide, and send the word: often where there is news."""
+        with contextlib.suppress(OSError):  # nothing more to hear, or the port is not free yet
+            if not self._bound:
+                self.socket.bind(("", self._job.port))
+                self._bound = True
+            while True:
+                self._note(*self.socket.recvfrom(MAX_MESSAGE), now=now)
+        if self.word == ASK:
+            if line := verdict(self.seen.values(), job=self._job, now=now):
+                say(line)
+                self.decide(END, now=now)
+            elif self._all_left():
+                self.decide(OVER, now=now)
+        news = self.word != ASK or any(one.state.fault for one in self.seen.values())
+        wait_s = TICK_S if news else self._job.interval_s / 2
+        if not self._to_send and now - self._asked >= wait_s:
+            self._asked, self._to_send = now, list(self.seen.values())
+        for one in self._to_send[:BURST]:
+            self._send(one)
+        del self._to_send[:BURST]
+
+    def decide(self, word: bytes, *, now: float) -> None:
+        """The last word, repeated until all have left, or for STAY_S."""
+        self.word, self._decided = word, now
+
+    def is_done(self, now: float) -> bool:
+        """Whether the last word is said."""
+        return self.word != ASK and (self._all_left() or now - self._decided > STAY_S)
+
+    def _all_left(self) -> bool:
+        left = [one for one in self.seen.values() if one.state.left]
+        return len(left) == self._job.world_size
+
+    def _send(self, one: Seen) -> None:
+        word = OVER if self.word == ASK and one.state.left else self.word
+        with contextlib.suppress(OSError):
+            self.socket.sendto(word, one.address)
+
+    def _note(self, message: bytes, address: Any, *, now: float) -> None:
+        state = parse(message)
+        if state is None or state.world_size != self._job.world_size:
+            return
+        old = self.seen.get(state.rank)
+        if old and (old.state.host, old.state.pid) != (state.host, state.pid):
+            return  # a rank of another job
+        one = Seen(state, address, heard=now, changed=now)
+        if old and old.state.entered == state.entered:
+            one.changed = old.changed
+        if state.fault:
+            one.failed = min(old.failed if old else now, now)
+        self.seen[state.rank] = one
+        if state.left:
+            self._send(one)
+
+
+class Monitor:
+    """Watches the training process that has started it, and ends it when told to."""
+
+    def __init__(self, job: Job, state: State, *, control: int, memory: int) -> None:
+        self._job, self._state = job, state
+        self._now, self._looked = 0.0, time.monotonic()
+        self._hub = Hub(job) if state.rank == 0 else None
+        self._control, self._wire = socket.socket(fileno=control), open_socket()
+        self._control.setblocking(False)
+        self._ends = [self._control, self._wire, *([self._hub.socket] if self._hub else [])]
+        self._cells = memoryview(mmap.mmap(memory, mmap.PAGESIZE)).cast("q")
+        self._stat = -1
+        with contextlib.suppress(OSError):  # it is gone already
+            self._stat = os.open(f"/proc/{state.pid}/stat", os.O_RDONLY)
+        self._gone, self._exit_status = False, -1
+        self._beat, self._beat_at, self._news_at = -1, 0.0, math.inf
+        self._target: Any = None
+        self._renew_at, self._sent_at = 0.0, -math.inf
+        self._heard, self._ever_heard, self._warned = 0.0, False, False
+        self._word, self._ends_at, self._pressed = b"", math.inf, 0
+
+    def run(self) -> None:
+        """Until the process is gone, or has left, and the others know what they need to know."""
+        while not self._is_done():
+            select.select(self._ends, [], [], TICK_S)
+            # A job that its scheduler suspends, this process with it, is not silent.
+            instant = time.monotonic()
+            self._now += min(instant - self._looked, MAX_GAP_S)
+            self._looked = instant
+            self._look()
+            self._listen()
+            self._talk()
+            if self._hub:
+                self._hub.tick(self._now)
+                if self._gone and self._state.left and self._hub.word == ASK:
+                    self._hub.decide(OVER, now=self._now)
+            self._press()
+        self._state.left = True
+        self._send()
+        self._tell(OVER)
+
+    def _is_done(self) -> bool:
+        self._state.left |= self._word == END and self._gone
+        unanswered = self._state.left and self._now - self._news_at > STAY_S
+        over = self._word == OVER or (self._word == END and self._gone) or unanswered
+        return over and (self._hub is None or self._hub.is_done(self._now))
+
+    def _look(self) -> None:
+        """What the kernel, the socket and the shared page say of the training process."""
+        state, gone = self._state, os.getppid() != self._state.pid
+        state.step, state.phase, state.entered, beat = self._cells[: BEAT + 1].tolist()
+        self._read()  # after the look at the kernel: its last word precedes its death
+        if beat != self._beat or gone or state.left or state.fault:
+            self._beat, self._beat_at = beat, self._now
+        elif why := self._silence(self._now - self._beat_at):
+            self._accuse(f"does not respond {state.place}: {why}", certain=True)
+        if gone and not self._gone:
+            self._gone = True
+            self._exit_status = max(self._exit_status, self._read_stat()[1])
+            if not (state.left or state.fault or self._word):
+                self._accuse(f"{_death(self._exit_status)} {state.place}", certain=True)
+
+    def _accuse(self, what: str, *, certain: bool) -> None:
+        self._state.fault, self._state.certain = f"{self._state.name} {what}"[:1000], certain
+        self._news_at = self._now
+
+    def _silence(self, silent_s: float) -> str:
+        """Why no beat comes, where that is a fault and no disk, debugger or library that loads."""
+        if silent_s <= SILENT_INTERVALS * self._job.interval_s:
+            return ""
+        letter, _ = self._read_stat()
+        if letter == "T":
+            return "a signal has stopped it"
+        excused = letter in ("D", "t") or PHASES[self._state.phase] == "load"
+        return "" if excused else f"no beat for {silent_s:.0f} s, something holds Python's lock"
+
+    def _read(self) -> None:
+        """The words of the training process; its end of the socket closes when it exits."""
+        while self._control in self._ends:
+            try:
+                word = self._control.recv(MAX_MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError:
+                word = b""
+            if word == BYE:
+                self._state.left, self._news_at = True, self._now
+                self._tell(OVER)
+            elif word:
+                text = word.decode(errors="replace")
+                self._accuse(f"failed {self._state.place}: {text}", certain=False)
+            else:
+                self._ends.remove(self._control)
+                _, self._exit_status = self._read_stat()  # mostly before its parent reaps it
+
+    def _read_stat(self) -> tuple[str, int]:
+        """State and exit status of the process, as in proc(5); no letter once it is reaped."""
+        try:
+            fields = os.pread(self._stat, 4096, 0).rpartition(b")")[2].split()
+        except OSError:
+            return "", -1
+        return fields[0].decode(), int(fields[49])
+
+    def _listen(self) -> None:
+        """Hear rank 0's monitor."""
+        asked = False
+        with contextlib.suppress(OSError):
+            while True:
+                word, _ = self._wire.recvfrom(MAX_MESSAGE)
+                self._heard, self._ever_heard, asked = self._now, True, True
+                if word in (OVER, END):
+                    self._obey(word)
+        if asked:
+            self._send()
+
+    def _talk(self) -> None:
+        """Send news, and call for rank 0's monitor where it is silent; in the end go on alone."""
+        state, job, silent_s = self._state, self._job, self._now - self._heard
+        wait_s = TICK_S if self._news_at < math.inf else RETRY_S
+        calls = wait_s == TICK_S or not self._ever_heard or silent_s > job.interval_s
+        if calls and self._now - self._sent_at >= wait_s:
+            self._send()
+        if self._word or state.left:
+            return
+        where = f"rank 0's monitor at {job.address}:{job.port}"
+        if self._now - self._news_at > ALONE_S:
+            say(f"{state.fault} ({where} does not answer)")
+            self._obey(END)
+        elif self._ever_heard and job.is_cut(silent_s):
+            say(f"rank 0 is gone, its node or network: {where} is not heard by {state.name}")
+            self._obey(END)
+        elif not self._ever_heard and silent_s > CONNECT_S and not self._warned:
+            self._warned = True
+            say(f"{state.name} is not watched with the others: {where} has not answered yet")
+
+    def _send(self) -> None:
+        """Our state to rank 0's monitor, by the next of its addresses while none has answered."""
+        self._sent_at, job = self._now, self._job
+        with contextlib.suppress(OSError):  # no network, or no such name as yet
+            if not self._ever_heard and self._now >= self._renew_at:
+                self._renew_at = self._now + RENEW_S
+                found = socket.getaddrinfo(
+                    job.address, job.port, FAMILY, socket.SOCK_DGRAM, flags=MAPPED
+                )
+                self._target = found[int(self._now / RENEW_S) % len(found)][4]
+            if self._target:
+                message = json.dumps(dataclasses.asdict(self._state))
+                self._wire.sendto(message.encode(), self._target)
+
+    def _tell(self, word: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._control.send(word)
+
+    def _obey(self, word: bytes) -> None:
+        """The first last word counts. A rank that has failed by itself gets time to exit."""
+        if self._word:
+            return
+        self._word, self._ends_at = word, self._now
+        if self._state.fault and not self._state.certain:
+            self._ends_at += LEAVE_S
+            self._tell(HEARD)
+
+    def _press(self) -> None:
+        """Tell the process to end; then have its stacks dumped from outside; then kill it."""
+        due = int((self._now - self._ends_at) / PATIENCE_S) if self._word == END else -1
+        while self._pressed <= min(due, 2) and os.getppid() == self._state.pid:
+            if self._pressed == 0:
+                self._tell(END)
+                if self._read_stat()[0] == "T":  # before it goes on
+                    os.kill(self._state.pid, signal.SIGQUIT)
+            number = (signal.SIGCONT, signal.SIGQUIT, signal.SIGKILL)[self._pressed]
+            os.kill(self._state.pid, number)
+            self._pressed += 1
+
+
+def _death(status: int) -> str:
+    """What an exit status says; -1 is not known."""
+    if status == -1:
+        return "ended without a word (killed?)"
+    if os.WIFEXITED(status):
+        return f"ended with exit code {os.WEXITSTATUS(status)} and without a word"
+    number = os.WTERMSIG(status)
+    name = next((one.name for one in signal.Signals if one == number), f"signal {number}")
+    return f"was killed by {name}" + " (out of memory?)" * (number == signal.SIGKILL)
+
+
+def main(facts: str) -> None:
+    """The process. `facts` is the job, the rank and the two ends to its training process."""
+    job, state, control, memory = json.loads(facts)
+    Monitor(Job(**job), State(**state), control=control, memory=memory).run()

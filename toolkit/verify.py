@@ -1,0 +1,190 @@
+"""Is it still what was written?  python -m toolkit.verify PATH [PATH ...]
+
+Knows what a directory is by the names in it, and who can check it. Refuses to know digests and
+layouts: what has written a thing checks it too. Nothing is changed or made.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from toolkit.door import guarded
+from toolkit.files import BadInput, is_committed
+
+KINDS = (
+    "a run directory or a checkpoint of toolkit.train, an encoder of toolkit.export, an encoding "
+    "of toolkit.encode, shards or pairs of data_scripts, or a model folder"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """A directory and what checks it: that raises `BadInput` with the name of a damaged file, or
+    returns in a word what the directory is."""
+
+    path: Path
+    check: Callable[[Path], str]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door `python -m toolkit.verify`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.verify",
+        description="Check every byte that can be checked, before anybody uses it.",
+        epilog="example:\n  python -m toolkit.verify runs/simcse shards/wikipedia\n\n"
+        f"PATH is {KINDS}.\n"
+        "Exit codes: 0 all is as it was written, 2 something is not: a line on stderr names it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="what to check")
+    arguments = parser.parse_args(argv)
+    return max(run(path) for path in arguments.paths)
+
+
+def run(path: Path) -> int:
+    """Check what is at `path`, with a line for each thing in it; returns the exit code.
+
+    What is damaged gets its line on stderr, and what stands beside it is checked all the same.
+    """
+    found: list[Thing] = []
+    code = guarded(lambda: found.extend(things_at(path)))
+    return max([code, *(guarded(functools.partial(_check, thing)) for thing in found)])
+
+
+def things_at(path: Path) -> Iterator[Thing]:
+    """The things to check: several in a run directory. `BadInput` where nothing is known."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "no such directory"
+        raise BadInput(f"{path}: {what}; give {KINDS}")
+    names = {entry.name for entry in path.iterdir()}
+    if "state.json" in names or path.name.startswith("step-"):
+        yield Thing(path, _checkpoint)
+    elif names & {"config.yaml", "checkpoints"}:
+        yield from _things_of_run(path)
+    elif "origin.json" in names or (is_committed(path) and "config.json" in names):
+        yield Thing(path, _encoder)
+    elif names & {"plan.json", "units"}:
+        yield Thing(path, _encoding)
+    elif "manifest.json" in names or any(name.endswith(".parquet") for name in names):
+        yield Thing(path, _texts)
+    elif "config.json" in names or any(name.endswith(".safetensors") for name in names):
+        yield Thing(path, _model)
+    else:
+        raise BadInput(f"{path}: is nothing that can be checked; give {KINDS}")
+
+
+def _things_of_run(run_dir: Path) -> Iterator[Thing]:
+    from toolkit.config import ENCODER_DIR
+    from toolkit.training import checkpoint
+    from toolkit.training.encoder import run_recipe
+
+    run_recipe(run_dir)
+    # Those without a marker too: none is there unless somebody has removed the marker.
+    saved = sorted((run_dir / checkpoint.CHECKPOINT_DIR).glob(f"{checkpoint.PREFIX}*"))
+    if not saved:
+        raise BadInput(f"{run_dir}: has no checkpoint yet; there is nothing to check")
+    yield from (Thing(folder, _checkpoint) for folder in saved)
+    if (run_dir / ENCODER_DIR).exists():
+        yield Thing(run_dir / ENCODER_DIR, _encoder)
+
+
+def _check(thing: Thing) -> None:
+    word = thing.check(thing.path)
+    files = [path for path in thing.path.rglob("*") if path.is_file()]
+    # Caches are checked and not counted: some are there, some are not, and nobody would miss them.
+    sizes = [f.stat().st_size for f in files if ".cache" not in f.relative_to(thing.path).parts]
+    print(f"{thing.path}: {word}, {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB", flush=True)
+
+
+def _checkpoint(folder: Path) -> str:
+    # Here and not above, as in the others: the help text of a door must not wait for torch.
+    from toolkit.training.checkpoint import check_files
+
+    check_files(folder)
+    return "whole"
+
+
+def _encoder(folder: Path) -> str:
+    from toolkit.training.encoder import check_encoder
+
+    check_encoder(folder)
+    return "whole"
+
+
+def _encoding(folder: Path) -> str:
+    from toolkit.encoding.store import VectorStore
+
+    VectorStore(folder, verify=True)
+    return "whole"
+
+
+def _texts(folder: Path) -> str:
+    from toolkit.text.verify import believable_manifest, verify
+
+    if faults := verify(folder):
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise BadInput(
+            f"{folder / faults[0].file}: {faults[0].problem}{more}; "
+            f"see python data_scripts/verify_shards.py {folder}"
+        )
+    told = believable_manifest(folder)
+    sets = told.get("sets", [told])  # of pairs there are several, each with its shards
+    _check_copies(folder, shards=[entry["file"] for one in sets for entry in one["shards"]])
+    return "whole"
+
+
+def _check_copies(folder: Path, *, shards: list[str]) -> None:
+    """Training and encoding read Arrow copies of the shards, which `datasets` made without digests:
+    are their rows those of the shards? One shard is in memory at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from toolkit.text.shards import CACHE
+
+    for place in sorted({path.parent for path in (folder / CACHE).rglob("*.arrow")}):
+        if place.name.endswith(".incomplete"):
+            continue
+        try:
+            files = [pa.memory_map(str(path)) for path in sorted(place.glob("*.arrow"))]
+            rows = pa.concat_tables(pa.ipc.open_stream(file).read_all() for file in files)
+            rows.validate(full=True)  # wrong offsets would have us read beyond the file
+            start, same = 0, True
+            for name in shards:
+                wanted = pq.read_table(folder / name)
+                found = rows.slice(start, len(wanted)).cast(wanted.schema)
+                same, start = same and found.equals(wanted), start + len(wanted)
+            same = same and start == len(rows)
+        except (OSError, ValueError, pa.ArrowException):
+            same = False
+        if not same:
+            names = " or ".join(str(path) for path in sorted(place.glob("*.arrow")))
+            raise BadInput(f"{names}: is damaged (its rows are not those of the shards); delete it")
+
+
+def _model(folder: Path) -> str:
+    from safetensors import safe_open
+
+    from toolkit.model.backbone import load_config, weight_files
+    from toolkit.model.tokenizer import load_tokenizer
+    from toolkit.model.weights import model_digest
+
+    files = weight_files(folder)
+    if not files:
+        raise BadInput(f"{folder}: has no weights (*.safetensors); download the model whole")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # its header, and whether the file ends with it
+                pass
+        except Exception as error:  # safetensors has its own error class, without a stable home
+            raise BadInput(f"{file}: is not a whole safetensors file ({error})") from error
+    load_config(str(folder.absolute()))
+    load_tokenizer(str(folder.absolute()))
+    digest = model_digest(folder)
+    return f"readable (no digests are recorded, its own is {digest[:16]})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
