@@ -71,7 +71,10 @@ class Train(Section):
     Kept are the newest `keep_checkpoints`, those of every `keep_every_steps`, and with `keep_best`
     that with the lowest held-out loss (MNTP). `background_save` writes them from copies in host
     memory while training goes on. A run directory is continued by its own recipe only, but for
-    the keys that `may_differ` names."""
+    the keys that `may_differ` names.
+
+    Ranks say every `heartbeat_s` seconds that they live: one that is silent for two of these ends
+    the job, and so does a job in which no rank gets on for `stall_s`."""
 
     steps: Count
     horizon_steps: Count
@@ -92,6 +95,8 @@ class Train(Section):
     keep_best: bool = False
     background_save: bool = False
     may_differ: tuple[Text, ...] = ()
+    heartbeat_s: Positive = 5.0
+    stall_s: Positive = 1800.0  # longer than loading and exporting a large model
 
 
 class Deepspeed(Section):

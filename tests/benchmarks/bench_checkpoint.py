@@ -27,6 +27,7 @@ from tests.benchmarks.bench_gpu import QUICKSTART, make_model
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
 from tests.conftest import torchrun
 from toolkit.cluster.topology import detect
+from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import load_recipe
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe
@@ -76,7 +77,9 @@ def work(way: str, *, model: Path, shards: Path, folder: Path) -> None:
         port=place.main_port,
         timeout_s=600,
     )
-    trainer = program.build_trainer(recipe, settings=settings, restored=None, device=device)
+    trainer = program.build_trainer(
+        recipe, settings=settings, restored=None, device=device, watchdog=Watchdog.off()
+    )
     trainer.do_step(0)
     saver = Saver(recipe, engine=trainer.engine, origin=origin)
 

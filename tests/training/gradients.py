@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import toolkit
 from toolkit.cluster.topology import detect
+from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
@@ -79,7 +80,11 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     settings, _ = program.check(recipe, topology=detect(os.environ), environ={})
     head = isinstance(recipe, MntpRecipe)
     return program.build_trainer(
-        recipe, settings=settings, restored=random_start(recipe, head=head), device=device
+        recipe,
+        settings=settings,
+        restored=random_start(recipe, head=head),
+        device=device,
+        watchdog=Watchdog.off(),
     )
 
 

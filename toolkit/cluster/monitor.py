@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import socket
+import subprocess
 import time
 from typing import Any
 
@@ -29,6 +30,7 @@ from toolkit.cluster.watchdog import (
     Job,
     Seen,
     State,
+    Verdict,
     say,
     verdict,
 )
@@ -38,6 +40,7 @@ ALONE_S = 5.0  # then a monitor that gets no answer speaks for itself
 STAY_S = 2.0  # so long a last word is repeated
 LEAVE_S = 10.0  # a rank that has failed by itself may take so long to exit
 PATIENCE_S = 1.0  # between telling, having the stacks dumped, and killing
+COMMAND_S = 10.0  # so long the end waits for the command that a loss starts
 CONNECT_S = 60.0  # then a monitor that has never heard rank 0's says so
 TICK_S, RETRY_S, RENEW_S = 0.1, 0.5, 2.0
 MAX_GAP_S = 0.5  # what one turn of the loop may add to the clock
@@ -73,6 +76,8 @@ class Hub:
         self.word, self.seen = ASK, dict[int, Seen]()
         self._job, self._to_send = job, list[Seen]()
         self._asked = self._decided = -math.inf
+        self._command: subprocess.Popen[bytes] | None = None
+        self._ends_at = math.inf
         self.socket, self._bound = open_socket(), False
 
     def tick(self, now: float) -> None:
@@ -83,12 +88,14 @@ class Hub:
                 self._bound = True
             while True:
                 self._note(*self.socket.recvfrom(MAX_MESSAGE), now=now)
-        if self.word == ASK:
-            if line := verdict(self.seen.values(), job=self._job, now=now):
-                say(line)
-                self.decide(END, now=now)
+        if self.word == ASK and self._ends_at == math.inf:
+            found = verdict(self.seen.values(), job=self._job, now=now)
+            if found.line:
+                self._begin_end(found, now=now)
             elif self._all_left():
                 self.decide(OVER, now=now)
+        elif self.word == ASK and (now >= self._ends_at or not self._is_busy()):
+            self.decide(END, now=now)
         news = self.word != ASK or any(one.state.fault for one in self.seen.values())
         wait_s = TICK_S if news else self._job.interval_s / 2
         if not self._to_send and now - self._asked >= wait_s:
@@ -96,6 +103,20 @@ class Hub:
         for one in self._to_send[:BURST]:
             self._send(one)
         del self._to_send[:BURST]
+
+    def _begin_end(self, found: Verdict, *, now: float) -> None:
+        """A job that has ended cannot be requeued any more: the command comes first."""
+        self._ends_at = now + COMMAND_S
+        command = self._job.on_loss if found.is_loss else ()
+        say("; ".join([found.line, *([f"running {' '.join(command)}"] if command else [])]))
+        if command:
+            try:
+                self._command = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            except OSError as error:
+                say(f"{command[0]}: {error.strerror}")
+
+    def _is_busy(self) -> bool:
+        return self._command is not None and self._command.poll() is None
 
     def decide(self, word: bytes, *, now: float) -> None:
         """The last word, repeated until all have left, or for STAY_S."""
@@ -256,7 +277,7 @@ class Monitor:
         if self._word or state.left:
             return
         where = f"rank 0's monitor at {job.address}:{job.port}"
-        if self._now - self._news_at > ALONE_S:
+        if self._now - max(self._news_at, self._heard) > ALONE_S:
             say(f"{state.fault} ({where} does not answer)")
             self._obey(END)
         elif self._ever_heard and job.is_cut(silent_s):

@@ -70,20 +70,31 @@ class StopSignal:
         TERM alone is no wish to come back: scancel sends it, and a preemption requeues by itself.
         In a chain the next job is waiting already.
         """
-        chained = environ.get(CHAIN_VARIABLE, "") not in ("", "0")
-        requeue = self._wants_requeue and not chained
+        requeue = self._wants_requeue and not _is_chained(environ)
         if leads and requeue:
             before = self._previous[self._stop]
-            job = environ.get("SLURM_JOB_ID")
             if callable(before):
                 before(self._stop, None)  # submitit's: it records the restart, requeues, exits
-            elif job and shutil.which("scontrol"):
-                print(f"saved; asking SLURM to requeue job {job}", flush=True)
-                subprocess.run(["scontrol", "requeue", job], check=False)
+            elif command := requeue_command(environ):
+                print(f"saved; asking SLURM to requeue: {' '.join(command)}", flush=True)
+                subprocess.run(command, check=False)
         if requeue and "SLURM_JOB_ID" in environ:
             # A rank that exits now ends the job before rank 0 has had it requeued.
             time.sleep(REQUEUE_WAIT_S)
         raise SystemExit(INTERRUPTED)
+
+
+def requeue_command(environ: Mapping[str, str]) -> list[str]:
+    """What has this SLURM job start again; empty outside of one, and in a chain of jobs, where the
+    next is waiting already."""
+    job = environ.get("SLURM_JOB_ID")
+    if not job or _is_chained(environ) or not shutil.which("scontrol"):
+        return []
+    return ["scontrol", "requeue", job]
+
+
+def _is_chained(environ: Mapping[str, str]) -> bool:
+    return environ.get(CHAIN_VARIABLE, "") not in ("", "0")
 
 
 def seconds_to_stop(environ: Mapping[str, str], *, now: float) -> float:

@@ -7,6 +7,9 @@ process: it is told to print its stacks and exit with code 70; a second later a 
 stacks printed from outside; a second after that it is killed. So exit codes are 70, or -9 where
 Python no longer runs; a rank that fails with an error keeps its own.
 
+A rank that is killed, hangs or disappears may do better elsewhere: then a command is run besides,
+such as one that has the job requeued. An error of a rank would come again: it is not.
+
 Knows what counts as lost, and what a training process does about it, on Linux. Refuses to know what
 a step is. `kill -QUIT` prints the stacks of a watched rank at any time, and does not disturb it.
 """
@@ -54,13 +57,15 @@ _START = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all ranks agree on; rank 0's monitor listens on UDP port `port` of `address`."""
+    """What all ranks agree on; rank 0's monitor listens on UDP port `port` of `address`, and runs
+    the command `on_loss`, unless it is empty."""
 
     world_size: int
     address: str
     port: int
     interval_s: float
     stall_s: float
+    on_loss: Sequence[str] = ()
 
     def is_cut(self, unheard_s: float) -> bool:
         """Whether a monitor that long unheard is gone."""
@@ -105,8 +110,17 @@ class Seen:
     failed: float = math.inf
 
 
-def verdict(seen: Collection[Seen], *, job: Job, now: float) -> str:
-    """What ends the job, as a line; empty while nothing does.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What ends the job, as a line; empty while nothing does. `is_loss`: it is not an error of the
+    program."""
+
+    line: str = ""
+    is_loss: bool = True
+
+
+def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
+    """What ends the job, if anything does.
 
     A death and a silence count at once. An error waits a moment: the death of another rank may have
     caused it, and the monitor of that rank may have died with it.
@@ -114,17 +128,18 @@ def verdict(seen: Collection[Seen], *, job: Job, now: float) -> str:
     present = sorted((one for one in seen if not one.state.left), key=lambda one: one.state.rank)
     faults = sorted((one for one in present if one.state.fault), key=lambda one: one.failed)
     if certain := [one for one in faults if one.state.certain]:
-        return certain[0].state.fault
+        return Verdict(certain[0].state.fault)
     since = faults[0].failed if faults else math.inf
     settled = now - since > SETTLE_S
     for one in present:
         if job.is_cut(now - one.heard) or (settled and one.heard < since):
-            return f"{one.state.name} is gone {one.state.place}: its node, network or whole job"
+            what = f"{one.state.name} is gone {one.state.place}: its node, network or whole job"
+            return Verdict(what)
     if settled:
-        return faults[0].state.fault
+        return Verdict(faults[0].state.fault, is_loss=False)
     missing = sorted(set(range(job.world_size)) - {one.state.rank for one in seen})
     line = _stall(present, job=job, now=now)
-    return f"rank {missing[0]} has never come; {line}" if line and missing else line
+    return Verdict(f"rank {missing[0]} has never come; {line}" if line and missing else line)
 
 
 def _stall(present: Sequence[Seen], *, job: Job, now: float) -> str:
@@ -156,11 +171,11 @@ class Watchdog:
 
     Rank 0's monitor listens on UDP port `port` of `address`, the same on all ranks; `host` is what
     the line calls this rank's machine. A rank that does not beat for two `interval_s` is lost, and
-    so is the job when no rank calls `enter` for `stall_s`, both in seconds. A single rank is not
-    watched, nor is any without Linux.
+    so is the job when no rank calls `enter` for `stall_s`, both in seconds; then that monitor runs
+    the command `on_loss`. A single rank is not watched, nor is any without Linux.
 
-    Left without an error, by SystemExit or by KeyboardInterrupt, the rank is done. Any other error
-    ends the job, and goes on to the caller.
+    Left without an error or by SystemExit, the rank is done. Any other error ends the job, and goes
+    on to the caller.
     """
 
     def __init__(
@@ -173,12 +188,18 @@ class Watchdog:
         port: int,
         interval_s: float = 5.0,
         stall_s: float = 1800.0,
+        on_loss: Sequence[str] = (),
     ) -> None:
-        self._job = Job(world_size, address, port, interval_s, stall_s)
+        self._job = Job(world_size, address, port, interval_s, stall_s, tuple(on_loss))
         self._state = State(world_size, rank, host)
         self._watched = world_size > 1 and sys.platform == "linux"
         self._cells = memoryview(bytearray(mmap.PAGESIZE)).cast("q")
         self._heard, self._leaving, self._restarts = threading.Event(), False, 0
+
+    @classmethod
+    def off(cls) -> Self:
+        """One that watches nothing."""
+        return cls(rank=0, world_size=1, host="", address="", port=0)
 
     def enter(self, phase: Phase, *, step: int) -> None:
         """Say that this rank is now in `phase` of `step`; costs less than a microsecond.
@@ -209,7 +230,7 @@ class Watchdog:
     ) -> None:
         if not self._watched:
             return
-        if error is not None and not isinstance(error, SystemExit | KeyboardInterrupt):
+        if error is not None and not isinstance(error, SystemExit):
             self._tell(f"{type(error).__name__}: {error}".encode(errors="replace"))
             self._heard.wait(VERDICT_S)
             return  # still watched: the exit may hang

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from toolkit.batch import Batch, num_tokens, to_device
+from toolkit.cluster.watchdog import Watchdog
 from toolkit.parallel import comm, zero
 from toolkit.schema import Train
 from toolkit.text.packing import best_fit
@@ -64,6 +65,7 @@ class Trainer:
     train: Train
     micro_batch_rows: int
     device: torch.device
+    watchdog: Watchdog
 
     def run(
         self,
@@ -92,6 +94,7 @@ class Trainer:
     def do_step(self, step: int, *, should_stop: bool = False) -> Step:
         """One optimizer step over the global batch of `step`."""
         began = time.perf_counter()
+        self.watchdog.enter("data", step=step + 1)
         batches = self.batches(step)
         units = sum(self.objective.num_units(batch) for batch in batches)
         tokens, cells = (sum(counts) for counts in zip(*map(num_tokens, batches), strict=True))
@@ -99,11 +102,13 @@ class Trainer:
         all_units, all_tokens, all_cells, told = comm.sum_over_ranks(
             units, tokens, cells, should_stop, device=self.device
         )
+        self.watchdog.enter("backward", step=step + 1)
         self._seed_dropout(step)
         lr = learning_rate(self.train, step=step)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         figures = comm.sum_of_each(self.backward(batches, all_units=all_units))
+        self.watchdog.enter("step", step=step + 1)
         taken, grad_norm = zero.step(self.engine)
         return Step(
             step=step + 1,

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from toolkit.cluster.preempt import StopSignal
+from toolkit.cluster.preempt import StopSignal, requeue_command
 from toolkit.cluster.topology import Topology, detect
+from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
 from toolkit.model.attention import attention_in_use
@@ -51,7 +52,7 @@ from toolkit.training.starts import Place, check_progress, record_start
 from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.views import check_views
 
-PROCESS_GROUP_TIMEOUT_S = 1800.0  # torch's ten minutes are shorter than loading a large model
+STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives know that one does
 
 
 def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
@@ -62,24 +63,38 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     """
     topology = detect(environ)
     settings, origin = check(recipe, topology=topology, environ=environ)
-    device = comm.start(
+    watchdog = Watchdog(
         rank=topology.rank,
         world_size=topology.world_size,
-        local_rank=topology.local_rank,
+        host=topology.node_name,
         address=topology.main_address,
         port=topology.main_port,
-        timeout_s=PROCESS_GROUP_TIMEOUT_S,
+        interval_s=recipe.train.heartbeat_s,
+        stall_s=recipe.train.stall_s,
+        on_loss=requeue_command(environ),
     )
-    place = Place(topology=topology, environ=environ, device=device)
-    try:
-        _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
-    except BaseException:
-        # With others in a collective, leaving the group would wait for them; ending ends the job.
-        if topology.world_size > 1:
+    with watchdog:
+        watchdog.enter("load", step=0)
+        device = comm.start(
+            rank=topology.rank,
+            world_size=topology.world_size,
+            local_rank=topology.local_rank,
+            address=topology.main_address,
+            port=topology.main_port,
+            timeout_s=recipe.train.stall_s + STALL_MARGIN_S,
+        )
+        place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
+        try:
+            done = _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
+        except BaseException:
+            # With others in a collective, leaving the group would wait for them; ending ends all.
+            if topology.world_size > 1:
+                raise
+            _stop()
             raise
         _stop()
-        raise
-    _stop()
+    if done < recipe.train.steps:
+        stop.leave(environ, leads=topology.rank == 0)
 
 
 def _stop() -> None:
@@ -125,7 +140,8 @@ def _run_on_ranks(
     origin: Origin,
     place: Place,
     stop: StopSignal,
-) -> None:
+) -> int:
+    """Returns the number of whole steps."""
     run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
@@ -133,7 +149,13 @@ def _run_on_ranks(
     restored = _restore(run_dir, device=place.device)
     first_step = restored.step if restored else 0
     first_skipped = restored.skipped_steps if restored else 0
-    trainer = build_trainer(recipe, settings=settings, restored=restored, device=place.device)
+    trainer = build_trainer(
+        recipe,
+        settings=settings,
+        restored=restored,
+        device=place.device,
+        watchdog=place.watchdog,
+    )
     del restored
     engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
     if leads:
@@ -155,10 +177,11 @@ def _run_on_ranks(
     if done < recipe.train.steps:
         if leads:
             print(f"{recipe.kind}: told to stop; step {done} is saved", flush=True)
-        stop.leave(place.environ, leads=leads)
-    if leads:
+    elif leads:
+        place.watchdog.enter("export", step=done)
         _export(run_dir, kind=recipe.kind, step=done)
     comm.barrier()
+    return done
 
 
 def _restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | None:
@@ -192,6 +215,7 @@ def build_trainer(
     settings: dict[str, Any],
     restored: checkpoint.Checkpoint | None,
     device: torch.device,
+    watchdog: Watchdog,
 ) -> Trainer:
     """Tokens, samples, objective and engine, as a checkpoint left them if there is one.
     Collective: the ranks share the work of tokenising."""
@@ -214,6 +238,7 @@ def build_trainer(
         train=recipe.train,
         micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
         device=device,
+        watchdog=watchdog,
     )
 
 
@@ -333,6 +358,7 @@ def train_and_save(
         recorder.on_step(done)
 
     def save(step: int, last: bool) -> None:
+        trainer.watchdog.enter("save", step=step)
         facts = {"skipped_steps": recorder.skipped_steps, "held_out_loss": recorder.held_out_loss}
         saver.save(step=step, facts=facts, last=last)
 

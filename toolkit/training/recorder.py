@@ -82,6 +82,7 @@ class Recorder:
     def _held_out(self, step: int) -> dict[str, float]:
         every = self._evaluate_every
         if every and (step % every == 0 or step == self._train.steps):
+            self._trainer.watchdog.enter("evaluate", step=step)
             return evaluate(self._trainer)
         return {}
 

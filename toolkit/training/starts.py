@@ -17,6 +17,7 @@ import torch
 import toolkit
 from toolkit.cluster.preempt import CHAIN_VARIABLE
 from toolkit.cluster.topology import Topology
+from toolkit.cluster.watchdog import Watchdog
 from toolkit.files import RunFailed, read_json_lines, write_atomic
 
 STARTS_FILE = "starts.jsonl"
@@ -26,11 +27,12 @@ PACKAGES = ("torch", "transformers", "deepspeed", "peft", "safetensors")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where this process runs."""
+    """Where this process runs, and what watches it."""
 
     topology: Topology
     environ: Mapping[str, str]
     device: torch.device
+    watchdog: Watchdog
 
 
 def is_automatic(environ: Mapping[str, str]) -> bool:
