@@ -80,8 +80,12 @@ def test_mistral_7b_is_planned_as_people_run_it() -> None:
     for layout, place in places.items():
         best = recommend(shape, full, cluster=cluster(*place))
         assert best and best.layout == layout
+    offload = need(shape, full, layout_name="zero3_offload", cluster=cluster(2, 8))
+    assert offload.memory["weights"] == 0
+    assert offload.host == pytest.approx(7_241_732_096 * 18 / 2)  # on each of two nodes
     large = full.train.model_copy(update={"micro_batch_rows": 32})
-    full = full.model_copy(update={"train": large})
+    longer = full.data.model_copy(update={"max_tokens": 2048})
+    full = full.model_copy(update={"train": large, "data": longer})
     assert recommend(shape, full, cluster=cluster(1, 1, "a10g")) is None
     # 4 nodes do four times the work.
     times = [need(shape, recipe, layout_name="zero2", cluster=cluster(n, 8)).hours for n in (1, 4)]

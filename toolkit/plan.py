@@ -113,6 +113,8 @@ def _memory(asked: Need, *, best: Need | None) -> list[str]:
     for item in names:
         rows.append([item, *(f"{found.memory.get(item, 0) / GIB:.2f}" for found in shown)])
     rows.append(["in all", *(f"{found.total / GIB:.2f}" for found in shown)])
+    if any(found.host for found in shown):
+        rows.append(["a node's own", *(f"{found.host / GIB:.2f}" for found in shown)])
     return ["  " + f"{row[0]:<18}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
 
 

@@ -167,10 +167,12 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a GPU holds, in bytes by item, and how a run goes on it."""
+    """What a GPU holds, in bytes by item, what a node's own memory holds for it, and how a run goes
+    on it."""
 
     layout: str
     memory: Mapping[str, float]
+    host: float
     tokens_per_s: float
     hours: float
     tokens_per_micro_step: float
@@ -203,14 +205,30 @@ def partitioned(
     if stage == 3 and zero.get("zero_hpz_partition_size", 1) > 1:
         weights += (frozen + trained) * width / per_node
     accumulated = layout.get("data_types", {}).get("grad_accum_dtype", recipe.model.dtype)
-    on_cpu = zero.get("offload_optimizer", {}).get("device") == "cpu"
+    on_cpu = _is_on_cpu(zero, "offload_optimizer")
     share = trained / (world if stage >= 1 else 1)
     return {
-        "weights": weights,
+        "weights": 0 if _is_on_cpu(zero, "offload_param") else weights,
         "gradients": 0 if on_cpu else trained * BYTES[accumulated] / (world if stage >= 2 else 1),
         "fp32 masters": 0 if on_cpu or stage == 0 else share * 4,
         "AdamW moments": 0 if on_cpu else share * 8,
     }
+
+
+def offloaded(
+    shape: Shape, recipe: TrainingRecipe, *, layout: Mapping[str, Any], nodes: int
+) -> float:
+    """Bytes of a node's memory: weights; fp32 masters, AdamW's state and gradients."""
+    zero = layout["zero_optimization"]
+    lora, head = recipe.model.lora, isinstance(recipe, MntpRecipe)
+    trained = shape.adapters(lora) if lora else shape.weights(head=head)
+    held = trained + (shape.weights(head=head) if lora else 0)
+    weights = held * BYTES[recipe.model.dtype] if _is_on_cpu(zero, "offload_param") else 0
+    return (weights + (16 * trained if _is_on_cpu(zero, "offload_optimizer") else 0)) / nodes
+
+
+def _is_on_cpu(zero: Mapping[str, Any], part: str) -> bool:
+    return bool(zero.get(part, {}).get("device") == "cpu")
 
 
 def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Cluster) -> Need:
@@ -241,6 +259,7 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     return Need(
         layout=layout_name,
         memory=memory,
+        host=offloaded(shape, recipe, layout=layout, nodes=cluster.nodes),
         tokens_per_s=speed,
         hours=recipe.train.steps * step / speed / 3600,
         tokens_per_micro_step=tokens,

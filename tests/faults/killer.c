@@ -1,10 +1,15 @@
-/* Counts this process's file-system calls under one directory, and kills it before one of them.
+/* Counts this process's file-system calls under one directory, and kills it before one of them; or
+   has some of them fail; or moves the wall clock.
 
    cc -shared -fPIC -O1 -o killer.so killer.c -ldl;  LD_PRELOAD=killer.so python ...
 
    killer_arm(directory, n, trace) starts the count. Call number n (from 1) is never executed:
    the process gets SIGKILL before it. n = 0 only counts. Every call is a line of the file
    `trace` (NULL: of none), with its number, name and path. killer_count() is the calls so far.
+
+   killer_fail(directory, names, part, error) has every call under the directory fail with this
+   errno whose name is one of `names` (" write rename ") and whose path contains `part`; error = 0
+   ends it. killer_move_clock(seconds) moves what this process is told of the time of day.
 
    Counted are all calls that change something, and those that open or read a file. Where a
    descriptor points is asked of /proc each time: nothing has to be remembered over dup and close.
@@ -13,6 +18,7 @@
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <signal.h>
@@ -23,8 +29,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/types.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 #undef open
@@ -58,6 +66,21 @@ void killer_arm(const char *path, long n, const char *trace_path) {
     atomic_store(&armed, 1);
 }
 
+static char failing_names[64], failing_part[PATH_MAX];
+static atomic_int failing = 0;
+
+void killer_fail(const char *path, const char *names, const char *part, int error) {
+    atomic_store(&failing, 0);
+    directory_size = strlen(path);
+    memcpy(directory, path, directory_size + 1);
+    snprintf(failing_names, sizeof failing_names, "%s", names);
+    snprintf(failing_part, sizeof failing_part, "%s", part);
+    target = -1;
+    trace = -1;
+    atomic_store(&failing, error);
+    atomic_store(&armed, error != 0);
+}
+
 long killer_count(void) { return atomic_load(&calls); }
 
 static int is_ours(const char *path) {
@@ -65,9 +88,17 @@ static int is_ours(const char *path) {
            (path[directory_size] == '/' || path[directory_size] == '\0');
 }
 
-/* The call that is about to happen to an absolute path. */
-static void count(const char *name, const char *path) {
-    if (!is_ours(path)) return;
+/* The call that is about to happen to an absolute path: whether it must fail, errno being set. */
+static int count(const char *name, const char *path) {
+    if (!is_ours(path)) return 0;
+    int error = atomic_load(&failing);
+    if (error) {
+        char word[32];
+        snprintf(word, sizeof word, " %s ", name);
+        if (!strstr(failing_names, word) || !strstr(path, failing_part)) return 0;
+        errno = error;
+        return 1;
+    }
     long number = atomic_fetch_add(&calls, 1) + 1;
     if (trace >= 0) {
         char line[PATH_MAX + 64];
@@ -78,6 +109,7 @@ static void count(const char *name, const char *path) {
         kill(getpid(), SIGKILL);
         for (;;) pause(); /* not one instruction of the call may run */
     }
+    return 0;
 }
 
 /* Where a descriptor points, or "". */
@@ -88,26 +120,23 @@ static void path_of(int fd, char *path) {
     path[size > 0 ? size : 0] = '\0';
 }
 
-static void count_fd(const char *name, int fd) {
-    if (!atomic_load(&armed)) return;
+static int count_fd(const char *name, int fd) {
+    if (!atomic_load(&armed)) return 0;
     char path[PATH_MAX];
     path_of(fd, path);
-    count(name, path);
+    return count(name, path);
 }
 
-static void count_at(const char *name, int dirfd, const char *given) {
-    if (!atomic_load(&armed) || !given) return;
-    if (given[0] == '/') {
-        count(name, given);
-        return;
-    }
+static int count_at(const char *name, int dirfd, const char *given) {
+    if (!atomic_load(&armed) || !given) return 0;
+    if (given[0] == '/') return count(name, given);
     char base[PATH_MAX], path[2 * PATH_MAX];
     if (dirfd != AT_FDCWD)
         path_of(dirfd, base);
     else if (!getcwd(base, sizeof base))
-        return;
+        return 0;
     snprintf(path, sizeof path, "%s/%s", base, given);
-    count(name, path);
+    return count(name, path);
 }
 
 /* The next definition of the function that we stand before. */
@@ -133,7 +162,7 @@ static const char *open_name(int flags) {
     int name(const char *path, int flags, ...) { \
         OPEN_MODE(flags) \
         REAL(name); \
-        count_at(open_name(flags), AT_FDCWD, path); \
+        if (count_at(open_name(flags), AT_FDCWD, path)) return -1; \
         return real(path, flags, mode); \
     }
 DEFINE_OPEN(open)
@@ -143,7 +172,7 @@ DEFINE_OPEN(open64)
     int name(int dirfd, const char *path, int flags, ...) { \
         OPEN_MODE(flags) \
         REAL(name); \
-        count_at(open_name(flags), dirfd, path); \
+        if (count_at(open_name(flags), dirfd, path)) return -1; \
         return real(dirfd, path, flags, mode); \
     }
 DEFINE_OPENAT(openat)
@@ -155,7 +184,7 @@ int __open64_2(const char *path, int flags);
 #define DEFINE_OPEN_2(name) \
     int name(const char *path, int flags) { \
         REAL(name); \
-        count_at(open_name(flags), AT_FDCWD, path); \
+        if (count_at(open_name(flags), AT_FDCWD, path)) return -1; \
         return real(path, flags); \
     }
 DEFINE_OPEN_2(__open_2)
@@ -164,7 +193,7 @@ DEFINE_OPEN_2(__open64_2)
 #define DEFINE_CREAT(name) \
     int name(const char *path, mode_t mode) { \
         REAL(name); \
-        count_at("create", AT_FDCWD, path); \
+        if (count_at("create", AT_FDCWD, path)) return -1; \
         return real(path, mode); \
     }
 DEFINE_CREAT(creat)
@@ -174,7 +203,7 @@ DEFINE_CREAT(creat64)
 #define DEFINE_FOPEN(name) \
     FILE *name(const char *path, const char *mode) { \
         REAL(name); \
-        count_at(strpbrk(mode, "wa+") ? "create" : "open", AT_FDCWD, path); \
+        if (count_at(strpbrk(mode, "wa+") ? "create" : "open", AT_FDCWD, path)) return NULL; \
         return real(path, mode); \
     }
 DEFINE_FOPEN(fopen)
@@ -182,14 +211,14 @@ DEFINE_FOPEN(fopen64)
 
 size_t fwrite(const void *data, size_t size, size_t number, FILE *file) {
     REAL(fwrite);
-    count_fd("write", fileno(file));
+    if (count_fd("write", fileno(file))) return 0;
     return real(data, size, number, file);
 }
 
 #define DEFINE_FD(name, shown, parameters, arguments, fd, result) \
     result name parameters { \
         REAL(name); \
-        count_fd(shown, fd); \
+        if (count_fd(shown, fd)) return -1; \
         return real arguments; \
     }
 DEFINE_FD(write, "write", (int fd, const void *data, size_t size), (fd, data, size), fd, ssize_t)
@@ -225,7 +254,7 @@ DEFINE_FD(posix_fallocate64, "truncate", (int fd, off64_t at, off64_t size), (fd
 #define DEFINE_PATH(name, shown, parameters, arguments, dirfd, path) \
     int name parameters { \
         REAL(name); \
-        count_at(shown, dirfd, path); \
+        if (count_at(shown, dirfd, path)) return -1; \
         return real arguments; \
     }
 DEFINE_PATH(rename, "rename", (const char *from, const char *to), (from, to), AT_FDCWD, to)
@@ -244,3 +273,29 @@ DEFINE_PATH(rmdir, "rmdir", (const char *path), (path), AT_FDCWD, path)
 DEFINE_PATH(unlink, "unlink", (const char *path), (path), AT_FDCWD, path)
 DEFINE_PATH(unlinkat, "unlink", (int fd, const char *path, int flags), (fd, path, flags), fd, path)
 DEFINE_PATH(truncate, "truncate", (const char *path, off_t size), (path, size), AT_FDCWD, path)
+
+static atomic_long moved = 0;
+
+void killer_move_clock(long seconds) { atomic_store(&moved, seconds); }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    REAL(clock_gettime);
+    int failed = real(clock, now);
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        now->tv_sec += atomic_load(&moved);
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    REAL(gettimeofday);
+    int failed = real(now, zone);
+    if (!failed) now->tv_sec += atomic_load(&moved);
+    return failed;
+}
+
+time_t time(time_t *now) {
+    REAL(time);
+    time_t found = real(NULL) + atomic_load(&moved);
+    if (now) *now = found;
+    return found;
+}

@@ -1,11 +1,12 @@
-"""Training runs that are killed before a chosen file-system call.
+"""Training runs that are killed before a chosen file-system call, or get into other trouble.
 
 Knows the shim `killer.c` and processes. Refuses to know what a run leaves behind.
 
 Run as a program with the shim preloaded, it imports everything once. A JSON line on standard input,
 a `Run` without its defaults, forks the ranks of a run. The one that is watched is killed before
-its `call`-th call under the run directory, and the others after it, as a scheduler does. The answer
-is a wait status: of the watched rank if it failed, else of another that did.
+its `call`-th call under the run directory, and the others after it, as a scheduler does; or it gets
+into `trouble` (tests/faults/troubles.py), and the others are left to themselves. The answer is the
+wait status of each rank.
 """
 
 import contextlib
@@ -47,13 +48,14 @@ def build(folder: Path, *, compiler: str) -> Path:
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A training run: which of its `ranks` is `watched`, and before which call it is killed (0: it
-    is only counted; None: nothing is watched)."""
+    is only counted; None: no calls are watched)."""
 
     arguments: list[str]
     run_dir: str
     call: int | None = None
     ranks: int = 1
     watched: int = 0
+    trouble: str = ""
 
 
 class Trainer:
@@ -63,17 +65,27 @@ class Trainer:
         self._process, self._folder = process, folder
 
     def train(self, run: Run) -> int:
-        """The exit code of a run; -9 when it was killed."""
+        """The exit code of the watched rank if it failed, else of another that did; -9 when it was
+        killed."""
+        codes = self.codes(run)
+        return codes[run.watched] or next((code for code in codes if code), 0)
+
+    def codes(self, run: Run) -> list[int]:
+        """The exit code of each rank of a run."""
         asked = {**dataclasses.asdict(run), "port": free_port(), "folder": str(self._folder)}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(asked) + "\n")
         self._process.stdin.flush()
-        return os.waitstatus_to_exitcode(int(self._process.stdout.readline()))
+        return [os.waitstatus_to_exitcode(it) for it in json.loads(self._process.stdout.readline())]
 
     def calls(self) -> list[Call]:
         """The calls of the last run that counted; the one that it died before is the last."""
         lines = [line.split(" ", 2) for line in (self._folder / "trace").read_text().splitlines()]
         return [Call(int(number), name, Path(path)) for number, name, path in lines]
+
+    def time_of_trouble(self) -> float:
+        """When the last run got into trouble, in seconds of the monotonic clock."""
+        return float((self._folder / "trouble").read_text())
 
     def printed(self) -> str:
         """What the last run printed."""
@@ -108,16 +120,16 @@ def _serve() -> None:
         for path in [*folder.glob("log-*"), folder / "modules"]:
             path.unlink(missing_ok=True)
         children = [_fork_rank(rank, asked=asked) for rank in range(asked["ranks"])]
-        watched, left, statuses = children[asked["watched"]], set(children), dict[int, int]()
+        left, statuses = set(children), dict[int, int]()
         while left:
             child, statuses[child] = os.wait()
             left.remove(child)
-            if statuses[child]:
+            if statuses[child] and not asked["trouble"]:
                 for other in left:
                     os.kill(other, signal.SIGKILL)
         if (folder / "modules").exists():
             _import_all((folder / "modules").read_text().split())
-        print(statuses[watched] or max(statuses.values()), file=answers, flush=True)
+        print(json.dumps([statuses[child] for child in children]), file=answers, flush=True)
 
 
 def _fork_rank(rank: int, *, asked: dict[str, Any]) -> int:
@@ -145,7 +157,7 @@ def _import_all(names: list[str]) -> None:
 
 def _be_the_rank(rank: int, *, asked: dict[str, Any]) -> NoReturn:
     """Train. Tells in the file `modules` what was imported."""
-    code, folder = 70, Path(asked["folder"])
+    code, folder = 1, Path(asked["folder"])
     try:
         log = os.open(folder / f"log-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
@@ -159,11 +171,17 @@ def _be_the_rank(rank: int, *, asked: dict[str, Any]) -> NoReturn:
             shim = ctypes.CDLL(None)
             directory, trace = os.fsencode(asked["run_dir"]), os.fsencode(folder / "trace")
             shim.killer_arm(directory, ctypes.c_long(asked["call"]), trace)
+        if asked["trouble"] and asked["watched"] == rank:
+            from tests.faults import troubles
+
+            troubles.expect(asked["trouble"], run_dir=Path(asked["run_dir"]), folder=folder)
         code = train.main([*asked["arguments"], f"run_dir={asked['run_dir']}"])
-        if rank == 0:
+        if rank == 0 and not asked["trouble"]:
             (folder / "modules").write_text("\n".join(list(sys.modules)))
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt):
+            code = 128 + signal.SIGINT  # as a shell has it
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

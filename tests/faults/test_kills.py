@@ -8,14 +8,14 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
-from tests.conftest import ROOT, need
-from tests.faults.killer import Call, Run, Trainer, build, trainer
+from tests.conftest import ROOT
+from tests.faults.killer import Call, Run, Trainer
 from toolkit import verify
 from toolkit.files import BadInput
 from toolkit.training import checkpoint
@@ -66,20 +66,6 @@ def outcome(run_dir: Path) -> Outcome:
         tensors=tensors,
         files=sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*")),
     )
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    need(compiler is not None, "no C compiler (cc) for the shim that kills")
-    assert compiler
-    return build(tmp_path_factory.mktemp("shim"), compiler=compiler)
-
-
-@pytest.fixture(scope="module")
-def runs(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainer]:
-    with trainer(library, folder=tmp_path_factory.mktemp("runs")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

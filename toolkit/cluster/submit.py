@@ -6,6 +6,7 @@ Knows SLURM's and submitit's terms. Refuses to know what a job does: it takes ca
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shlex
 import shutil
@@ -106,6 +107,7 @@ def submit_slurm(
 
     Raises `BadInput` with sbatch's words when it refuses.
     """
+    make_private(folder)
     # submitit gives a job up after three time limits; a long run meets more of them.
     executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_RESTARTS)
     executor.update_parameters(**_slurm_parameters(resources, after=after, setup=setup))
@@ -129,6 +131,7 @@ def run_here(
 
     Raises `RuntimeError` when it fails.
     """
+    make_private(folder)
     executor = LocalExecutor(folder=folder)
     executor.update_parameters(
         tasks_per_node=resources.tasks_per_node,
@@ -150,6 +153,15 @@ def run_here(
         raise JobFailed(
             f"{resources.name} failed: {_last_line(error)}; log: {running.paths.stderr}"
         )
+
+
+def make_private(folder: Path) -> None:
+    """Make a job's folder, for its owner alone: submitit unpickles the job from there, and logs may
+    tell what is nobody else's business. One of somebody else's is refused with `BadInput`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise BadInput(f"{folder}: belongs to another user; choose another run_dir")
+    folder.chmod(0o700)
 
 
 class JobFailed(RuntimeError):

@@ -1,7 +1,10 @@
 """The record of a run: one JSON line per logged step, RUN/metrics.jsonl, the truth of all views."""
 
+import contextlib
 import json
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ class MetricsLog:
         # What a run that has no checkpoint yet says of step 0, it says again.
         kept = [row for row in read_metrics(run_dir) if 0 < step >= int(row["step"])]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._waiting: dict[Path, list[str]] = {}
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one step. JSON has no NaN: what is not finite is null."""
@@ -32,9 +36,27 @@ class MetricsLog:
         self._append(self._path.with_name(SKIPPED_FILE), {**row, "samples": list(samples)})
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
+        """A disk that is full ends no run: the line waits until there is room, with a warning."""
         finite = {name: value if _is_finite(value) else None for name, value in row.items()}
-        with path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        waiting = self._waiting.setdefault(path, [])
+        waiting.append(json.dumps(finite, ensure_ascii=False) + "\n")
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as handle:
+                handle.write("".join(waiting))
+            waiting.clear()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)  # half a line would spoil the next
+            if len(waiting) == 1:
+                print(f"warning: {path}: {error.strerror}; lines wait", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Say which lines were never written."""
+        for path, waiting in self._waiting.items():
+            if waiting:
+                lost = f"{len(waiting)} lines could not be written, the first: {waiting[0].strip()}"
+                print(f"warning: {path}: {lost}", file=sys.stderr, flush=True)
 
 
 def _is_finite(value: Any) -> bool:

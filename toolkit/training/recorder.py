@@ -76,6 +76,8 @@ class Recorder:
     def close(self) -> None:
         """Leave everything written."""
         self._progress.close()
+        if self._metrics:
+            self._metrics.close()
         for view in self._views:
             view.close()
 

@@ -1,0 +1,182 @@
+"""One of four ranks gets into trouble: who says so, how soon, how all end, and what is lost.
+
+Whatever it was, the same command goes on and ends as the run that nothing happened to.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need
+from tests.faults.killer import Run, Trainer
+from tests.faults.test_kills import Outcome, outcome
+from tests.faults.troubles import STEP, TROUBLES
+from toolkit.cluster.watchdog import WATCHDOG_EXIT
+from toolkit.training import checkpoint
+from toolkit.training.metrics import read_metrics
+
+RANKS, CULPRIT, STEPS, SAVE_EVERY, HEARTBEAT_S, STALL_S = 4, 2, 8, 2, 2.0, 8.0
+LINE = re.compile(
+    r"^(watchdog: |error: |warning: .* could not be saved|mntp: told to stop).*", re.M
+)
+WHERE = f"at step {STEP}, phase backward"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """The line that says what is wrong, the exit codes of the culprit and of the others, and the
+    step from which the next start goes on."""
+
+    line: str
+    code: int = 0
+    others: int = WATCHDOG_EXIT
+    goes_on_after: int = STEP - 1
+
+
+ENDED = {
+    "exception": Expected(f"failed {WHERE}: ValueError: a loss that nobody understands", 1),
+    "SIGKILL": Expected(f"was killed by SIGKILL (out of memory?) {WHERE}", -9),
+    "SIGINT": Expected(f"failed {WHERE}: KeyboardInterrupt", 130),
+    "SIGSTOP": Expected(f"does not respond {WHERE}: a signal has stopped it", WATCHDOG_EXIT),
+    "segfault": Expected(f"was killed by SIGSEGV {WHERE}", -11),
+    "abort": Expected(f"was killed by SIGABRT {WHERE}", -6),
+    "GIL held": Expected(f"does not respond {WHERE}: no beat for 4 s, something holds", -9),
+    "stuck rank": Expected(f"has been {WHERE} for {STALL_S:.0f} s", WATCHDOG_EXIT),
+}
+LIVED = {
+    "SIGTERM": Expected("told to stop; step 5 is saved", 75, 75, STEP),
+    "slow rank": Expected("", 0, 0, STEPS),
+    "clock jumps": Expected("", 0, 0, STEPS),
+    "disk full, then not": Expected("step 6 could not be saved", 0, 0, STEPS),
+    "quota": Expected("step 6 could not be saved (rank 2: [Errno 122]", 0, 0, STEPS),
+    "disk full at the last rename": Expected("step 6 could not be saved", 0, 0, STEPS),
+    "disk full": Expected("step 8 could not be saved", 1, 1),
+    "read-only file system": Expected("step 8 could not be saved", 1, 1),
+}
+BY_RANK_0 = ("disk full at the last rename",)  # which alone renames
+
+
+@pytest.fixture(scope="module")
+def arguments(shards: Path, tiny_model: Path) -> list[str]:
+    given = [f"data.train={shards}", f"model.base={tiny_model}", f"train.steps={STEPS}"]
+    given += [f"train.heartbeat_s={HEARTBEAT_S}", f"train.stall_s={STALL_S}"]
+    return ["tiny_mntp", *given, f"train.save_every_steps={SAVE_EVERY}", "deepspeed.config=zero3"]
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: list[str], runs: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The run that nothing happens to."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    assert runs.codes(Run(arguments, str(run_dir), ranks=RANKS)) == [0] * RANKS, runs.printed()
+    return outcome(run_dir)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 24 MB."""
+    need(os.geteuid() == 0 and bool(shutil.which("mount")), "needs root, to mount a tmpfs")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    need(done.returncode == 0, f"no tmpfs can be mounted: {done.stderr}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+class Watcher(threading.Thread):
+    """Notes when the line is there, for the table."""
+
+    def __init__(self, runs: Trainer) -> None:
+        super().__init__(daemon=True)
+        self.runs, self.seen, self.line = runs, 0.0, ""
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Until the line is there, or all ranks have ended."""
+        while not self.line:
+            over = self.ended.wait(0.05)
+            with contextlib.suppress(OSError):
+                if found := LINE.search(self.runs.printed()):
+                    self.line, self.seen = found[0], time.monotonic()
+            if over:
+                return
+
+
+def suffer(runs: Trainer, run: Run) -> tuple[list[int], str, float]:
+    """The exit codes, the first line that says something, and the seconds from trouble to line."""
+    watcher = Watcher(runs)
+    watcher.start()
+    codes = runs.codes(run)
+    watcher.ended.set()
+    watcher.join()
+    return codes, watcher.line, watcher.seen - runs.time_of_trouble()
+
+
+def check(name: str, expected: Expected, *, arguments: list[str], runs: Trainer, disk: Path) -> str:
+    """The row of the table, once everything is as expected; the run has gone on to its end."""
+    run_dir, culprit = disk / "run", 0 if name in BY_RANK_0 else CULPRIT
+    run = Run(arguments, str(run_dir), ranks=RANKS, watched=culprit, trouble=name)
+    codes, line, seconds = suffer(runs, run)
+    printed = runs.printed()
+    assert codes.pop(culprit) == expected.code, printed
+    assert codes == [expected.others] * (RANKS - 1), printed
+    assert (expected.line in line) if expected.line else not line, printed
+    if name in ENDED:
+        assert f"watchdog: rank {CULPRIT} on host " in line
+        assert len(re.findall("^watchdog: ", printed, flags=re.M)) == 1, printed
+        assert len(re.findall("most recent call first", printed)) >= RANKS - 1
+    done = int(read_metrics(run_dir)[-1]["step"])
+    newest = checkpoint.newest_step(run_dir)
+    assert newest == expected.goes_on_after
+    lost = max(done, STEP - (name in ENDED)) - newest
+    assert lost <= (SAVE_EVERY if name not in ("disk full", "read-only file system") else STEPS)
+    told = f"{seconds:.1f} s" if line else "-"
+    return f"| {name} | {expected.code} | {line or '(nothing is wrong)'} | {told} | {lost} |"
+
+
+def go_on(arguments: list[str], *, runs: Trainer, disk: Path) -> Outcome:
+    (disk / "ballast").unlink(missing_ok=True)
+    run = Run(arguments, str(disk / "run"), ranks=RANKS)
+    assert runs.codes(run) == [0] * RANKS, runs.printed()
+    return outcome(disk / "run")
+
+
+def assert_same(found: Outcome, whole: Outcome) -> None:
+    assert found.tensors == whole.tensors
+    assert set(found.files) == set(whole.files)
+    assert all(found.losses[step] == whole.losses[step] for step in found.losses)
+
+
+def test_every_trouble_is_expected() -> None:
+    assert set(TROUBLES) == {*ENDED, *LIVED}
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "disk full, then not"])
+def test_a_rank_in_trouble(
+    name: str, arguments: list[str], runs: Trainer, whole: Outcome, disk: Path
+) -> None:
+    expected = {**ENDED, **LIVED}[name]
+    print(check(name, expected, arguments=arguments, runs=runs, disk=disk))
+    assert_same(go_on(arguments, runs=runs, disk=disk), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ENDED, *LIVED])
+def test_all_troubles_of_a_rank(
+    name: str, arguments: list[str], runs: Trainer, whole: Outcome, disk: Path
+) -> None:
+    expected = {**ENDED, **LIVED}[name]
+    print("\n" + check(name, expected, arguments=arguments, runs=runs, disk=disk))
+    if name == "read-only file system":
+        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    assert_same(go_on(arguments, runs=runs, disk=disk), whole)
