@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec benchmark-data benchmark-training benchmark-quality lint clean
+.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-gpu benchmark-quality lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -29,6 +29,12 @@ test: install  ## all tests (a real SLURM among them where it is installed)
 
 test-slow: install  ## the tests that take minutes each, with their full bars
 	$(BIN)/python -m pytest -m slow
+
+# Kills at file-system calls, ranks in trouble, flipped bytes, pieces of runs, a real SLURM.
+FAULTS := tests/faults tests/cluster/test_watchdog.py tests/test_verify.py tests/slurm/test_life.py \
+  tests/training/test_resume.py tests/training/test_saver.py
+faults: install  ## all that can go wrong, done to real runs, with a table of what was said (two hours)
+	$(BIN)/python -m pytest -m 'slow or not slow' -rP $(FAULTS)
 
 # What others need beside their requirements: a torch and torchvision that fit each other.
 PEER_TORCH ?= torch torchvision
@@ -56,6 +62,12 @@ test-llm2vec: install $(LLM2VEC)  ## vectors, logits and loss beside llm2vec its
 
 benchmark-training: install $(LLM2VEC)  ## steps beside llm2vec and sentence-transformers (an hour)
 	$(BIN)/python -m tests.benchmarks.bench_training --peers $(LLM2VEC)
+
+benchmark-checkpoint: install  ## a save beside DeepSpeed's own: seconds, waiting, memory (ten minutes)
+	$(BIN)/python -m tests.benchmarks.bench_checkpoint
+
+benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B shape with random weights
+	$(BIN)/python -m tests.benchmarks.bench_gpu
 
 benchmark-quality: install  ## STS-B of every state over three seeds, a table and a plot (an hour and a half)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/sts.svg

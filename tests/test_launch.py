@@ -19,7 +19,7 @@ from toolkit import launch
 from toolkit.cluster import submit
 from toolkit.files import BadInput
 
-DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate"]
+DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate", "verify"]
 
 # What sbatch gets for each stage; {dependency}, {array} and the shape differ.
 SCRIPT = """\

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from toolkit.cluster import submit
+from toolkit.cluster import site, submit
 from toolkit.config import (
     check_training,
     load_recipe,
@@ -83,8 +83,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cpus-per-task", type=int, default=4, help="cores a rank (default 4)")
     made.add_argument("--time-min", type=int, default=1440, help="limit a job (default 1440)")
     made.add_argument("--mem-gib", type=int, help="memory a node (default: the cluster's)")
-    made.add_argument("--partition", help="SLURM partition (default: the cluster's)")
-    made.add_argument("--account", help="SLURM account (default: yours)")
+    made.add_argument("--dependency", help=site.DEPENDENCY.about)
+    made.add_argument(
+        "--array-throttle", type=int, help="tasks of an embedding at a time (default: all)"
+    )
+    site.add_options(made)
+    made.add_argument(
+        "--site", help=f"a file with defaults for all of these, also ${site.SITE_VARIABLE}"
+    )
     made.add_argument(
         "--chain",
         type=int,
@@ -100,11 +106,27 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """The door `python -m toolkit.launch`."""
     arguments = parser().parse_intermixed_args(argv)
+
+    def action() -> None:
+        launch(with_site(arguments, argv=argv, environ=os.environ), environ=os.environ)
+
     try:
-        return guarded(lambda: launch(arguments, environ=os.environ))
+        return guarded(action)
     except submit.JobFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def with_site(
+    arguments: argparse.Namespace, *, argv: Sequence[str] | None, environ: Mapping[str, str]
+) -> argparse.Namespace:
+    """The command line read again, with the defaults of the site's file if there is one."""
+    path = site.site_file(arguments.site, environ=environ)
+    if path is None:
+        return arguments
+    again = parser()
+    again.set_defaults(**site.read_site(path, parser=again))
+    return again.parse_intermixed_args(argv)
 
 
 def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
@@ -127,7 +149,9 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
     setup = environment_script(environ)
     if arguments.dry_run:
         for job in jobs:
-            print(dry_run_text(job, previous=previous_of(jobs, job), cluster=cluster, setup=setup))
+            previous = previous_of(jobs, job)
+            after = f"afterok:<id of {previous.name}>" if previous else arguments.dependency
+            print(dry_run_text(job, after=after, cluster=cluster, setup=setup))
             if job.resources.chained:
                 print(f"# {arguments.chain} such jobs, each afterany of the one before\n")
         return
@@ -136,7 +160,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
     if cluster == "local":
         run_jobs_here(jobs)
     else:
-        submit_jobs(jobs, chain=arguments.chain, setup=setup)
+        submit_jobs(jobs, chain=arguments.chain, setup=setup, after=arguments.dependency)
 
 
 def resolve(name: str, *, overrides: Sequence[str]) -> tuple[Recipe, Path, dict[str, StageRecipe]]:
@@ -176,6 +200,8 @@ def plan(
         gpus = submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
     if gpus < 0:
         raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+    if arguments.dependency is not None:
+        site.check_option("dependency", arguments.dependency, option=site.DEPENDENCY)
     if arguments.chain < 1:
         raise BadInput(f"--chain {arguments.chain}: at least 1")
     ranks = max(1, gpus)
@@ -191,8 +217,9 @@ def plan(
         cpus_per_task=arguments.cpus_per_task,
         time_min=arguments.time_min,
         mem_gib=arguments.mem_gib,
-        partition=arguments.partition,
-        account=arguments.account,
+        options={
+            name: text for name in site.OPTIONS if (text := getattr(arguments, name)) is not None
+        },
     )
     one = dataclasses.replace(
         whole,
@@ -207,7 +234,8 @@ def plan(
         if isinstance(recipe, EvaluateRecipe):
             asked = one
         elif isinstance(recipe, EmbedRecipe) and cluster == "slurm":
-            asked = dataclasses.replace(one, array=arguments.nodes * ranks)
+            throttle = arguments.array_throttle
+            asked = dataclasses.replace(one, array=arguments.nodes * ranks, array_throttle=throttle)
         elif isinstance(recipe, TrainingRecipe):
             asked = dataclasses.replace(whole, chained=arguments.chain > 1)
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
@@ -297,9 +325,7 @@ def previous_of(jobs: Sequence[PlannedJob], job: PlannedJob) -> PlannedJob | Non
     return jobs[place - 1] if place else None
 
 
-def dry_run_text(
-    job: PlannedJob, *, previous: PlannedJob | None, cluster: str, setup: Sequence[str]
-) -> str:
+def dry_run_text(job: PlannedJob, *, after: str | None, cluster: str, setup: Sequence[str]) -> str:
     """What would be submitted for a job; the id of the job before it is not known yet."""
     if cluster == "local":
         asked = job.resources
@@ -307,20 +333,21 @@ def dry_run_text(
             f"# {job.name}: {asked.tasks_per_node} process(es) on this machine, "
             f"logs in {job.folder}\n{to_yaml(job.recipe)}"
         )
-    after = f"afterok:<id of {previous.name}>" if previous else None
     text = submit.sbatch_text(job.resources, folder=job.folder, after=after, setup=setup)
     return f"# ---- {job.name} ----\n{text}"
 
 
-def submit_jobs(jobs: Sequence[PlannedJob], *, chain: int, setup: Sequence[str]) -> None:
-    """Submit every job behind the one before it; prints a line a job.
+def submit_jobs(
+    jobs: Sequence[PlannedJob], *, chain: int, setup: Sequence[str], after: str | None
+) -> None:
+    """Submit every job behind the one before it, the first as `after` says; prints a line a job.
 
     Of a training stage `chain` equal jobs, each after the end of the one before, whatever its end:
     those that find the run finished end at once.
     """
     last: str | None = None
     for job in jobs:
-        after = f"afterok:{last}" if last else None
+        after = f"afterok:{last}" if last else after
         for _ in range(chain if job.is_training else 1):
             try:
                 last = submit.submit_slurm(

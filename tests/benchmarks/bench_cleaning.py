@@ -8,7 +8,6 @@ has its own way to share the work and to write. The others clean with mwparserfr
 as their users do. Ours also finds the sentences, and packs the tokens into blocks.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks import corpora
-from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 PEERS = Path(__file__).with_name("peers")
@@ -56,12 +55,9 @@ def contenders(folder: Path, *, workers: int, peers: str | None) -> list[Contend
 
 def main(argv: list[str] | None = None) -> None:
     """Make the input, run, print a table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=REAL_DATA)
+    parser = options(__doc__, peers="datatrove")
     parser.add_argument("--megabytes", type=float, default=200)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--peers", help="a Python that has datatrove")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

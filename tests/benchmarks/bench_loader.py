@@ -3,7 +3,6 @@
 python -m tests.benchmarks.bench_loader --megabytes 40 --runs 5 --peers PYTHON
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks import corpora
-from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 from toolkit.text.token_shards import TokenFiles, open_tokens
 from toolkit.text_tokenizer import text_tokenizer
 
@@ -33,11 +32,8 @@ def write_blocks(shards: Path, *, out: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Make the shards, run, print tables in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=REAL_DATA)
+    parser = options(__doc__, peers="mosaicml-streaming")
     parser.add_argument("--megabytes", type=float, default=40)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--peers", help="a Python that has mosaicml-streaming")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,11 +6,10 @@
 A Mistral of the shipped model's shape with Mistral's real vocabulary of 32,000 and random weights,
 LoRA of rank 16 on all linear layers, fp32. MNTP: 32 blocks of 512 tokens a step, as in the paper,
 with activation checkpointing (as there) and without. SimCSE: 128 sentences a step, limit 128; and
-1,024 with GradCache, 64 of them at a time. Each contender runs as a whole process; its first step
-is not counted.
+1,024 with GradCache, 64 of them at a time; and ours alone at 1,024 and 16,384 rows of 16 tokens,
+for its memory. Each contender runs as a whole process; its first step is not counted.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,22 +18,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks import corpora
-from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 from toolkit.text.shards import open_shards
 
 TOKENIZER = "tokenizer_mistral/tokenizer.model.v1"
 PEERS = Path(__file__).with_name("peers")
 MAX_TOKENS, BLOCK_ROWS, SENTENCE_ROWS, LARGE_ROWS, MINI_ROWS = 512, 32, 128, 1024, 64
 SENTENCE_TOKENS = 128
-KINDS = ("mntp", "recomputed", "simcse", "cached")
+KINDS = ("mntp", "recomputed", "simcse", "cached", "flat")
 LORA = ["model.lora.rank=16", "model.lora.alpha=32", "model.lora.dropout=0.05"]
 QUIET = ["train.warmup_steps=0", "train.save_every_steps=1000", "deepspeed.config=zero2"]
 
 
-def ours(recipe: str, *overrides: str, steps: int) -> Contender:
+def ours(recipe: str, *overrides: str, steps: int, name: str = "ours") -> Contender:
     """Our own door."""
     command = [sys.executable, "-m", "tests.benchmarks.train_steps", recipe, *LORA, *QUIET]
-    return Contender("ours", [*command, f"train.steps={steps}", *overrides])
+    return Contender(name, [*command, f"train.steps={steps}", *overrides])
 
 
 def theirs(name: str, python: str, script: str, *arguments: object) -> Contender:
@@ -97,14 +96,21 @@ def simcse(folder: Path, *, peers: str, steps: int, rows: int) -> list[Contender
     return [ours("tiny_simcse", *given, *sizes, *rest, steps=steps), peer]
 
 
+def flat(folder: Path) -> list[Contender]:
+    """The same micro-batches; sixteen times as many of them in a global batch."""
+    given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
+    given += [f"train.micro_batch_rows={MINI_ROWS}", "data.max_tokens=16"]
+    return [
+        ours("tiny_simcse", *given, f"train.global_batch_rows={rows}", steps=2, name=f"{rows:,}")
+        for rows in (16 * LARGE_ROWS, LARGE_ROWS)
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the input, run, print tables in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=REAL_DATA)
-    parser.add_argument("--runs", type=int, default=5)
+    parser = options(__doc__, peers="llm2vec 0.2.3", needed=True)
     parser.add_argument("--steps", type=int, default=4, help="a run; the first is not counted")
     parser.add_argument("--only", choices=KINDS, action="append")
-    parser.add_argument("--peers", required=True, help="a Python that has llm2vec 0.2.3")
     arguments = parser.parse_args(argv)
     kinds = arguments.only or KINDS
     peers, steps = arguments.peers, arguments.steps
@@ -113,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "recomputed": ("tokens_per_s", "tokens/s"),
         "simcse": ("rows_per_s", "sentences/s"),
         "cached": ("rows_per_s", "sentences/s"),
+        "flat": ("rows_per_s", "sentences/s"),
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -122,6 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "recomputed": mntp(folder, peers=peers, steps=steps, recompute=True),
             "simcse": simcse(folder, peers=peers, steps=steps, rows=SENTENCE_ROWS),
             "cached": simcse(folder, peers=peers, steps=2, rows=LARGE_ROWS),
+            "flat": flat(folder),
         }
         for kind in kinds:
             found = compare(made[kind], runs=arguments.runs, warmup=0)

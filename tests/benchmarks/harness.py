@@ -3,6 +3,7 @@
 A machine drifts; a ratio of runs that stand next to each other does not. Medians, never the best.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -97,6 +98,15 @@ def table(
             cells += [f"{statistics.median(values):,.2f}", f"{ratio:.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def options(about: str | None, *, peers: str, needed: bool = False) -> argparse.ArgumentParser:
+    """The command line of a benchmark beside others; `peers` is what their Python must have."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--data", type=Path, default=REAL_DATA)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--peers", required=needed, help=f"a Python that has {peers}")
+    return parser
 
 
 def machine() -> str:

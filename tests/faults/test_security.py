@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import QUICKSTART, ROOT, need, run, torchrun
 
+SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD")
 SCRIPT = str(Path(__file__).with_name("audited.py"))
 
 
@@ -73,10 +74,11 @@ def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -
         ]
     )
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    secrets = {name: f"{name.lower()}-4711" for name in SECRETS}
     done = subprocess.run(
         ["unshare", "--net", "bash", "-c", script],
         cwd=ROOT,
-        env={**environ, "OMP_NUM_THREADS": "1"},
+        env={**environ, **secrets, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=400,
@@ -84,6 +86,13 @@ def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.splitlines()[-5] == "river"
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 30
+    for (
+        secret
+    ) in secrets.values():  # no record, log or pickled job tells what the environment holds
+        assert secret not in done.stdout + done.stderr
+        assert [path for path in written if secret.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])

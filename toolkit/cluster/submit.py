@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,19 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from toolkit.cluster.preempt import CHAIN_VARIABLE
+from toolkit.cluster.site import OPTIONS, Option, check_option
 from toolkit.files import BadInput
 
 SIGNAL_DELAY_S = 120
 MAX_RESTARTS = 1000
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.,:=+-]*")
+_NAME = Option("the name of a job")
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one job asks for. `array` > 1 makes it that many equal tasks, each with the whole. A
-    `chained` job is not requeued: the next of its kind waits already."""
+    """What one job asks for. `options` are those of `site.OPTIONS`. `array` > 1 makes it that many
+    equal tasks, each with the whole, at most `array_throttle` of them at a time. A `chained` job is
+    not requeued: the next of its kind waits already."""
 
     name: str
     nodes: int
@@ -41,15 +43,19 @@ class Resources:
     cpus_per_task: int
     time_min: int
     mem_gib: int | None = None
-    partition: str | None = None
-    account: str | None = None
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     array: int = 1
+    array_throttle: int | None = None
     chained: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("name", "partition", "account"):
-            _check_name(field, getattr(self, field))
-        for field in ("nodes", "tasks_per_node", "cpus_per_task", "time_min", "mem_gib", "array"):
+        check_option("name", self.name, option=_NAME)
+        for name, text in self.options.items():
+            check_option(name, text, option=OPTIONS[name])
+        for field in (
+            *("nodes", "tasks_per_node", "cpus_per_task", "time_min", "mem_gib"),
+            *("array", "array_throttle"),
+        ):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise BadInput(f"{field} is {value}: at least 1")
@@ -62,7 +68,8 @@ def has_slurm() -> bool:
 
 def gpus_of_partition(partition: str | None) -> int:
     """The largest number of GPUs on a node of the partition (or of any), by sinfo."""
-    _check_name("partition", partition)
+    if partition is not None:
+        check_option("partition", partition, option=OPTIONS["partition"])
     command = ["sinfo", "--noheader", "--format=%G", *(["-p", partition] if partition else [])]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -168,12 +175,6 @@ class JobFailed(RuntimeError):
     """A job on this machine ended with an error."""
 
 
-def _check_name(field: str, value: str | None) -> None:
-    # A line break in a field would be a second #SBATCH line of somebody's choosing.
-    if value is not None and not _NAME.fullmatch(value):
-        raise BadInput(f"{field} {value!r}: use letters, digits and _ . , : = + - only")
-
-
 def _slurm_parameters(
     resources: Resources, *, after: str | None, setup: Sequence[str]
 ) -> dict[str, Any]:
@@ -181,9 +182,10 @@ def _slurm_parameters(
     extra["no-requeue" if resources.chained else "requeue"] = True
     if resources.chained:
         setup = [f"export {CHAIN_VARIABLE}=1", *setup]
+    if "reservation" in resources.options:  # which submitit does not know
+        extra["reservation"] = resources.options["reservation"]
     optional = {
-        "partition": resources.partition,
-        "account": resources.account,
+        **{key: text for key, text in resources.options.items() if key != "reservation"},
         "mem": f"{resources.mem_gib}G" if resources.mem_gib is not None else None,
         "gpus_per_node": resources.gpus_per_node or None,
         "dependency": after,
@@ -196,6 +198,7 @@ def _slurm_parameters(
         "time": resources.time_min,
         "signal_delay_s": SIGNAL_DELAY_S,
         "setup": list(setup),
+        "array_parallelism": resources.array_throttle or resources.array,
         "stderr_to_stdout": True,
         # srun takes --cpus-per-task from no one else since SLURM 22.05.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}"],
