@@ -1,0 +1,138 @@
+"""Where a run stands, by what real runs and encodings have written."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.encoding.conftest import embed
+from toolkit import standing, status, train
+from toolkit.cluster.launched import Launched, write_launched
+from toolkit.cluster.queue import JobState
+from toolkit.encoding import plan, store
+from toolkit.training import metrics, starts
+
+Told = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_model: Path) -> Path:
+    """A launch of three stages: the first is done, the second stopped half-way, the third waits."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    data = [f"data.train={shards}", f"model.base={tiny_model}", "train.log_every_steps=1"]
+    for name, steps in (("mntp", 2), ("simcse", 3)):
+        given = [*data, f"run_dir={folder / name}", f"train.steps={steps}"]
+        assert train.main([f"tiny_{name}", *given, "train.save_every_steps=1"]) == 0
+    shutil.rmtree(folder / "simcse" / "encoder")
+    steps = {"mntp": 2, "simcse": 9, "embed": None}
+    stages = [
+        Launched(name, name, str(folder / name), str(folder / "logs" / name), number)
+        for name, number in steps.items()
+    ]
+    write_launched(folder, stages)
+    return folder
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    def call(*arguments: object) -> list[dict[str, Any]]:
+        capsys.readouterr()
+        assert status.main([*map(str, arguments), "--json"]) == 0
+        found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+        return found
+
+    return call
+
+
+def test_the_names_of_files_are_those_of_whoever_writes_them() -> None:
+    assert standing.METRICS_FILE == metrics.METRICS_FILE
+    assert standing.STARTS_FILE == starts.STARTS_FILE
+    assert standing.PLAN_FILE == plan.PLAN_FILE
+    assert standing.MANIFEST_FILE == store.MANIFEST_FILE
+
+
+def test_the_stages_of_a_pipeline(pipeline: Path, told: Told) -> None:
+    done, running, waits = told(pipeline)
+    assert [one["stage"] for one in (done, running, waits)] == ["mntp", "simcse", "embed"]
+    assert (done["state"], done["done"], done["total"]) == ("done", 2, 2)
+    assert done["left_s"] is None
+    assert (running["state"], running["done"], running["total"]) == ("running", 3, 9)
+    assert running["left_s"] > 0 and running["tokens_per_s"] > 0 and running["loss"] > 0
+    assert 0 <= running["last_sign_s"] < 120
+    assert (waits["state"], waits["total"]) == ("not begun", 0)
+
+
+def test_what_has_been_quiet_for_long_has_stopped_and_its_log_says_why(
+    pipeline: Path, told: Told, tmp_path: Path
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(pipeline / "simcse", copy)
+    (copy / "logs").mkdir()
+    log = "step 3\nwatchdog: rank 2 on host n2 was killed\nand more\n"
+    (copy / "logs" / "12_0_log.out").write_text(log)
+    before = time.time() - 3600
+    os.utime(copy / "metrics.jsonl", (before, before))
+    (one,) = told(copy)
+    assert (one["state"], one["left_s"]) == ("stopped", None)
+    assert 3590 < one["last_sign_s"] < 3700
+    assert one["trouble"] == "watchdog: rank 2 on host n2 was killed  [12_0_log.out]"
+    assert one["total"] == one["done"] == 3  # by its own recipe: the encoder alone is missing
+
+
+def test_an_encoding_counts_units(pipeline: Path, told: Told, shards: Path, tmp_path: Path) -> None:
+    model = f"encoder.model={pipeline / 'mntp' / 'encoder'}"
+    embed(tmp_path / "enc", model, f"corpus.input={shards}")
+    (one,) = told(tmp_path / "enc")
+    assert (one["state"], one["kind"], one["unit"]) == ("done", "embed", "units")
+    assert one["done"] == one["total"] > 1
+    (tmp_path / "enc" / "manifest.json").unlink()
+    (one,) = told(tmp_path / "enc")
+    assert one["state"] == "running"
+
+
+def test_all_runs_below_a_folder(pipeline: Path, told: Told, tmp_path: Path) -> None:
+    (tmp_path / "group").mkdir()
+    shutil.copytree(pipeline, tmp_path / "group" / "a")
+    shutil.copytree(pipeline / "mntp", tmp_path / "b")
+    found = told("--all", tmp_path)
+    assert [(Path(one["run"]).name, one["stage"]) for one in found] == [
+        ("b", "b"),
+        *(("a", stage) for stage in ("mntp", "simcse", "embed")),
+    ]
+
+
+def test_the_table_for_people(pipeline: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([str(pipeline)]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed  # piped: no colours
+    rows = [line.split() for line in printed.splitlines() if line.strip()]
+    assert rows[0][:4] == ["run", "stage", "jobs", "state"]
+    (line,) = [row for row in rows if "simcse" in row]
+    assert line[-4:-1] != [] and "3/9" in line and line[-1] == "ago"
+
+
+def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([str(tmp_path)]) == 2
+    assert f"error: {tmp_path}: is no run: give the run_dir of" in capsys.readouterr().err
+    assert status.main(["--all", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert status.main(["--all", str(tmp_path / "absent")]) == 2
+    assert "no such directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0 s"), (59, "59 s"), (310, "5 min 10 s"), (3600, "1 h"), (273_600, "3 d 4 h")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert status.duration(seconds) == shown
+
+
+def test_an_array_is_over_when_all_its_tasks_are() -> None:
+    assert JobState("1", "COMPLETED 3, FAILED 1").is_over
+    assert not JobState("1", "COMPLETED 3, RUNNING 1").is_over

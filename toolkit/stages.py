@@ -1,0 +1,204 @@
+"""The stages of a recipe as jobs: what each asks for, and whether it could run.
+
+Knows recipes and resources. Refuses to know how a job is submitted. Nothing here imports torch.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from toolkit.cluster import site, submit
+from toolkit.config import (
+    check_training,
+    load_recipe,
+    resolve_model,
+    resolve_stages,
+    split_overrides,
+)
+from toolkit.files import BadInput, is_committed
+from toolkit.planning import GIB, Cluster, Gpu, need, shape_of
+from toolkit.schema import (
+    EmbedRecipe,
+    EvaluateRecipe,
+    PipelineRecipe,
+    Recipe,
+    StageRecipe,
+    SupervisedRecipe,
+    TrainingRecipe,
+)
+
+HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
+HOW_TO_PAIR = "make it with data_scripts/prepare_pairs.py --input FILES --output DIR"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedJob:
+    """A stage, what it asks for, and the folder of its logs."""
+
+    name: str
+    recipe: StageRecipe
+    resources: submit.Resources
+    folder: Path
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it goes on from a checkpoint."""
+        return isinstance(self.recipe, TrainingRecipe)
+
+
+def resolve(name: str, *, overrides: Sequence[str]) -> tuple[Recipe, Path, dict[str, StageRecipe]]:
+    """The recipe, its directory, and its stages by name; a single recipe is its only stage."""
+    if load_recipe(name).kind == "pipeline":
+        own, rest = split_overrides(overrides)
+        pipeline = load_recipe(name, overrides=own)
+        assert isinstance(pipeline, PipelineRecipe)
+        return pipeline, Path(pipeline.run_dir), resolve_stages(pipeline, overrides=rest)
+    recipe = load_recipe(name, overrides=overrides)
+    assert not isinstance(recipe, PipelineRecipe)
+    return recipe, output_of(recipe), {recipe.kind: recipe}
+
+
+def output_of(recipe: StageRecipe) -> Path:
+    """The directory that a stage writes."""
+    return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
+
+
+def plan(
+    stages: Mapping[str, StageRecipe],
+    *,
+    run_dir: Path,
+    arguments: argparse.Namespace,
+    cluster: str,
+) -> list[PlannedJob]:
+    """What each stage asks for: training the whole allocation, an embedding one task a GPU."""
+    if cluster == "local" and arguments.nodes != 1:
+        raise BadInput(
+            f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
+            "use --gpus-per-node for more ranks, or --cluster slurm"
+        )
+    if arguments.gpus_per_node is not None:
+        gpus = arguments.gpus_per_node
+    else:
+        local = cluster == "local"
+        gpus = submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
+    if gpus < 0:
+        raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+    if arguments.dependency is not None:
+        site.check_option("dependency", arguments.dependency, option=site.DEPENDENCY)
+    if arguments.chain < 1:
+        raise BadInput(f"--chain {arguments.chain}: at least 1")
+    ranks = max(1, gpus)
+    # The folder of the logs stands in the script: a line break would end its #SBATCH line.
+    if not str(run_dir.absolute()).isprintable():
+        raise BadInput(f"run_dir {str(run_dir)!r}: a path without line breaks, please")
+    title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run_dir.absolute().name).strip(".+-") or "run"
+    whole = submit.Resources(
+        name=title,
+        nodes=arguments.nodes,
+        tasks_per_node=ranks,
+        gpus_per_node=gpus,
+        cpus_per_task=arguments.cpus_per_task,
+        time_min=arguments.time_min,
+        mem_gib=arguments.mem_gib,
+        options={
+            name: text for name in site.OPTIONS if (text := getattr(arguments, name)) is not None
+        },
+    )
+    one = dataclasses.replace(
+        whole,
+        nodes=1,
+        tasks_per_node=1,
+        gpus_per_node=min(gpus, 1),
+        mem_gib=arguments.mem_gib and max(1, arguments.mem_gib // ranks),  # its part of a node's
+    )
+    jobs = []
+    for name, recipe in stages.items():
+        asked = whole
+        if isinstance(recipe, EvaluateRecipe):
+            asked = one
+        elif isinstance(recipe, EmbedRecipe) and cluster == "slurm":
+            throttle = arguments.array_throttle
+            asked = dataclasses.replace(one, array=arguments.nodes * ranks, array_throttle=throttle)
+        elif isinstance(recipe, TrainingRecipe):
+            asked = dataclasses.replace(whole, chained=arguments.chain > 1)
+        asked = dataclasses.replace(asked, name=f"{title}-{name}")
+        jobs.append(PlannedJob(name, recipe, asked, (run_dir / "logs" / name).absolute()))
+    return jobs
+
+
+def check(jobs: Sequence[PlannedJob]) -> None:
+    """Refuse now what a job would refuse after hours in the queue.
+
+    What an earlier stage will write cannot be looked at yet, so only the rest is.
+    """
+    outputs: list[Path] = []
+    for job in jobs:
+        recipe, asked = job.recipe, job.resources
+        if isinstance(recipe, TrainingRecipe):
+            check_training(recipe, world_size=asked.nodes * asked.tasks_per_node)
+            models, shards = [recipe.model.base], [recipe.data.train]
+        elif isinstance(recipe, EmbedRecipe):
+            models, shards = [recipe.encoder.model], [recipe.corpus.input]
+        else:
+            models = [settings.model for settings in recipe.encoders.values()]
+            shards = [task.corpus for task in recipe.retrieval.values()]
+        for directory in shards:
+            if not _comes_later(directory, outputs=outputs) and not is_committed(Path(directory)):
+                how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
+                raise BadInput(f"{job.name}: {directory}: no whole shard directory; {how}")
+        for model in models:
+            if not _comes_later(model, outputs=outputs):
+                _warn_if_not_here(resolve_model(model))
+        outputs.append(output_of(recipe).absolute())
+        for place in (job.folder, outputs[-1]):
+            _check_writable(place)
+
+
+def _warn_if_not_here(model: str) -> None:
+    if os.path.isdir(model):
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if try_to_load_from_cache(model, "config.json") is None:
+        print(
+            f"warning: {model} is not in this machine's hub cache, and jobs run offline; "
+            f"fetch it first: hf download {model}",
+            file=sys.stderr,
+        )
+
+
+def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
+    """Say which training stage will not fit its GPUs, by `toolkit.plan`'s estimate.
+
+    The first stage's model tells the shape: a later one trains what came of it.
+    """
+    trained = [(job, job.recipe) for job in jobs if isinstance(job.recipe, TrainingRecipe)]
+    shape = shape_of(trained[0][1].model.base) if trained else None
+    for job, recipe in trained:
+        assert shape
+        asked = job.resources
+        cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
+        found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
+        if not found.fits(gpu):
+            print(
+                f"warning: {job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
+                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan",
+                file=sys.stderr,
+            )
+
+
+def _check_writable(path: Path) -> None:
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise BadInput(f"{path}: {there} is a file; choose another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: {there} is not yours to write; choose another directory")
+
+
+def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:
+    absolute = Path(path).absolute()
+    return any(absolute == output or output in absolute.parents for output in outputs)

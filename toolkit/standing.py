@@ -1,0 +1,175 @@
+"""How far a stage has come, by what it has written, and what SLURM says of its jobs.
+
+Knows the files of runs and encodings. Refuses to know how it is shown. No torch.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
+from toolkit.cluster.queue import UNKNOWN, JobState, job_states
+from toolkit.config import ENCODER_DIR, load_recipe
+from toolkit.files import BadInput, is_committed, read_json, read_json_lines
+from toolkit.schema import PipelineRecipe, TrainingRecipe
+
+RECENT = 20  # logged steps or units that the speed is a median of
+QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
+TAIL_BYTES = 65536
+DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
+METRICS_FILE, STARTS_FILE = "metrics.jsonl", "starts.jsonl"
+PLAN_FILE, MANIFEST_FILE, SCORES_FILE = "plan.json", "manifest.json", "scores.json"
+ERRORS = ("watchdog: ", "error: ", "slurmstepd: error: ", "submitit ERROR")
+
+
+@dataclasses.dataclass
+class Standing:
+    """A stage of a run. `done` of `total` are steps or units; times in seconds: `left_s` to its
+    end at its present speed, `last_sign_s` since it wrote something. `trouble` is the last line of
+    its logs that tells of an error, with the node."""
+
+    run: str
+    stage: str
+    kind: str
+    state: str = NOT_BEGUN
+    reason: str = ""
+    nodes: str = ""
+    jobs: Sequence[str] = ()
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    tokens_per_s: float | None = None
+    loss: float | None = None
+    left_s: float | None = None
+    restarts: int = 0
+    last_sign_s: float | None = None
+    trouble: str = ""
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs, pipelines and encodings of a folder; not the stages of a pipeline once more."""
+    found: list[Path] = []
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such directory")
+    for path in sorted(folder.iterdir()):
+        if _is_run(path):
+            found.append(path)
+        elif path.is_dir() and not path.name.startswith("."):
+            found += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
+    return found
+
+
+def standings(path: Path, *, now: float) -> list[Standing]:
+    """The stages of a run, pipeline or encoding. Raises `BadInput` for what is none of them."""
+    stages = read_launched(path)
+    if not stages:
+        stages = [Launched(path.name, _kind_of(path), str(path), str(path / "logs"), None)]
+    return [_standing(stage, run=str(path), now=now) for stage in stages]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / name).is_file() for name in (LAUNCHED_FILE, "config.yaml", PLAN_FILE))
+
+
+def _kind_of(path: Path) -> str:
+    if (path / PLAN_FILE).is_file():
+        return "embed"
+    if not (path / "config.yaml").is_file():
+        raise BadInput(
+            f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
+            "output_dir of toolkit.encode"
+        )
+    recipe = load_recipe(str(path / "config.yaml"))
+    if isinstance(recipe, PipelineRecipe):
+        raise BadInput(f"{path}: its stages have not been launched")
+    return recipe.kind
+
+
+def _standing(stage: Launched, *, run: str, now: float) -> Standing:
+    found = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
+    output = Path(stage.output)
+    if stage.kind == "embed":
+        finished = _look_at_encoding(output, found, now=now)
+    elif stage.kind == "evaluate":
+        finished = (output / SCORES_FILE).is_file()
+    else:
+        finished = _look_at_training(output, found, steps=stage.steps, now=now)
+    if not found.jobs and (starts := read_json_lines(output / STARTS_FILE)):
+        job = str(starts[-1]["job"])
+        found.jobs = () if job == "local" else (job,)
+    _ask(found, finished=finished)
+    if found.state not in (DONE, RUNNING, NOT_BEGUN):
+        found.trouble = _trouble(Path(stage.logs))
+    return found
+
+
+def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: float) -> bool:
+    found.unit = "steps"
+    if (output / "config.yaml").is_file():
+        recipe = load_recipe(str(output / "config.yaml"))
+        if isinstance(recipe, TrainingRecipe):
+            steps = recipe.train.steps if steps is None else steps
+    found.total = steps or 0
+    rows = [row for row in read_json_lines(output / METRICS_FILE) if row["step"]]
+    if rows:
+        found.done, found.loss = int(rows[-1]["step"]), rows[-1]["loss"]
+        recent = [row for row in rows[-RECENT:] if row.get("seconds")]
+        if recent:
+            found.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)
+            each_s = statistics.median(row["seconds"] for row in recent)
+            found.left_s = (found.total - found.done) * each_s
+        found.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
+    found.restarts = max(0, len(read_json_lines(output / STARTS_FILE)) - 1)
+    whole = is_committed(output / ENCODER_DIR)
+    return whole and found.done >= found.total
+
+
+def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
+    found.unit = "units"
+    if not (output / PLAN_FILE).is_file():
+        return False
+    plan: dict[str, Any] = read_json(output / PLAN_FILE)
+    found.total = -(-int(plan["rows"]) // int(plan["unit_rows"]))
+    times = sorted(path.stat().st_mtime for path in (output / "units").glob("*.json"))
+    found.done = len(times)
+    if times:
+        found.last_sign_s = now - times[-1]
+        recent = times[-RECENT:]
+        if len(recent) > 1:
+            each_s = (recent[-1] - recent[0]) / (len(recent) - 1)
+            found.left_s = (found.total - found.done) * each_s
+    return (output / MANIFEST_FILE).is_file()
+
+
+def _ask(found: Standing, *, finished: bool) -> None:
+    """The state: what is whole is done, whatever became of its jobs."""
+    told = [] if finished or not found.jobs else job_states(found.jobs)
+    at_work = [one for one in told if not one.is_over and one.state != UNKNOWN]
+    if finished:
+        found.state, found.left_s = DONE, None
+    elif told and (at_work or told[-1].state != UNKNOWN):
+        shown: JobState = at_work[0] if at_work else told[-1]
+        found.state, found.reason, found.nodes = shown.state, shown.reason, shown.nodes
+    elif found.last_sign_s is None:
+        found.state = NOT_BEGUN
+    else:
+        found.state = RUNNING if found.last_sign_s < QUIET_S else STOPPED
+    if found.state.partition(" ")[0] not in ("RUNNING", RUNNING, "COMPLETING"):
+        found.left_s = found.tokens_per_s = None
+
+
+def _trouble(logs: Path) -> str:
+    """The last line of the newest log that tells of an error."""
+    if not logs.is_dir():
+        return ""
+    files = sorted(logs.glob("*.out"), key=lambda path: path.stat().st_mtime, reverse=True)
+    files += sorted(logs.glob("*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in files[:8]:
+        with path.open("rb") as handle:
+            handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+            lines = handle.read().decode(errors="replace").splitlines()
+        if told := [line for line in lines if line.startswith(ERRORS)]:
+            return f"{told[-1][:500]}  [{path.name}]"
+    return ""

@@ -1,0 +1,147 @@
+"""Where runs stand: stage, jobs, state and reason, steps, speed, time left, restarts, errors.
+
+    python -m toolkit.status RUN [RUN ...] [--watch] [--json]
+    python -m toolkit.status --all [FOLDER]
+
+Reads what runs and launches write, and asks SLURM where there is one. Nothing is changed.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.door import guarded
+from toolkit.files import BadInput
+from toolkit.standing import Standing, runs_below, standings
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+WATCH_S = 5.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door `python -m toolkit.status`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.status",
+        description="Where runs stand: of a pipeline each stage, of a run or an encoding itself.",
+        epilog="examples:\n  python -m toolkit.status runs/llm2vec --watch\n"
+        "  python -m toolkit.status --all --json | jq '.[] | select(.state == \"FAILED\")'",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="its directory")
+    parser.add_argument(
+        "--all",
+        nargs="?",
+        const=Path("runs"),
+        type=Path,
+        metavar="FOLDER",
+        help="every run below a folder (default runs)",
+    )
+    parser.add_argument("--watch", action="store_true", help=f"again every {WATCH_S:.0f} s")
+    parser.add_argument("--json", action="store_true", help="a list of stages, as JSON")
+    arguments = parser.parse_args(argv)
+    if not arguments.runs and not arguments.all:
+        parser.error("name a RUN, or --all")
+    try:
+        return guarded(lambda: run(arguments))
+    except KeyboardInterrupt:  # the way out of --watch
+        return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print the table, once or again and again."""
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(one) for one in look(arguments)], indent=2))
+        return
+    # Here and not above: the help text need not wait for it.
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console()
+    if not (arguments.watch and console.is_terminal):
+        show(look(arguments), console=console)
+        while arguments.watch:
+            time.sleep(WATCH_S)
+            show(look(arguments), console=console)
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(table(look(arguments)), refresh=True)
+            time.sleep(WATCH_S)
+
+
+def look(arguments: argparse.Namespace) -> list[Standing]:
+    """All stages of what was asked for. Raises `BadInput` for what is no run."""
+    runs: list[Path] = list(arguments.runs)
+    if arguments.all:
+        found = runs_below(arguments.all)
+        if not found and not runs:
+            raise BadInput(f"{arguments.all}: holds no run")
+        runs += found
+    now = time.time()
+    return [one for path in runs for one in standings(path, now=now)]
+
+
+def show(found: Sequence[Standing], *, console: "Console") -> None:
+    """On a terminal as wide as it is; elsewhere as wide as the table."""
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table(found))
+
+
+def table(found: Sequence[Standing]) -> "RenderableType":
+    """A line a stage, and below it what went wrong."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("run", "stage", "jobs", "state"):
+        rows.add_column(head, overflow="fold")
+    for head in ("done", "tokens/s", "loss", "left", "restarts", "last sign"):
+        rows.add_column(head, justify="right")
+    for one in found:
+        state = Text(one.state, style=_STYLES.get(one.state.partition(" ")[0], ""))
+        if one.reason:
+            state.append(f" ({one.reason})", style="dim")
+        rows.add_row(
+            one.run,
+            one.stage,
+            ", ".join(one.jobs),
+            state,
+            f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
+            f"{one.tokens_per_s:,.0f}" if one.tokens_per_s else "",
+            f"{one.loss:.4f}" if one.loss is not None else "",
+            duration(one.left_s),
+            str(one.restarts) if one.restarts else "",
+            f"{duration(one.last_sign_s)} ago" if one.last_sign_s is not None else "",
+        )
+    troubles = [Text(f"{one.run} {one.stage}: {one.trouble}") for one in found if one.trouble]
+    return Group(rows, *troubles)
+
+
+_STYLES = {"done": "green", "RUNNING": "cyan", "running": "cyan", "PENDING": "yellow"}
+_STYLES |= dict.fromkeys(("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stopped"), "red")
+
+
+def duration(seconds: float | None) -> str:
+    """In the two largest units: 3 d 4 h, 5 min 10 s."""
+    if seconds is None:
+        return ""
+    left, parts = int(seconds), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size or (unit == "s" and not parts):
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
