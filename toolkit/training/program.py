@@ -8,12 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from toolkit.cluster.preempt import StopSignal, requeue_command
 from toolkit.cluster.topology import Topology, detect
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
-from toolkit.files import BadInput, remove_committed, remove_temporaries, write_atomic
+from toolkit.files import (
+    BadInput,
+    RunFailed,
+    remove_committed,
+    remove_temporaries,
+    write_atomic,
+)
 from toolkit.model.attention import attention_in_use
 from toolkit.model.backbone import (
     DTYPES,
@@ -161,6 +168,7 @@ def _run_on_ranks(
     if leads:
         trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
         check_mergeable(base_folder(recipe.model.base), trained=trained)
+    place.watchdog.enter("load", step=0)
     prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
     if leads:  # only now: whatever can be refused above leaves nothing behind
         write_atomic(run_dir / "config.yaml", to_yaml(recipe))
@@ -223,6 +231,7 @@ def build_trainer(
     objective = build_objective(recipe, tokenizer=tokenizer)
     make_tokens(recipe, tokenizer=tokenizer)
     stream = open_stream(recipe, tokenizer=tokenizer)
+    watchdog.enter("load", step=0)  # again, as after each long part of loading
     engine = build_engine(
         recipe,
         settings=settings,
@@ -246,7 +255,11 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
     out = run_dir / ENCODER_DIR
     if encoder_step(out) != step:
         remove_committed(out)  # of this run when it was shorter
-        write_encoder(run_dir, out=out)
+        try:
+            write_encoder(run_dir, out=out)
+        except (OSError, SafetensorError) as error:
+            again = "the checkpoint is whole: the same command writes it again"
+            raise RunFailed(f"{out}: could not be written ({error}); {again}") from error
     print(f"{kind}: done; the merged encoder is {out}")
 
 

@@ -5,6 +5,7 @@ must not. The format: 8 bytes of header size, a JSON header, the tensors' bytes
 (huggingface.co/docs/safetensors).
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -46,14 +47,17 @@ class TensorWriter:
     def close(self) -> str:
         """Bring the file to the disk; returns its sha256."""
         assert next(self._names, None) is None, "a tensor is missing"
-        self._handle.flush()
-        os.fsync(self._handle.fileno())
-        self._handle.close()
+        try:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+        finally:
+            self.abandon()
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        """Close a file that will not be finished."""
-        self._handle.close()
+        """Close a file that will not be finished; what is still in its buffer is lost."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
 
     def _write(self, data: bytes | memoryview) -> None:
         self._digest.update(data)
