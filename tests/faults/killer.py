@@ -178,6 +178,8 @@ def _be_the_rank(rank: int, *, asked: dict[str, Any]) -> NoReturn:
         code = train.main([*asked["arguments"], f"run_dir={asked['run_dir']}"])
         if rank == 0 and not asked["trouble"]:
             (folder / "modules").write_text("\n".join(list(sys.modules)))
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
     except BaseException as error:
         traceback.print_exc()
         if isinstance(error, KeyboardInterrupt):

@@ -22,7 +22,6 @@ from tests.faults.test_kills import Outcome, outcome
 from tests.faults.troubles import STEP, TROUBLES
 from toolkit.cluster.watchdog import WATCHDOG_EXIT
 from toolkit.training import checkpoint
-from toolkit.training.metrics import read_metrics
 
 RANKS, CULPRIT, STEPS, SAVE_EVERY, HEARTBEAT_S, STALL_S = 4, 2, 8, 2, 2.0, 20.0
 LINE = re.compile(
@@ -39,28 +38,37 @@ class Expected:
     line: str
     code: int = 0
     others: int = WATCHDOG_EXIT
-    goes_on_after: int = STEP - 1
+    goes_on_after: int = STEP - 2
 
 
 ENDED = {
     "exception": Expected(f"failed {WHERE}: ValueError: a loss that nobody understands", 1),
-    "SIGKILL": Expected(f"was killed by SIGKILL (out of memory?) {WHERE}", -9),
+    # How it died is not known where whoever has started it was quicker to ask.
+    "SIGKILL": Expected(rf"(was killed by SIGKILL|ended without a word) \(.*\?\) {WHERE}", -9),
     "SIGINT": Expected(f"failed {WHERE}: KeyboardInterrupt", 130),
     "SIGSTOP": Expected(f"does not respond {WHERE}: a signal has stopped it", WATCHDOG_EXIT),
-    "segfault": Expected(f"was killed by SIGSEGV {WHERE}", -11),
+    "segfault": Expected(rf"was killed by SIGSEGV {WHERE}", -11),
     "abort": Expected(f"was killed by SIGABRT {WHERE}", -6),
     "GIL held": Expected(f"does not respond {WHERE}: no beat for 4 s, something holds", -9),
-    "stuck rank": Expected(f"has been {WHERE} for {STALL_S:.0f} s", WATCHDOG_EXIT),
+    "stuck while reading": Expected(
+        f"rank 2 .* at step {STEP}, phase data for {STALL_S:.0f} s; waiting for it: 0, 1, 3",
+        WATCHDOG_EXIT,
+    ),
+    # All of them are in the same phase then: the stacks tell who does not wait for the others.
+    "stuck while others wait": Expected(
+        f"rank 0 .* has been {WHERE} for {STALL_S:.0f} s; just there as well: 1, 2, 3",
+        WATCHDOG_EXIT,
+    ),
 }
 LIVED = {
-    "SIGTERM": Expected("told to stop; step 5 is saved", 75, 75, STEP),
+    "SIGTERM": Expected(f"told to stop; step {STEP + 1} is saved", 75, 75, STEP + 1),
     "slow rank": Expected("", 0, 0, STEPS),
     "clock jumps": Expected("", 0, 0, STEPS),
     "disk full, then not": Expected("step 6 could not be saved", 0, 0, STEPS),
-    "quota": Expected("step 6 could not be saved (rank 2: [Errno 122]", 0, 0, STEPS),
+    "quota": Expected(r"step 6 could not be saved \(rank 2: \[Errno 122", 0, 0, STEPS),
     "disk full at the last rename": Expected("step 6 could not be saved", 0, 0, STEPS),
-    "disk full": Expected("step 8 could not be saved", 1, 1),
-    "read-only file system": Expected("step 8 could not be saved", 1, 1),
+    "disk full": Expected("step 6 could not be saved", 1, 1),
+    "read-only file system": Expected("step 6 could not be saved", 1, 1),
 }
 BY_RANK_0 = ("disk full at the last rename",)  # which alone renames
 
@@ -132,19 +140,22 @@ def check(name: str, expected: Expected, *, arguments: list[str], runs: Trainer,
     # Of a rank that is lost, the others hear by their collectives too: an error of their own.
     others = {expected.others, 1} if name in ENDED else {expected.others}
     assert set(codes) <= others, printed
-    assert (expected.line in line) if expected.line else not line, printed
+    assert re.search(expected.line, line) if expected.line else not line, printed
     if name in ENDED:
-        assert f"watchdog: rank {CULPRIT} on host " in line
+        culprit_named = f"watchdog: rank {CULPRIT} on host " in line
+        assert culprit_named or name == "stuck while others wait"
         assert len(re.findall("^watchdog: ", printed, flags=re.M)) == 1, printed
         stacks = re.findall("most recent call (?:first|last)", printed)
         assert len(stacks) >= RANKS - 1  # of those that still could
-    done = int(read_metrics(run_dir)[-1]["step"])
+    if expected.code == expected.others == 1:  # the last state is lost: the run's own failure
+        assert printed.count(f"error: {run_dir}: step {STEPS} could not be saved") == RANKS
     newest = checkpoint.newest_step(run_dir)
     assert newest == expected.goes_on_after
-    lost = max(done, STEP - (name in ENDED)) - newest
-    assert lost <= (SAVE_EVERY if name not in ("disk full", "read-only file system") else STEPS)
+    done = {1: STEPS, 0: STEPS, 75: newest}[expected.code] if name in LIVED else STEP - 1
+    lost = done - newest
     told = f"{seconds:.1f} s" if line else "-"
-    return f"| {name} | {expected.code} | {line or '(nothing is wrong)'} | {told} | {lost} |"
+    shown = line.replace(str(run_dir), "RUN") or "(nothing is wrong)"
+    return f"| {name} | {expected.code} | {shown} | {told} | {lost} |"
 
 
 def go_on(arguments: list[str], *, runs: Trainer, disk: Path) -> Outcome:

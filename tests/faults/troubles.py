@@ -1,4 +1,4 @@
-"""What a rank can get into: each happens at the start of the backward pass of a step.
+"""What a rank can get into: each happens at the start of a step's backward pass, or of its reading.
 
 Knows processes, disks and clocks. Refuses to know who notices. The file `trouble` of the folder
 tells when it happened, in seconds of the monotonic clock.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from toolkit.cluster.watchdog import Phase, Watchdog
 
-STEP = 5  # after the checkpoints of 2 and 4, before that of 6
+STEP = 6  # after the checkpoints of 2 and 4 and a step more, before that of 6
 Trouble = Callable[[int, Path], None]  # (step, run directory), called at every step
 
 
@@ -111,7 +111,8 @@ TROUBLES: dict[str, Trouble] = {
     "segfault": at_step(crash),
     "abort": at_step(os.abort),
     "GIL held": at_step(hold_the_lock),
-    "stuck rank": at_step(lambda: time.sleep(1000)),
+    "stuck while reading": at_step(lambda: time.sleep(1000)),
+    "stuck while others wait": at_step(lambda: time.sleep(1000)),
     "slow rank": be_slow,
     "disk full, then not": fill_for_a_while,
     "disk full": fill,
@@ -128,10 +129,11 @@ def expect(name: str, *, run_dir: Path, folder: Path) -> None:
     """Get into this trouble while training."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     enter = Watchdog.enter
+    where = "data" if name == "stuck while reading" else "backward"
 
     def enter_and_suffer(self: Watchdog, phase: Phase, *, step: int) -> None:
         enter(self, phase, step=step)
-        if phase == "backward":
+        if phase == where:
             if step == STEP:
                 (folder / "trouble").write_text(str(time.monotonic()))
             TROUBLES[name](step, run_dir)

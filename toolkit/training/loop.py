@@ -98,11 +98,12 @@ class Trainer:
         batches = self.batches(step)
         units = sum(self.objective.num_units(batch) for batch in batches)
         tokens, cells = (sum(counts) for counts in zip(*map(num_tokens, batches), strict=True))
+        # Whoever waits for others here is no longer busy with data of its own.
+        self.watchdog.enter("backward", step=step + 1)
         # The wish to stop rides along: ranks get a signal at different moments, and must agree.
         all_units, all_tokens, all_cells, told = comm.sum_over_ranks(
             units, tokens, cells, should_stop, device=self.device
         )
-        self.watchdog.enter("backward", step=step + 1)
         self._seed_dropout(step)
         lr = learning_rate(self.train, step=step)
         for group in self.engine.optimizer.param_groups:
