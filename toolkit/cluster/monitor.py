@@ -38,7 +38,7 @@ from toolkit.cluster.watchdog import (
 SILENT_INTERVALS = 2.0  # without a beat of the training process
 ALONE_S = 5.0  # then a monitor that gets no answer speaks for itself
 STAY_S = 2.0  # so long a last word is repeated
-LEAVE_S = 10.0  # a rank that has failed by itself may take so long to exit
+LEAVE_S = 30.0  # a rank that has failed by itself may take so long to exit
 PATIENCE_S = 1.0  # between telling, having the stacks dumped, and killing
 COMMAND_S = 10.0  # so long the end waits for the command that a loss starts
 CONNECT_S = 60.0  # then a monitor that has never heard rank 0's says so

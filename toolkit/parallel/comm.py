@@ -75,6 +75,11 @@ def barrier() -> None:
     dist.barrier()
 
 
+def all_reduce(values: Tensor) -> None:
+    """Sum over all ranks, in place."""
+    dist.all_reduce(values)
+
+
 def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
     """Each value summed over all ranks, in fp64 so that token counts stay exact."""
     total = torch.tensor(values, dtype=torch.float64, device=device)

@@ -52,6 +52,7 @@ from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
+from toolkit.training.preflight import preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
 from toolkit.training.simcse import SimcseObjective
@@ -153,6 +154,9 @@ def _run_on_ranks(
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
         print(f"{recipe.kind}: {ranks}, {run_dir}")
+    figures = preflight(
+        run_dir, topology=place.topology, data_digest=origin.data_digest, device=place.device
+    )
     restored = _restore(run_dir, device=place.device)
     first_step = restored.step if restored else 0
     first_skipped = restored.skipped_steps if restored else 0
@@ -173,7 +177,8 @@ def _run_on_ranks(
     if leads:  # only now: whatever can be refused above leaves nothing behind
         write_atomic(run_dir / "config.yaml", to_yaml(recipe))
         remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
-        record_start(run_dir, step=first_step, place=place, attention=_attention(recipe, trainer))
+        told = {"attention": _attention(recipe, trainer), "preflight": figures}
+        record_start(run_dir, step=first_step, place=place, told=told)
     done = train_and_save(
         recipe,
         trainer=trainer,

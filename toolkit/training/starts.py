@@ -57,8 +57,8 @@ def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> N
         )
 
 
-def record_start(run_dir: Path, *, step: int, place: Place, attention: str) -> None:
-    """Append the start of a run that goes on after `step`; `attention` is what computes it."""
+def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, Any]) -> None:
+    """Append the start of a run that goes on after `step`, and what else was `told` of it."""
     on_gpu, topology = place.device.type == "cuda", place.topology
     start: dict[str, Any] = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -70,7 +70,7 @@ def record_start(run_dir: Path, *, step: int, place: Place, attention: str) -> N
         "num_nodes": topology.num_nodes,
         "node": topology.node_name,
         "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
-        "attention": attention,
+        **told,
         "versions": {
             "toolkit": toolkit.__version__,
             **{package: importlib.metadata.version(package) for package in PACKAGES},
