@@ -80,13 +80,7 @@ def plan(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
             "use --gpus-per-node for more ranks, or --cluster slurm"
         )
-    if arguments.gpus_per_node is not None:
-        gpus = arguments.gpus_per_node
-    else:
-        local = cluster == "local"
-        gpus = submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
-    if gpus < 0:
-        raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+    gpus = _gpus(arguments, cluster=cluster)
     if arguments.dependency is not None:
         site.check_option("dependency", arguments.dependency, option=site.DEPENDENCY)
     if arguments.chain < 1:
@@ -128,6 +122,17 @@ def plan(
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / "logs" / name).absolute()))
     return jobs
+
+
+def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
+    """Of a node: what is asked for, or what is there."""
+    gpus: int | None = arguments.gpus_per_node
+    if gpus is None:
+        local = cluster == "local"
+        return submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
+    if gpus < 0:
+        raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+    return gpus
 
 
 def check(jobs: Sequence[PlannedJob]) -> None:

@@ -26,7 +26,7 @@ RANKS, CULPRIT, INTERVAL_S, STALL_S = 4, 2, 0.5, 3.0
 SCRIPT = """
 import collections, ctypes, itertools, json, os, resource, signal, socket, sys, time
 from pathlib import Path
-from toolkit.cluster.watchdog import Watchdog
+from toolkit.cluster.watchdog import Job, Watchdog
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 rank, port, fault, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
@@ -100,9 +100,9 @@ class Peer:  # what a collective library has: a socket to every other rank
 
 if fault == "torn":
     peer = Peer()
-with Watchdog(rank=rank, world_size=int(ranks), host=f"n{rank}", address="localhost", port=port,
-              interval_s=interval_s, stall_s=stall_s,
-              on_loss=["cp", str(folder / "fault"), str(folder / "loss")]) as watchdog:
+on_loss = ["cp", str(folder / "fault"), str(folder / "loss")]
+job = Job(int(ranks), "localhost", port, interval_s, stall_s, on_loss)
+with Watchdog(job, rank=rank, host=f"n{rank}") as watchdog:
     train(watchdog)
     if fault == "told to stop":
         raise SystemExit(75)
@@ -275,6 +275,8 @@ def test_no_fault_no_line(start: Start, fault: str, code: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         state = dataclasses.asdict(State(RANKS, 1, "n1", pid=1, fault="of another job"))
         strange = [[1], {}, {"rank": 1}, {**state, "step": "12"}, {**state, "phase": 7}, state]
+        # Which it would be, but for the name of its job.
+        strange.append({**state, "rank": 3, "host": "n3", "job": "of another life"})
         for message in [b"", b"\xff", b"[" * 5000, *(json.dumps(it).encode() for it in strange)]:
             stranger.sendto(message, ("127.0.0.1", ranks.port))
     assert ranks.wait() == [code] * RANKS
@@ -385,7 +387,7 @@ def test_a_stall_names_who_is_furthest_behind() -> None:
 
 
 def test_one_rank_is_not_watched() -> None:
-    with Watchdog(rank=0, world_size=1, host="n0", address="localhost", port=1) as watchdog:
+    with Watchdog.off() as watchdog:
         watchdog.enter("save", step=3)
         children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
         assert not any(b"monitor" in Path(f"/proc/{it}/cmdline").read_bytes() for it in children)

@@ -137,7 +137,7 @@ class Hub:
 
     def _note(self, message: bytes, address: Any, *, now: float) -> None:
         state = parse(message)
-        if state is None or state.world_size != self._job.world_size:
+        if state is None or (state.job, state.world_size) != (self._job.name, self._job.world_size):
             return
         old = self.seen.get(state.rank)
         if old and (old.state.host, old.state.pid) != (state.host, state.pid):

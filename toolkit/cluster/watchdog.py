@@ -58,14 +58,16 @@ _START = (
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What all ranks agree on; rank 0's monitor listens on UDP port `port` of `address`, and runs
-    the command `on_loss`, unless it is empty."""
+    the command `on_loss`, unless it is empty. A `name` that no other job on this port has, and no
+    former life of this one, keeps their last words out."""
 
     world_size: int
     address: str
     port: int
-    interval_s: float
-    stall_s: float
+    interval_s: float = 5.0
+    stall_s: float = 1800.0
     on_loss: Sequence[str] = ()
+    name: str = ""
 
     def is_cut(self, unheard_s: float) -> bool:
         """Whether a monitor that long unheard is gone."""
@@ -87,6 +89,7 @@ class State:
     fault: str = ""
     certain: bool = False
     left: bool = False
+    job: str = ""
 
     @property
     def name(self) -> str:
@@ -169,37 +172,25 @@ def say(line: str) -> None:
 class Watchdog:
     """While entered, this rank is watched, and ended with the job when any rank is lost.
 
-    Rank 0's monitor listens on UDP port `port` of `address`, the same on all ranks; `host` is what
-    the line calls this rank's machine. A rank that does not beat for two `interval_s` is lost, and
-    so is the job when no rank calls `enter` for `stall_s`, both in seconds; then that monitor runs
-    the command `on_loss`. A single rank is not watched, nor is any without Linux.
+    The `job` is the same on all ranks; `host` is what the line calls this rank's machine. A rank
+    that does not beat for two `job.interval_s` is lost, and so is the job when no rank calls
+    `enter` for `job.stall_s`, both in seconds; then rank 0's monitor runs `job.on_loss`. A single
+    rank is not watched, nor is any without Linux.
 
     Left without an error or by SystemExit, the rank is done. Any other error ends the job, and goes
     on to the caller.
     """
 
-    def __init__(
-        self,
-        *,
-        rank: int,
-        world_size: int,
-        host: str,
-        address: str,
-        port: int,
-        interval_s: float = 5.0,
-        stall_s: float = 1800.0,
-        on_loss: Sequence[str] = (),
-    ) -> None:
-        self._job = Job(world_size, address, port, interval_s, stall_s, tuple(on_loss))
-        self._state = State(world_size, rank, host)
-        self._watched = world_size > 1 and sys.platform == "linux"
+    def __init__(self, job: Job, *, rank: int, host: str) -> None:
+        self._job, self._state = job, State(job.world_size, rank, host, job=job.name)
+        self._watched = job.world_size > 1 and sys.platform == "linux"
         self._cells = memoryview(bytearray(mmap.PAGESIZE)).cast("q")
         self._heard, self._leaving, self._restarts = threading.Event(), False, 0
 
     @classmethod
     def off(cls) -> Self:
         """One that watches nothing."""
-        return cls(rank=0, world_size=1, host="", address="", port=0)
+        return cls(Job(world_size=1, address="", port=0), rank=0, host="")
 
     def enter(self, phase: Phase, *, step: int) -> None:
         """Say that this rank is now in `phase` of `step`; costs less than a microsecond.

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from toolkit.cluster.preempt import StopSignal, requeue_command
 from toolkit.cluster.topology import Topology, detect
-from toolkit.cluster.watchdog import Watchdog
+from toolkit.cluster.watchdog import Job, Watchdog
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.files import (
     BadInput,
@@ -71,16 +71,8 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     """
     topology = detect(environ)
     settings, origin = check(recipe, topology=topology, environ=environ)
-    watchdog = Watchdog(
-        rank=topology.rank,
-        world_size=topology.world_size,
-        host=topology.node_name,
-        address=topology.main_address,
-        port=topology.main_port,
-        interval_s=recipe.train.heartbeat_s,
-        stall_s=recipe.train.stall_s,
-        on_loss=requeue_command(environ),
-    )
+    job = _job_of(recipe, topology=topology, environ=environ)
+    watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
         device = comm.start(
@@ -103,6 +95,18 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
         _stop()
     if done < recipe.train.steps:
         stop.leave(environ, leads=topology.rank == 0)
+
+
+def _job_of(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Job:
+    return Job(
+        world_size=topology.world_size,
+        address=topology.main_address,
+        port=topology.main_port,
+        interval_s=recipe.train.heartbeat_s,
+        stall_s=recipe.train.stall_s,
+        on_loss=requeue_command(environ),
+        name=f"{topology.job_id}.{environ.get('SLURM_RESTART_COUNT', '0')}",
+    )
 
 
 def _stop() -> None:
