@@ -135,10 +135,12 @@ def remove_committed(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def remove_temporaries(parent: Path) -> None:
-    """Remove what killed writers left in `parent`; only for a directory with a single writer."""
-    for path in parent.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove_temporaries(parent: Path, *names: str) -> None:
+    """Remove what killed writers of these names (of any) left in `parent`; only where there is a
+    single writer."""
+    for name in names or ("*",):
+        for path in parent.glob(f".{name}.*tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def newest_committed(parent: Path, prefix: str) -> Path | None:

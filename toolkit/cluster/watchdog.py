@@ -37,7 +37,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)  # in the order of a step
 
 CUT_INTERVALS, CUT_S = 4.0, 3.0  # without a word of a monitor; a new one needs a moment
 SETTLE_S = 1.0  # an error may be the consequence of a death that is not yet reported
-VERDICT_S = 3.0  # so long a failing rank waits for the line, before its exit alarms the launcher
+VERDICT_S = 15.0  # so long a failing rank waits for the line: its exit alarms the launcher
 MAX_RESTARTS = 3  # of a monitor
 MAX_MESSAGE = 8192
 STEP, PHASE, ENTERED, BEAT = range(4)  # places in the shared page, 8 bytes each

@@ -30,6 +30,7 @@ MAX_SKEW_S = 5.0
 SLOW, SLOW_CPU = 0.7, 0.25  # of the median speed; ranks on CPUs disturb each other
 LOW_BYTES, LOW_INODES = 2 * 2**30, 10_000
 REPEATS = 5
+NONCE = "preflight"
 GB = 1e9
 
 
@@ -148,7 +149,7 @@ def code_digest() -> str:
 
 
 def _look(run_dir: Path, *, topology: Topology, data_digest: str, device: torch.device) -> Facts:
-    nonce = run_dir / f".preflight-{topology.job_id}-{topology.main_port}"
+    nonce = run_dir / f".{NONCE}.{topology.job_id}.{topology.main_port}.tmp"
     is_new = topology.rank == 0 and not run_dir.exists()
     if topology.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -50,13 +50,14 @@ from toolkit.training.data import (
 )
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
+from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
-from toolkit.training.preflight import preflight
+from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
 from toolkit.training.simcse import SimcseObjective
-from toolkit.training.starts import Place, check_progress, record_start
+from toolkit.training.starts import STARTS_FILE, Place, check_progress, record_start
 from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.views import check_views
 
@@ -180,7 +181,7 @@ def _run_on_ranks(
     prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
     if leads:  # only now: whatever can be refused above leaves nothing behind
         write_atomic(run_dir / "config.yaml", to_yaml(recipe))
-        remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
+        _tidy(run_dir, recipe=recipe)
         told = {"attention": _attention(recipe, trainer), "preflight": figures}
         record_start(run_dir, step=first_step, place=place, told=told)
     done = train_and_save(
@@ -199,6 +200,14 @@ def _run_on_ranks(
         _export(run_dir, kind=recipe.kind, step=done)
     comm.barrier()
     return done
+
+
+def _tidy(run_dir: Path, *, recipe: TrainingRecipe) -> None:
+    """Remove what a killed run has left: half-written files, checkpoints that it was to remove."""
+    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, ENCODER_DIR, NONCE)
+    remove_temporaries(run_dir, *names)
+    remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
+    checkpoint.prune(run_dir, train=recipe.train)
 
 
 def _restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | None:
