@@ -143,20 +143,16 @@ def test_a_lost_node_costs_one_interval(
     nodes = slurm.run(["scontrol", "show", "hostnames", slurm.job(job)["NodeList"]]).stdout
     node = nodes.split()[place]
     slurm.kill_node(node)
-    began = time.monotonic()
     done = read_metrics(run_dir)[-1]["step"]
     try:
-        while (state := slurm.job(job)["JobState"]) not in ("PENDING", "FAILED"):
-            time.sleep(0.1)
-        assert state == "PENDING", f"{logs(tmp_path)}\n{slurm.log_tail()}"
-        print(f"{node} lost: requeued after {time.monotonic() - began:.1f} s")
-        ended = slurm.wait(job, timeout_s=240)
+        ended = slurm.wait(job, timeout_s=300)
         facts = {k: slurm.job(job)[k] for k in ("Reason", "Restarts", "ExitCode", "NodeList")}
     finally:
         slurm.start_node(node)
     assert ended == "COMPLETED", f"{ended} {facts}\n{logs(tmp_path)}\n{slurm.log_tail()}"
     assert facts["Restarts"] == "1"
     assert 0 < steps_lost(run_dir, done=int(done)) <= INTERVAL + 2  # what it did while we looked
+    print(f"{node} was lost: {steps_lost(run_dir, done=int(done))} steps done again")
     if place == 1:  # the watchdog is sooner than SLURM
         told = (tmp_path / "log").read_text()
         assert f"watchdog: rank 1 on host {node} is gone at step " in told
