@@ -21,7 +21,8 @@ TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
 METRICS_FILE, STARTS_FILE = "metrics.jsonl", "starts.jsonl"
 PLAN_FILE, MANIFEST_FILE, SCORES_FILE = "plan.json", "manifest.json", "scores.json"
-ERRORS = ("watchdog: ", "error: ", "slurmstepd: error: ", "submitit ERROR")
+# What says most comes first: others tell only that something was wrong.
+ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
 
 @dataclasses.dataclass
@@ -161,15 +162,20 @@ def _ask(found: Standing, *, finished: bool) -> None:
 
 
 def _trouble(logs: Path) -> str:
-    """The last line of the newest log that tells of an error."""
+    """The last line of the newest logs that tells of an error."""
     if not logs.is_dir():
         return ""
-    files = sorted(logs.glob("*.out"), key=lambda path: path.stat().st_mtime, reverse=True)
-    files += sorted(logs.glob("*.err"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in files[:8]:
-        with path.open("rb") as handle:
-            handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
-            lines = handle.read().decode(errors="replace").splitlines()
-        if told := [line for line in lines if line.startswith(ERRORS)]:
-            return f"{told[-1][:500]}  [{path.name}]"
+    files = [path for path in logs.iterdir() if path.suffix in (".out", ".err")]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    tails = [(path, _tail(path)) for path in files[:16]]
+    for starts in ERRORS:
+        for path, lines in tails:
+            if told := [line for line in lines if line.startswith(starts)]:
+                return f"{told[-1][:500]}  [{path.name}]"
     return ""
+
+
+def _tail(path: Path) -> list[str]:
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return handle.read().decode(errors="replace").splitlines()
