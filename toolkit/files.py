@@ -138,7 +138,7 @@ def remove_committed(path: Path) -> None:
 def remove_temporaries(parent: Path) -> None:
     """Remove what killed writers left in `parent`; only for a directory with a single writer."""
     for path in parent.glob(".*.tmp"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def newest_committed(parent: Path, prefix: str) -> Path | None:

@@ -3,6 +3,7 @@
 A vector depends on its text alone: not on its batch, its neighbours or their padding.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.batch import embed_rows, lay_out, place, to_device
+from toolkit.batch import Batch, embed_rows, lay_out, place, to_device
 from toolkit.encoding.store import Vectors, VectorStore
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
@@ -20,6 +21,28 @@ from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
 from toolkit.schema import INSTRUCTION_FORMAT, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedBatch:
+    """Rows of one forward pass, by their number among all, and how many tokens they have."""
+
+    numbers: Sequence[int]
+    content: Batch
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Texts that only need the model."""
+
+    batches: Sequence[PreparedBatch]
+    num_rows: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows, with what a text begins and ends with."""
+        return sum(batch.num_tokens for batch in self.batches)
 
 
 class Encoder:
@@ -64,34 +87,47 @@ class Encoder:
         `instruction` stands before each text, with what parts it from the text, and is not pooled.
         Rows of like length share a batch; a text without tokens gets the zero vector.
         """
-        rows, owns = self.tokenizer.encode(texts), None
-        if instruction:
-            found = self.tokenizer.encode_after(instruction, texts)
-            rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
+        return self.embed(self.prepare(texts, instruction=instruction), on_rows=on_rows)
+
+    def prepare(self, texts: Sequence[str], *, instruction: str = "") -> "Prepared":
+        """Texts as batches in host memory: all that needs no model. Any thread may call it."""
+        if not instruction:
+            return self.prepare_rows(self.tokenizer.encode(texts))
+        found = self.tokenizer.encode_after(instruction, texts)
+        return self.prepare_rows([ids for ids, _ in found], owns=[own for _, own in found])
+
+    def prepare_rows(
+        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None = None
+    ) -> "Prepared":
+        """Rows of token ids as batches. `owns` marks the tokens that are pooled; without it, all
+        but special ones are."""
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-        vectors: Vectors | None = None
+        batches = []
         for numbers in token_batches(order, rows=rows, batch_tokens=self._settings.batch_tokens):
-            own = [owns[number] for number in numbers] if owns else None
-            batch = self._batch([rows[number] for number in numbers], owns=own)
-            if vectors is None:
-                vectors = np.zeros((len(rows), batch.shape[1]), dtype=np.float32)
-            vectors[numbers] = batch
-            if on_rows:
-                on_rows(len(numbers), sum(len(rows[number]) for number in numbers))
-        if vectors is None:
-            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
-        return vectors
+            some = [rows[number] for number in numbers]
+            batch = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
+            if owns:
+                own = [owns[number] for number in numbers]
+                batch = {**batch, "own_BT": place(own, batch=batch, fill=False).long()}
+            batches.append(PreparedBatch(numbers, batch, sum(len(row) for row in some)))
+        return Prepared(batches, num_rows=len(rows))
 
     @torch.inference_mode()
-    def _batch(
-        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None = None
+    def embed(
+        self, prepared: "Prepared", *, on_rows: Callable[[int, int], None] | None = None
     ) -> Vectors:
-        batch = lay_out(rows, tokenizer=self.tokenizer, packed=self._packed)
-        if owns:
-            batch = {**batch, "own_BT": place(owns, batch=batch, fill=False).long()}
-        vectors: Vectors = (
-            embed_rows(self._model, to_device(batch, device=self.device)).cpu().numpy()
-        )
+        """The vectors of prepared texts, as `encode` gives them."""
+        pieces = []
+        for batch in prepared.batches:
+            pieces.append(embed_rows(self._model, to_device(batch.content, device=self.device)))
+            if on_rows:
+                on_rows(len(batch.numbers), batch.num_tokens)
+        if not pieces:
+            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
+        # One copy for all: a copy after each batch would have the device wait for the next.
+        found = torch.cat(pieces).cpu().numpy()
+        vectors: Vectors = np.empty_like(found)
+        vectors[[number for batch in prepared.batches for number in batch.numbers]] = found
         return vectors
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:

@@ -8,7 +8,8 @@ its own digest. Shapes: R rows of a unit, D width, N rows in all.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from toolkit.encoding.plan import PLAN_FILE, Unit, units
-from toolkit.files import BadInput, read_json, sha256_of, write_atomic, write_json
+from toolkit.encoding.plan import FORMAT, PLAN_FILE, Unit, units
+from toolkit.files import (
+    BadInput,
+    read_json,
+    remove_temporaries,
+    sha256_of,
+    write_atomic,
+    write_json,
+)
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 
 UNIT_DIR = "units"
@@ -96,17 +104,82 @@ def write_unit(
     )
 
 
-def write_manifest(output_dir: Path) -> bool:
-    """Write the manifest if every unit is there; returns whether it is. Any worker may call it."""
-    plan = read_json(output_dir / PLAN_FILE)
-    all_units = units(plan["rows"], unit_rows=plan["unit_rows"])
-    markers = [unit_files(output_dir, unit=unit).marker for unit in all_units]
-    if not all(path.is_file() for path in markers):
-        return False
-    entries = {path.stem: read_json(path) for path in markers}
-    content = {**plan, "units": entries}
-    write_json(output_dir / MANIFEST_FILE, {**content, SELF_DIGEST: content_digest(content)})
-    return True
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """An encoding while it is made: its directory, the digest of what it is, and its units."""
+
+    directory: Path
+    digest: str
+    units: Sequence[Unit]
+
+    def finished(self) -> set[str]:
+        """The names of the units that have a marker, by a single look; no digest is checked."""
+        try:
+            entries = os.listdir(self.directory / UNIT_DIR)
+        except FileNotFoundError:
+            return set()
+        return {e.removesuffix(".json") for e in entries if e.endswith(".json") and e[0] != "."}
+
+    def unfinished(self) -> list[Unit]:
+        """The units without a marker, in order."""
+        finished = self.finished()
+        return [unit for unit in self.units if unit.name not in finished]
+
+    def has_marker(self, unit: Unit) -> bool:
+        """Whether this unit has one."""
+        return unit_files(self.directory, unit=unit).marker.exists()
+
+    def forget(self, unit: Unit) -> None:
+        """Take a damaged unit's marker away, so that it is made again."""
+        unit_files(self.directory, unit=unit).marker.unlink(missing_ok=True)
+
+    def damaged(self, some: Iterable[Unit]) -> list[Unit]:
+        """Those of `some` units that have a marker, and are not what it says."""
+        finished = self.finished()
+        return [
+            unit
+            for unit in some
+            if unit.name in finished
+            and not is_finished(self.directory, unit=unit, digest=self.digest)
+        ]
+
+    def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, str]]) -> None:
+        """Write a unit (`write_unit`)."""
+        write_unit(
+            self.directory,
+            unit=unit,
+            vectors_RD=vectors_RD,
+            records=records,
+            digest=self.digest,
+        )
+
+    def write_manifest(self) -> list[Unit]:
+        """Write the manifest if every unit is there; returns those that are not. Any worker may.
+
+        What killed writers have left is removed before.
+        """
+        missing, entries = [], {}
+        for unit in self.units:
+            try:
+                entries[unit.name] = read_json(unit_files(self.directory, unit=unit).marker)
+            except BadInput:
+                missing.append(unit)
+        if not missing:
+            for folder in (self.directory, self.directory / UNIT_DIR):
+                remove_temporaries(folder)
+            content = {**read_json(self.directory / PLAN_FILE), "units": entries}
+            sealed = {**content, SELF_DIGEST: content_digest(content)}
+            write_json(self.directory / MANIFEST_FILE, sealed)
+        return missing
+
+    def is_in_manifest(self, names: Iterable[str]) -> bool:
+        """Whether there is a manifest that tells these units as their markers do."""
+        try:
+            told = read_json(self.directory / MANIFEST_FILE)["units"]
+            stem = self.directory / UNIT_DIR
+            return all(told[name] == read_json(stem / f"{name}.json") for name in names)
+        except (BadInput, KeyError, TypeError):
+            return False
 
 
 class VectorStore:
@@ -127,7 +200,9 @@ class VectorStore:
         if verify and self.manifest.get(SELF_DIGEST) != content_digest(self.manifest):
             raise _damaged(output_dir / MANIFEST_FILE)
         self.num_rows = int(self.manifest["rows"])
-        self.units = units(self.num_rows, unit_rows=int(self.manifest["unit_rows"]))
+        if self.manifest.get("format") != FORMAT:
+            raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
+        self.units = units(self.manifest["bounds"])
         if verify:
             self._check_files()
 
