@@ -1,5 +1,6 @@
 """A vector depends on its text alone, and is what a plain computation gives."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,6 +85,20 @@ def test_a_vector_depends_on_its_text_alone(
         assert distance(found[place], naive(texts[number])) <= TOLERANCE
 
 
+@settings(deadline=None, max_examples=25)
+@given(texts=TEXTS, data=st.data())
+def test_a_vector_does_not_depend_on_its_unit(
+    texts: list[str], data: st.DataObject, encoders: list[Encoder], naive: Naive
+) -> None:
+    """Cut into units anywhere, each unit prepared and embedded apart, by another encoder each."""
+    cuts = data.draw(st.lists(st.integers(0, len(texts)), max_size=4).map(sorted))
+    for start, stop in itertools.pairwise([0, *cuts, len(texts)]):
+        encoder = data.draw(st.sampled_from(encoders))
+        found = encoder.embed(encoder.prepare(texts[start:stop]))
+        for text, vector in zip(texts[start:stop], found, strict=True):
+            assert distance(vector, naive(text)) <= TOLERANCE
+
+
 @pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 def test_real_sentences_equal_the_naive_computation(
     attention: str, tiny_model: Path, naive: Naive, real_data: Path
@@ -109,7 +124,7 @@ def test_a_tokenizer_without_begin_token_makes_empty_rows(encoders: list[Encoder
     empty = [np.zeros(0, dtype=np.int64)]
     row = encoders[0].tokenizer.encode([SENTENCES[0]])
     for rows in (empty, empty * 2, row + empty):
-        vectors = encoders[0]._batch(rows)
+        vectors = encoders[0].embed(encoders[0].prepare_rows(rows))
         assert np.isfinite(vectors).all()
         assert (vectors[-1] == 0).all()
 
