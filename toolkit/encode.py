@@ -19,7 +19,8 @@ from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, array_task, detect
 from toolkit.door import recipe_door
-from toolkit.encoding import plan, schedule, store
+from toolkit.encoding import plan, schedule
+from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
 from toolkit.schema import EmbedRecipe, Recipe
@@ -92,14 +93,14 @@ def _work(
 
 def _open(
     recipe: EmbedRecipe, *, topology: Topology, verify: bool
-) -> tuple[ShardSet, "Encoder", store.Output]:
+) -> tuple[ShardSet, "Encoder", Output]:
     # Here and not above: the help text of a door must not wait for torch.
     from toolkit.encoding.encoder import Encoder
     from toolkit.parallel.comm import device_of
 
     output_dir = Path(recipe.output_dir)
     shards = open_shards(Path(recipe.corpus.input), verify=verify)
-    encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank))
+    encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
     facts = plan.identity(
         recipe,
         corpus_digest=shards.digest,
@@ -109,7 +110,14 @@ def _open(
     plan.claim_directory(
         output_dir, facts=facts, model=recipe.encoder.model, corpus=recipe.corpus.input
     )
-    return shards, encoder, store.Output(output_dir, facts["digest"], plan.units(facts["bounds"]))
+    output = Output(
+        output_dir,
+        facts["digest"],
+        plan.units(facts["bounds"]),
+        form=recipe.vectors,
+        normalize=recipe.normalize,
+    )
+    return shards, encoder, output
 
 
 def worker_of(topology: Topology, *, array: tuple[int, int]) -> tuple[int, int]:
@@ -118,7 +126,7 @@ def worker_of(topology: Topology, *, array: tuple[int, int]) -> tuple[int, int]:
     return index * topology.world_size + topology.rank, count * topology.world_size
 
 
-def _embed(work: Schedule, *, shards: ShardSet, encoder: "Encoder", output: store.Output) -> None:
+def _embed(work: Schedule, *, shards: ShardSet, encoder: "Encoder", output: Output) -> None:
     """Embed and write the units that `work` gives."""
     from toolkit.encoding.pipeline import Pipeline
 

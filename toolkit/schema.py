@@ -202,6 +202,9 @@ class EmbedRecipe(Section):
     the output directory, and takes over a lease in which nothing has moved for `lease_s`. mpi: rank
     0 deals units to all ranks, and deals again what a rank has that is silent for `lease_s`. alone:
     no other worker is there. auto: mpi under mpirun, else claim.
+
+    `vectors` is how a number is stored; `dims` keeps only so many numbers of a vector, the first;
+    `normalize` divides what is kept by its length.
     """
 
     kind: Literal["embed"]
@@ -209,6 +212,9 @@ class EmbedRecipe(Section):
     encoder: EncoderSettings
     corpus: Corpus
     schedule: Literal["auto", "alone", "claim", "mpi"] = "auto"
+    vectors: VectorFormat = "fp32"
+    dims: Count | None = None
+    normalize: bool = False
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 

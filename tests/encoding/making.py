@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.encoding.output import Output
 from toolkit.encoding.plan import FORMAT, claim_directory, units
-from toolkit.encoding.store import Output
+from toolkit.schema import VectorFormat
 
 DIGEST = "0" * 64
 
@@ -16,12 +17,18 @@ def even_bounds(rows: int, *, unit_rows: int) -> list[int]:
     return [*range(0, rows, unit_rows), rows]
 
 
-def output_of(directory: Path, *, rows: int, unit_rows: int) -> Output:
+def output_of(directory: Path, *, rows: int, unit_rows: int, form: VectorFormat = "fp32") -> Output:
     """An encoding that has a plan, and nothing else."""
     bounds = even_bounds(rows, unit_rows=unit_rows)
-    facts = {"format": FORMAT, "rows": rows, "bounds": bounds, "digest": DIGEST}
+    facts = {
+        "format": FORMAT,
+        "rows": rows,
+        "bounds": bounds,
+        "output": {"vectors": form, "dims": None, "normalize": False},
+        "digest": DIGEST,
+    }
     claim_directory(directory, facts=facts, model="m", corpus="c")
-    return Output(directory, DIGEST, units(bounds))
+    return Output(directory, DIGEST, units(bounds), form=form)
 
 
 def write_all(output: Output, vectors_ND: NDArray[np.float32]) -> None:

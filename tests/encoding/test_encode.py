@@ -1,5 +1,6 @@
 """The encoding program: restarts, interruptions and any number of workers give the same bytes."""
 
+import json
 import shutil
 import sys
 import time
@@ -13,9 +14,11 @@ from tests.conftest import run
 from tests.encoding.conftest import contents, embed, flip_a_byte
 from tests.mpi import mpi_command, mpi_environ
 from tests.text.making import shard_articles
+from toolkit import search
 from toolkit.cluster.leases import Leases
-from toolkit.encoding import store
+from toolkit.encoding import output as writing
 from toolkit.encoding.encoder import Encoder
+from toolkit.encoding.formats import unit_length
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.schema import EncoderSettings
@@ -93,7 +96,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     part: str, tmp_path: Path, whole: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before any of a unit's three files is there."""
-    real = {name: getattr(store, name) for name in ("write_atomic", "write_json")}
+    real = {name: getattr(writing, name) for name in ("write_atomic", "write_json")}
 
     class Killed(BaseException):
         pass
@@ -109,7 +112,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     output = tmp_path / "interrupted"
     with monkeypatch.context() as patch:
         for name in real:
-            patch.setattr(store, name, writer(name))
+            patch.setattr(writing, name, writer(name))
         with pytest.raises(Killed):
             embed(output, *inputs)
     assert not (output / "manifest.json").exists()
@@ -184,6 +187,9 @@ def other_model(model: Path, folder: Path) -> str:
         ("encoder.dtype=bf16", "encoder"),
         ("encoder.causal=true", "encoder"),
         ("corpus.unit_rows=15", "unit_rows"),
+        ("vectors=fp16", "output"),
+        ("dims=64", "output"),
+        ("normalize=true", "output"),
     ],
 )
 def test_an_output_directory_of_another_encoding_is_refused(
@@ -198,6 +204,34 @@ def test_an_output_directory_of_another_encoding_is_refused(
     with pytest.raises(BadInput, match=f"holds an encoding of another {named}; choose another"):
         embed(whole, *inputs, override)
     assert contents(whole) == before
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp16", "bf16", "int8", "binary"])
+def test_vectors_are_cut_and_divided_by_their_length_and_stored_as_asked(
+    form: str, whole: Path, tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And searched: the queries are cut as the rows were."""
+    output = tmp_path / form
+    embed(output, *inputs, f"vectors={form}", "dims=64", "normalize=true")
+    found = VectorStore(output, verify=True)
+    wanted = unit_length(VectorStore(whole).vectors()[:, :64])
+    assert found.width == 64
+    if form == "binary":
+        np.testing.assert_array_equal(found.vectors(), np.where(wanted > 0, 1, -1))
+    else:
+        precision = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2, "int8": 0.51 / 127}[form]
+        np.testing.assert_allclose(found.vectors(), wanted, atol=precision)
+    assert found.ids() == VectorStore(whole).ids()
+    article = open_shards(Path(inputs[1].partition("=")[2])).record(42)
+    assert search.main([str(output), article["text"], "--top", "1", "--json"]) == 0
+    (hit,) = json.loads(capsys.readouterr().out.splitlines()[-1])["hits"]
+    assert hit["id"] == article["id"]
+
+
+def test_more_numbers_than_a_vector_has_are_refused(tmp_path: Path, inputs: Inputs) -> None:
+    with pytest.raises(BadInput, match=r"dims=257: the vectors of .*tiny-mistral have 256 numbers"):
+        embed(tmp_path / "out", *inputs, "dims=257")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_changes_no_vector_is_no_other_encoding(

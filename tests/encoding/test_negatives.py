@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import run
 from tests.encoding.conftest import embed
 from toolkit.encoding.encoder import encoder_of
-from toolkit.encoding.search import unit_length
+from toolkit.encoding.formats import unit_length
 from toolkit.encoding.store import VectorStore
 from toolkit.text.pairs import PairSet, open_pairs, text_hash
 from toolkit.text.shards import ShardSet, open_shards

@@ -12,10 +12,12 @@ import torch
 from tests.encoding.making import output_of
 from toolkit.cluster.leases import Leases
 from toolkit.encoding.encoder import Encoder, Prepared
+from toolkit.encoding.formats import Vectors
+from toolkit.encoding.output import Output
 from toolkit.encoding.pipeline import Figures, Pipeline
 from toolkit.encoding.plan import Unit
 from toolkit.encoding.schedule import LEASE_DIR, Claims
-from toolkit.encoding.store import Output, Vectors, VectorStore
+from toolkit.encoding.store import VectorStore
 from toolkit.schema import EncoderSettings
 
 ROWS, UNIT_ROWS = 40, 4

@@ -26,8 +26,9 @@ from toolkit.cluster.leases import Leases
 from toolkit.cluster.topology import detect
 from toolkit.config import load_recipe
 from toolkit.encoding import schedule
+from toolkit.encoding.output import Output
 from toolkit.encoding.schedule import LEASE_DIR, Alone, Claims
-from toolkit.encoding.store import Output, VectorStore
+from toolkit.encoding.store import VectorStore
 from toolkit.schema import EmbedRecipe
 
 ROWS, UNIT_ROWS = 120, 3

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_all
 from toolkit import search
-from toolkit.encoding.search import Hit, nearest, unit_length
+from toolkit.encoding.formats import unit_length
+from toolkit.encoding.search import Hit, nearest
 from toolkit.encoding.store import VectorStore
 from toolkit.text.shards import open_shards
 

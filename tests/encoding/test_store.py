@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import even_bounds, output_of, write_all
+from toolkit.encoding.output import Output, is_finished, unit_files, write_unit
 from toolkit.encoding.plan import (
     CHARS_PER_ROW,
     CHARS_PER_TOKEN,
@@ -24,7 +25,7 @@ from toolkit.encoding.plan import (
     share,
     units,
 )
-from toolkit.encoding.store import Output, VectorStore, is_finished, unit_files, write_unit
+from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput, read_json, write_json
 
 DIGEST = "0" * 64
@@ -36,6 +37,7 @@ FACTS = {
     "unit_rows": 2,
     "encoder": {},
     "bounds": [0, 2, 4, 5],
+    "output": {"vectors": "fp32", "dims": None, "normalize": False},
     "digest": DIGEST,
 }
 UNIT = Unit(number=1, start=2, stop=4)
@@ -53,8 +55,8 @@ def write(output: Path, unit: Unit, *, digest: str = DIGEST) -> NDArray[np.float
     return vectors
 
 
-def claim(output: Path, **changes: object) -> None:
-    claim_directory(output, facts={**FACTS, **changes}, model="models/a", corpus="shards/b")
+def claim(folder: Path, **changes: object) -> None:
+    claim_directory(folder, facts={**FACTS, **changes}, model="models/a", corpus="shards/b")
 
 
 def bounds_of(chars: list[int], *, unit_rows: int, max_tokens: int = 64) -> list[int]:
@@ -132,7 +134,7 @@ def test_a_written_encoding_is_read_back(tmp_path: Path) -> None:
     assert (found.num_rows, found.units) == (5, made)
     np.testing.assert_array_equal(found.vectors(), np.concatenate(expected))
     assert found.ids() == ["0", "1", "0", "1", "0"]
-    assert found.records(made[0])[1] == {"id": "1", "title": "Tïtle 1"}
+    assert found.records(made[0])[1] == {"id": "1", "title": "Tïtle 1", "empty": False}
     marker = read_json(unit_files(tmp_path, unit=made[2]).marker)
     assert (marker["start"], marker["rows"], marker["width"]) == (4, 1, 3)
 
@@ -210,12 +212,14 @@ def test_a_reader_names_a_damaged_file(tmp_path: Path) -> None:
 def test_a_vector_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
     vectors = np.ones((2, 3), dtype=np.float32)
     vectors[1, 2] = value
-    with pytest.raises(BadInput, match="id '1': its vector is not finite; use dtype fp32"):
+    with pytest.raises(BadInput, match="id '1': its vector is not finite; use encoder"):
         write_unit(tmp_path, unit=UNIT, vectors_RD=vectors, records=records(2), digest=DIGEST)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fact", ["corpus", "model", "rows", "unit_rows", "encoder", "bounds"])
+@pytest.mark.parametrize(
+    "fact", ["corpus", "model", "rows", "unit_rows", "encoder", "bounds", "output"]
+)
 def test_a_directory_of_another_encoding_is_refused(fact: str, tmp_path: Path) -> None:
     claim(tmp_path)
     claim(tmp_path)  # the same again is welcome

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from toolkit.batch import Batch, embed_rows, lay_out, place, to_device
-from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.encoding.formats import Vectors
+from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
@@ -48,11 +49,22 @@ class Prepared:
 class Encoder:
     """A loaded model, in eval mode, on the device at hand."""
 
-    def __init__(self, settings: EncoderSettings, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        *,
+        device: torch.device | None = None,
+        dims: int | None = None,
+    ) -> None:
+        """`dims`: only so many numbers of a vector, the first (of a Matryoshka-trained model)."""
         self._settings = settings
         self._packed = settings.attention == PACKED
         self.device = device or device_of(0)
         config = load_config(settings.model, causal=settings.causal)
+        width = int(config.hidden_size)
+        if dims is not None and dims > width:
+            raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
+        self.width = dims or width
         self.tokenizer = text_tokenizer(settings.model, max_tokens=settings.max_tokens)
         self._model = load_backbone(
             settings.model,
@@ -123,9 +135,9 @@ class Encoder:
             if on_rows:
                 on_rows(len(batch.numbers), batch.num_tokens)
         if not pieces:
-            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
+            return np.zeros((0, self.width), dtype=np.float32)
         # One copy for all: a copy after each batch would have the device wait for the next.
-        found = torch.cat(pieces).cpu().numpy()
+        found = torch.cat(pieces)[:, : self.width].cpu().numpy()
         vectors: Vectors = np.empty_like(found)
         vectors[[number for batch in prepared.batches for number in batch.numbers]] = found
         return vectors
@@ -147,7 +159,8 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
     """
     path = model or store.manifest["model_path"]
     try:
-        encoder = Encoder(EncoderSettings(model=path, **store.manifest["encoder"]))
+        settings = EncoderSettings(model=path, **store.manifest["encoder"])
+        encoder = Encoder(settings, dims=store.manifest["output"]["dims"])
     except BadInput as error:
         raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
     if encoder.digest() != store.manifest["model"]:

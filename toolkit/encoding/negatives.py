@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.encoding.encoder import Encoder, before_text
-from toolkit.encoding.search import nearest_rows, unit_length
-from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.search import nearest_rows
+from toolkit.encoding.store import VectorStore
 from toolkit.text.pairs import HashedPair, PairTask, text_hash
 
 Ints = NDArray[np.int64]

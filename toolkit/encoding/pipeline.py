@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from toolkit.encoding.encoder import Encoder, Prepared
+from toolkit.encoding.formats import Vectors
 from toolkit.encoding.pipe import Pipe, Stage
 from toolkit.encoding.plan import Unit
 from toolkit.encoding.schedule import Schedule
-from toolkit.encoding.store import Vectors
 
 Records = Sequence[Mapping[str, str]]
 

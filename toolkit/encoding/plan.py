@@ -89,6 +89,7 @@ def identity(
         "rows": len(num_chars_N),
         "unit_rows": unit_rows,
         "encoder": settings,
+        "output": recipe.model_dump(mode="json", include={"vectors", "dims", "normalize"}),
         "bounds": bounds(num_chars_N, unit_rows=unit_rows, max_tokens=max_tokens),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from toolkit.console import Progress
-from toolkit.encoding.store import Output
+from toolkit.encoding.output import Output
 
 LOOK_EVERY_S = 30.0  # at what others have written
 

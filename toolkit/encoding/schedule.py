@@ -15,8 +15,8 @@ from typing import Protocol
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.topology import Topology
+from toolkit.encoding.output import Output
 from toolkit.encoding.plan import Unit
-from toolkit.encoding.store import Output
 from toolkit.files import RunFailed
 from toolkit.schema import EmbedRecipe
 
