@@ -175,13 +175,14 @@ class SupervisedRecipe(TrainingRecipe):
 
 
 class EncoderSettings(Section):
-    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass.
+    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass; null
+    is 16384 on a GPU and 2048 on a CPU, whose caches hold no more.
 
     attention "packed" puts rows one after another, without padding; the others pad."""
 
     model: Text
     max_tokens: Annotated[int, Field(ge=8)] = 512
-    batch_tokens: Count = 16384
+    batch_tokens: Count | None = None
     dtype: DType = "fp32"
     attention: Attention = "packed"
     causal: bool = False

@@ -61,7 +61,7 @@ def expected(pairs: PairSet, *, whole: Path, corpus: ShardSet) -> list[tuple[str
         listed = [pairs.pair(number, row) for row in range(int(pairs.num_rows[number]))]
         for pair in listed:
             prefix = f"{INSTRUCTION}; " if task.name == "asked" else ""
-            query = unit_length(encoder.encode([pair.query], instruction=prefix))[0]
+            query = unit_length(encoder.encode([pair.query], prompt=prefix))[0]
             limit = RATIO * float(query @ unit_length(encoder.encode([pair.positive]))[0])
             answers = {text_hash(p.positive) for p in listed if p.query == pair.query}
             chosen: list[str] = []

@@ -19,6 +19,7 @@ from tests.encoding.conftest import contents
 from tests.faults.encoders import Nursery, nursery
 from tests.faults.killer import build
 from tests.mpi import mpi_command
+from toolkit.cluster.preempt import INTERRUPTED
 from toolkit.encoding.store import VectorStore
 from toolkit.text.shards import open_shards
 
@@ -178,6 +179,24 @@ def test_workers_killed_at_random_lose_nothing(campaign: Callable[[int], Campaig
         kill()
     made.finish()
     assert made.num_kills >= 4
+
+
+@pytest.mark.parametrize("way", ["alone", "claim"])
+def test_a_worker_told_to_go_ends_at_a_unit_and_gives_back_the_rest(
+    way: str, campaign: Callable[[int], Campaign]
+) -> None:
+    made = campaign(0)
+    worker = made.start(way)
+    made.wait_for_work()
+    os.kill(worker, signal.SIGUSR2)
+    assert made.workers.wait(worker) == INTERRUPTED
+    assert not (made.output / "leases").exists()
+    names = sorted(path.name for path in (made.output / "units").iterdir())
+    markers = [name for name in names if name.endswith(".json")]
+    assert len(names) == 3 * len(markers)  # no unit is half there
+    assert 0 < len(markers) < NUM_UNITS
+    assert f"told to stop; {NUM_UNITS - len(markers)} units are left" in said(made.workers)
+    made.finish()
 
 
 @pytest.mark.slow

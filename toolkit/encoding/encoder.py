@@ -5,14 +5,15 @@ A vector depends on its text alone: not on its batch, its neighbours or their pa
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from toolkit.batch import Batch, embed_rows, lay_out, place, to_device
-from toolkit.encoding.formats import Vectors
+from toolkit.console import Progress
+from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
@@ -20,8 +21,11 @@ from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
-from toolkit.schema import INSTRUCTION_FORMAT, EncoderSettings
+from toolkit.schema import INSTRUCTION_FORMAT, DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
+
+GPU_BATCH_TOKENS = 16384
+CPU_BATCH_TOKENS = 2048  # 16384 are a third slower: what passes between layers leaves the caches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +91,67 @@ class Encoder:
         """What identifies the model: see `model_digest`."""
         return model_digest(base_folder(self._settings.model))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        max_tokens: int = 512,
+        dtype: DType = "fp32",
+        device: str | None = None,
+        truncate_dim: int | None = None,
+    ) -> Self:
+        """The encoder in a run directory, an exported folder, a model folder or on the hub.
+
+        `truncate_dim` as in sentence-transformers: only so many numbers of a vector. Raises
+        `BadInput` when there is none, or it cannot be used.
+        """
+        settings = EncoderSettings(model=path, max_tokens=max_tokens, dtype=dtype)
+        place = None if device is None else torch.device(device)
+        return cls(settings, device=place, dims=truncate_dim)
+
     def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt: str = "",
+        batch_size: int | None = None,
+        normalize_embeddings: bool = False,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Vectors (N, D), fp32, in the order of `sentences`, as an array or a tensor on the CPU; of
+        a single text (D,). The names are those of sentence-transformers.
+
+        `prompt` stands before each text and, unlike there, is not pooled (LLM2Vec's instructions).
+        Batches are bounded by tokens, so `batch_size` (at most so many rows) is seldom needed.
+        Raises `BadInput` for what is no text.
+        """
+        single = isinstance(sentences, str)
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise BadInput(f"sentences[{number}] is {text!r}: give texts")
+        if batch_size is not None and batch_size < 1:
+            raise BadInput(f"batch_size={batch_size}: at least 1")
+        progress = Progress("encode", total=len(texts), unit="rows", shown=show_progress_bar)
+        vectors = self.vectors_of(
+            texts,
+            instruction=prompt,
+            max_rows=batch_size,
+            on_rows=lambda rows, tokens: progress.advance(rows),  # noqa: ARG005
+        )
+        progress.close()
+        found = unit_length(vectors) if normalize_embeddings else vectors
+        found = found[0] if single else found
+        return torch.from_numpy(found) if convert_to_tensor else found
+
+    def vectors_of(
         self,
         texts: Sequence[str],
         *,
         instruction: str = "",
+        max_rows: int | None = None,
         on_rows: Callable[[int, int], None] | None = None,
     ) -> Vectors:
         """Vectors (N, D), fp32, in the order of `texts`; `on_rows(rows, tokens)` after each batch.
@@ -99,23 +159,35 @@ class Encoder:
         `instruction` stands before each text, with what parts it from the text, and is not pooled.
         Rows of like length share a batch; a text without tokens gets the zero vector.
         """
-        return self.embed(self.prepare(texts, instruction=instruction), on_rows=on_rows)
+        prepared = self.prepare(texts, instruction=instruction, max_rows=max_rows)
+        return self.embed(prepared, on_rows=on_rows)
 
-    def prepare(self, texts: Sequence[str], *, instruction: str = "") -> "Prepared":
+    def prepare(
+        self, texts: Sequence[str], *, instruction: str = "", max_rows: int | None = None
+    ) -> "Prepared":
         """Texts as batches in host memory: all that needs no model. Any thread may call it."""
         if not instruction:
-            return self.prepare_rows(self.tokenizer.encode(texts))
+            return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
         found = self.tokenizer.encode_after(instruction, texts)
-        return self.prepare_rows([ids for ids, _ in found], owns=[own for _, own in found])
+        rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
+        return self.prepare_rows(rows, owns=owns, max_rows=max_rows)
 
     def prepare_rows(
-        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None = None
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        *,
+        owns: Sequence[NDArray[np.bool_]] | None = None,
+        max_rows: int | None = None,
     ) -> "Prepared":
-        """Rows of token ids as batches. `owns` marks the tokens that are pooled; without it, all
-        but special ones are."""
+        """Rows of token ids as batches of at most `max_rows`. `owns` marks the tokens that are
+        pooled; without it, all but special ones are."""
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         batches = []
-        for numbers in token_batches(order, rows=rows, batch_tokens=self._settings.batch_tokens):
+        default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
+        batch_tokens = self._settings.batch_tokens or default
+        for numbers in token_batches(
+            order, rows=rows, batch_tokens=batch_tokens, max_rows=max_rows
+        ):
             some = [rows[number] for number in numbers]
             batch = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
             if owns:
@@ -171,13 +243,19 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
 
 
 def token_batches(
-    order: Sequence[int], *, rows: Sequence[NDArray[np.int64]], batch_tokens: int
+    order: Sequence[int],
+    *,
+    rows: Sequence[NDArray[np.int64]],
+    batch_tokens: int,
+    max_rows: int | None = None,
 ) -> list[list[int]]:
-    """Cut `order` (longest first) into batches of at most `batch_tokens` cells, at least a row."""
+    """Cut `order` (longest first) into batches of at most `batch_tokens` cells and `max_rows` rows,
+    at least a row."""
     batches: list[list[int]] = []
     for number in order:
         longest = len(rows[batches[-1][0]]) if batches else 0
-        if batches and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens:
+        fits = bool(batches) and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens
+        if fits and (max_rows is None or len(batches[-1]) < max_rows):
             batches[-1].append(number)
         else:
             batches.append([number])

@@ -58,10 +58,10 @@ class Miner:
         answers = answers_of(pairs)
         for start in range(0, len(pairs), batch):
             some = pairs[start : start + batch]
-            queries_QD = self._encoder.encode(
+            queries_QD = self._encoder.vectors_of(
                 [pair.query for pair in some], instruction=before_text(task.query_instruction)
             )
-            positives_QD = self._encoder.encode(
+            positives_QD = self._encoder.vectors_of(
                 [pair.positive for pair in some], instruction=before_text(task.document_instruction)
             )
             scores_QK, rows_QK = nearest_rows(
