@@ -10,14 +10,9 @@ import pytest
 from tests.encoding.conftest import contents
 from tests.mpi import mpi_environ
 from tests.slurm.cluster import Cluster
+from tests.slurm.test_jobs import ENVIRON, REPOSITORY
 from toolkit.encoding.store import VectorStore
 
-REPOSITORY = Path(__file__).parents[2]
-ENVIRON = {
-    "TOOLKIT_ENV_SH": str(REPOSITORY / "slurm" / "env.sh"),
-    "TOOLKIT_VENV": sys.prefix,
-    "RECIPE": "tiny_embed",
-}
 Door = Callable[..., str]
 
 
@@ -48,7 +43,7 @@ def test_an_array_that_loses_a_node_loses_nothing(
     job = slurm.submit(
         *("--cpus-per-task=1", "--time=10", f"--output={tmp_path}/%a.log", "slurm/embed_corpus.sh"),
         *(*overrides, f"output_dir={array}"),
-        environ=ENVIRON,
+        environ=ENVIRON | {"RECIPE": "tiny_embed"},
         cwd=REPOSITORY,
     )
     wait_for_units(array, number=4)
