@@ -112,6 +112,17 @@ def test_mpi_deals_every_unit_once(ranks: int, tmp_path: Path) -> None:
     assert_whole(tmp_path)
 
 
+def test_it_is_not_over_before_every_rank_has_checked_its_share(tmp_path: Path) -> None:
+    """All is there, but a unit is damaged that the late rank is to check."""
+    mpi([command("mpi", tmp_path)])
+    (tmp_path / "manifest.json").unlink()
+    (tmp_path / "units" / "00030.safetensors").write_bytes(b"no")
+    late = command("mpi", tmp_path, check=[20, NUM_UNITS], late_s=2)
+    done = mpi([command("mpi", tmp_path, check=[0, 20]), late])
+    assert done[0] + done[1] == [30]
+    assert_whole(tmp_path)
+
+
 def test_a_slow_rank_gets_fewer(tmp_path: Path) -> None:
     fast, slow = command("mpi", tmp_path, unit_s=0.2), command("mpi", tmp_path, unit_s=1.0)
     counts = [len(units) for units in mpi([fast, slow, fast])]

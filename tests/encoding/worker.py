@@ -3,8 +3,8 @@ of their row numbers. Prints a line a unit.
 
     python -m tests.encoding.worker WAY DIRECTORY '{"rows": 60, "unit_rows": 2, "unit_s": 0.05}'
 
-Further settings: lease_s, first, fail (a list of units that it cannot do), stop_after_s, and
-hang_at (its own so many-th unit) for hang_s.
+Further settings: lease_s, first, fail (a list of units that it cannot do), check (from, to, after
+late_s), stop_after_s, and hang_at (its own so many-th unit) for hang_s.
 """
 
 import contextlib
@@ -64,6 +64,8 @@ def main(way: str, directory: Path, settings: dict[str, float]) -> None:
             leases = entered.enter_context(Leases(directory / LEASE_DIR, lease_s=lease_s))
             first = int(settings.get("first", 0))
             work = Claims(output, leases=leases, first=first, should_stop=should_stop)
+        time.sleep(settings.get("late_s", 0))
+        work.check(output.units[slice(*settings.get("check", [0, 0]))])  # type: ignore[misc]
         fail, num_done = settings.get("fail", []), 0
         while True:
             while unit := work.take():

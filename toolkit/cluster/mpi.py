@@ -53,6 +53,8 @@ class Dealing:
         self._mpi_lock, self._book_lock = threading.Lock(), threading.Lock()
         self._book: Book | None = None
         self._added: list[int] = []
+        self._adders: set[int] = set()  # ranks that have said what they add
+        self._gone: set[int] = set()  # said goodbye, or are lost
         self._stopped = False
         self._end = threading.Event()
         self.last = Answer(None, over=False, left=0, stopped=False)
@@ -87,7 +89,7 @@ class Dealing:
             self._book = Book([*self._added, *(p for p in pieces if p not in self._added)])
 
     def add(self, pieces: list[int]) -> None:
-        """Any rank: there are these pieces too."""
+        """Every rank, once: there are these pieces too, or none. It is not over before."""
         self._tell("add", pieces)
 
     def take(self, should_stop: Callable[[], bool]) -> int | None:
@@ -156,7 +158,7 @@ class Dealing:
         """Rank 0's thread: hear and answer, until it has ended itself and everybody else has."""
         began = time.monotonic()
         heard = dict.fromkeys(range(1, self.size), began)
-        gone: set[int] = set()  # said goodbye, or are lost
+        gone = self._gone
         while not (self._end.is_set() and len(gone) == self.size - 1):
             message = self._receive(tag=REPORT)
             now = time.monotonic()
@@ -182,6 +184,7 @@ class Dealing:
     def _hear(self, rank: int, what: str, content: Any) -> None:
         with self._book_lock:
             if what == "add":
+                self._adders.add(rank)
                 self._added += content
                 if self._book:
                     self._book.add(content)
@@ -206,5 +209,6 @@ class Dealing:
             if self._book is None:
                 return Answer(None, over=False, left=0, stopped=False)
             piece = self._book.deal(rank)
-            over = piece is None and self._book.is_over
+            all_said = len(self._adders | self._gone) == self.size
+            over = piece is None and self._book.is_over and all_said
             return Answer(piece, over=over, left=self._book.num_left, stopped=False)

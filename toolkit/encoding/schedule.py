@@ -44,7 +44,8 @@ class Schedule(Protocol):
     """Where a worker gets its units. `take` is called by one thread, the others by any."""
 
     def check(self, some: Sequence[Unit]) -> None:
-        """Have those of `some` units made again that are there and damaged. To be called first."""
+        """Have those of `some` units made again that are there and damaged. To be called first, by
+        every worker."""
 
     def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
         """The next unit, waited for if others may leave theirs; None when there is none, or we are
@@ -174,8 +175,9 @@ class Dealt:
         return True
 
     def num_left(self) -> int:
-        """What rank 0 said last."""
-        return self._dealing.last.left
+        """What rank 0 said last; before it was asked, those without a marker."""
+        last = self._dealing.last
+        return last.left if last.left or last.over else len(self._output.unfinished())
 
     def stopped(self) -> bool:
         """Rank 0 takes all others along."""
