@@ -167,6 +167,44 @@ def test_an_error_of_any_stage_ends_all_and_gives_everything_back(
     assert not [t for t in threading.enumerate() if t.name in ("reader", "writer")]
 
 
+def take_over(output: Output, unit: Unit) -> None:
+    """What another worker does with a lease that it takes for stale."""
+    (output.directory / LEASE_DIR / f"{unit.name}.1").write_text("")
+
+
+@pytest.mark.parametrize("when", ["before it is written", "while it is written"])
+def test_who_was_taken_over_drops_what_it_made(
+    when: str, output: Output, encoder: SlowEncoder, leases: Leases
+) -> None:
+    """And is not troubled if its temporary files are removed under its hands."""
+    lost, written = output.units[3], list[Unit]()
+
+    def read(unit: Unit) -> Records:
+        if unit == lost and when.startswith("before"):
+            take_over(output, unit)
+        return records_of(unit)
+
+    def write(unit: Unit, vectors_RD: Vectors, records: Records) -> None:
+        if unit == lost:
+            assert not when.startswith("before")
+            take_over(output, unit)
+            raise FileNotFoundError(unit.name)
+        output.write(unit, vectors_RD, records)
+        written.append(unit)
+
+    with leases:
+        pipeline_of(
+            output,
+            encoder,
+            leases=leases,
+            read=read,
+            write=write,
+            should_stop=lambda: len(written) == len(output.units) - 1,
+        ).run()
+        assert leases.taken() == {lost.name: 1}  # the other's
+    assert written == [unit for unit in output.units if unit != lost]
+
+
 def test_an_error_is_not_kept_back_until_the_others_are_done(
     output: Output, encoder: SlowEncoder, leases: Leases
 ) -> None:
@@ -174,12 +212,13 @@ def test_an_error_is_not_kept_back_until_the_others_are_done(
 
     def write(unit: Unit, vectors_RD: Vectors, records: Records) -> None:
         time.sleep(0.3)
-        raise OSError("disk full")
+        take_over(output, unit)  # else the reader would get it again
+        raise RuntimeError("broken")
 
     with leases, Leases(output.directory / LEASE_DIR, lease_s=60) as others:
         assert all(others.take(unit.name) for unit in output.units[1:])
         began = time.monotonic()
-        with pytest.raises(OSError, match="disk full"):
+        with pytest.raises(RuntimeError, match="broken"):
             pipeline_of(output, encoder, leases=leases, write=write).run()
         assert time.monotonic() - began < 5
 

@@ -121,6 +121,8 @@ def test_it_is_not_over_before_every_rank_has_checked_its_share(tmp_path: Path) 
     done = mpi([command("mpi", tmp_path, check=[0, 20]), late])
     assert done[0] + done[1] == [30]
     assert_whole(tmp_path)
+    made, told = tmp_path / "units" / "00030.json", tmp_path / "manifest.json"
+    assert told.stat().st_mtime_ns > made.stat().st_mtime_ns
 
 
 def test_a_slow_rank_gets_fewer(tmp_path: Path) -> None:

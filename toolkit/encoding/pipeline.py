@@ -172,6 +172,5 @@ class Pipeline:
             self._write(done.unit, done.vectors_RD, done.records)
         except OSError:
             # Whoever closes the encoding removes temporary files; ours too, if our unit is there.
-            if self._work.holds(done.unit):
-                raise
+            raise
         self._work.finish(done.unit)
