@@ -16,6 +16,7 @@ from toolkit.files import BadInput, RunFailed
 
 REPORT, ANSWER = 71, 72  # tags
 POLL_S = 0.002
+SERVE_S = 0.005  # oftener, rank 0's thread would take time from its model
 BEATS = 6  # in the time after which a silent rank is lost
 
 
@@ -179,7 +180,7 @@ class Dealing:
                     gone.add(rank)
                     lost = self._lose(rank)
                     print(f"rank {rank} is silent: {len(lost)} unit(s) dealt again", flush=True)
-            time.sleep(POLL_S)
+            time.sleep(SERVE_S)
 
     def _hear(self, rank: int, what: str, content: Any) -> None:
         with self._book_lock:
