@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-gpu benchmark-quality lint clean
+.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-gpu benchmark-quality benchmark-encode lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -71,6 +71,9 @@ benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B sh
 
 benchmark-quality: install  ## STS-B of every state over three seeds, a table and a plot (an hour and a half)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/sts.svg
+
+benchmark-encode: install  ## texts a second beside sentence-transformers (20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_encode
 
 lint: install  ## format, style, types, layers
 	$(BIN)/ruff format --check toolkit tests data_scripts

@@ -94,7 +94,7 @@ def test_vectors(
     assert np.abs(np.delete(ours - found, LONG, axis=0)).max() <= TOLERANCE
     assert np.abs(causal.encode(asked["texts"]) - ours).max() > 100 * TOLERANCE
     texts = [text for _, text in asked["pairs"]]
-    ours = encoder.encode(texts, instruction=f"{INSTRUCTION} ")
+    ours = encoder.encode(texts, prompt=f"{INSTRUCTION} ")
     found = np.array(theirs["pairs"])
     assert np.abs(encoder.encode(texts) - ours).max() > 100 * TOLERANCE
     # A defect of the reference: it pools as many of the last tokens as the text alone has, so that

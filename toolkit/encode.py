@@ -1,24 +1,28 @@
 """The encoding program: a corpus in shards becomes vectors on disk, unit by unit.
 
-    python -m toolkit.encode embed_corpus output_dir=... corpus.input=...     (alone)
+    python -m toolkit.encode embed_corpus output_dir=... corpus.input=...     (alone, or several)
     sbatch slurm/embed_corpus.sh output_dir=...                              (a SLURM array)
     mpirun -n 4 python -m toolkit.encode embed_corpus output_dir=...         (MPI)
 
-A restart, with any number of workers, skips what is finished.
+Workers may come and go at any time; a restart, with any number of them, skips what is finished.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.cluster.mpi import wait_for_workers
+from toolkit.cluster.leases import Leases
+from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, array_task, detect
-from toolkit.console import Progress
 from toolkit.door import recipe_door
-from toolkit.encoding import plan, store
+from toolkit.encoding import plan, schedule
+from toolkit.encoding.output import Output
+from toolkit.encoding.progress import EncodingProgress
+from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
 from toolkit.schema import EmbedRecipe, Recipe
 from toolkit.text.shards import ShardSet, open_shards
 
@@ -27,59 +31,93 @@ if TYPE_CHECKING:
 
 
 def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
-    """Embed this worker's units of `recipe` that are not there yet.
+    """Embed what is not there yet of `recipe`'s units, together with whoever else does.
 
-    Workers are array tasks times ranks, as `environ` tells. Raises `BadInput` before anything is
-    written when corpus, model or output cannot be used.
+    How workers share the units: `EmbedRecipe`. Raises `BadInput` before anything is written when
+    corpus, model or output cannot be used.
     """
     # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
     with StopSignal(environ) as stop:
-        _run(recipe, environ=environ, stop=stop)
+        topology = detect(environ)
+        # Leases are given back, and other ranks let go, before a job waits to be requeued.
+        num_left = _work(recipe, topology=topology, environ=environ, stop=stop)
+        if num_left:
+            print(f"embed: told to stop; {num_left} units are left", flush=True)
+            stop.leave(environ, leads=topology.rank == 0)
 
 
-def _run(recipe: EmbedRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
+def _work(
+    recipe: EmbedRecipe, *, topology: Topology, environ: Mapping[str, str], stop: StopSignal
+) -> int:
+    """Work until nothing is left, or we are told to stop; returns how many units are left."""
+
+    def should_stop() -> bool:
+        return stop.received
+
+    way = schedule.way_of(recipe, topology)
+    index, count = worker_of(topology, array=array_task(environ))
+    with contextlib.ExitStack() as entered:
+        if way == schedule.MPI:
+            num_ranks = topology.world_size if topology.launcher == "mpi" else None
+            dealing = Dealing(lost_after_s=recipe.lease_s, num_ranks=num_ranks)
+            entered.enter_context(dealing)
+        shards, encoder, output = _open(recipe, topology=topology, verify=index == 0)
+        work: Schedule
+        if way == schedule.MPI:
+            work = Dealt(output, dealing=dealing, should_stop=should_stop)
+        elif way == schedule.CLAIM:
+            leases = Leases(output.directory / schedule.LEASE_DIR, lease_s=recipe.lease_s)
+            first = index * len(output.units) // count
+            entered.enter_context(leases)
+            work = Claims(output, leases=leases, first=first, should_stop=should_stop)
+        else:
+            work = Alone(output, should_stop=should_stop)
+        work.check(plan.share(list(output.units), index=index, count=count))
+        num_done = len(output.finished())
+        print(
+            f"embed: worker {index + 1} of {count} ({way}): {len(output.units)} units, "
+            f"{num_done} done",
+            flush=True,
+        )
+        while True:
+            _embed(work, shards=shards, encoder=encoder, output=output)
+            num_left = work.num_left()
+            if num_left and work.stopped():
+                return num_left
+            if not num_left and work.close():
+                break
+        if way != schedule.MPI or topology.rank == 0:
+            print(f"embed: all {shards.num_rows:,} rows are in {output.directory}", flush=True)
+        return 0
+
+
+def _open(
+    recipe: EmbedRecipe, *, topology: Topology, verify: bool
+) -> tuple[ShardSet, "Encoder", Output]:
     # Here and not above: the help text of a door must not wait for torch.
     from toolkit.encoding.encoder import Encoder
     from toolkit.parallel.comm import device_of
 
-    topology = detect(environ)
-    index, count = worker_of(topology, array=array_task(environ))
     output_dir = Path(recipe.output_dir)
-    shards = open_shards(Path(recipe.corpus.input), verify=index == 0)
-    encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank))
+    shards = open_shards(Path(recipe.corpus.input), verify=verify)
+    encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
     facts = plan.identity(
         recipe,
         corpus_digest=shards.digest,
         model_digest=encoder.digest(),
-        num_rows=shards.num_rows,
+        num_chars_N=shards.num_chars,
     )
     plan.claim_directory(
         output_dir, facts=facts, model=recipe.encoder.model, corpus=recipe.corpus.input
     )
-    mine = plan.share(
-        plan.units(shards.num_rows, unit_rows=recipe.corpus.unit_rows), index=index, count=count
+    output = Output(
+        output_dir,
+        facts["digest"],
+        plan.units(facts["bounds"]),
+        form=recipe.vectors,
+        normalize=recipe.normalize,
     )
-    todo = [
-        unit
-        for unit in mine
-        if not store.is_finished(output_dir, unit=unit, digest=facts["digest"])
-    ]
-    print(f"embed: worker {index + 1} of {count}: {len(mine)} units, {len(mine) - len(todo)} done")
-    num_written = _embed(
-        todo,
-        shards=shards,
-        encoder=encoder,
-        output_dir=output_dir,
-        digest=facts["digest"],
-        should_stop=lambda: stop.received,
-    )
-    if num_written < len(todo):
-        print(f"embed: told to stop; {len(todo) - num_written} units are left", flush=True)
-        stop.leave(environ, leads=topology.rank == 0)
-    # Under MPI the first process closes the encoding for all; else whoever comes last.
-    closes = topology.launcher != "mpi" or wait_for_workers()
-    if closes and store.write_manifest(output_dir):
-        print(f"embed: all {shards.num_rows:,} rows are in {output_dir}")
+    return shards, encoder, output
 
 
 def worker_of(topology: Topology, *, array: tuple[int, int]) -> tuple[int, int]:
@@ -88,34 +126,23 @@ def worker_of(topology: Topology, *, array: tuple[int, int]) -> tuple[int, int]:
     return index * topology.world_size + topology.rank, count * topology.world_size
 
 
-def _embed(
-    todo: list[plan.Unit],
-    *,
-    shards: ShardSet,
-    encoder: "Encoder",
-    output_dir: Path,
-    digest: str,
-    should_stop: Callable[[], bool],
-) -> int:
-    """Embed and write units until told to stop; returns how many were written."""
-    progress = Progress("embed", total=sum(unit.stop - unit.start for unit in todo), unit="rows")
-    tokens_seen = 0
+def _embed(work: Schedule, *, shards: ShardSet, encoder: "Encoder", output: Output) -> None:
+    """Embed and write the units that `work` gives."""
+    from toolkit.encoding.pipeline import Pipeline
 
-    def on_rows(rows: int, tokens: int) -> None:
-        nonlocal tokens_seen
-        tokens_seen += tokens
-        progress.advance(rows, note=f"{tokens_seen:,} tokens")
-
-    for number, unit in enumerate(todo):
-        if should_stop():
-            return number
-        records = shards.records(unit.start, unit.stop)
-        vectors_RD = encoder.encode([record["text"] for record in records], on_rows=on_rows)
-        store.write_unit(
-            output_dir, unit=unit, vectors_RD=vectors_RD, records=records, digest=digest
-        )
-    progress.close()
-    return len(todo)
+    progress = EncodingProgress(output)
+    pipeline = Pipeline(
+        work,
+        encoder=encoder,
+        read=lambda unit: shards.records(unit.start, unit.stop),
+        write=output.write,
+        on_rows=progress.on_rows,
+    )
+    try:
+        figures = pipeline.run()
+    finally:
+        progress.close()
+    print(f"embed: {figures}", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from toolkit.door import recipe_door
-from toolkit.encoding.search import unit_length
+from toolkit.encoding.formats import unit_length
 from toolkit.evaluation.retrieval import read_queries, recall_at
 from toolkit.evaluation.sts import cosines, read_pairs, spearman
 from toolkit.evaluation.tables import table

@@ -140,7 +140,7 @@ def remove_temporaries(parent: Path, *names: str) -> None:
     single writer."""
     for name in names or ("*",):
         for path in parent.glob(f".{name}.*tmp"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def newest_committed(parent: Path, prefix: str) -> Path | None:

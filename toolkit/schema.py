@@ -20,6 +20,7 @@ Text = Annotated[str, Field(min_length=1)]
 INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
+VectorFormat = Literal["fp32", "fp16", "bf16", "int8", "binary"]
 
 
 class Section(BaseModel):
@@ -179,32 +180,48 @@ class SupervisedRecipe(TrainingRecipe):
 
 
 class EncoderSettings(Section):
-    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass.
+    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass; null
+    is 16384 on a GPU and 2048 on a CPU, whose caches hold no more.
 
     attention "packed" puts rows one after another, without padding; the others pad."""
 
     model: Text
     max_tokens: Annotated[int, Field(ge=8)] = 512
-    batch_tokens: Count = 16384
+    batch_tokens: Count | None = None
     dtype: DType = "fp32"
     attention: Attention = "packed"
     causal: bool = False
 
 
 class Corpus(Section):
-    """What is embedded: a directory of shards, cut into work units of `unit_rows` rows."""
+    """What is embedded: a directory of shards, cut into work units of about equal work and
+    `unit_rows` rows on average."""
 
     input: Text
     unit_rows: Count = 4096
 
 
 class EmbedRecipe(Section):
-    """An offline embedding of a corpus."""
+    """An offline embedding of a corpus.
+
+    `schedule` says how workers share the units. claim: each takes what nobody has, by a lease in
+    the output directory, and takes over a lease in which nothing has moved for `lease_s`. mpi: rank
+    0 deals units to all ranks, and deals again what a rank has that is silent for `lease_s`. alone:
+    no other worker is there. auto: mpi under mpirun, else claim.
+
+    `vectors` is how a number is stored; `dims` keeps only so many numbers of a vector, the first;
+    `normalize` divides what is kept by its length.
+    """
 
     kind: Literal["embed"]
     output_dir: Text
     encoder: EncoderSettings
     corpus: Corpus
+    schedule: Literal["auto", "alone", "claim", "mpi"] = "auto"
+    vectors: VectorFormat = "fp32"
+    dims: Count | None = None
+    normalize: bool = False
+    lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 
 class Retrieval(Section):

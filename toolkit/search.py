@@ -62,7 +62,7 @@ def run(
 
     vectors = VectorStore(encoding)
     encoder = encoder_of(vectors, model=model)
-    queries_QD = encoder.encode(queries, instruction=before_text(instruction))
+    queries_QD = encoder.vectors_of(queries, instruction=before_text(instruction))
     found = nearest(vectors, queries_QD=queries_QD, top=top)
     for query, hits in zip(queries, found, strict=True):
         if as_json:

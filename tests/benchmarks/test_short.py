@@ -48,6 +48,14 @@ def test_the_data_plane(name: str, real_data: Path) -> None:
     assert ("| datasets.map | " in printed) == (name == "bench_cleaning")
 
 
+def test_encoding_beside_sentence_transformers(real_data: Path) -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.bench_encode", "--data", str(real_data)]
+    printed = run([*command, "--rows", "20", "--runs", "1", "--only", "short"])
+    assert "least cosine 1.0" in printed
+    assert "| ours | " in printed
+    assert "| sentence-transformers | " in printed
+
+
 def test_training_steps_say_how_fast_they_were(shards: Path, tiny_model: Path) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.train_steps", "tiny_simcse"]
     printed = run([*command, f"data.train={shards}", f"model.base={tiny_model}", "train.steps=2"])

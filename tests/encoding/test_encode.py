@@ -1,20 +1,24 @@
 """The encoding program: restarts, interruptions and any number of workers give the same bytes."""
 
-import os
+import json
 import shutil
 import sys
-from collections.abc import Mapping
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import need, run
+from tests.conftest import run
 from tests.encoding.conftest import contents, embed, flip_a_byte
+from tests.mpi import mpi_command, mpi_environ
 from tests.text.making import shard_articles
-from toolkit.encoding import store
+from toolkit import search
+from toolkit.cluster.leases import Leases
+from toolkit.encoding import output as writing
 from toolkit.encoding.encoder import Encoder
+from toolkit.encoding.formats import unit_length
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.schema import EncoderSettings
@@ -92,7 +96,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     part: str, tmp_path: Path, whole: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed before any of a unit's three files is there."""
-    real = {name: getattr(store, name) for name in ("write_atomic", "write_json")}
+    real = {name: getattr(writing, name) for name in ("write_atomic", "write_json")}
 
     class Killed(BaseException):
         pass
@@ -108,7 +112,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     output = tmp_path / "interrupted"
     with monkeypatch.context() as patch:
         for name in real:
-            patch.setattr(store, name, writer(name))
+            patch.setattr(writing, name, writer(name))
         with pytest.raises(Killed):
             embed(output, *inputs)
     assert not (output / "manifest.json").exists()
@@ -121,33 +125,40 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     assert all(after[name] == at for name, at in done.items() if not name.startswith("00004"))
 
 
-@pytest.mark.parametrize(("count", "first", "step"), [(2, 0, 1), (3, 5, 2), (20, 1, 1)])
-def test_any_number_of_workers_writes_the_same_bytes(
-    count: int, first: int, step: int, tmp_path: Path, whole: Path, inputs: Inputs
+@pytest.mark.parametrize(("task", "count", "first", "step"), [(1, 2, 0, 1), (2, 3, 5, 2)])
+def test_an_array_task_that_is_alone_does_everything(
+    task: int, count: int, first: int, step: int, tmp_path: Path, whole: Path, inputs: Inputs
 ) -> None:
+    """It begins at its own part: the units' times tell."""
     output = tmp_path / "shared"
-    for task in reversed(range(count)):
-        if task < NUM_UNITS - 1:  # the others of twenty would wait here for nothing
-            assert not (output / "manifest.json").exists()
-        if task < NUM_UNITS or task == count - 1:
-            embed(output, *inputs, environ=array_task(task, count=count, first=first, step=step))
+    embed(output, *inputs, environ=array_task(task, count=count, first=first, step=step))
     assert contents(output) == contents(whole)
+    begun = min(times(output), key=lambda name: times(output)[name])
+    assert begun == f"{task * NUM_UNITS // count:05d}.safetensors"
 
 
-def test_a_restart_may_have_other_workers(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
-    """Also a worker that is an array task AND a rank of several."""
+def test_alone_needs_no_leases(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
+    embed(tmp_path / "alone", *inputs, "schedule=alone")
+    assert contents(tmp_path / "alone") == contents(whole)
+
+
+def test_what_others_are_at_is_waited_for(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
+    """Units that somebody has a lease of are left to them, until nothing moves there any more."""
     output = tmp_path / "shared"
-    ranks = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    for task, rank in ((0, 1), (1, 0)):
-        here = {**ranks, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        embed(output, *inputs, environ={**here, **array_task(task, count=3)})
-    left = {f"{number:05d}.json" for number in range(NUM_UNITS) if number % 6 not in (1, 2)}
-    assert left.isdisjoint(times(output))
-    old = times(output)
-    assert len(old) == 3 * (NUM_UNITS - len(left))
-    embed(output, *inputs)
+    with Leases(tmp_path / "elsewhere", lease_s=60) as others:
+        assert others.take("00004")
+        (lease,) = (tmp_path / "elsewhere").iterdir()
+        embed(output, *inputs)
+        shutil.rmtree(output / "units")
+        (output / "manifest.json").unlink()
+        (output / "leases").mkdir()
+        shutil.copy(lease, output / "leases" / "00004.0")
+        began = time.monotonic()
+        embed(output, *inputs, "lease_s=2")
+        assert time.monotonic() - began >= 2
     assert contents(output) == contents(whole)
-    assert {name: times(output)[name] for name in old} == old
+    last = max(times(output), key=lambda name: times(output)[name])
+    assert last == "00004.json"
 
 
 def other_corpus(shards: Path, folder: Path) -> str:
@@ -176,6 +187,9 @@ def other_model(model: Path, folder: Path) -> str:
         ("encoder.dtype=bf16", "encoder"),
         ("encoder.causal=true", "encoder"),
         ("corpus.unit_rows=15", "unit_rows"),
+        ("vectors=fp16", "output"),
+        ("dims=64", "output"),
+        ("normalize=true", "output"),
     ],
 )
 def test_an_output_directory_of_another_encoding_is_refused(
@@ -190,6 +204,34 @@ def test_an_output_directory_of_another_encoding_is_refused(
     with pytest.raises(BadInput, match=f"holds an encoding of another {named}; choose another"):
         embed(whole, *inputs, override)
     assert contents(whole) == before
+
+
+@pytest.mark.parametrize("form", ["fp32", "fp16", "bf16", "int8", "binary"])
+def test_vectors_are_cut_and_divided_by_their_length_and_stored_as_asked(
+    form: str, whole: Path, tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And searched: the queries are cut as the rows were."""
+    output = tmp_path / form
+    embed(output, *inputs, f"vectors={form}", "dims=64", "normalize=true")
+    found = VectorStore(output, verify=True)
+    wanted = unit_length(VectorStore(whole).vectors()[:, :64])
+    assert found.width == 64
+    if form == "binary":
+        np.testing.assert_array_equal(found.vectors(), np.where(wanted > 0, 1, -1))
+    else:
+        precision = {"fp32": 1e-6, "fp16": 1e-3, "bf16": 1e-2, "int8": 0.51 / 127}[form]
+        np.testing.assert_allclose(found.vectors(), wanted, atol=precision)
+    assert found.ids() == VectorStore(whole).ids()
+    article = open_shards(Path(inputs[1].partition("=")[2])).record(42)
+    assert search.main([str(output), article["text"], "--top", "1", "--json"]) == 0
+    (hit,) = json.loads(capsys.readouterr().out.splitlines()[-1])["hits"]
+    assert hit["id"] == article["id"]
+
+
+def test_more_numbers_than_a_vector_has_are_refused(tmp_path: Path, inputs: Inputs) -> None:
+    with pytest.raises(BadInput, match=r"dims=257: the vectors of .*tiny-mistral have 256 numbers"):
+        embed(tmp_path / "out", *inputs, "dims=257")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_changes_no_vector_is_no_other_encoding(
@@ -212,40 +254,35 @@ def test_a_foreign_directory_is_left_alone(tmp_path: Path, inputs: Inputs) -> No
 def test_no_vector_that_is_not_finite_is_written(
     tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Encoder.encode
+    real = Encoder.embed
 
     def broken(self: Encoder, *arguments: object, **settings: object) -> object:
         vectors = real(self, *arguments, **settings)  # type: ignore[arg-type]
         vectors[3, 7] = np.nan
         return vectors
 
-    monkeypatch.setattr(Encoder, "encode", broken)
+    monkeypatch.setattr(Encoder, "embed", broken)
     with pytest.raises(BadInput, match="its vector is not finite"):
         embed(tmp_path / "out", *inputs)
     assert list(contents(tmp_path / "out")) == ["plan.json"]
 
 
-def mpi_environ() -> Mapping[str, str]:
-    """MPICH from the virtual environment, for mpi4py's one binary for all MPIs."""
-    return {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(Path(sys.prefix) / "lib")}
-
-
 def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    need(mpiexec.is_file(), "no mpiexec beside python: pip install mpich")
     output = tmp_path / "mpi"
-    # Whatever launched the tests must not pass for the launcher of these ranks.
-    foreign = [
-        n for n in os.environ if n.startswith(("SLURM_", "SUBMITIT_", "PMI", "OMPI_", "MPI_"))
-    ]
-    foreign += ["RANK", "WORLD_SIZE", "LOCAL_RANK"]
-    printed = run(
-        ["env", *(f"--unset={name}" for name in foreign)]
-        + [f"{name}={value}" for name, value in mpi_environ().items()]
-        + [str(mpiexec), "-n", "3", sys.executable, "-m", "toolkit.encode", "tiny_embed"]
-        + [f"output_dir={output}", "encoder.max_tokens=16", *inputs]
-    )
+    line = [sys.executable, "-m", "toolkit.encode", "tiny_embed", f"output_dir={output}"]
+    printed = run(mpi_command([[*line, "encoder.max_tokens=16", *inputs]] * 3))
     assert contents(output) == contents(whole)
-    for worker, share in ((1, 4), (2, 4), (3, 3)):
-        assert f"embed: worker {worker} of 3: {share} units, 0 done" in printed
+    for worker in (1, 2, 3):
+        assert f"embed: worker {worker} of 3 (mpi): 11 units" in printed
     assert printed.count("all 170 rows are in") == 1
+
+
+def test_mpi_of_another_kind_than_the_launcher_is_refused(tmp_path: Path, inputs: Inputs) -> None:
+    """Each process would be rank 0 of one, and do all the work."""
+    line = [sys.executable, "-m", "toolkit.encode", "tiny_embed", f"output_dir={tmp_path / 'out'}"]
+    places = {"RANK": 0, "SIZE": 2, "LOCAL_RANK": 0, "LOCAL_SIZE": 2}
+    given = [f"OMPI_COMM_WORLD_{name}={value}" for name, value in places.items()]
+    given += [f"{name}={value}" for name, value in mpi_environ().items()]
+    printed = run(["env", *given, *line, *inputs], code=2)
+    assert "MPI sees 1 process(es) where the launcher has started 2" in printed
+    assert not (tmp_path / "out").exists()

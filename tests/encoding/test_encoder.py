@@ -1,5 +1,7 @@
 """A vector depends on its text alone, and is what a plain computation gives."""
 
+import itertools
+import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from toolkit.encoding.encoder import Encoder, token_batches
+from toolkit.files import BadInput
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.schema import EncoderSettings
 
@@ -84,6 +87,20 @@ def test_a_vector_depends_on_its_text_alone(
         assert distance(found[place], naive(texts[number])) <= TOLERANCE
 
 
+@settings(deadline=None, max_examples=25)
+@given(texts=TEXTS, data=st.data())
+def test_a_vector_does_not_depend_on_its_unit(
+    texts: list[str], data: st.DataObject, encoders: list[Encoder], naive: Naive
+) -> None:
+    """Cut into units anywhere, each unit prepared and embedded apart, by another encoder each."""
+    cuts = data.draw(st.lists(st.integers(0, len(texts)), max_size=4).map(sorted))
+    for start, stop in itertools.pairwise([0, *cuts, len(texts)]):
+        encoder = data.draw(st.sampled_from(encoders))
+        found = encoder.embed(encoder.prepare(texts[start:stop]))
+        for text, vector in zip(texts[start:stop], found, strict=True):
+            assert distance(vector, naive(text)) <= TOLERANCE
+
+
 @pytest.mark.parametrize("attention", ["packed", "sdpa", "eager"])
 def test_real_sentences_equal_the_naive_computation(
     attention: str, tiny_model: Path, naive: Naive, real_data: Path
@@ -109,7 +126,7 @@ def test_a_tokenizer_without_begin_token_makes_empty_rows(encoders: list[Encoder
     empty = [np.zeros(0, dtype=np.int64)]
     row = encoders[0].tokenizer.encode([SENTENCES[0]])
     for rows in (empty, empty * 2, row + empty):
-        vectors = encoders[0]._batch(rows)
+        vectors = encoders[0].embed(encoders[0].prepare_rows(rows))
         assert np.isfinite(vectors).all()
         assert (vectors[-1] == 0).all()
 
@@ -136,14 +153,71 @@ def test_bf16_is_close_to_fp32(tiny_model: Path, encoders: list[Encoder]) -> Non
 
 def test_progress_counts_every_row_and_token(encoders: list[Encoder]) -> None:
     seen: list[tuple[int, int]] = []
-    encoders[1].encode(SENTENCES, on_rows=lambda rows, tokens: seen.append((rows, tokens)))
+    encoders[1].vectors_of(SENTENCES, on_rows=lambda rows, tokens: seen.append((rows, tokens)))
     lengths = [len(row) for row in encoders[1].tokenizer.encode(SENTENCES)]
     assert len(seen) > 1
     assert [sum(column) for column in zip(*seen, strict=True)] == [len(SENTENCES), sum(lengths)]
 
 
+def test_the_names_of_sentence_transformers(
+    tiny_model: Path, encoders: list[Encoder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = Encoder.from_pretrained(str(tiny_model), max_tokens=MAX_TOKENS, device="cpu")
+    texts = [text for text in SENTENCES if text]
+    plain = encoders[0].encode(texts)
+    assert distance(encoder.encode(texts, batch_size=2), plain) <= TOLERANCE
+    assert distance(encoder.encode(texts[0]), plain[0]) <= TOLERANCE  # (D,)
+    tensor = encoder.encode(tuple(texts), convert_to_tensor=True, normalize_embeddings=True)
+    assert isinstance(tensor, torch.Tensor)
+    assert torch.allclose(tensor.norm(dim=1), torch.ones(len(texts)), atol=1e-5)
+    assert capsys.readouterr().out == ""
+    encoder.encode(texts, show_progress_bar=True)
+    assert f"encode: {len(texts)}/{len(texts)} rows" in capsys.readouterr().out
+    cut = Encoder.from_pretrained(
+        str(tiny_model), max_tokens=MAX_TOKENS, device="cpu", truncate_dim=8
+    )
+    assert distance(cut.encode(texts), plain[:, :8]) <= TOLERANCE
+    assert cut.encode([]).shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sentences": ["a", None]}, r"sentences\[1\] is None: give texts"),
+        ({"sentences": "a", "batch_size": 0}, "batch_size=0: at least 1"),
+    ],
+)
+def test_what_is_no_text_is_refused(
+    arguments: dict[str, object], message: str, encoders: list[Encoder]
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        encoders[0].encode(**arguments)  # type: ignore[arg-type]
+
+
+def test_large_tensors_leave_their_memory_to_the_next(encoders: list[Encoder]) -> None:
+    """Page faults of a forward pass that was done before: there are none to speak of."""
+    prepared = encoders[2].prepare(["An essay on canals. " * 40] * 400)
+    encoders[2].embed(prepared)
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    before = faults()
+    encoders[2].embed(prepared)
+    assert faults() - before < 5000  # 20 MiB; without, some 100 MiB a layer
+
+
 def longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda number: -lengths[number])
+
+
+@given(lengths=st.lists(st.integers(0, 40)), max_rows=st.integers(1, 9))
+def test_batches_have_at_most_so_many_rows(lengths: list[int], max_rows: int) -> None:
+    rows = [np.zeros(length, dtype=np.int64) for length in lengths]
+    order = longest_first(lengths)
+    batches = token_batches(order, rows=rows, batch_tokens=10**6, max_rows=max_rows)
+    assert [number for batch in batches for number in batch] == order
+    assert all(len(batch) == max_rows for batch in batches[:-1])
 
 
 @given(lengths=st.lists(st.integers(0, 40)), batch_tokens=st.integers(1, 200))
@@ -188,7 +262,7 @@ def test_an_instruction_is_read_and_not_pooled(attention: str, tiny_model: Path)
     instruction = "Find a text that says the same; "
     encoder = encoder_of(tiny_model, attention=attention)
     texts = [text for text in SENTENCES if text.strip()]
-    found = encoder.encode(texts, instruction=instruction)
+    found = encoder.encode(texts, prompt=instruction)
     config = AutoConfig.from_pretrained(tiny_model)
     config.is_causal = False
     backbone = AutoModel.from_pretrained(tiny_model, config=config, dtype=torch.float32).eval()

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import run
 from tests.encoding.conftest import embed
 from toolkit.encoding.encoder import encoder_of
-from toolkit.encoding.search import unit_length
+from toolkit.encoding.formats import unit_length
 from toolkit.encoding.store import VectorStore
 from toolkit.text.pairs import PairSet, open_pairs, text_hash
 from toolkit.text.shards import ShardSet, open_shards
@@ -61,7 +61,7 @@ def expected(pairs: PairSet, *, whole: Path, corpus: ShardSet) -> list[tuple[str
         listed = [pairs.pair(number, row) for row in range(int(pairs.num_rows[number]))]
         for pair in listed:
             prefix = f"{INSTRUCTION}; " if task.name == "asked" else ""
-            query = unit_length(encoder.encode([pair.query], instruction=prefix))[0]
+            query = unit_length(encoder.encode([pair.query], prompt=prefix))[0]
             limit = RATIO * float(query @ unit_length(encoder.encode([pair.positive]))[0])
             answers = {text_hash(p.positive) for p in listed if p.query == pair.query}
             chosen: list[str] = []

@@ -11,26 +11,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoding.conftest import embed
+from tests.encoding.making import output_of, write_all
 from toolkit import search
-from toolkit.encoding.plan import claim_directory, units
-from toolkit.encoding.search import Hit, nearest, unit_length
-from toolkit.encoding.store import VectorStore, write_manifest, write_unit
+from toolkit.encoding.formats import unit_length
+from toolkit.encoding.search import Hit, nearest
+from toolkit.encoding.store import VectorStore
 from toolkit.text.shards import open_shards
 
 # Cosines among these are exactly -1, 0 or 1: ties, whatever order the sums are done in.
 EXACT = [(2.0, 0.0), (-4.0, 0.0), (0.0, 1.0), (0.0, -0.5), (0.0, 0.0), (0.5, 0.0)]
 
 
-def store_of(output: Path, vectors_ND: NDArray[np.float32], *, unit_rows: int) -> VectorStore:
-    rows = len(vectors_ND)
-    facts = {"rows": rows, "unit_rows": unit_rows, "digest": "d"}
-    claim_directory(output, facts=facts, model="m", corpus="c")
-    for unit in units(rows, unit_rows=unit_rows):
-        records = [{"id": f"id{n}", "title": f"T{n}"} for n in range(unit.start, unit.stop)]
-        part = vectors_ND[unit.start : unit.stop]
-        write_unit(output, unit=unit, vectors_RD=part, records=records, digest="d")
-    assert write_manifest(output)
-    return VectorStore(output)
+def store_of(directory: Path, vectors_ND: NDArray[np.float32], *, unit_rows: int) -> VectorStore:
+    write_all(output_of(directory, rows=len(vectors_ND), unit_rows=unit_rows), vectors_ND)
+    return VectorStore(directory)
 
 
 def brute_force(

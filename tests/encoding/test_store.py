@@ -1,5 +1,6 @@
 """Units, their files, and who may write into an output directory."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,18 +11,35 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoding.conftest import flip_a_byte
-from toolkit.encoding.plan import PLAN_FILE, Unit, claim_directory, share, units
-from toolkit.encoding.store import (
-    VectorStore,
-    is_finished,
-    unit_files,
-    write_manifest,
-    write_unit,
+from tests.encoding.making import even_bounds, output_of, write_all
+from toolkit.encoding.output import Output, is_finished, unit_files, write_unit
+from toolkit.encoding.plan import (
+    CHARS_PER_ROW,
+    CHARS_PER_TOKEN,
+    FORMAT,
+    MAX_ROWS_FACTOR,
+    PLAN_FILE,
+    Unit,
+    bounds,
+    claim_directory,
+    share,
+    units,
 )
+from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput, read_json, write_json
 
 DIGEST = "0" * 64
-FACTS = {"corpus": "c", "model": "m", "rows": 5, "unit_rows": 2, "encoder": {}, "digest": DIGEST}
+FACTS = {
+    "format": FORMAT,
+    "corpus": "c",
+    "model": "m",
+    "rows": 5,
+    "unit_rows": 2,
+    "encoder": {},
+    "bounds": [0, 2, 4, 5],
+    "output": {"vectors": "fp32", "dims": None, "normalize": False},
+    "digest": DIGEST,
+}
 UNIT = Unit(number=1, start=2, stop=4)
 
 
@@ -37,22 +55,59 @@ def write(output: Path, unit: Unit, *, digest: str = DIGEST) -> NDArray[np.float
     return vectors
 
 
-def claim(output: Path, **changes: object) -> None:
-    claim_directory(output, facts={**FACTS, **changes}, model="models/a", corpus="shards/b")
+def claim(folder: Path, **changes: object) -> None:
+    claim_directory(folder, facts={**FACTS, **changes}, model="models/a", corpus="shards/b")
 
 
-@given(rows=st.integers(0, 500), size=st.integers(1, 60))
-def test_units_cover_every_row_once(rows: int, size: int) -> None:
-    made = units(rows, unit_rows=size)
-    assert [row for unit in made for row in range(unit.start, unit.stop)] == list(range(rows))
+def bounds_of(chars: list[int], *, unit_rows: int, max_tokens: int = 64) -> list[int]:
+    return bounds(np.array(chars, dtype=np.int64), unit_rows=unit_rows, max_tokens=max_tokens)
+
+
+@given(chars=st.lists(st.integers(0, 10_000), max_size=300), size=st.integers(1, 60))
+def test_units_cover_every_row_once(chars: list[int], size: int) -> None:
+    starts = bounds_of(chars, unit_rows=size)
+    made = units(starts)
+    assert [row for unit in made for row in range(unit.start, unit.stop)] == list(range(len(chars)))
     assert [unit.number for unit in made] == list(range(len(made)))
-    assert all(unit.stop - unit.start == size for unit in made[:-1])
+    assert all(0 < unit.stop - unit.start <= MAX_ROWS_FACTOR * size for unit in made)
     assert len({unit.name for unit in made}) == len(made)
+    assert starts == bounds_of(chars, unit_rows=size)
+
+
+def test_rows_of_equal_length_make_units_of_equal_rows() -> None:
+    assert bounds_of([100] * 10, unit_rows=4) == [0, 4, 7, 10]
+    assert bounds_of([100] * 8, unit_rows=4) == [0, 4, 8]
+    assert bounds_of([0] * 8, unit_rows=4) == [0, 4, 8]
+    assert bounds_of([], unit_rows=4) == [0]
+
+
+@given(seed=st.integers(0, 10_000), size=st.integers(5, 50))
+def test_units_have_about_equal_work(seed: int, size: int) -> None:
+    """Within one row's work of the mean, whatever the lengths; a text counts up to the limit."""
+    rng = np.random.default_rng(seed)
+    chars = rng.lognormal(6, 1.5, size=20 * size).astype(np.int64)
+    made = units(bounds_of(chars.tolist(), unit_rows=size, max_tokens=512))
+    work = np.minimum(chars, 512 * CHARS_PER_TOKEN) + CHARS_PER_ROW
+    each = [work[unit.start : unit.stop].sum() for unit in made]
+    mean = work.sum() / (-(-len(chars) // size))
+    assert max(each) <= mean + work.max()
+
+
+def test_a_stretch_of_empty_texts_does_not_fill_the_memory() -> None:
+    starts = bounds_of([5000] * 100 + [0] * 1000, unit_rows=10, max_tokens=4096)
+    assert max(np.diff(starts)) <= MAX_ROWS_FACTOR * 10
+
+
+def test_the_plan_of_a_large_corpus_is_made_at_once() -> None:
+    began = time.perf_counter()
+    starts = bounds(np.full(5_000_000, 1000), unit_rows=4096, max_tokens=512)
+    assert len(units(starts)) == 1221
+    assert time.perf_counter() - began < 5
 
 
 @given(rows=st.integers(0, 500), size=st.integers(1, 60), count=st.integers(1, 20))
 def test_workers_share_every_unit_once(rows: int, size: int, count: int) -> None:
-    made = units(rows, unit_rows=size)
+    made = units(even_bounds(rows, unit_rows=size))
     shares = [share(made, index=index, count=count) for index in range(count)]
     dealt = sorted((unit for part in shares for unit in part), key=lambda unit: unit.number)
     assert dealt == made
@@ -62,20 +117,47 @@ def test_workers_share_every_unit_once(rows: int, size: int, count: int) -> None
 
 def test_a_written_encoding_is_read_back(tmp_path: Path) -> None:
     claim(tmp_path)
-    made = units(5, unit_rows=2)
+    made = units(even_bounds(5, unit_rows=2))
+    output = Output(tmp_path, DIGEST, made)
+    assert output.finished() == set()
     expected = [write(tmp_path, unit) for unit in made[:2]]
-    assert not write_manifest(tmp_path)
+    assert output.finished() == {"00000", "00001"}
+    assert output.write_manifest() == output.unfinished() == [made[2]]
     with pytest.raises(BadInput, match=r"is not finished: run the same toolkit\.encode again"):
         VectorStore(tmp_path)
     expected.append(write(tmp_path, made[2]))
-    assert write_manifest(tmp_path)
+    assert not output.is_in_manifest(["00000"])
+    assert output.write_manifest() == output.unfinished() == []
+    assert output.is_in_manifest(unit.name for unit in made)
+    assert not output.is_in_manifest(["00000", "00009"])
     found = VectorStore(tmp_path)
     assert (found.num_rows, found.units) == (5, made)
     np.testing.assert_array_equal(found.vectors(), np.concatenate(expected))
     assert found.ids() == ["0", "1", "0", "1", "0"]
-    assert found.records(made[0])[1] == {"id": "1", "title": "Tïtle 1"}
+    assert found.records(made[0])[1] == {"id": "1", "title": "Tïtle 1", "empty": False}
     marker = read_json(unit_files(tmp_path, unit=made[2]).marker)
     assert (marker["start"], marker["rows"], marker["width"]) == (4, 1, 3)
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    output = output_of(tmp_path, rows=2, unit_rows=1)
+    write_all(output, np.ones((2, 3), dtype=np.float32))
+    manifest = read_json(tmp_path / "manifest.json")
+    write_json(tmp_path / "manifest.json", {**manifest, "format": "toolkit-encoding/1"})
+    with pytest.raises(BadInput, match=r"is not of the format toolkit-encoding/\d; encode the"):
+        VectorStore(tmp_path)
+
+
+def test_a_manifest_is_not_made_of_markers_that_cannot_be_read(tmp_path: Path) -> None:
+    output = output_of(tmp_path, rows=3, unit_rows=1)
+    write_all(output, np.ones((3, 3), dtype=np.float32))
+    unit_files(tmp_path, unit=output.units[1]).marker.write_text("{")
+    (tmp_path / "manifest.json").unlink()
+    assert output.damaged(output.units) == output.write_manifest() == [output.units[1]]
+    assert not (tmp_path / "manifest.json").exists()
+    output.forget(output.units[1])
+    assert output.unfinished() == [output.units[1]]
+    assert output.damaged(output.units) == []
 
 
 def test_no_encoding_is_named(tmp_path: Path) -> None:
@@ -109,10 +191,10 @@ def test_a_unit_of_another_encoding_is_refused(tmp_path: Path) -> None:
 
 def test_a_reader_names_a_damaged_file(tmp_path: Path) -> None:
     claim(tmp_path)
-    made = units(5, unit_rows=2)
+    made = units(even_bounds(5, unit_rows=2))
     for unit in made:
         write(tmp_path, unit)
-    write_manifest(tmp_path)
+    assert Output(tmp_path, DIGEST, made).write_manifest() == []
     found, files = VectorStore(tmp_path), unit_files(tmp_path, unit=made[1])
     again = r"is missing or damaged; the same toolkit\.encode again makes it anew"
     files.vectors.write_bytes(files.vectors.read_bytes()[:-5])
@@ -130,12 +212,14 @@ def test_a_reader_names_a_damaged_file(tmp_path: Path) -> None:
 def test_a_vector_that_is_not_finite_is_refused(value: float, tmp_path: Path) -> None:
     vectors = np.ones((2, 3), dtype=np.float32)
     vectors[1, 2] = value
-    with pytest.raises(BadInput, match="id '1': its vector is not finite; use dtype fp32"):
+    with pytest.raises(BadInput, match="id '1': its vector is not finite; use encoder"):
         write_unit(tmp_path, unit=UNIT, vectors_RD=vectors, records=records(2), digest=DIGEST)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("fact", ["corpus", "model", "rows", "unit_rows", "encoder"])
+@pytest.mark.parametrize(
+    "fact", ["corpus", "model", "rows", "unit_rows", "encoder", "bounds", "output"]
+)
 def test_a_directory_of_another_encoding_is_refused(fact: str, tmp_path: Path) -> None:
     claim(tmp_path)
     claim(tmp_path)  # the same again is welcome
@@ -144,7 +228,7 @@ def test_a_directory_of_another_encoding_is_refused(fact: str, tmp_path: Path) -
         claim(tmp_path, **{fact: "other", "digest": "1" * 64})
     assert (tmp_path / PLAN_FILE).read_bytes() == before
     with pytest.raises(BadInput, match="another corpus and model;"):
-        claim(tmp_path, corpus="other", model="other")
+        claim(tmp_path, corpus="other", model="other", bounds=[0, 5])
 
 
 def test_a_foreign_directory_is_refused(tmp_path: Path) -> None:

@@ -3,33 +3,76 @@
 A vector depends on its text alone: not on its batch, its neighbours or their padding.
 """
 
+import ctypes
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.batch import embed_rows, lay_out, place, to_device
-from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.batch import Batch, embed_rows, lay_out, place, to_device
+from toolkit.console import Progress
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
-from toolkit.schema import INSTRUCTION_FORMAT, EncoderSettings
+from toolkit.schema import INSTRUCTION_FORMAT, DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+GPU_BATCH_TOKENS = 16384
+CPU_BATCH_TOKENS = 2048  # 16384 are a third slower: what passes between layers leaves the caches
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedBatch:
+    """Rows of one forward pass, by their number among all, and how many tokens they have."""
+
+    numbers: Sequence[int]
+    content: Batch
+    num_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """Texts that only need the model."""
+
+    batches: Sequence[PreparedBatch]
+    num_rows: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all rows, with what a text begins and ends with."""
+        return sum(batch.num_tokens for batch in self.batches)
 
 
 class Encoder:
     """A loaded model, in eval mode, on the device at hand."""
 
-    def __init__(self, settings: EncoderSettings, *, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        settings: EncoderSettings,
+        *,
+        device: torch.device | None = None,
+        dims: int | None = None,
+    ) -> None:
+        """`dims`: only so many numbers of a vector, the first (of a Matryoshka-trained model)."""
         self._settings = settings
         self._packed = settings.attention == PACKED
         self.device = device or device_of(0)
+        if self.device.type == "cpu":
+            keep_large_blocks()
         config = load_config(settings.model, causal=settings.causal)
+        width = int(config.hidden_size)
+        if dims is not None and dims > width:
+            raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
+        self.width = dims or width
         self.tokenizer = text_tokenizer(settings.model, max_tokens=settings.max_tokens)
         self._model = load_backbone(
             settings.model,
@@ -52,11 +95,67 @@ class Encoder:
         """What identifies the model: see `model_digest`."""
         return model_digest(base_folder(self._settings.model))
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        max_tokens: int = 512,
+        dtype: DType = "fp32",
+        device: str | None = None,
+        truncate_dim: int | None = None,
+    ) -> Self:
+        """The encoder in a run directory, an exported folder, a model folder or on the hub.
+
+        `truncate_dim` as in sentence-transformers: only so many numbers of a vector. Raises
+        `BadInput` when there is none, or it cannot be used.
+        """
+        settings = EncoderSettings(model=path, max_tokens=max_tokens, dtype=dtype)
+        place = None if device is None else torch.device(device)
+        return cls(settings, device=place, dims=truncate_dim)
+
     def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt: str = "",
+        batch_size: int | None = None,
+        normalize_embeddings: bool = False,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+    ) -> Any:
+        """Vectors (N, D), fp32, in the order of `sentences`, as an array or a tensor on the CPU; of
+        a single text (D,). The names are those of sentence-transformers.
+
+        `prompt` stands before each text and, unlike there, is not pooled (LLM2Vec's instructions).
+        Batches are bounded by tokens, so `batch_size` (at most so many rows) is seldom needed.
+        Raises `BadInput` for what is no text.
+        """
+        single = isinstance(sentences, str)
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        for number, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise BadInput(f"sentences[{number}] is {text!r}: give texts")
+        if batch_size is not None and batch_size < 1:
+            raise BadInput(f"batch_size={batch_size}: at least 1")
+        progress = Progress("encode", total=len(texts), unit="rows", shown=show_progress_bar)
+        vectors = self.vectors_of(
+            texts,
+            instruction=prompt,
+            max_rows=batch_size,
+            on_rows=lambda rows, tokens: progress.advance(rows),  # noqa: ARG005
+        )
+        progress.close()
+        found = unit_length(vectors) if normalize_embeddings else vectors
+        found = found[0] if single else found
+        return torch.from_numpy(found) if convert_to_tensor else found
+
+    def vectors_of(
         self,
         texts: Sequence[str],
         *,
         instruction: str = "",
+        max_rows: int | None = None,
         on_rows: Callable[[int, int], None] | None = None,
     ) -> Vectors:
         """Vectors (N, D), fp32, in the order of `texts`; `on_rows(rows, tokens)` after each batch.
@@ -64,39 +163,76 @@ class Encoder:
         `instruction` stands before each text, with what parts it from the text, and is not pooled.
         Rows of like length share a batch; a text without tokens gets the zero vector.
         """
-        rows, owns = self.tokenizer.encode(texts), None
-        if instruction:
-            found = self.tokenizer.encode_after(instruction, texts)
-            rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
+        prepared = self.prepare(texts, instruction=instruction, max_rows=max_rows)
+        return self.embed(prepared, on_rows=on_rows)
+
+    def prepare(
+        self, texts: Sequence[str], *, instruction: str = "", max_rows: int | None = None
+    ) -> "Prepared":
+        """Texts as batches in host memory: all that needs no model. Any thread may call it."""
+        if not instruction:
+            return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
+        found = self.tokenizer.encode_after(instruction, texts)
+        rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
+        return self.prepare_rows(rows, owns=owns, max_rows=max_rows)
+
+    def prepare_rows(
+        self,
+        rows: Sequence[NDArray[np.int64]],
+        *,
+        owns: Sequence[NDArray[np.bool_]] | None = None,
+        max_rows: int | None = None,
+    ) -> "Prepared":
+        """Rows of token ids as batches of at most `max_rows`. `owns` marks the tokens that are
+        pooled; without it, all but special ones are."""
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-        vectors: Vectors | None = None
-        for numbers in token_batches(order, rows=rows, batch_tokens=self._settings.batch_tokens):
-            own = [owns[number] for number in numbers] if owns else None
-            batch = self._batch([rows[number] for number in numbers], owns=own)
-            if vectors is None:
-                vectors = np.zeros((len(rows), batch.shape[1]), dtype=np.float32)
-            vectors[numbers] = batch
-            if on_rows:
-                on_rows(len(numbers), sum(len(rows[number]) for number in numbers))
-        if vectors is None:
-            return np.zeros((0, self._model.config.hidden_size), dtype=np.float32)
-        return vectors
+        batches = []
+        default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
+        batch_tokens = self._settings.batch_tokens or default
+        for numbers in token_batches(
+            order, rows=rows, batch_tokens=batch_tokens, max_rows=max_rows
+        ):
+            some = [rows[number] for number in numbers]
+            batch = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
+            if owns:
+                own = [owns[number] for number in numbers]
+                batch = {**batch, "own_BT": place(own, batch=batch, fill=False).long()}
+            batches.append(PreparedBatch(numbers, batch, sum(len(row) for row in some)))
+        return Prepared(batches, num_rows=len(rows))
 
     @torch.inference_mode()
-    def _batch(
-        self, rows: Sequence[NDArray[np.int64]], *, owns: Sequence[NDArray[np.bool_]] | None = None
+    def embed(
+        self, prepared: "Prepared", *, on_rows: Callable[[int, int], None] | None = None
     ) -> Vectors:
-        batch = lay_out(rows, tokenizer=self.tokenizer, packed=self._packed)
-        if owns:
-            batch = {**batch, "own_BT": place(owns, batch=batch, fill=False).long()}
-        vectors: Vectors = (
-            embed_rows(self._model, to_device(batch, device=self.device)).cpu().numpy()
-        )
+        """The vectors of prepared texts, as `encode` gives them."""
+        pieces = []
+        for batch in prepared.batches:
+            pieces.append(embed_rows(self._model, to_device(batch.content, device=self.device)))
+            if on_rows:
+                on_rows(len(batch.numbers), batch.num_tokens)
+        if not pieces:
+            return np.zeros((0, self.width), dtype=np.float32)
+        # One copy for all: a copy after each batch would have the device wait for the next.
+        found = torch.cat(pieces)[:, : self.width].cpu().numpy()
+        vectors: Vectors = np.empty_like(found)
+        vectors[[number for batch in prepared.batches for number in batch.numbers]] = found
         return vectors
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
+
+
+def keep_large_blocks() -> None:
+    """Have the C library keep the memory of large tensors for the next ones.
+
+    glibc gives each back to the kernel, which has to clear it anew: of a forward pass over short
+    texts on a CPU that was a tenth of the time and more. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def before_text(instruction: str) -> str:
@@ -111,7 +247,8 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
     """
     path = model or store.manifest["model_path"]
     try:
-        encoder = Encoder(EncoderSettings(model=path, **store.manifest["encoder"]))
+        settings = EncoderSettings(model=path, **store.manifest["encoder"])
+        encoder = Encoder(settings, dims=store.manifest["output"]["dims"])
     except BadInput as error:
         raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
     if encoder.digest() != store.manifest["model"]:
@@ -122,13 +259,19 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
 
 
 def token_batches(
-    order: Sequence[int], *, rows: Sequence[NDArray[np.int64]], batch_tokens: int
+    order: Sequence[int],
+    *,
+    rows: Sequence[NDArray[np.int64]],
+    batch_tokens: int,
+    max_rows: int | None = None,
 ) -> list[list[int]]:
-    """Cut `order` (longest first) into batches of at most `batch_tokens` cells, at least a row."""
+    """Cut `order` (longest first) into batches of at most `batch_tokens` cells and `max_rows` rows,
+    at least a row."""
     batches: list[list[int]] = []
     for number in order:
         longest = len(rows[batches[-1][0]]) if batches else 0
-        if batches and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens:
+        fits = bool(batches) and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens
+        if fits and (max_rows is None or len(batches[-1]) < max_rows):
             batches[-1].append(number)
         else:
             batches.append([number])

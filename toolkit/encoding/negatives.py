@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.encoding.encoder import Encoder, before_text
-from toolkit.encoding.search import nearest_rows, unit_length
-from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.search import nearest_rows
+from toolkit.encoding.store import VectorStore
 from toolkit.text.pairs import HashedPair, PairTask, text_hash
 
 Ints = NDArray[np.int64]
@@ -57,10 +58,10 @@ class Miner:
         answers = answers_of(pairs)
         for start in range(0, len(pairs), batch):
             some = pairs[start : start + batch]
-            queries_QD = self._encoder.encode(
+            queries_QD = self._encoder.vectors_of(
                 [pair.query for pair in some], instruction=before_text(task.query_instruction)
             )
-            positives_QD = self._encoder.encode(
+            positives_QD = self._encoder.vectors_of(
                 [pair.positive for pair in some], instruction=before_text(task.document_instruction)
             )
             scores_QK, rows_QK = nearest_rows(

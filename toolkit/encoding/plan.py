@@ -1,19 +1,28 @@
 """Which rows make which unit of work, and what identifies an encoding.
 
 Knows counts and digests. The same corpus and the same settings always give the same units, so a
-restart with other workers goes on where the last one stood.
+restart with other workers goes on where the last one stood. Shapes: N rows of the corpus.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from toolkit.files import BadInput, read_json, write_json
 from toolkit.schema import EmbedRecipe
 
+FORMAT = "toolkit-encoding/2"
 PLAN_FILE = "plan.json"
+CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equal
+CHARS_PER_ROW = 32  # what a row costs beside its text
+MAX_ROWS_FACTOR = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +39,32 @@ class Unit:
         return f"{self.number:05d}"
 
 
-def units(num_rows: int, *, unit_rows: int) -> list[Unit]:
-    """The units of a corpus, in order, without a gap."""
-    starts = range(0, num_rows, unit_rows)
-    return [Unit(n, s, min(s + unit_rows, num_rows)) for n, s in enumerate(starts)]
+def bounds(num_chars_N: NDArray[np.int64], *, unit_rows: int, max_tokens: int) -> list[int]:
+    """Where the units of a corpus begin, and its end: `unit_rows` rows a unit on average, and about
+    equal work in each, judged by the characters that a text has before the limit cuts it.
+
+    No unit has more than `MAX_ROWS_FACTOR` times as many rows: its vectors are in memory at once.
+    """
+    num_rows = len(num_chars_N)
+    work_N = np.minimum(num_chars_N, max_tokens * CHARS_PER_TOKEN) + CHARS_PER_ROW
+    done_N = np.cumsum(work_N)
+    num_units = -(-num_rows // unit_rows)
+    targets = done_N[-1] * np.arange(1, num_units) / num_units if num_rows else []
+    inner = (np.searchsorted(done_N, targets) + 1).tolist()
+    found = [0]
+    for end in [*inner, num_rows]:
+        rows = end - found[-1]
+        if rows > 0:
+            pieces = -(-rows // (MAX_ROWS_FACTOR * unit_rows))
+            start = found[-1]
+            found += [start + rows * piece // pieces for piece in range(1, pieces + 1)]
+    return found
+
+
+def units(starts: Sequence[int]) -> list[Unit]:
+    """The units between `bounds`, in order, without a gap."""
+    pairs = enumerate(itertools.pairwise(starts))
+    return [Unit(number, start, stop) for number, (start, stop) in pairs]
 
 
 def share(all_units: list[Unit], *, index: int, count: int) -> list[Unit]:
@@ -42,20 +73,24 @@ def share(all_units: list[Unit], *, index: int, count: int) -> list[Unit]:
 
 
 def identity(
-    recipe: EmbedRecipe, *, corpus_digest: str, model_digest: str, num_rows: int
+    recipe: EmbedRecipe, *, corpus_digest: str, model_digest: str, num_chars_N: NDArray[np.int64]
 ) -> dict[str, Any]:
     """What an encoding is: equal identities may share an output directory.
 
     Names and paths are not part of it, digests are; nor is `batch_tokens`, which moves
-    a vector by no more than rounding.
+    a vector by no more than rounding, nor who does the work.
     """
     settings = recipe.encoder.model_dump(mode="json", exclude={"model", "batch_tokens"})
+    unit_rows, max_tokens = recipe.corpus.unit_rows, recipe.encoder.max_tokens
     facts = {
+        "format": FORMAT,
         "corpus": corpus_digest,
         "model": model_digest,
-        "rows": num_rows,
-        "unit_rows": recipe.corpus.unit_rows,
+        "rows": len(num_chars_N),
+        "unit_rows": unit_rows,
         "encoder": settings,
+        "output": recipe.model_dump(mode="json", include={"vectors", "dims", "normalize"}),
+        "bounds": bounds(num_chars_N, unit_rows=unit_rows, max_tokens=max_tokens),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {**facts, "digest": digest}
@@ -74,6 +109,8 @@ def claim_directory(output_dir: Path, *, facts: dict[str, Any], model: str, corp
     if path.is_file():
         there = read_json(path)
         differing = [key for key in facts if there.get(key) != facts[key] and key != "digest"]
+        if len(differing) > 1 and "bounds" in differing:  # they follow from the others
+            differing.remove("bounds")
         if differing:
             raise BadInput(
                 f"output_dir={output_dir} holds an encoding of another "

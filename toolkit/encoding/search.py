@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.encoding.store import Vectors, VectorStore
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.store import VectorStore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +48,6 @@ def nearest_rows(
         scores_QK = np.take_along_axis(scores, best, axis=1)
         rows_QK = np.take_along_axis(rows, best, axis=1)
     return scores_QK, rows_QK
-
-
-def unit_length(vectors: Vectors) -> Vectors:
-    """Vectors divided by their norm; the zero vector stays zero."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.maximum(norms, 1e-12), dtype=np.float32)
 
 
 def _records(store: VectorStore, *, rows: NDArray[np.int64]) -> dict[int, tuple[str, str]]:

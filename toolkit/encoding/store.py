@@ -1,116 +1,43 @@
-"""Vectors and ids on disk, unit by unit, and their reader.
+"""A finished encoding, read as numbers: by unit, by row, by id, as numpy, torch or Arrow.
 
-    ENC/plan.json  ENC/units/00017.{safetensors,ids.parquet,json}  ENC/manifest.json
+    store = VectorStore(Path("embeddings/wikipedia"))
+    store.read([5, 17])                       # (2, D) fp32
+    store.read(store.rows_of(["Q42"]))        # by id
+    store.tensor(slice(0, 1000)), store.table(slice(0, 1000))
 
-A unit's JSON is written last and carries the digests of the other two: it is the unit's marker.
-`manifest.json` appears when every unit is there; it repeats the plan and all markers, and carries
-its own digest. Shapes: R rows of a unit, D width, N rows in all.
+`toolkit.encoding.output` writes it. Shapes: R rows of a unit, K rows that are asked for, D width,
+N rows in all.
 """
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import bisect
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from toolkit.encoding.plan import PLAN_FILE, Unit, units
-from toolkit.files import BadInput, read_json, sha256_of, write_atomic, write_json
+from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
+from toolkit.encoding.output import MANIFEST_FILE, unit_files
+from toolkit.encoding.plan import FORMAT, PLAN_FILE, Unit, units
+from toolkit.files import BadInput, read_json, sha256_of
+from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 
-UNIT_DIR = "units"
-MANIFEST_FILE = "manifest.json"
-VECTORS = "vectors"
+if TYPE_CHECKING:
+    import torch
 
-Vectors = NDArray[np.float32]
-
-
-@dataclasses.dataclass(frozen=True)
-class UnitFiles:
-    """The three paths of a unit."""
-
-    vectors: Path
-    ids: Path
-    marker: Path
-
-
-def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
-    """Where a unit's files are."""
-    stem = output_dir / UNIT_DIR
-    return UnitFiles(
-        vectors=stem / f"{unit.name}.safetensors",
-        ids=stem / f"{unit.name}.ids.parquet",
-        marker=stem / f"{unit.name}.json",
-    )
-
-
-def is_finished(output_dir: Path, *, unit: Unit, digest: str) -> bool:
-    """Whether a unit was written whole for this encoding; its digests are checked.
-
-    A damaged file, the marker included, is an unfinished unit: it is made again.
-    """
-    files = unit_files(output_dir, unit=unit)
-    try:
-        marker = read_json(files.marker)
-        encoding, digests = marker["encoding"], marker["sha256"]
-        expected = [digests[path.name] for path in (files.vectors, files.ids)]
-    except (BadInput, KeyError, TypeError):
-        return False
-    if encoding != digest:
-        raise BadInput(f"{files.marker}: belongs to another encoding; choose another output_dir")
-    return all(
-        path.is_file() and sha256_of(path) == wanted
-        for path, wanted in zip((files.vectors, files.ids), expected, strict=True)
-    )
-
-
-def write_unit(
-    output_dir: Path,
-    *,
-    unit: Unit,
-    vectors_RD: Vectors,
-    records: Sequence[Mapping[str, str]],
-    digest: str,
-) -> None:
-    """Write a unit's vectors and ids, then its marker. `BadInput` for a non-finite vector."""
-    broken = np.flatnonzero(~np.isfinite(vectors_RD).all(axis=1))
-    if len(broken):
-        raise BadInput(f"id {records[broken[0]]['id']!r}: its vector is not finite; use dtype fp32")
-    assert len(records) == len(vectors_RD) == unit.stop - unit.start
-    files = unit_files(output_dir, unit=unit)
-    write_atomic(files.vectors, save({VECTORS: np.ascontiguousarray(vectors_RD)}))
-    table = pa.table({key: [record[key] for record in records] for key in ("id", "title")})
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    write_atomic(files.ids, sink.getvalue().to_pybytes())
-    digests = {path.name: sha256_of(path) for path in (files.vectors, files.ids)}
-    rows, width = vectors_RD.shape
-    write_json(
-        files.marker,
-        {"encoding": digest, "start": unit.start, "rows": rows, "width": width, "sha256": digests},
-    )
-
-
-def write_manifest(output_dir: Path) -> bool:
-    """Write the manifest if every unit is there; returns whether it is. Any worker may call it."""
-    plan = read_json(output_dir / PLAN_FILE)
-    all_units = units(plan["rows"], unit_rows=plan["unit_rows"])
-    markers = [unit_files(output_dir, unit=unit).marker for unit in all_units]
-    if not all(path.is_file() for path in markers):
-        return False
-    entries = {path.stem: read_json(path) for path in markers}
-    content = {**plan, "units": entries}
-    write_json(output_dir / MANIFEST_FILE, {**content, SELF_DIGEST: content_digest(content)})
-    return True
+Rows = slice | Sequence[int] | NDArray[np.int64]
+MAX_OPEN = 1024  # memory maps at a time; the kernel allows a process some 65,000
 
 
 class VectorStore:
-    """A finished encoding, read a unit at a time.
+    """A finished encoding. What is read by rows is mapped and read where it lies; what is read by
+    units (`blocks`, `records`, and what is made of them) is compared with its digest every time.
 
     With `verify` every file is compared with what was written, now and not when it is read. Raises
     `BadInput` that names what is absent or damaged.
@@ -126,31 +53,114 @@ class VectorStore:
         self.manifest: dict[str, Any] = read_json(output_dir / MANIFEST_FILE)
         if verify and self.manifest.get(SELF_DIGEST) != content_digest(self.manifest):
             raise _damaged(output_dir / MANIFEST_FILE)
+        if self.manifest.get("format") != FORMAT:
+            raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
         self.num_rows = int(self.manifest["rows"])
-        self.units = units(self.num_rows, unit_rows=int(self.manifest["unit_rows"]))
+        self.form: VectorFormat = self.manifest["output"]["vectors"]
+        self.units = units(self.manifest["bounds"])
+        markers = self.manifest["units"].values()
+        self.width = next((int(marker["width"]) for marker in markers), 0)
+        self._starts = [unit.start for unit in self.units]
+        self._mapped = functools.lru_cache(maxsize=MAX_OPEN)(self._open)
         if verify:
             self._check_files()
+
+    def read(self, rows: Rows) -> Vectors:
+        """The vectors (K, D) of these rows of the corpus, in that order, fp32. Only they are read.
+        `BadInput` for a row that is not there."""
+        wanted = self._numbers(rows)
+        found = np.empty((len(wanted), self.width), dtype=np.float32)
+        order = np.argsort(wanted, kind="stable")
+        # Of each unit the stretch of the sorted rows that lies in it.
+        cuts = np.searchsorted(wanted[order], [*self._starts, self.num_rows])
+        for unit, begin, end in zip(self.units, cuts, cuts[1:], strict=False):
+            if end > begin:
+                places = order[begin:end]
+                found[places] = self._mapped(unit).rows(wanted[places] - unit.start)
+        return found
+
+    def tensor(self, rows: Rows) -> "torch.Tensor":
+        """`read` as a tensor (K, D) on the CPU."""
+        import torch
+
+        return torch.from_numpy(self.read(rows))
+
+    def table(self, rows: Rows) -> pa.Table:
+        """id, title, empty (a text without tokens, whose vector is zero) and vector of these rows,
+        as Arrow; `datasets.Dataset` takes it as it is."""
+        wanted = self._numbers(rows)
+        numbers = [self._unit_of(row) for row in wanted.tolist()]
+        tables = {number: self._records(self.units[number]) for number in sorted(set(numbers))}
+        offsets = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]), strict=False))
+        places = [
+            int(offsets[number]) + row - self._starts[number]
+            for number, row in zip(numbers, wanted.tolist(), strict=True)
+        ]
+        none = pa.table({"id": pa.array([], pa.string())})
+        found = pa.concat_tables(tables.values()).take(places) if tables else none
+        flat = pa.array(self.read(wanted).ravel())
+        return found.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, self.width))
+
+    def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """The rows (K,) that have these ids. All ids are looked through, a unit at a time.
+        `BadInput` for an id that no row or more than one has."""
+        wanted = pa.array(ids, pa.string())
+        rows = np.full(len(ids), -1, dtype=np.int64)
+        for unit in self.units:
+            column = self._records(unit)["id"].combine_chunks()
+            places = pc.index_in(wanted, value_set=column).fill_null(-1).to_numpy()
+            here = places >= 0
+            if (again := np.flatnonzero(here & (rows >= 0))).size:
+                raise BadInput(f"{self.directory}: two rows have the id {ids[again[0]]!r}")
+            rows[here] = places[here] + unit.start
+        if (absent := np.flatnonzero(rows < 0)).size:
+            raise BadInput(f"{self.directory}: no row has the id {ids[absent[0]]!r}")
+        return rows
 
     def blocks(self) -> Iterator[tuple[Unit, Vectors]]:
         """Each unit with its vectors (R, D), read when it is asked for."""
         for unit in self.units:
-            path = self._checked(unit_files(self.directory, unit=unit).vectors, unit=unit)
-            try:
-                with safe_open(path, framework="numpy") as tensors:
-                    vectors_RD: Vectors = tensors.get_tensor(VECTORS)
-            except (OSError, SafetensorError) as error:
-                raise _damaged(path) from error
-            yield unit, vectors_RD
+            self._checked(unit_files(self.directory, unit=unit).vectors, unit=unit)
+            yield unit, self._open(unit).rows(slice(None))
 
-    def records(self, unit: Unit) -> list[dict[str, str]]:
-        """id and title of a unit's rows."""
+    def records(self, unit: Unit) -> list[dict[str, Any]]:
+        """id, title and empty of a unit's rows."""
+        rows: list[dict[str, Any]] = self._records(unit).to_pylist()
+        return rows
+
+    def vectors(self) -> Vectors:
+        """All vectors (N, D) in corpus order; for corpora that fit in memory."""
+        return np.concatenate([vectors_RD for _, vectors_RD in self.blocks()])
+
+    def ids(self) -> list[str]:
+        """All ids in corpus order."""
+        return [record["id"] for unit in self.units for record in self.records(unit)]
+
+    def _numbers(self, rows: Rows) -> NDArray[np.int64]:
+        if isinstance(rows, slice):
+            return np.arange(*rows.indices(self.num_rows), dtype=np.int64)
+        found = np.asarray(rows, dtype=np.int64)
+        if (wrong := np.flatnonzero((found < 0) | (found >= self.num_rows))).size:
+            where = f"{self.directory} has rows 0 to {self.num_rows - 1}"
+            raise BadInput(f"row {found[wrong[0]]}: {where}")
+        return found
+
+    def _unit_of(self, row: int) -> int:
+        return bisect.bisect_right(self._starts, row) - 1
+
+    def _open(self, unit: Unit) -> MappedVectors:
+        path = unit_files(self.directory, unit=unit).vectors
+        try:
+            return open_vectors(path, form=self.form, rows=unit.stop - unit.start, width=self.width)
+        except (OSError, ValueError, KeyError) as error:
+            raise _damaged(path) from error
+
+    def _records(self, unit: Unit) -> pa.Table:
         path = self._checked(unit_files(self.directory, unit=unit).ids, unit=unit)
         try:
-            table = pq.read_table(path)
+            return pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
-        rows: list[dict[str, str]] = table.to_pylist()
-        return rows
 
     def _check_files(self) -> None:
         """The manifest is to be believed: is everything else as it says?"""
@@ -171,14 +181,6 @@ class VectorStore:
         if not path.is_file() or sha256_of(path) != wanted:
             raise _damaged(path)
         return path
-
-    def vectors(self) -> Vectors:
-        """All vectors (N, D) in corpus order; for corpora that fit in memory."""
-        return np.concatenate([vectors_RD for _, vectors_RD in self.blocks()])
-
-    def ids(self) -> list[str]:
-        """All ids in corpus order."""
-        return [record["id"] for unit in self.units for record in self.records(unit)]
 
 
 def _damaged(path: Path) -> BadInput:

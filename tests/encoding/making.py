@@ -1,0 +1,39 @@
+"""Small encodings without a model, for tests of what is on disk."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.encoding.output import Output
+from toolkit.encoding.plan import FORMAT, claim_directory, units
+from toolkit.schema import VectorFormat
+
+DIGEST = "0" * 64
+
+
+def even_bounds(rows: int, *, unit_rows: int) -> list[int]:
+    """Units of equal rows."""
+    return [*range(0, rows, unit_rows), rows]
+
+
+def output_of(directory: Path, *, rows: int, unit_rows: int, form: VectorFormat = "fp32") -> Output:
+    """An encoding that has a plan, and nothing else."""
+    bounds = even_bounds(rows, unit_rows=unit_rows)
+    facts = {
+        "format": FORMAT,
+        "rows": rows,
+        "bounds": bounds,
+        "output": {"vectors": form, "dims": None, "normalize": False},
+        "digest": DIGEST,
+    }
+    claim_directory(directory, facts=facts, model="m", corpus="c")
+    return Output(directory, DIGEST, units(bounds), form=form)
+
+
+def write_all(output: Output, vectors_ND: NDArray[np.float32]) -> None:
+    """Every unit, with ids id0, id1, ... and titles T0, T1, ..., and the manifest."""
+    for unit in output.units:
+        records = [{"id": f"id{n}", "title": f"T{n}"} for n in range(unit.start, unit.stop)]
+        output.write(unit, vectors_ND[unit.start : unit.stop], records)
+    assert output.write_manifest() == []

@@ -1,0 +1,209 @@
+"""An encoding while it is written: unit by unit, so that what is there is whole.
+
+    ENC/plan.json  ENC/units/00017.{safetensors,ids.parquet,json}  ENC/manifest.json
+
+A unit's JSON is written last and carries the digests of the other two: it is the unit's marker.
+`manifest.json` appears when every unit is there; it repeats the plan and all markers, and carries
+its own digest. `toolkit.encoding.store` reads it. Shapes: R rows of a unit, D width.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from toolkit.encoding.formats import Vectors, encode, unit_length
+from toolkit.encoding.plan import PLAN_FILE, Unit
+from toolkit.files import (
+    BadInput,
+    read_json,
+    remove_temporaries,
+    sha256_of,
+    write_atomic,
+    write_json,
+)
+from toolkit.schema import VectorFormat
+from toolkit.text.manifest import SELF_DIGEST, content_digest
+
+UNIT_DIR = "units"
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitFiles:
+    """The three paths of a unit."""
+
+    vectors: Path
+    ids: Path
+    marker: Path
+
+
+def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
+    """Where a unit's files are."""
+    stem = output_dir / UNIT_DIR
+    return UnitFiles(
+        vectors=stem / f"{unit.name}.safetensors",
+        ids=stem / f"{unit.name}.ids.parquet",
+        marker=stem / f"{unit.name}.json",
+    )
+
+
+def is_finished(output_dir: Path, *, unit: Unit, digest: str) -> bool:
+    """Whether a unit was written whole for this encoding; its digests are checked.
+
+    A damaged file, the marker included, is an unfinished unit: it is made again.
+    """
+    files = unit_files(output_dir, unit=unit)
+    try:
+        marker = read_json(files.marker)
+        encoding, digests = marker["encoding"], marker["sha256"]
+        expected = [digests[path.name] for path in (files.vectors, files.ids)]
+    except (BadInput, KeyError, TypeError):
+        return False
+    if encoding != digest:
+        raise BadInput(f"{files.marker}: belongs to another encoding; choose another output_dir")
+    return all(
+        path.is_file() and sha256_of(path) == wanted
+        for path, wanted in zip((files.vectors, files.ids), expected, strict=True)
+    )
+
+
+def write_unit(
+    output_dir: Path,
+    *,
+    unit: Unit,
+    vectors_RD: Vectors,
+    records: Sequence[Mapping[str, str]],
+    digest: str,
+    form: VectorFormat = "fp32",
+) -> None:
+    """Write a unit's vectors and ids, then its marker.
+
+    `BadInput` for a vector that is not finite, or too large for its format, and for an id that is
+    there twice.
+    """
+    assert len(records) == len(vectors_RD) == unit.stop - unit.start
+    ids = [record["id"] for record in records]
+    _refuse(vectors_RD, ids=ids, form=form)
+    files = unit_files(output_dir, unit=unit)
+    titles = [record["title"] for record in records]
+    # A text without tokens has the zero vector, and no other text has.
+    table = pa.table({"id": ids, "title": titles, "empty": ~vectors_RD.any(axis=1)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    contents = {
+        files.vectors: encode(vectors_RD, form=form),
+        files.ids: sink.getvalue().to_pybytes(),
+    }
+    for path, content in contents.items():
+        write_atomic(path, content)
+    # Of what was meant and not of what the disk gives back, which a later look compares with it.
+    digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    rows, width = vectors_RD.shape
+    write_json(
+        files.marker,
+        {"encoding": digest, "start": unit.start, "rows": rows, "width": width, "sha256": digests},
+    )
+
+
+def _refuse(vectors_RD: Vectors, *, ids: Sequence[str], form: VectorFormat) -> None:
+    broken = np.flatnonzero(~np.isfinite(vectors_RD).all(axis=1))
+    if len(broken):
+        raise BadInput(f"id {ids[broken[0]]!r}: its vector is not finite; use encoder.dtype=fp32")
+    largest = np.abs(vectors_RD).max(axis=1, initial=0)
+    if form == "fp16" and (large := np.flatnonzero(largest > np.finfo(np.float16).max)).size:
+        raise BadInput(
+            f"id {ids[large[0]]!r}: its vector has {largest[large[0]]:g}, more than fp16 can hold; "
+            "use vectors=bf16 or fp32, or normalize=true"
+        )
+    seen: set[str] = set()
+    for one in ids:
+        if one in seen:
+            raise BadInput(f"id {one!r}: two rows have it; make the shards with ids of their own")
+        seen.add(one)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """An encoding while it is made: its directory, the digest of what it is, and its units."""
+
+    directory: Path
+    digest: str
+    units: Sequence[Unit]
+    form: VectorFormat = "fp32"
+    normalize: bool = False
+
+    def finished(self) -> set[str]:
+        """The names of the units that have a marker, by a single look; no digest is checked."""
+        try:
+            entries = os.listdir(self.directory / UNIT_DIR)
+        except FileNotFoundError:
+            return set()
+        return {e.removesuffix(".json") for e in entries if e.endswith(".json") and e[0] != "."}
+
+    def unfinished(self) -> list[Unit]:
+        """The units without a marker, in order."""
+        finished = self.finished()
+        return [unit for unit in self.units if unit.name not in finished]
+
+    def has_marker(self, unit: Unit) -> bool:
+        """Whether this unit has one."""
+        return unit_files(self.directory, unit=unit).marker.exists()
+
+    def forget(self, unit: Unit) -> None:
+        """Take a damaged unit's marker away, so that it is made again."""
+        unit_files(self.directory, unit=unit).marker.unlink(missing_ok=True)
+
+    def damaged(self, some: Iterable[Unit]) -> list[Unit]:
+        """Those of `some` units that have a marker, and are not what it says."""
+        finished = self.finished()
+        return [
+            unit
+            for unit in some
+            if unit.name in finished
+            and not is_finished(self.directory, unit=unit, digest=self.digest)
+        ]
+
+    def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, str]]) -> None:
+        """Write a unit (`write_unit`), its vectors divided by their length if that is asked for."""
+        write_unit(
+            self.directory,
+            unit=unit,
+            vectors_RD=unit_length(vectors_RD) if self.normalize else vectors_RD,
+            records=records,
+            digest=self.digest,
+            form=self.form,
+        )
+
+    def write_manifest(self) -> list[Unit]:
+        """Write the manifest if every unit is there; returns those that are not. Any worker may.
+
+        What killed writers have left is removed before.
+        """
+        missing, entries = [], {}
+        for unit in self.units:
+            try:
+                entries[unit.name] = read_json(unit_files(self.directory, unit=unit).marker)
+            except BadInput:
+                missing.append(unit)
+        if not missing:
+            for folder in (self.directory, self.directory / UNIT_DIR):
+                remove_temporaries(folder)
+            content = {**read_json(self.directory / PLAN_FILE), "units": entries}
+            sealed = {**content, SELF_DIGEST: content_digest(content)}
+            write_json(self.directory / MANIFEST_FILE, sealed)
+        return missing
+
+    def is_in_manifest(self, names: Iterable[str]) -> bool:
+        """Whether there is a manifest that tells these units as their markers do."""
+        try:
+            told = read_json(self.directory / MANIFEST_FILE)["units"]
+            stem = self.directory / UNIT_DIR
+            return all(told[name] == read_json(stem / f"{name}.json") for name in names)
+        except (BadInput, KeyError, TypeError):
+            return False

@@ -1,0 +1,112 @@
+"""Work in stages, each in its own thread, joined by short queues. Knows threads and clocks.
+
+Refuses to know what is passed on. A stage that is slower than its neighbours shows itself by what
+they wait for it.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Pipe(Generic[T]):
+    """A queue of at most `room` things from one thread to another.
+
+    The writer ends it, with its error if it had one, which the reader gets too. The reader closes
+    it when it wants no more. `full_s` and `empty_s` are how long either has waited, in seconds.
+    """
+
+    def __init__(self, room: int = 1) -> None:
+        self._room, self._things = room, deque[T]()
+        self._changed = threading.Condition()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        self.full_s = self.empty_s = 0.0
+
+    def has_room(self) -> bool:
+        """Wait until `put` would not; False when nobody will read any more."""
+        began = time.perf_counter()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._things) < self._room)
+            self.full_s += time.perf_counter() - began
+            return not self._closed
+
+    def put(self, thing: T) -> bool:
+        """Pass it on, when there is room; False when nobody will read it."""
+        open_ = self.has_room()
+        with self._changed:
+            if open_:
+                self._things.append(thing)
+                self._changed.notify_all()
+            return open_
+
+    def end(self, error: BaseException | None = None) -> None:
+        """There will be no more."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify_all()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nobody will read any more."""
+        return self._closed
+
+    def close(self) -> list[T]:
+        """Nothing more is wanted; returns what has not been read."""
+        with self._changed:
+            self._closed = True
+            left = list(self._things)
+            self._things.clear()
+            self._changed.notify_all()
+            return left
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            began = time.perf_counter()
+            with self._changed:
+                self._changed.wait_for(lambda: self._things or self._ended)
+                self.empty_s += time.perf_counter() - began
+                if not self._things:
+                    break
+                thing = self._things.popleft()
+                self._changed.notify_all()
+            yield thing
+        if self._error is not None:
+            raise self._error
+
+
+class Stage:
+    """A thread that does `work` while the context is entered, and is waited for at its end.
+
+    Its error is raised at the end of the context, unless another is on its way already.
+    """
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._thread.join()
+        if self._error is not None and error is None:
+            raise self._error

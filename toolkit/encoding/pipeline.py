@@ -1,0 +1,176 @@
+"""From units to vectors on disk in one process: reading, the model and writing beside each other.
+
+    reader thread:  take a unit, read its texts, tokenise, lay out batches
+    this thread:    the model
+    writer thread:  files and digests
+
+Knows stages and their waits. Refuses to know where units come from (`schedule`), and what is read
+and written. Each stage is at most a unit ahead: a worker must not have units that others could do.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from toolkit.encoding.encoder import Encoder, Prepared
+from toolkit.encoding.formats import Vectors
+from toolkit.encoding.pipe import Pipe, Stage
+from toolkit.encoding.plan import Unit
+from toolkit.encoding.schedule import Schedule
+
+Records = Sequence[Mapping[str, str]]
+
+
+@dataclasses.dataclass
+class Figures:
+    """Seconds of each stage, rows and tokens. `unit_s` is how long the reader has waited for units,
+    `text_s` the model for the reader (the former included), `room_s` the model for the writer."""
+
+    rows: int = 0
+    tokens: int = 0
+    total_s: float = 0.0
+    model_s: float = 0.0
+    unit_s: float = 0.0
+    read_s: float = 0.0
+    tokenise_s: float = 0.0
+    write_s: float = 0.0
+    text_s: float = 0.0
+    room_s: float = 0.0
+
+    @property
+    def outside(self) -> float:
+        """The part of the time in which the model did nothing, from 0 to 1."""
+        return 1 - self.model_s / self.total_s if self.total_s else 0.0
+
+    def __str__(self) -> str:
+        total_s = max(self.total_s, 1e-9)
+        return (
+            f"{self.rows:,} rows, {self.tokens:,} tokens in {total_s:,.1f} s: "
+            f"{self.rows / total_s:,.1f} rows/s, {self.tokens / total_s:,.0f} tokens/s; "
+            f"{self.outside:.1%} of the time outside of the model ({self.text_s / total_s:.1%} "
+            f"waiting for text, {self.room_s / total_s:.1%} for the writer); meanwhile "
+            f"{self.unit_s:,.2f} s for units, {self.read_s:,.2f} s reading, "
+            f"{self.tokenise_s:,.2f} s tokenising, {self.write_s:,.2f} s writing"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Texts:
+    unit: Unit
+    records: Records
+    prepared: Prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    unit: Unit
+    records: Records
+    vectors_RD: Vectors
+
+
+class Pipeline:
+    """Does the units of `work`: `read` gives the records of a unit, `write` puts them on disk with
+    their vectors. `run` once."""
+
+    def __init__(
+        self,
+        work: Schedule,
+        *,
+        encoder: Encoder,
+        read: Callable[[Unit], Records],
+        write: Callable[[Unit, Vectors, Records], None],
+        on_rows: Callable[[int, int], None],
+    ) -> None:
+        self._work, self._encoder, self._read, self._write = work, encoder, read, write
+        self._on_rows = on_rows
+        self._texts, self._vectors = Pipe[_Texts](), Pipe[_Done]()
+        self.figures = Figures()
+
+    def run(self) -> Figures:
+        """Until there are no units, or we are told to stop; an error of any stage ends all, after
+        what they have was given back."""
+        began = time.perf_counter()
+        with Stage("reader", self._read_on), Stage("writer", self._write_on):
+            try:
+                for texts in self._texts:
+                    if self._work.stopped():
+                        self._work.give_back(texts.unit)
+                    elif not self._vectors.put(self._embed(texts)):
+                        self._work.give_back(texts.unit)
+                        break
+            finally:
+                for texts in self._texts.close():
+                    self._work.give_back(texts.unit)
+                self._vectors.end()
+        figures = self.figures
+        figures.total_s = time.perf_counter() - began
+        figures.text_s, figures.room_s = self._texts.empty_s, self._vectors.full_s
+        return figures
+
+    def _embed(self, texts: _Texts) -> _Done:
+        began = time.perf_counter()
+        try:
+            vectors_RD = self._encoder.embed(texts.prepared, on_rows=self._on_rows)
+        except BaseException:
+            self._work.fail(texts.unit)
+            raise
+        self.figures.model_s += time.perf_counter() - began
+        self.figures.rows += texts.prepared.num_rows
+        self.figures.tokens += texts.prepared.num_tokens
+        return _Done(texts.unit, texts.records, vectors_RD)
+
+    def _read_on(self) -> None:
+        figures, error = self.figures, None
+        try:
+            # Room first: a unit that would wait here for the model is better left to others.
+            while self._texts.has_room():
+                began = time.perf_counter()
+                unit = self._work.take(lambda: self._texts.is_closed)
+                figures.unit_s += time.perf_counter() - began
+                if unit is None:
+                    break
+                try:
+                    texts = self._prepare(unit)
+                except BaseException:
+                    self._work.fail(unit)
+                    raise
+                if not self._texts.put(texts):
+                    self._work.give_back(unit)
+        except BaseException as found:  # the model's thread raises it
+            error = found
+        self._texts.end(error)
+
+    def _prepare(self, unit: Unit) -> _Texts:
+        began = time.perf_counter()
+        records = self._read(unit)
+        read = time.perf_counter()
+        prepared = self._encoder.prepare([record["text"] for record in records])
+        self.figures.read_s += read - began
+        self.figures.tokenise_s += time.perf_counter() - read
+        return _Texts(unit, records, prepared)
+
+    def _write_on(self) -> None:
+        for done in self._vectors:
+            began = time.perf_counter()
+            try:
+                self._put(done)
+            except BaseException:
+                self._work.fail(done.unit)
+                # Both others must see it, wherever they wait.
+                left = [it.unit for it in self._vectors.close()]
+                for unit in [*left, *(it.unit for it in self._texts.close())]:
+                    self._work.give_back(unit)
+                raise
+            self.figures.write_s += time.perf_counter() - began
+
+    def _put(self, done: _Done) -> None:
+        # Who was taken over drops what it made: it is there already, or will be.
+        if not self._work.holds(done.unit):
+            self._work.give_back(done.unit)
+            return
+        try:
+            self._write(done.unit, done.vectors_RD, done.records)
+        except OSError:
+            # Whoever closes the encoding removes temporary files; ours too, if our unit is there.
+            raise
+        self._work.finish(done.unit)

@@ -1,0 +1,41 @@
+"""How far an encoding is, for people: rows of all workers, tokens of this one. No torch."""
+
+import time
+from collections.abc import Callable
+
+from toolkit.console import Progress
+from toolkit.encoding.output import Output
+
+LOOK_EVERY_S = 30.0  # at what others have written
+
+
+class EncodingProgress:
+    """A bar, or sparse lines. Rows that others have written count too, so that the end that it
+    foretells is that of the whole."""
+
+    def __init__(self, output: Output, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._output, self._now = output, now
+        self._open = {unit.name: unit.stop - unit.start for unit in output.unfinished()}
+        self._began = self._looked = now()
+        self._tokens = self._mine = self._others = 0
+        self._progress = Progress("embed", total=sum(self._open.values()), unit="rows", now=now)
+
+    def on_rows(self, rows: int, tokens: int) -> None:
+        """This worker has embedded so many."""
+        self._tokens += tokens
+        self._mine += rows
+        rate = self._tokens / max(self._now() - self._began, 1e-9)
+        note = f"{self._tokens:,} tokens here, {rate:,.0f} tokens/s"
+        self._progress.advance(rows, note=note)
+        if self._now() - self._looked >= LOOK_EVERY_S:
+            self._looked = self._now()
+            finished = self._output.finished()
+            there = sum(rows for name, rows in self._open.items() if name in finished)
+            # Ours are counted before they are written: a few rows too few, never too many.
+            others = max(self._others, there - self._mine)
+            self._progress.advance(others - self._others, note=note)
+            self._others = others
+
+    def close(self) -> None:
+        """Leave it as it stands."""
+        self._progress.close()

@@ -1,0 +1,315 @@
+"""Who does which unit: alone, by claims on a shared file system, or dealt over MPI.
+
+Knows units and whether they are there. Refuses to know what is done with a unit: whoever works
+takes units here until there are none, by whichever way (`Schedule`), so that there is one code for
+a unit. No torch.
+"""
+
+import bisect
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from toolkit.cluster.leases import Leases
+from toolkit.cluster.mpi import Dealing
+from toolkit.cluster.topology import Topology
+from toolkit.encoding.output import Output
+from toolkit.encoding.plan import Unit
+from toolkit.files import RunFailed
+from toolkit.schema import EmbedRecipe
+
+LEASE_DIR = "leases"
+MANIFEST_LEASE = "manifest"
+ALONE, CLAIM, MPI = "alone", "claim", "mpi"
+MAX_MISSES = 8  # of units that others have taken since we looked: then look again
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
+STOP_POLL_S = 0.2
+
+
+def never() -> bool:
+    """What does not give up."""
+    return False
+
+
+def way_of(recipe: EmbedRecipe, topology: Topology) -> str:
+    """`ALONE`, `CLAIM` or `MPI`: what the recipe says, or what the launcher suggests."""
+    if recipe.schedule != "auto":
+        return recipe.schedule
+    return MPI if topology.launcher == "mpi" and topology.world_size > 1 else CLAIM
+
+
+class Schedule(Protocol):
+    """Where a worker gets its units. `take` is called by one thread, the others by any."""
+
+    def check(self, some: Sequence[Unit]) -> None:
+        """Have those of `some` units made again that are there and damaged. To be called first, by
+        every worker."""
+
+    def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
+        """The next unit, waited for if others may leave theirs; None when there is none, or we are
+        told to stop, or `give_up` says that nobody wants it any more."""
+
+    def finish(self, unit: Unit) -> None:
+        """A unit that we took is on disk."""
+
+    def give_back(self, unit: Unit) -> None:
+        """A unit that we took is for others."""
+
+    def fail(self, unit: Unit) -> None:
+        """A unit that we took could not be done here."""
+
+    def holds(self, unit: Unit) -> bool:
+        """Whether a unit is still ours, and not taken over because we were slow."""
+
+    def num_left(self) -> int:
+        """The units that are not on disk, as far as we know."""
+
+    def stopped(self) -> bool:
+        """Whether that is because we, or all, were told to stop."""
+
+    def close(self) -> bool:
+        """When none is left: have the manifest written, by one of all. Whether it is there; if not,
+        there are units to take again."""
+
+
+class Alone:
+    """All units that are not there, in order."""
+
+    def __init__(self, output: Output, *, should_stop: Callable[[], bool]) -> None:
+        self._output, self._should_stop = output, should_stop
+        self._todo = deque(output.unfinished())
+        self._num_left = len(self._todo)
+
+    def check(self, some: Sequence[Unit]) -> None:
+        """As `Schedule` says, like all below."""
+        self._add(self._output.damaged(some))
+
+    def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
+        """The next."""
+        gone = self._should_stop() or give_up()
+        return self._todo.popleft() if self._todo and not gone else None
+
+    def finish(self, unit: Unit) -> None:  # noqa: ARG002 (as the others)
+        """Count it."""
+        self._num_left -= 1
+
+    def give_back(self, unit: Unit) -> None:
+        """Nobody is there to take it: the next run does."""
+
+    fail = give_back
+
+    def holds(self, unit: Unit) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
+
+    def num_left(self) -> int:
+        """Those not counted yet."""
+        return self._num_left
+
+    def stopped(self) -> bool:
+        """Whether we are."""
+        return self._should_stop()
+
+    def close(self) -> bool:
+        """Units whose marker cannot be read are made again."""
+        _remove_leases(self._output)
+        missing = self._output.write_manifest()
+        self._add(missing)
+        return not missing
+
+    def _add(self, units: Sequence[Unit]) -> None:
+        for unit in units:
+            self._output.forget(unit)
+        self._todo.extend(units)
+        self._num_left += len(units)
+
+
+def _remove_leases(output: Output) -> None:
+    """What workers that claimed have left here, who were killed."""
+    shutil.rmtree(output.directory / LEASE_DIR, ignore_errors=True)
+
+
+class Dealt:
+    """Units by number, dealt by rank 0."""
+
+    def __init__(
+        self, output: Output, *, dealing: Dealing, should_stop: Callable[[], bool]
+    ) -> None:
+        self._output, self._dealing, self._should_stop = output, dealing, should_stop
+        if dealing.rank == 0:
+            dealing.deal([unit.number for unit in output.unfinished()])
+
+    def check(self, some: Sequence[Unit]) -> None:
+        """What is damaged is reported to rank 0."""
+        damaged = self._output.damaged(some)
+        for unit in damaged:
+            self._output.forget(unit)
+        self._dealing.add([unit.number for unit in damaged])
+
+    def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
+        """Asked of rank 0."""
+        number = self._dealing.take(lambda: self._should_stop() or give_up())
+        if self._should_stop():
+            self._dealing.stop()
+        last = self._dealing.last
+        if last.over and last.left and not last.stopped:
+            raise RunFailed(f"{last.left} units failed on every rank that was asked; see above")
+        return None if number is None else self._output.units[number]
+
+    def finish(self, unit: Unit) -> None:
+        """Told to rank 0."""
+        self._dealing.finish(unit.number)
+
+    def give_back(self, unit: Unit) -> None:
+        """Rank 0 deals it again."""
+        self._dealing.give_back(unit.number)
+
+    def fail(self, unit: Unit) -> None:
+        """Rank 0 deals it again, but not for ever."""
+        self._dealing.fail(unit.number)
+
+    def holds(self, unit: Unit) -> bool:  # noqa: ARG002
+        """A rank is never told that it was taken for lost; what it writes has the same bytes."""
+        return True
+
+    def num_left(self) -> int:
+        """What rank 0 said last; before it was asked, those without a marker."""
+        last = self._dealing.last
+        return last.left if last.left or last.over else len(self._output.unfinished())
+
+    def stopped(self) -> bool:
+        """Rank 0 takes all others along."""
+        return self._dealing.last.stopped or self._should_stop()
+
+    def close(self) -> bool:
+        """Rank 0 does it."""
+        if self._dealing.rank != 0:
+            return True
+        _remove_leases(self._output)
+        if missing := self._output.write_manifest():
+            raise RunFailed(f"{missing[0].name} and perhaps others are damaged: run the same again")
+        return True
+
+
+class Claims:
+    """Units that nobody has, each by a lease; at the end those whose owner's lease is stale.
+
+    `first` is where in the order of units this worker begins: workers that begin apart seldom want
+    the same unit.
+    """
+
+    def __init__(
+        self, output: Output, *, leases: Leases, first: int, should_stop: Callable[[], bool]
+    ) -> None:
+        self._output, self._leases, self._should_stop = output, leases, should_stop
+        self._first = first
+        self._candidates: deque[tuple[Unit, int | None]] = deque()
+        self._made: set[str] = set()
+
+    def check(self, some: Sequence[Unit]) -> None:
+        """Under its lease, so that nobody's new marker is taken for the damaged one."""
+        for unit in self._output.damaged(some):
+            if self._lease(unit.name):
+                for damaged in self._output.damaged([unit]):
+                    self._output.forget(damaged)
+                self._leases.give_back(unit.name)
+
+    def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
+        """Looks at the directory when it has no candidates, or when others are quicker."""
+        wait_s = FIRST_WAIT_S
+        while not (self._should_stop() or give_up()):
+            if unit := self._claim_one():
+                return unit
+            if not self._look():
+                return None
+            if self._candidates[0][1] is not None:  # others have all that is left
+                if unit := self._claim_one():
+                    return unit
+                self._sleep(wait_s)
+                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+        return None
+
+    def finish(self, unit: Unit) -> None:
+        """The lease has done its work: there is a marker now."""
+        ours = self._leases.holds(unit.name)
+        self._leases.give_back(unit.name)
+        if ours:
+            self._made.add(unit.name)
+        else:  # taken over while we wrote: on unlike processors the files may be of both
+            self.check([unit])
+
+    def give_back(self, unit: Unit) -> None:
+        """Free for all."""
+        self._leases.give_back(unit.name)
+
+    fail = give_back
+
+    def holds(self, unit: Unit) -> bool:
+        """Whether the lease is still ours."""
+        return self._leases.holds(unit.name)
+
+    def num_left(self) -> int:
+        """Those without a marker."""
+        return len(self._output.unfinished())
+
+    def stopped(self) -> bool:
+        """Whether we are."""
+        return self._should_stop()
+
+    def close(self) -> bool:
+        """Whoever gets the manifest's lease writes it; who has made nothing that it lacks need not
+        wait for that."""
+        wait_s = FIRST_WAIT_S
+        while True:
+            is_there = self._output.is_in_manifest(self._made)
+            if is_there and not self._leases.taken():
+                return True
+            if self._lease(MANIFEST_LEASE):
+                missing = [] if is_there else self._output.write_manifest()
+                if not missing:
+                    self._leases.clear()
+                self._leases.give_back(MANIFEST_LEASE)
+                self.check(missing)  # a marker that cannot be read, or has just been taken away
+                return not missing
+            if is_there or self._should_stop():  # somebody else is at it
+                return True
+            self._sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _lease(self, name: str) -> bool:
+        return self._leases.take(name, generation=self._leases.taken().get(name))
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and not self._should_stop():
+            time.sleep(min(left, STOP_POLL_S))
+
+    def _look(self) -> bool:
+        """Find candidates; whether there are any that are not ours already."""
+        # Leases first: one that is given back between the two looks has left a marker.
+        taken = self._leases.taken()
+        open_units = self._output.unfinished()
+        first = bisect.bisect_left(open_units, self._first, key=lambda unit: unit.number)
+        missing = [
+            unit
+            for unit in [*open_units[first:], *open_units[:first]]
+            if not self._leases.holds(unit.name)
+        ]
+        free = [unit for unit in missing if unit.name not in taken]
+        self._candidates = deque((unit, taken.get(unit.name)) for unit in free or missing)
+        return bool(missing)
+
+    def _claim_one(self) -> Unit | None:
+        misses = 0
+        while self._candidates and (misses < MAX_MISSES or self._candidates[0][1] is not None):
+            unit, generation = self._candidates.popleft()
+            if not self._leases.take(unit.name, generation=generation):
+                misses += 1
+            elif self._output.has_marker(unit):
+                self._leases.give_back(unit.name)  # finished since we looked
+            else:
+                return unit
+        self._candidates.clear()
+        return None
