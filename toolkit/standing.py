@@ -132,7 +132,7 @@ def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
     if not (output / PLAN_FILE).is_file():
         return False
     plan: dict[str, Any] = read_json(output / PLAN_FILE)
-    found.total = -(-int(plan["rows"]) // int(plan["unit_rows"]))
+    found.total = len(plan["bounds"]) - 1
     times = sorted(path.stat().st_mtime for path in (output / "units").glob("*.json"))
     found.done = len(times)
     if times:
