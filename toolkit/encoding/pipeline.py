@@ -172,5 +172,6 @@ class Pipeline:
             self._write(done.unit, done.vectors_RD, done.records)
         except OSError:
             # Whoever closes the encoding removes temporary files; ours too, if our unit is there.
-            raise
+            if self._work.holds(done.unit):
+                raise
         self._work.finish(done.unit)
