@@ -314,6 +314,9 @@ def test_a_new_monitor_watches_as_the_old_one(start: Start) -> None:
 def test_signals_to_the_whole_job_leave_the_monitors_alone(start: Start) -> None:
     ranks = start("none", steps=60)
     ranks.wait_for_step(0)
+    until = time.monotonic() + 10
+    while len(ranks.monitors()) < RANKS and time.monotonic() < until:
+        time.sleep(0.01)  # one may have been forked and is not itself yet
     monitors = list(ranks.monitors().values())
     assert len(monitors) == RANKS
     for name in ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "TSTP"]:

@@ -204,7 +204,7 @@ def test_large_tensors_leave_their_memory_to_the_next(encoders: list[Encoder]) -
 
     before = faults()
     encoders[2].embed(prepared)
-    assert faults() - before < 5000  # 20 MiB; without, some 100 MiB a layer
+    assert faults() - before < 15_000  # 60 MiB; without, some 100 MiB a layer
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:

