@@ -26,7 +26,8 @@ def reservation(slurm: Cluster) -> Iterator[str]:
     create = ["scontrol", "create", "reservation", "ReservationName=ours", "StartTime=now"]
     slurm.run([*create, "Duration=60", "Nodes=n4", f"Users={getpass.getuser()}"], check=True)
     yield "ours"
-    slurm.run(["scontrol", "delete", "ReservationName=ours"])
+    slurm.run(["scancel", f"--user={getpass.getuser()}"])  # it cannot go while a job wants it
+    slurm.run(["scontrol", "delete", "ReservationName=ours"], check=True)
 
 
 def standing(slurm: Cluster, run_dir: Path) -> dict[str, dict[str, Any]]:
