@@ -12,15 +12,16 @@ from typing import Any
 from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
 from toolkit.cluster.queue import UNKNOWN, JobState, job_states
 from toolkit.config import ENCODER_DIR, load_recipe
+from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.files import BadInput, is_committed, read_json, read_json_lines
 from toolkit.schema import PipelineRecipe, TrainingRecipe
+from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
 
 RECENT = 20  # logged steps or units that the speed is a median of
 QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
 TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
-METRICS_FILE, STARTS_FILE = "metrics.jsonl", "starts.jsonl"
-PLAN_FILE, MANIFEST_FILE, SCORES_FILE = "plan.json", "manifest.json", "scores.json"
+SCORES_FILE = "scores.json"
 # What says most comes first: others tell only that something was wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
@@ -113,7 +114,7 @@ def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: 
         if isinstance(recipe, TrainingRecipe):
             steps = recipe.train.steps if steps is None else steps
     found.total = steps or 0
-    rows = [row for row in read_json_lines(output / METRICS_FILE) if row["step"]]
+    rows = [row for row in read_metrics(output) if row["step"]]
     if rows:
         found.done, found.loss = int(rows[-1]["step"]), rows[-1]["loss"]
         recent = [row for row in rows[-RECENT:] if row.get("seconds")]
@@ -133,7 +134,7 @@ def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
         return False
     plan: dict[str, Any] = read_json(output / PLAN_FILE)
     found.total = len(plan["bounds"]) - 1
-    times = sorted(path.stat().st_mtime for path in (output / "units").glob("*.json"))
+    times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
     found.done = len(times)
     if times:
         found.last_sign_s = now - times[-1]

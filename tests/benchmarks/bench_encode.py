@@ -8,7 +8,6 @@ they are (natural); their first eight words (short); sentences with a hundredth 
 alone, without the loading. Vectors must agree: cosine >= 0.9999.
 """
 
-import argparse
 import itertools
 import json
 import random
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.harness import REAL_DATA, ROOT, Contender, compare, machine, table
+from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import merge_weights, write_encoder_files
@@ -82,11 +81,7 @@ def least_cosine(folder: Path) -> float:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the input, run, print a table a kind of texts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data", type=Path, default=REAL_DATA)
-    parser.add_argument("--runs", type=int, default=5)
+    parser = options(__doc__)
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--only", choices=tuple(MAX_TOKENS), action="append")
     arguments = parser.parse_args(argv)

@@ -100,12 +100,16 @@ def table(
     return "\n".join(lines)
 
 
-def options(about: str | None, *, peers: str, needed: bool = False) -> argparse.ArgumentParser:
-    """The command line of a benchmark beside others; `peers` is what their Python must have."""
+def options(
+    about: str | None, *, peers: str | None = None, needed: bool = False
+) -> argparse.ArgumentParser:
+    """The command line of a benchmark on real data; `peers` is what a Python of others must have,
+    where they need one of their own."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--peers", required=needed, help=f"a Python that has {peers}")
+    if peers:
+        parser.add_argument("--peers", required=needed, help=f"a Python that has {peers}")
     return parser
 
 

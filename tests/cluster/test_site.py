@@ -60,7 +60,8 @@ def test_a_field_is_passed_on_exactly_or_refused(field: str, text: str) -> None:
     ],
 )
 def test_what_people_write_is_taken(field: str, text: str) -> None:
-    Resources(**SHAPE, name="job", options={field: text})  # type: ignore[arg-type]
+    asked = Resources(**SHAPE, name="job", options={field: text})  # type: ignore[arg-type]
+    assert asked.options == {field: text}
 
 
 def defaults(text: str, folder: Path) -> dict[str, object]:

@@ -18,8 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tests.conftest import ROOT
-from tests.faults.killer import _import_all
+from tests.faults.killer import ask, import_all, served
 from toolkit.files import write_atomic
 
 
@@ -47,13 +46,13 @@ class Nursery:
             "call": call,
             "watched": str(watched),
         }
-        pid = self._ask(asked)
+        pid = int(ask(self._process, asked))
         self.alive.append(pid)
         return pid
 
     def wait(self, pid: int) -> int:
         """Its exit code; negative if a signal ended it."""
-        code = os.waitstatus_to_exitcode(self._ask({"wait": pid}))
+        code = os.waitstatus_to_exitcode(int(ask(self._process, {"wait": pid})))
         self.alive.remove(pid)
         return code
 
@@ -66,27 +65,11 @@ class Nursery:
         """The lines of the shim's trace, of the worker that was watched last."""
         return Path(f"{self.log}.trace").read_text().splitlines()
 
-    def _ask(self, asked: Mapping[str, Any]) -> int:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
 
 @contextlib.contextmanager
 def nursery(log: Path, *, library: Path | None = None) -> Iterator[Nursery]:
     """A `Nursery`, with the shim if its `library` is given; what it has started ends with it."""
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environ |= {"HF_HUB_OFFLINE": "1"} | ({"LD_PRELOAD": str(library)} if library else {})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.encoders"],
-        cwd=ROOT,
-        env=environ,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:  # the end of its standard input is its end
+    with served("tests.faults.encoders", library=library) as process:
         found = Nursery(process, log=log)
         try:
             yield found
@@ -109,7 +92,7 @@ def _serve() -> None:
         asked = json.loads(line)
         modules = Path(asked.get("log", ".") + ".modules")
         if modules.is_file():
-            _import_all(modules.read_text().split())
+            import_all(modules.read_text().split())
         if "wait" in asked:
             print(os.waitpid(asked["wait"], 0)[1], file=answers, flush=True)
             continue

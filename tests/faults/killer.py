@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,10 +73,7 @@ class Trainer:
     def codes(self, run: Run) -> list[int]:
         """The exit code of each rank of a run."""
         asked = {**dataclasses.asdict(run), "port": free_port(), "folder": str(self._folder)}
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return [os.waitstatus_to_exitcode(it) for it in json.loads(self._process.stdout.readline())]
+        return [os.waitstatus_to_exitcode(status) for status in ask(self._process, asked)]
 
     def calls(self) -> list[Call]:
         """The calls of the last run that counted; the one that it died before is the last."""
@@ -96,18 +93,31 @@ class Trainer:
 @contextlib.contextmanager
 def trainer(library: Path, *, folder: Path) -> Iterator[Trainer]:
     """A `Trainer` whose traces and logs go to `folder`; its process ends with the context."""
+    with served("tests.faults.killer", library=library) as process:
+        yield Trainer(process, folder=folder)
+
+
+def served(module: str, *, library: Path | None) -> "subprocess.Popen[str]":
+    """A module that runs as a program, with the shim if there is one, and answers each line of JSON
+    by a line (`ask`). To be entered: the end of its standard input is its end."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environ |= {"LD_PRELOAD": str(library), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.killer"],
+    environ |= {"HF_HUB_OFFLINE": "1"} | ({"LD_PRELOAD": str(library)} if library else {})
+    return subprocess.Popen(
+        [sys.executable, "-m", module],
         cwd=ROOT,
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    with process:  # the end of its standard input is its end
-        yield Trainer(process, folder=folder)
+
+
+def ask(process: "subprocess.Popen[str]", asked: Mapping[str, Any]) -> Any:
+    """What a `served` program answers."""
+    assert process.stdin and process.stdout
+    process.stdin.write(json.dumps(asked) + "\n")
+    process.stdin.flush()
+    return json.loads(process.stdout.readline())
 
 
 def _serve() -> None:
@@ -128,7 +138,7 @@ def _serve() -> None:
                 for other in left:
                     os.kill(other, signal.SIGKILL)
         if (folder / "modules").exists():
-            _import_all((folder / "modules").read_text().split())
+            import_all((folder / "modules").read_text().split())
         print(json.dumps([statuses[child] for child in children]), file=answers, flush=True)
 
 
@@ -143,7 +153,7 @@ def _fork_rank(rank: int, *, asked: dict[str, Any]) -> int:
     return child
 
 
-def _import_all(names: list[str]) -> None:
+def import_all(names: list[str]) -> None:
     """What a child has imported, so that its successors need not: half of their time."""
     for name in names:
         if name not in sys.modules:

@@ -96,14 +96,9 @@ def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o002])
-def test_job_folders_are_their_owners(umask: int, tmp_path: Path) -> None:
+def test_job_folders_are_their_owners(umask: int, shards: Path, tmp_path: Path) -> None:
     """Logs and submitit's pickled job lie in the folder of a stage: 0700, whatever the umask."""
     command = f"umask {umask:o}; exec {sys.executable} -m toolkit.launch --recipe tiny_mntp"
-    shards = tmp_path / "shards"
-    run(
-        [sys.executable, "data_scripts/shard_wikipedia.py", "--output", str(shards), "--input"]
-        + [str(QUICKSTART / "encyclopedia.xml.bz2")]
-    )
     where = f"--cluster local data.train={shards} run_dir={tmp_path / 'run'} train.steps=1"
     run(["bash", "-c", f"{command} {where} model.base={QUICKSTART / 'tiny-mistral'}"])
     folder = tmp_path / "run" / "logs" / "mntp"

@@ -1,5 +1,6 @@
 """The fixture of the tests that need a real SLURM: one four-node cluster per test session."""
 
+import getpass
 import os
 from collections.abc import Iterator
 
@@ -20,3 +21,11 @@ def slurm() -> Iterator[Cluster]:
         pytest.skip(reason)
     with Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture
+def idle(slurm: Cluster) -> Iterator[None]:
+    """Begin on idle nodes, and leave no job behind when a test fails half-way."""
+    slurm.wait_idle()
+    yield
+    slurm.run(["scancel", f"--user={getpass.getuser()}"])

@@ -3,13 +3,12 @@
 A rank needs about ten seconds to start here, so each test submits as little as shows its point.
 """
 
-import getpass
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,19 +22,13 @@ from toolkit.files import read_json
 from toolkit.training.checkpoint import PREFIX, load_newest, newest
 from toolkit.training.metrics import read_metrics
 
+pytestmark = pytest.mark.usefixtures("idle")
+
 REPOSITORY = Path(__file__).parents[2]
 ENVIRON = {"TOOLKIT_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
 ONE_RANK_A_NODE = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
 CLOCKS = {"seconds", "tokens_per_s", "memory_gib"}  # what two equal runs do not share
 Door = Callable[..., str]
-
-
-@pytest.fixture(autouse=True)
-def idle(slurm: Cluster) -> Iterator[None]:
-    """Begin on idle nodes, and leave no job behind when a test fails half-way."""
-    slurm.wait_idle()
-    yield
-    slurm.run(["scancel", f"--user={getpass.getuser()}"])
 
 
 def launch(

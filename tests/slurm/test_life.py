@@ -3,11 +3,10 @@
 Whatever happens, the final weights equal those of the run that nothing happened to.
 """
 
-import getpass
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,11 @@ from toolkit.training.checkpoint import load_newest, newest_step
 from toolkit.training.metrics import read_metrics
 from toolkit.training.starts import STARTS_FILE
 
+pytestmark = pytest.mark.usefixtures("idle")
+
 Door = Callable[..., str]
 STEPS = 60
 INTERVAL = 10
-
-
-@pytest.fixture(autouse=True)
-def idle(slurm: Cluster) -> Iterator[None]:
-    """Begin on idle nodes, and leave no job behind when a test fails half-way."""
-    slurm.wait_idle()
-    yield
-    slurm.run(["scancel", f"--user={getpass.getuser()}"])
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,7 @@ import pytest
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, job_ids, launch, pipeline, wait_until
 
-
-@pytest.fixture(autouse=True)
-def idle(slurm: Cluster) -> Iterator[None]:
-    slurm.wait_idle()
-    yield
-    slurm.run(["scancel", f"--user={getpass.getuser()}"])
+pytestmark = pytest.mark.usefixtures("idle")
 
 
 @pytest.fixture

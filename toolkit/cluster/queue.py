@@ -79,7 +79,9 @@ def _lines(*command: str) -> list[str]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S, check=False)
     except subprocess.TimeoutExpired:
         return []
-    return [line for line in done.stdout.splitlines() if line.strip()] * (done.returncode == 0)
+    if done.returncode:
+        return []
+    return [line for line in done.stdout.splitlines() if line.strip()]
 
 
 def _record(line: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.encoding.formats import Vectors, encode, unit_length
-from toolkit.encoding.plan import PLAN_FILE, Unit
+from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit
 from toolkit.files import (
     BadInput,
     read_json,
@@ -29,9 +29,6 @@ from toolkit.files import (
 )
 from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest
-
-UNIT_DIR = "units"
-MANIFEST_FILE = "manifest.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from toolkit.files import BadInput, read_json, write_json
 from toolkit.schema import EmbedRecipe
 
 FORMAT = "toolkit-encoding/2"
-PLAN_FILE = "plan.json"
+PLAN_FILE, MANIFEST_FILE, UNIT_DIR = "plan.json", "manifest.json", "units"
 CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equal
 CHARS_PER_ROW = 32  # what a row costs beside its text
 MAX_ROWS_FACTOR = 4

@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
-from toolkit.encoding.output import MANIFEST_FILE, unit_files
-from toolkit.encoding.plan import FORMAT, PLAN_FILE, Unit, units
+from toolkit.encoding.output import unit_files
+from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, units
 from toolkit.files import BadInput, read_json, sha256_of
 from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest

@@ -13,6 +13,7 @@ from toolkit.files import read_json_lines, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
+STARTS_FILE = "starts.jsonl"  # `starts` writes it
 
 
 class MetricsLog:

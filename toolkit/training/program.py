@@ -50,14 +50,14 @@ from toolkit.training.data import (
 )
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE
+from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTS_FILE
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
 from toolkit.training.simcse import SimcseObjective
-from toolkit.training.starts import STARTS_FILE, Place, check_progress, record_start
+from toolkit.training.starts import Place, check_progress, record_start
 from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.views import check_views
 

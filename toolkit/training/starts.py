@@ -19,8 +19,8 @@ from toolkit.cluster.preempt import CHAIN_VARIABLE
 from toolkit.cluster.topology import Topology
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.files import RunFailed, read_json_lines, write_atomic
+from toolkit.training.metrics import STARTS_FILE
 
-STARTS_FILE = "starts.jsonl"
 MAX_RESTARTS = 3  # in a row, without a step
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "safetensors")
 
