@@ -25,7 +25,7 @@ quickstart: install  ## the whole pipeline on what the project ships, with a tab
 	$(BIN)/python -m toolkit.quickstart
 
 test: install  ## all tests (a real SLURM among them where it is installed)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
 
 test-slow: install  ## the tests that take minutes each, with their full bars
 	$(BIN)/python -m pytest -m slow

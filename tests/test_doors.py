@@ -255,19 +255,20 @@ def test_ranks_that_do_not_divide_the_batch(
     refused: Refused,
 ) -> None:
     """Found out before the ranks look for each other: two of the three do not exist."""
-    from toolkit.parallel import comm
+    from toolkit.training import program
 
-    def started(**_settings: object) -> None:
-        raise AssertionError("a process group was started")
+    def started(*_arguments: object, **_settings: object) -> None:
+        raise AssertionError("the ranks look for each other")
 
-    monkeypatch.setattr(comm, "start", started)
+    # A watchdog that fails ends its process, which here would be pytest's own.
+    monkeypatch.setattr(program, "Watchdog", started)
     ranks = {"RANK": 1, "WORLD_SIZE": 3, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}
     for variable, value in ranks.items():
         monkeypatch.setenv(variable, str(value))
     line = refused("train", *command("tiny_mntp"))
     assert "train.global_batch_rows=8 cannot be dealt to 3 ranks; use a multiple of 3" in line
     assert not (tmp_path / "out").exists()
-    with pytest.raises(AssertionError, match="a process group was started"):
+    with pytest.raises(AssertionError, match="the ranks look for each other"):
         main("train", *command("tiny_mntp"), "train.global_batch_rows=9")
 
 
