@@ -14,6 +14,9 @@ QUICKSTART = ROOT / "toolkit" / "quickstart"
 # Several ranks share two cores here; torch's threads would fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Without a GPU, liger's kernels are interpreted; triton asks when it is imported.
+if not Path("/dev/nvidiactl").exists():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def need(condition: bool, reason: str) -> None:

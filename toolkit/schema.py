@@ -20,6 +20,7 @@ Text = Annotated[str, Field(min_length=1)]
 INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
+Kernel = Literal["torch", "liger"]
 VectorFormat = Literal["fp32", "fp16", "bf16", "int8", "binary"]
 
 
@@ -114,6 +115,8 @@ class Mntp(Section):
 
     The last `held_out_blocks` of the shards are not trained on: their loss and accuracy stand in
     the metrics before the first step and after every `evaluate_every_steps`.
+
+    `cross_entropy`: `torch` in chunks, or liger-kernel's kernel, where it is installed, on a GPU.
     """
 
     mask_probability: Probability
@@ -122,6 +125,7 @@ class Mntp(Section):
     cross_documents: bool = False
     held_out_blocks: Natural = 0
     evaluate_every_steps: Count = 100
+    cross_entropy: Kernel = "torch"
 
 
 class Simcse(Section):

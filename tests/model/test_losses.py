@@ -1,12 +1,17 @@
 """Losses and pooling against their definitions."""
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.conftest import need
+from toolkit.files import BadInput
 from toolkit.model import losses
 from toolkit.model.losses import FalseNegatives, info_nce, masked_token_nll, matryoshka
 from toolkit.model.pooling import mean_pool
+from toolkit.schema import Kernel
 
 
 def test_info_nce_is_its_definition() -> None:
@@ -84,15 +89,26 @@ def test_masked_token_nll_sums_and_keeps_an_empty_batch_in_the_graph() -> None:
     assert not logits.grad.any()
 
 
+def place_of(kernel: Kernel) -> str:
+    """The device to try a kernel on."""
+    if kernel == "torch":
+        return "cpu"
+    need(importlib.util.find_spec("liger_kernel") is not None, "liger-kernel is not installed")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tokens", [1, 4, 100])
+@pytest.mark.parametrize(
+    ("kernel", "tokens"), [("torch", 1), ("torch", 4), ("torch", 100), ("liger", 0)]
+)
 def test_masked_token_nll_in_place_equals_cross_entropy(
-    dtype: torch.dtype, tokens: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, kernel: Kernel, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and the gradient of what the logits come from, whatever the chunks, whatever follows."""
     torch.manual_seed(0)
-    hidden, head = torch.randn(30, 5).to(dtype), torch.randn(5, 9).to(dtype)
-    target = torch.randint(9, (30,))
+    device = place_of(kernel)
+    hidden, head = (torch.randn(*size).to(device, dtype) for size in ((30, 5), (5, 9)))
+    target = torch.randint(9, (30,), device=device)
     gradients = []
     for naive in (True, False):
         leaf = hidden.clone().requires_grad_()
@@ -103,8 +119,11 @@ def test_masked_token_nll_in_place_equals_cross_entropy(
             wanted = loss.detach()
         else:
             monkeypatch.setattr(losses, "CHUNK_LOGITS", 9 * tokens)
-            loss, correct = masked_token_nll(logits, target_M=target)
-            torch.testing.assert_close(loss.detach(), wanted)
+            loss, correct = masked_token_nll(logits, target_M=target, kernel=kernel)
+            rounded = kernel == "liger" and dtype == torch.bfloat16  # each token's loss
+            torch.testing.assert_close(
+                loss.detach(), wanted, rtol=4e-3 if rounded else 1e-6, atol=0
+            )
             assert int(correct) == int(right)
         (loss * 0.37).backward()
         gradients.append(leaf.grad)
@@ -113,12 +132,27 @@ def test_masked_token_nll_in_place_equals_cross_entropy(
     torch.testing.assert_close(gradients[1], gradients[0], atol=tolerance, rtol=1e-5)
 
 
-def test_logits_that_are_needed_again_are_an_error_not_a_wrong_gradient() -> None:
-    hidden = torch.randn(3, 9, requires_grad=True)
+@pytest.mark.parametrize("kernel", ["torch", "liger"])
+def test_logits_that_are_needed_again_are_an_error_not_a_wrong_gradient(kernel: Kernel) -> None:
+    device = place_of(kernel)
+    hidden = torch.randn(3, 9, requires_grad=True, device=device)
     logits = hidden.tanh()  # keeps its result for its gradient
-    loss, _ = masked_token_nll(logits, target_M=torch.tensor([1, 2, 3]))
+    target = torch.tensor([1, 2, 3], device=device)
+    loss, _ = masked_token_nll(logits, target_M=target, kernel=kernel)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def test_a_kernel_that_cannot_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    need(importlib.util.find_spec("liger_kernel") is not None, "liger-kernel is not installed")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BadInput, match=r"cross_entropy=liger needs a GPU .* cross_entropy=torch"):
+        losses.check_kernel("liger")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(BadInput, match="not installed; pip install liger-kernel"):
+        losses.check_kernel("liger")
+    losses.check_kernel("torch")
 
 
 def test_mean_pool_sees_own_tokens_only() -> None:

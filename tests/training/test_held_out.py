@@ -16,8 +16,9 @@ from toolkit.model.backbone import load_backbone, load_config
 from toolkit.schema import MntpRecipe
 from toolkit.text.stream import Stream
 from toolkit.text.token_shards import finish_token_files, make_token_files
-from toolkit.training import data, program
+from toolkit.training import data
 from toolkit.training.mntp import MntpObjective
+from toolkit.training.objectives import build_objective
 
 Door = Callable[..., str]
 NUM_HELD_OUT = 17  # five micro-batches of four, the last one short: a turn in which a rank has none
@@ -35,7 +36,7 @@ def naive(model: Path, *, shards: Path, trained: Path | None = None) -> tuple[fl
     recipe = load_recipe("tiny_mntp", overrides=overrides)
     assert isinstance(recipe, MntpRecipe)
     tokenizer = data.open_tokenizer(recipe)
-    objective = program.build_objective(recipe, tokenizer=tokenizer)
+    objective = build_objective(recipe, tokenizer=tokenizer)
     assert isinstance(objective, MntpObjective)
     stream = data.open_stream(recipe, tokenizer=tokenizer)
     assert isinstance(stream, Stream)

@@ -1,6 +1,8 @@
 """The maths of the objectives, for one rank's rows. Shapes: B rows, N candidates, D width,
 M masked tokens, V vocabulary."""
 
+import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,10 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from toolkit.files import BadInput
+from toolkit.schema import Kernel
+
 # Rows whose similarities to all candidates exist at one time, when gradients are wanted.
 CHUNK_ELEMENTS = 2**22
 # Logits that are looked at in fp32 at one time.
 CHUNK_LOGITS = 2**22
+LIGER: Kernel = "liger"
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,22 @@ def matryoshka(
     return torch.stack([part for part, _ in found]).mean(), found[-1][1]
 
 
-def masked_token_nll(logits_MV: Tensor, *, target_M: Tensor) -> tuple[Tensor, Tensor]:
+def check_kernel(kernel: Kernel) -> None:
+    """Raise `BadInput` when cross-entropy cannot be computed by `kernel` here."""
+    if kernel != LIGER:
+        return
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise BadInput("cross_entropy=liger: it is not installed; pip install liger-kernel")
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise BadInput(
+            "cross_entropy=liger needs a GPU (or, to try it out, TRITON_INTERPRET=1); "
+            "cross_entropy=torch runs anywhere"
+        )
+
+
+def masked_token_nll(
+    logits_MV: Tensor, *, target_M: Tensor, kernel: Kernel = "torch"
+) -> tuple[Tensor, Tensor]:
     """The SUM over masked tokens of the negative log-likelihood, a scalar in fp32, and how many
     tokens are the likeliest of all, a scalar.
 
@@ -120,10 +141,13 @@ def masked_token_nll(logits_MV: Tensor, *, target_M: Tensor) -> tuple[Tensor, Te
     logits are used up: their gradient is written in their place, in chunks, so that neither a
     second matrix of this size exists nor an fp32 copy. With no masked token the loss is a zero that
     still reaches the logits: under ZeRO-3 a rank that leaves the backward graph stops all others.
+
+    `kernel` "liger" is liger-kernel's, one pass over each row of logits; of bf16 logits it rounds
+    each token's loss to bf16 before they are summed.
     """
     if target_M.numel() == 0:
         return logits_MV.float().sum() * 0.0, target_M.new_zeros(())
-    loss, correct = _InPlaceNll.apply(logits_MV, target_M)  # type: ignore[no-untyped-call]
+    loss, correct = _InPlaceNll.apply(logits_MV, target_M, kernel)  # type: ignore[no-untyped-call]
     return loss, correct
 
 
@@ -132,28 +156,59 @@ class _InPlaceNll(torch.autograd.Function):
     after but for a factor; as in liger-kernel (Hsu et al. 2024) it is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, logits_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits_MV: Tensor, target_M: Tensor, kernel: Kernel
+    ) -> tuple[Tensor, Tensor]:
         # Seen as another tensor: nothing before the loss may need the logits again, and autograd
         # raises an error, by the version that both share, if something does.
         place_MV = logits_MV.detach()
-        loss = place_MV.new_zeros((), dtype=torch.float32)
-        correct = target_M.new_zeros(())
-        num_tokens = max(1, CHUNK_LOGITS // place_MV.shape[1])
-        for start in range(0, len(target_M), num_tokens):
-            part_MV = place_MV[start : start + num_tokens]
-            target_M1 = target_M[start : start + num_tokens, None]
-            fp32_MV = part_MV.float()
-            correct += (fp32_MV.argmax(dim=1, keepdim=True) == target_M1).sum()
-            total_M1 = fp32_MV.logsumexp(dim=1, keepdim=True)
-            loss += (total_M1 - fp32_MV.gather(1, target_M1)).sum()
-            probability_MV = (fp32_MV - total_M1).exp_()
-            probability_MV.scatter_add_(1, target_M1, -torch.ones_like(total_M1))
-            part_MV.copy_(probability_MV)
+        make = _gradient_by_liger if kernel == LIGER else _gradient_by_torch
+        loss, correct = make(place_MV, target_M)
         ctx.save_for_backward(place_MV)
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
         (gradient_MV,) = ctx.saved_tensors
-        return gradient_MV.mul_(gradients[0]), None
+        return gradient_MV.mul_(gradients[0]), None, None
+
+
+def _gradient_by_torch(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and number of right tokens; the logits become their gradient."""
+    loss = place_MV.new_zeros((), dtype=torch.float32)
+    correct = target_M.new_zeros(())
+    num_tokens = max(1, CHUNK_LOGITS // place_MV.shape[1])
+    for start in range(0, len(target_M), num_tokens):
+        part_MV = place_MV[start : start + num_tokens]
+        target_M1 = target_M[start : start + num_tokens, None]
+        fp32_MV = part_MV.float()
+        correct += (fp32_MV.argmax(dim=1, keepdim=True) == target_M1).sum()
+        total_M1 = fp32_MV.logsumexp(dim=1, keepdim=True)
+        loss += (total_M1 - fp32_MV.gather(1, target_M1)).sum()
+        probability_MV = (fp32_MV - total_M1).exp_()
+        probability_MV.scatter_add_(1, target_M1, -torch.ones_like(total_M1))
+        part_MV.copy_(probability_MV)
+    return loss, correct
+
+
+def _gradient_by_liger(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
+    """The same by liger-kernel 0.8 (Hsu et al. 2024, arXiv 2410.10989)."""
+    from liger_kernel.ops.cross_entropy import cross_entropy_forward
+
+    loss_M, _, right_M, _, made_MV = cross_entropy_forward(
+        place_MV.requires_grad_(),  # asks for the gradient
+        target_M,
+        weight=None,
+        ignore_index=-100,
+        lse_square_scale=0.0,
+        label_smoothing=0.0,
+        reduction="none",
+        softcap=None,
+        return_z_loss=False,
+        return_token_accuracy=True,
+    )
+    assert made_MV is place_MV
+    place_MV.requires_grad_(False)
+    torch.autograd.graph.increment_version(place_MV)  # which a kernel's writes do not
+    return loss_M.float().sum(), right_M.sum().to(target_M.dtype)

@@ -97,5 +97,9 @@ class MntpObjective:
         """Summed NLL of each micro-batch; logits exist at the hidden positions only."""
         for batch in batches:
             output = forward(**model_arguments(batch), logits_to_keep=batch["predict_BT"])
-            loss, correct = masked_token_nll(output.logits, target_M=tensor(batch, "target_M"))
+            loss, correct = masked_token_nll(
+                output.logits,
+                target_M=tensor(batch, "target_M"),
+                kernel=self.settings.cross_entropy,
+            )
             yield loss, {"loss": loss.detach(), "accuracy": correct}

@@ -37,8 +37,7 @@ from toolkit.model.weights import (
     saved_name,
 )
 from toolkit.parallel import comm, zero
-from toolkit.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
-from toolkit.text.tokens import TextTokenizer
+from toolkit.schema import TrainingRecipe
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import (
@@ -51,14 +50,11 @@ from toolkit.training.data import (
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTS_FILE
-from toolkit.training.mntp import MntpObjective
-from toolkit.training.objective import Objective
+from toolkit.training.objectives import build_objective, check_objective
 from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
-from toolkit.training.simcse import SimcseObjective
 from toolkit.training.starts import Place, check_progress, record_start
-from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.views import check_views
 
 STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives know that one does
@@ -136,6 +132,7 @@ def check(
     )
     load_config(recipe.model.base)
     check_views(recipe.train.views)
+    check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
     digest = model_digest(base_folder(recipe.model.base)) if leads else ""
     origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
@@ -279,27 +276,6 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
             again = "the checkpoint is whole: the same command writes it again"
             raise RunFailed(f"{out}: could not be written ({error}); {again}") from error
     print(f"{kind}: done; the merged encoder is {out}")
-
-
-def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective:
-    """The objective of a recipe. Raises `BadInput` when the mask token is not in the vocabulary."""
-    if isinstance(recipe, MntpRecipe):
-        mask_id = tokenizer.token_id(recipe.mntp.mask_token)
-        if mask_id is None:
-            raise BadInput(
-                f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
-                'use one that stands for itself, such as "_"'
-            )
-        return MntpObjective(
-            settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id, packed=is_packed(recipe)
-        )
-    packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
-    if isinstance(recipe, SupervisedRecipe):
-        return SupervisedObjective(
-            settings=recipe.supervised, packed=packed, low_precision=low_precision
-        )
-    assert isinstance(recipe, SimcseRecipe)
-    return SimcseObjective(settings=recipe.simcse, packed=packed, low_precision=low_precision)
 
 
 def build_engine(

@@ -1,0 +1,41 @@
+"""The objective of a recipe.
+
+Knows all of them, so that a run need not. Refuses to know how any is computed.
+"""
+
+from toolkit.files import BadInput
+from toolkit.model.losses import check_kernel
+from toolkit.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.text.tokens import TextTokenizer
+from toolkit.training.data import is_packed
+from toolkit.training.mntp import MntpObjective
+from toolkit.training.objective import Objective
+from toolkit.training.simcse import SimcseObjective
+from toolkit.training.supervised import SupervisedObjective
+
+
+def check_objective(recipe: TrainingRecipe) -> None:
+    """Raise `BadInput` when what the objective needs is not on this machine."""
+    if isinstance(recipe, MntpRecipe):
+        check_kernel(recipe.mntp.cross_entropy)
+
+
+def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective:
+    """The objective of a recipe. Raises `BadInput` when the mask token is not in the vocabulary."""
+    if isinstance(recipe, MntpRecipe):
+        mask_id = tokenizer.token_id(recipe.mntp.mask_token)
+        if mask_id is None:
+            raise BadInput(
+                f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
+                'use one that stands for itself, such as "_"'
+            )
+        return MntpObjective(
+            settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id, packed=is_packed(recipe)
+        )
+    packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
+    if isinstance(recipe, SupervisedRecipe):
+        return SupervisedObjective(
+            settings=recipe.supervised, packed=packed, low_precision=low_precision
+        )
+    assert isinstance(recipe, SimcseRecipe)
+    return SimcseObjective(settings=recipe.simcse, packed=packed, low_precision=low_precision)
