@@ -1,11 +1,14 @@
 """GradCache in one process: masks replayed, one micro-batch in memory, the whole's gradient."""
 
+import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.conftest import run
 from toolkit.batch import Batch, tensor
 from toolkit.model import losses
 from toolkit.model.losses import info_nce
@@ -86,15 +89,37 @@ def test_only_one_micro_batch_is_in_the_graph_at_a_time(model: nn.Module) -> Non
     assert 0 < most <= 8
 
 
-def test_the_loss_in_row_chunks_equals_the_loss_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_in_row_chunks_and_its_gradient_are_autograds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     query, candidate = (torch.randn(n, 5, requires_grad=True) for n in (50, 90))
     target = torch.randint(90, (50,))
-    found = []
+    cosine = F.cosine_similarity(query[:, None], candidate[None], dim=-1)
+    value = F.cross_entropy(20.0 * cosine, target, reduction="sum")
+    wanted = (value, *torch.autograd.grad(0.37 * value, (query, candidate)))
     for elements in (2**24, 700, 1):
         monkeypatch.setattr(losses, "CHUNK_ELEMENTS", elements)
         value, correct = info_nce(query, candidate_ND=candidate, target_B=target, scale=20.0)
-        found.append((value, correct, *torch.autograd.grad(value, (query, candidate))))
-    for other in found[1:]:
-        for mine, whole in zip(other, found[0], strict=True):
+        assert int(correct) == int((cosine.argmax(dim=1) == target).sum())
+        found = (value, *torch.autograd.grad(0.37 * value, (query, candidate)))
+        for mine, whole in zip(found, wanted, strict=True):
             torch.testing.assert_close(mine, whole, rtol=1e-5, atol=1e-5)
+
+
+GROWTH = """
+import resource, deepspeed, torch
+from toolkit.model.losses import info_nce
+query, candidate = (torch.randn(8192, 64, requires_grad=True) for _ in range(2))
+peaks = []
+for rows in (1024, 8192):
+    some, target = query[:rows], torch.arange(rows)
+    info_nce(some, candidate_ND=candidate[:rows], target_B=target, scale=20.0)[0].backward()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_the_memory_of_the_loss_does_not_grow_with_its_chunks() -> None:
+    """MiB of the process: what the allocator does counts. 16 chunks of 16 MiB took 0.8 GiB once."""
+    assert float(run([sys.executable, "-c", GROWTH]).splitlines()[-1]) < 64

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from toolkit.files import BadInput
 from toolkit.schema import Kernel
 
-# Rows whose similarities to all candidates exist at one time, when gradients are wanted.
+# Similarities that exist at one time.
 CHUNK_ELEMENTS = 2**22
 # Logits that are looked at in fp32 at one time.
 CHUNK_LOGITS = 2**22
@@ -52,58 +51,78 @@ def info_nce(
 
     Row i's positive is `candidate_ND[target_B[i]]`, all other candidates are its negatives
     (SimCSE, Gao et al. 2021, eq. 1; `scale` is 1 / temperature) but for those that `false` tells.
-    Rows go through in chunks that are computed again in the backward pass, so that memory does not
-    grow with B x N.
+    Rows go through in chunks, and the gradient is made with the loss, in one matrix of a chunk's
+    size: memory does not grow with B x N, nothing is computed twice.
     """
     query = F.normalize(query_BD.float(), dim=-1)
     candidate = F.normalize(candidate_ND.float(), dim=-1)
-    num_rows = max(1, CHUNK_ELEMENTS // len(candidate))
-    if num_rows >= len(query):
-        return _row_losses(query, candidate, target_B, scale, false)
-    found = [
-        checkpoint(
-            _row_losses,
-            query[start : start + num_rows],
-            candidate,
-            target_B[start : start + num_rows],
-            scale,
-            _rows_of(false, start=start, stop=start + num_rows),
-            use_reentrant=False,
+    loss, correct = _ChunkedNce.apply(query, candidate, target_B, scale, false)  # type: ignore[no-untyped-call]
+    return loss, correct
+
+
+class _ChunkedNce(torch.autograd.Function):
+    """The gradient of a row's loss with respect to its similarities is softmax - one-hot, whatever
+    comes after but for a factor."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_BD: Tensor,
+        candidate_ND: Tensor,
+        target_B: Tensor,
+        scale: float,
+        false: FalseNegatives | None,
+    ) -> tuple[Tensor, Tensor]:
+        wanted = any(ctx.needs_input_grad)
+        query_grad_BD, candidate_grad_ND = (
+            torch.empty_like(query_BD),
+            torch.zeros_like(candidate_ND),
         )
-        for start in range(0, len(query), num_rows)
-    ]
-    losses, corrects = zip(*found, strict=True)
-    return torch.stack(losses).sum(), torch.stack(corrects).sum()
+        loss, correct = query_BD.new_zeros(()), target_B.new_zeros(())
+        rows = max(1, CHUNK_ELEMENTS // len(candidate_ND))
+        # One matrix for all chunks: a C library that splits what one has left grows with each.
+        room_BN = query_BD.new_empty(min(rows, len(query_BD)), len(candidate_ND))
+        for start in range(0, len(query_BD), rows):
+            part_BD, target_B1 = (
+                part[start : start + rows] for part in (query_BD, target_B[:, None])
+            )
+            score_BN = torch.mm(part_BD, candidate_ND.T, out=room_BN[: len(part_BD)])
+            if false is not None:
+                some = _rows_of(false, start=start, stop=start + rows)
+                score_BN.masked_fill_(_no_negative(score_BN, target_B1, some), -torch.inf)
+            correct += (score_BN.argmax(dim=1, keepdim=True) == target_B1).sum()
+            score_BN *= scale
+            total_B1 = score_BN.logsumexp(dim=1, keepdim=True)
+            loss += (total_B1 - score_BN.gather(1, target_B1)).sum()
+            if wanted:
+                score_BN.sub_(total_B1).exp_()
+                score_BN.scatter_add_(1, target_B1, -torch.ones_like(total_B1))
+                torch.mm(score_BN, candidate_ND, out=query_grad_BD[start : start + rows])
+                candidate_grad_ND.addmm_(score_BN.T, part_BD)
+        ctx.save_for_backward(query_grad_BD, candidate_grad_ND)
+        ctx.scale = scale
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
 
-
-def _row_losses(
-    query_BD: Tensor,
-    candidate_ND: Tensor,
-    target_B: Tensor,
-    scale: float,
-    false: FalseNegatives | None,
-) -> tuple[Tensor, Tensor]:
-    cosine_BN = query_BD @ candidate_ND.T
-    if false is not None:
-        cosine_BN = cosine_BN.masked_fill(_no_negative(cosine_BN, target_B, false), -torch.inf)
-    loss = F.cross_entropy(scale * cosine_BN, target_B, reduction="sum")
-    return loss, (cosine_BN.argmax(dim=1) == target_B).sum()
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
+        query_grad_BD, candidate_grad_ND = ctx.saved_tensors
+        factor = gradients[0] * ctx.scale
+        return query_grad_BD * factor, candidate_grad_ND * factor, None, None, None
 
 
 @torch.no_grad()
-def _no_negative(cosine_BN: Tensor, target_B: Tensor, false: FalseNegatives) -> Tensor:
+def _no_negative(cosine_BN: Tensor, target_B1: Tensor, false: FalseNegatives) -> Tensor:
     found_BN = false.candidate_N == false.positive_B[:, None]
     found_BN |= false.candidate_N == false.query_B[:, None]
     found_BN |= false.answers_N == false.query_B[:, None]
     if false.margin is not None:
-        found_BN |= cosine_BN > cosine_BN.gather(1, target_B[:, None]) + false.margin
-    found_BN.scatter_(1, target_B[:, None], False)
+        found_BN |= cosine_BN > cosine_BN.gather(1, target_B1) + false.margin
+    found_BN.scatter_(1, target_B1, False)
     return found_BN
 
 
-def _rows_of(false: FalseNegatives | None, *, start: int, stop: int) -> FalseNegatives | None:
-    if false is None:
-        return None
+def _rows_of(false: FalseNegatives, *, start: int, stop: int) -> FalseNegatives:
     return replace(
         false, query_B=false.query_B[start:stop], positive_B=false.positive_B[start:stop]
     )
