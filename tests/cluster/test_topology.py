@@ -343,7 +343,7 @@ def test_node_list_as_slurm_reads_it(tmp_path: Path) -> None:
         "ClusterName=x\nSlurmctldHost=localhost\nNodeName=n1\nPartitionName=p Nodes=n1\n"
     )
     rng = random.Random(20240607)
-    for _ in range(50):
+    for _ in range(200):
         text = random_node_list(rng)
         answer = subprocess.run(
             ["scontrol", "show", "hostnames", text],

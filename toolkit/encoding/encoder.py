@@ -3,7 +3,6 @@
 A vector depends on its text alone: not on its batch, its neighbours or their padding.
 """
 
-import ctypes
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -20,12 +19,12 @@ from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
+from toolkit.model.memory import keep_large_blocks
 from toolkit.model.weights import base_folder, model_digest
 from toolkit.parallel.comm import device_of
 from toolkit.schema import INSTRUCTION_FORMAT, DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 GPU_BATCH_TOKENS = 16384
 CPU_BATCH_TOKENS = 2048  # 16384 are a third slower: what passes between layers leaves the caches
 
@@ -221,18 +220,6 @@ class Encoder:
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
-
-
-def keep_large_blocks() -> None:
-    """Have the C library keep the memory of large tensors for the next ones.
-
-    glibc gives each back to the kernel, which has to clear it anew: of a forward pass over short
-    texts on a CPU that was a tenth of the time and more. Other C libraries are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def before_text(instruction: str) -> str:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toolkit.batch import Batch
+from toolkit.model.memory import give_back
 from toolkit.parallel import comm
 from toolkit.training.objective import Figures
 
@@ -47,6 +48,7 @@ def cached_terms(
     leaves = [vector.detach().requires_grad_() for vector in vectors]
     whole, figures = loss(leaves)
     whole.backward()  # type: ignore[no-untyped-call]
+    give_back()
     for number, (batch, leaf) in enumerate(zip(batches, leaves, strict=True)):
         torch.manual_seed(seed + number)
         again = embed(batch)
