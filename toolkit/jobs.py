@@ -4,9 +4,10 @@ Knows which program runs which kind. A job holds plain data and an importable en
 what a scheduler stores is readable, and a restart is the same call again.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from submitit.helpers import DelayedSubmission
@@ -14,6 +15,36 @@ from submitit.helpers import DelayedSubmission
 from toolkit.config import parse_recipe
 from toolkit.files import BadInput
 from toolkit.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
+
+CHECK = "check"
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """A `BadInput` is an error line in the log besides."""
+    try:
+        yield
+    except BadInput as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise
+
+
+class CheckJob:
+    """What `launch --check` has every rank do: all that a training stage looks at before its first
+    step, and no more."""
+
+    def __init__(self, recipe: Mapping[str, Any]) -> None:
+        self.recipe = dict(recipe)
+
+    def __call__(self) -> str:
+        """Look; what is wrong is one line in the log."""
+        from toolkit.training.program import check_ranks
+
+        recipe = parse_recipe(self.recipe, source=CHECK)
+        assert isinstance(recipe, TrainingRecipe)
+        with told():
+            check_ranks(recipe, environ=os.environ)
+        return CHECK
 
 
 class StageJob:
@@ -26,11 +57,8 @@ class StageJob:
 
     def __call__(self) -> str:
         """Run the stage; returns its name. What a person can mend is one line in the log."""
-        try:
+        with told():
             run_stage(parse_recipe(self.recipe, source=self.name), environ=os.environ)
-        except BadInput as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise
         return self.name
 
     def checkpoint(self) -> DelayedSubmission:

@@ -7,6 +7,8 @@ Runs on a login node: nothing here imports torch.
 """
 
 import argparse
+import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +19,14 @@ from toolkit.cluster.launched import Launched, write_launched
 from toolkit.config import recipe_names, to_yaml
 from toolkit.door import guarded
 from toolkit.files import BadInput, write_atomic
-from toolkit.jobs import StageJob
+from toolkit.follow import follow
+from toolkit.jobs import CHECK, CheckJob, StageJob
 from toolkit.planning import gpu_of
 from toolkit.schema import PipelineRecipe, TrainingRecipe
 from toolkit.stages import PlannedJob, check, output_of, plan, resolve, warn_if_too_large
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
+CHECK_MIN = 10  # its limit: it takes seconds, and a node that hangs would keep the others
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,6 +68,12 @@ def parser() -> argparse.ArgumentParser:
         default=1,
         help="jobs of a training stage, one after another, where SLURM may not requeue (default 1)",
     )
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="only see whether all ranks could start: addresses, code, data, disk, clocks, speed",
+    )
+    made.add_argument("--wait", action="store_true", help="follow the jobs; Ctrl-C asks, ends none")
     made.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")
     made.add_argument("--dry-run", action="store_true", help="print the exact scripts, do nothing")
     made.add_argument("--print-config", action="store_true", help="show the resolved recipes")
@@ -114,6 +124,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
     if arguments.gpu:
         warn_if_too_large(jobs, gpu=gpu_of(arguments.gpu))
     setup = environment_script(environ)
+    if arguments.check:
+        jobs = [check_of(jobs)]
     if arguments.dry_run:
         for job in jobs:
             previous = previous_of(jobs, job)
@@ -121,6 +133,9 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             print(dry_run_text(job, after=after, cluster=cluster, setup=setup))
             if job.resources.chained:
                 print(f"# {arguments.chain} such jobs, each afterany of the one before\n")
+        return
+    if arguments.check:
+        run_check(jobs[0], cluster=cluster, setup=setup)
         return
     if isinstance(whole, PipelineRecipe):
         write_atomic(run_dir / "config.yaml", to_yaml(whole))
@@ -136,6 +151,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             told[job.name].append(job_id)
             write_launched(run_dir, [launched(one, told[one.name]) for one in jobs])
         print(f"see python -m toolkit.status {run_dir}")
+        if arguments.wait and not follow(run_dir):
+            raise submit.JobFailed(f"{run_dir}: not all stages are done")
 
 
 def environment_script(environ: Mapping[str, str]) -> list[str]:
@@ -151,6 +168,32 @@ def environment_script(environ: Mapping[str, str]) -> list[str]:
     if "'" in where or not where.isprintable():
         raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: a path without quotes and line breaks")
     return [f"source '{where}'"]
+
+
+def check_of(jobs: Sequence[PlannedJob]) -> PlannedJob:
+    """The job that looks at the ranks of the first training stage: as large, and short."""
+    trained = [job for job in jobs if job.is_training]
+    if not trained:
+        raise BadInput("--check looks at the ranks of a training stage, and this recipe has none")
+    asked = dataclasses.replace(
+        trained[0].resources,
+        name=f"{trained[0].resources.name}-{CHECK}",
+        time_min=CHECK_MIN,
+        chained=False,
+    )
+    return PlannedJob(CHECK, trained[0].recipe, asked, trained[0].folder.with_name(CHECK))
+
+
+def run_check(job: PlannedJob, *, cluster: str, setup: Sequence[str]) -> None:
+    """Run it to its end, showing what its first rank prints. Raises `BadInput` with what a rank has
+    found, `JobFailed` where it came to no end."""
+    work = CheckJob(job.recipe.model_dump(mode="json"))
+    show = functools.partial(print, flush=True)
+    if cluster == "local":
+        submit.run_here(job.resources, job=work, folder=job.folder, show=show)
+    else:
+        submit.run_there(job.resources, job=work, folder=job.folder, setup=setup, show=show)
+    print("check: all ranks could start")
 
 
 def previous_of(jobs: Sequence[PlannedJob], job: PlannedJob) -> PlannedJob | None:

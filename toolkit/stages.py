@@ -140,27 +140,39 @@ def check(jobs: Sequence[PlannedJob]) -> None:
 
     What an earlier stage will write cannot be looked at yet, so only the rest is.
     """
-    outputs: list[Path] = []
+    stages = {job.name: job.recipe for job in jobs}
     for job in jobs:
         recipe, asked = job.recipe, job.resources
         if isinstance(recipe, TrainingRecipe):
             check_training(recipe, world_size=asked.nodes * asked.tasks_per_node)
-            models, shards = [recipe.model.base], [recipe.data.train]
-        elif isinstance(recipe, EmbedRecipe):
-            models, shards = [recipe.encoder.model], [recipe.corpus.input]
-        else:
-            models = [settings.model for settings in recipe.encoders.values()]
-            shards = [task.corpus for task in recipe.retrieval.values()]
+        models, shards = inputs_of(stages, name=job.name)
         for directory in shards:
-            if not _comes_later(directory, outputs=outputs) and not is_committed(Path(directory)):
+            if not is_committed(Path(directory)):
                 how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
                 raise BadInput(f"{job.name}: {directory}: no whole shard directory; {how}")
         for model in models:
-            if not _comes_later(model, outputs=outputs):
-                _warn_if_not_here(resolve_model(model))
-        outputs.append(output_of(recipe).absolute())
-        for place in (job.folder, outputs[-1]):
+            _warn_if_not_here(resolve_model(model))
+        for place in (job.folder, output_of(recipe).absolute()):
             _check_writable(place)
+
+
+def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
+    """The models and the shards that a stage reads, but for what an earlier stage writes."""
+    recipe = stages[name]
+    if isinstance(recipe, TrainingRecipe):
+        models, shards = [recipe.model.base], [recipe.data.train]
+    elif isinstance(recipe, EmbedRecipe):
+        models, shards = [recipe.encoder.model], [recipe.corpus.input]
+    else:
+        models = [settings.model for settings in recipe.encoders.values()]
+        shards = [task.corpus for task in recipe.retrieval.values()]
+    before = list(stages)[: list(stages).index(name)]
+    outputs = [output_of(stages[earlier]).absolute() for earlier in before]
+    there = [
+        [path for path in found if not _comes_later(path, outputs=outputs)]
+        for found in (models, shards)
+    ]
+    return there[0], there[1]
 
 
 def _warn_if_not_here(model: str) -> None:
@@ -171,7 +183,7 @@ def _warn_if_not_here(model: str) -> None:
     if try_to_load_from_cache(model, "config.json") is None:
         print(
             f"warning: {model} is not in this machine's hub cache, and jobs run offline; "
-            f"fetch it first: hf download {model}",
+            "fetch it first: python -m toolkit.prefetch RECIPE",
             file=sys.stderr,
         )
 

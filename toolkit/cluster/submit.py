@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from toolkit.cluster.preempt import CHAIN_VARIABLE
+from toolkit.cluster.queue import UNKNOWN, job_state
 from toolkit.cluster.site import OPTIONS, Option, check_option
 from toolkit.files import BadInput
 
 SIGNAL_DELAY_S = 120
 MAX_RESTARTS = 1000
+POLL_S = 1.0
 _NAME = Option("the name of a job")
 
 
@@ -114,21 +116,68 @@ def submit_slurm(
 
     Raises `BadInput` with sbatch's words when it refuses.
     """
+    executor = _slurm_executor(resources, folder=folder, after=after, setup=setup)
+    with _sbatchs_words(resources):
+        if resources.array == 1:
+            return str(executor.submit(job).job_id)
+        with executor.batch():
+            tasks = [executor.submit(job) for _ in range(resources.array)]
+    return str(tasks[0].job_id).partition("_")[0]
+
+
+def run_there(
+    resources: Resources,
+    *,
+    job: Callable[[], Any],
+    folder: Path,
+    setup: Sequence[str],
+    show: Callable[[str], None],
+) -> None:
+    """Submit a job and wait for its end, passing on what its first rank prints.
+
+    Raises `BadInput` with what any of its ranks has found, `JobFailed` when it ended otherwise.
+    """
+    executor = _slurm_executor(resources, folder=folder, after=None, setup=setup)
+    with _sbatchs_words(resources):
+        running = executor.submit(job)
+    job_id, shown, before = str(running.job_id), 0, ""
+    while True:
+        state = job_state(job_id)
+        shown += _show_new(running.paths.stdout, seen=shown, show=show)
+        if state.is_over or state.state == UNKNOWN:
+            break
+        if state.state != before:
+            before = state.state
+            show(f"job {job_id}: {state.state}" + f" ({state.reason})" * bool(state.reason))
+        time.sleep(POLL_S)
+    if state.state != "COMPLETED":
+        logs = sorted(folder.glob(f"{job_id}_*.out"))
+        lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+        if found := dict.fromkeys(line for line in lines if line.startswith("error: ")):
+            raise BadInput("; ".join(line.removeprefix("error: ") for line in found))
+        raise JobFailed(f"job {job_id} ended {state.state}; logs: {folder}")
+
+
+def _slurm_executor(
+    resources: Resources, *, folder: Path, after: str | None, setup: Sequence[str]
+) -> SlurmExecutor:
     make_private(folder)
     # submitit gives a job up after three time limits; a long run meets more of them.
     executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_RESTARTS)
     executor.update_parameters(**_slurm_parameters(resources, after=after, setup=setup))
+    return executor
+
+
+@contextlib.contextmanager
+def _sbatchs_words(resources: Resources) -> Iterator[None]:
+    """What it refuses, as `BadInput`."""
     try:
         # submitit prints sbatch's words, and raises them too: once is enough.
         with contextlib.redirect_stderr(io.StringIO()):
-            if resources.array == 1:
-                return str(executor.submit(job).job_id)
-            with executor.batch():
-                tasks = [executor.submit(job) for _ in range(resources.array)]
+            yield
     except (FailedJobError, FailedSubmissionError) as error:
         why = "; ".join(line.removeprefix("sbatch: error: ") for line in str(error).splitlines())
         raise BadInput(f"sbatch refused the job {resources.name}: {why}") from error
-    return str(tasks[0].job_id).partition("_")[0]
 
 
 def run_here(

@@ -57,6 +57,7 @@ from toolkit.training.saver import Saver
 from toolkit.training.starts import Place, check_progress, record_start
 from toolkit.training.views import check_views
 
+CHECK_S = 60.0  # a rank that does not answer so long is not there
 STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives know that one does
 
 
@@ -72,14 +73,7 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
-        device = comm.start(
-            rank=topology.rank,
-            world_size=topology.world_size,
-            local_rank=topology.local_rank,
-            address=topology.main_address,
-            port=topology.main_port,
-            timeout_s=recipe.train.stall_s + STALL_MARGIN_S,
-        )
+        device = _start(topology, timeout_s=recipe.train.stall_s + STALL_MARGIN_S)
         place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
@@ -92,6 +86,34 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
         _stop()
     if done < recipe.train.steps:
         stop.leave(environ, leads=topology.rank == 0)
+
+
+def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
+    """Everything that is looked at before the first step, without a model: rank 0 prints what was
+    found. Raises `BadInput` for what would be refused."""
+    topology = detect(environ)
+    _, origin = check(recipe, topology=topology, environ=environ)
+    device = _start(topology, timeout_s=CHECK_S)
+    try:
+        found = preflight(
+            Path(recipe.run_dir), topology=topology, data_digest=origin.data_digest, device=device
+        )
+        if topology.rank == 0:
+            for name, value in found.items():
+                print(f"{name}: {value}", flush=True)
+    finally:
+        comm.stop()
+
+
+def _start(topology: Topology, *, timeout_s: float) -> torch.device:
+    return comm.start(
+        rank=topology.rank,
+        world_size=topology.world_size,
+        local_rank=topology.local_rank,
+        address=topology.main_address,
+        port=topology.main_port,
+        timeout_s=timeout_s,
+    )
 
 
 def _job_of(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Job:

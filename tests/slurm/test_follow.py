@@ -1,0 +1,112 @@
+"""`launch --check` and `launch --wait` on the real SLURM, Ctrl-C on a real terminal among it."""
+
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster
+from tests.slurm.test_jobs import ENVIRON, REPOSITORY, launch, pipeline
+
+pytestmark = pytest.mark.usefixtures("idle")
+TINY = ("--recipe", "tiny_mntp", "--gpus-per-node", "1", "--cpus-per-task", "1")
+
+
+def test_a_check_tells_what_the_ranks_see(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    arguments = [*TINY, "--nodes", "2", "--check", f"data.train={shards}"]
+    done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}")
+    assert "preflight: 2 ranks on 2 hosts, same code and data" in done.stdout
+    assert done.stdout.endswith("check: all ranks could start\n")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["logs"]
+
+
+def test_a_check_says_what_is_wrong(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Found where the job runs: the login node looks at names only."""
+    damaged = tmp_path / "shards"
+    subprocess.run(["cp", "-r", shards, damaged], check=True)
+    (file,) = damaged.glob("*.parquet")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    arguments = [*TINY, "--nodes", "2", "--check", f"data.train={damaged}"]
+    done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}", code=2)
+    assert re.search(rf"^error: .*{file.name}", done.stderr, flags=re.MULTILINE), done.stderr
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_it_waits_for_the_end(fails: bool, slurm: Cluster, shards: Path, tmp_path: Path) -> None:
+    arguments = [*pipeline(tmp_path / "run", shards=shards, num_nodes=1), "train.steps=2", "--wait"]
+    if fails:
+        arguments += ["simcse.train.max_skipped_steps=0", "simcse.train.lr=1e38"]
+    done = launch(slurm, *arguments, code=int(fails))
+    lines = done.stdout.splitlines()
+    assert "mntp: done, 2/2 steps" in lines
+    assert ("embed: done" in done.stdout) is not fails
+    assert any(line.startswith("simcse: PENDING (waits for the job before it)") for line in lines)
+    if fails:
+        assert re.search(r"^error: simcse: FAILED: ", done.stderr, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"), [(b"d\n", "PENDING"), (b"c\n", "CANCELLED"), (b"\x03", "PENDING")]
+)
+def test_ctrl_c_asks(
+    answer: bytes, state: str, slurm: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    holder = slurm.submit("--hold", "--wrap", "true")
+    command = [sys.executable, "-m", "toolkit.launch", *TINY, f"run_dir={tmp_path / 'run'}"]
+    command += [f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(REPOSITORY)
+        os.execve(command[0], command, {**slurm.environ, **ENVIRON, "TERM": "xterm"})
+    seen = read_until(terminal, "waits for the job before it")
+    time.sleep(0.5)
+    os.write(terminal, b"\x03")
+    read_until(terminal, "[w]atch on?")
+    os.write(terminal, answer)
+    rest = read_until(terminal, "from the last checkpoint" if b"c" in answer else "jobs go on; see")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, rest
+    (job,) = re.findall(r"mntp: job (\d+)", seen)
+    assert slurm.job(job)["JobState"] == state
+
+
+def test_an_interrupt_without_a_terminal_only_stops_following(
+    slurm: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    holder = slurm.submit("--hold", "--wrap", "true")
+    command = [sys.executable, "-m", "toolkit.launch", *TINY, f"run_dir={tmp_path / 'run'}"]
+    command += [f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
+    environ = {**slurm.environ, **ENVIRON}
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environ, stdin=-3, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        seen = ""
+        while "mntp: PENDING" not in seen:
+            seen += process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert "the jobs go on; see python -m toolkit.status" in process.stdout.read()
+    assert process.returncode == 0
+    (job,) = re.findall(r"mntp: job (\d+)", seen)
+    assert slurm.job(job)["JobState"] == "PENDING"
+
+
+def read_until(terminal: int, text: str, *, timeout_s: float = 60) -> str:
+    """What the terminal shows up to there, blanks and line breaks as one blank."""
+    seen, until = b"", time.monotonic() + timeout_s
+    while text not in " ".join(seen.decode(errors="replace").split()):
+        assert time.monotonic() < until, seen.decode(errors="replace")
+        try:
+            seen += os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            break
+    shown = " ".join(seen.decode(errors="replace").split())
+    assert text in shown, shown
+    return shown

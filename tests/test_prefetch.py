@@ -1,0 +1,141 @@
+"""Models come from a hub on the login node; jobs find them without a network, and never try it."""
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, need
+from toolkit.files import read_json
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+MODEL = "somebody/tiny"
+# Python imports it at the start of each process: what the process wants of the network.
+AUDIT = """
+import os, sys
+def note(line):
+    with open(os.environ["SEEN"], "a") as handle:
+        handle.write(line + "\\n")
+def seen(event, arguments):
+    if event in ("socket.connect", "socket.sendto"):
+        note(f"{event} {arguments[1]!r}")
+    elif event == "socket.getaddrinfo":
+        note(f"{event} {arguments[0]!r}")
+sys.addaudithook(seen)
+note("begins")
+"""
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub's interface as its client needs for a public model."""
+
+    def __init__(self, folder: Path, *arguments: object) -> None:
+        self.folder = folder
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def answer(self, *, body: bool) -> None:
+        path = self.path.partition("?")[0]
+        files = sorted(file for file in self.folder.iterdir() if file.is_file())
+        headers = {"X-Repo-Commit": REVISION}
+        if path.startswith(f"/api/models/{MODEL}/tree/"):
+            content = json.dumps(
+                [
+                    {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": ""}
+                    for f in files
+                ]
+            ).encode()
+        elif path.startswith(f"/api/models/{MODEL}"):
+            siblings = [{"rfilename": file.name} for file in files]
+            content = json.dumps({"id": MODEL, "sha": REVISION, "siblings": siblings}).encode()
+        elif path.startswith(f"/{MODEL}/resolve/") and (self.folder / Path(path).name).is_file():
+            content = (self.folder / Path(path).name).read_bytes()
+            headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+        else:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Not into the test's output."""
+
+
+@pytest.fixture
+def hub(tiny_model: Path) -> Iterator[str]:
+    handler = functools.partial(Hub, tiny_model)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def door(
+    *arguments: str, environ: dict[str, str], before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    command = [*before, sys.executable, "-m", *arguments]
+    path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH", ""), str(ROOT)]))
+    environ = {**os.environ, **environ, "PYTHONPATH": path}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+
+
+def test_fetched_here_and_run_where_there_is_no_network(
+    hub: str, shards: Path, tmp_path: Path
+) -> None:
+    need(shutil.which("unshare") is not None, "unshare is not installed")
+    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
+    given = [f"run_dir={tmp_path / 'run'}", f"model.base={MODEL}", f"data.train={shards}"]
+    given += [f"corpus.input={shards}", "train.steps=1"]
+    done = door(
+        "toolkit.prefetch", "tiny_pipeline", *given, environ={**cache, "HF_HUB_OFFLINE": "0"}
+    )
+    assert done.returncode == 0, done.stderr
+    told = read_json(tmp_path / "run" / "prefetched.json")
+    assert list(told["models"]) == [MODEL]  # what an earlier stage makes is not looked for
+    assert Path(told["models"][MODEL]["folder"]).name == REVISION
+
+    (tmp_path / "audit").mkdir()
+    (tmp_path / "audit" / "sitecustomize.py").write_text(AUDIT)
+    environ = {"HF_HOME": cache["HF_HOME"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environ |= {"PYTHONPATH": str(tmp_path / "audit"), "SEEN": str(tmp_path / "seen")}
+    shape = ["--recipe", "tiny_pipeline", "--cluster", "local", "--gpus-per-node", "2"]
+    alone = ("unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "-")
+    done = door("toolkit.launch", *shape, *given, environ=environ, before=alone)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = (tmp_path / "seen").read_text().splitlines()
+    assert seen.count("begins") >= 6  # the launcher, and two ranks of three stages
+    own = ("127.0.0.1", "localhost")  # torch's ranks meet in C++, the launcher has no need to
+    outside = [line for line in seen if line != "begins" and not any(at in line for at in own)]
+    assert outside == []
+
+
+def test_what_cannot_be_had_is_named(hub: str, shards: Path, tmp_path: Path) -> None:
+    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
+    given = [f"run_dir={tmp_path / 'run'}", f"data.train={shards}"]
+    done = door(
+        "toolkit.prefetch", "tiny_mntp", "model.base=somebody/absent", *given, environ=cache
+    )
+    assert done.returncode == 2
+    assert "model 'somebody/absent': not in the cache and not to be had" in done.stderr
+    assert not (tmp_path / "run").exists()
+    done = door("toolkit.prefetch", "tiny_mntp", "data.train=nowhere", environ=cache)
+    assert (done.returncode, done.stderr[:15]) == (2, "error: nowhere:")
