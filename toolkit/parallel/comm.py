@@ -6,12 +6,15 @@ as arguments. Shapes: B local rows, N rows of all ranks, D width, W ranks.
 
 import datetime
 import os
+import socket
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from toolkit.files import BadInput
 
 
 def start(
@@ -20,7 +23,7 @@ def start(
     """Join the job's process group (NCCL and gloo on GPUs, gloo on CPUs) and return our device.
 
     The facts are put into the environment, because DeepSpeed reads them there and torchrun's own
-    store is found by `env://` alone.
+    store is found by `env://` alone. Raises `BadInput` when the ranks do not meet in `timeout_s`.
     """
     device = device_of(local_rank)
     on_gpu = device.type == "cuda"
@@ -33,13 +36,21 @@ def start(
     )
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-        init_method="env://",
-        rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=timeout_s),
-    )
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method="env://",
+            rank=rank,
+            world_size=world_size,
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        host, where = socket.gethostname(), f"{address}:{port}"
+        what = "waited for the others" if rank == 0 else f"did not reach rank 0 at {where}"
+        raise BadInput(
+            f"rank {rank} on {host} {what} for {timeout_s:.0f} s ({' '.join(str(error).split())}); "
+            "is a firewall between the nodes, or the address another network's?"
+        ) from error
     return device
 
 
