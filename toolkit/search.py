@@ -56,13 +56,13 @@ def run(
     if top < 1:
         raise BadInput(f"--top {top}: ask for at least one hit")
     # Here and not above: the help text of a door must not wait for torch.
-    from toolkit.encoding.encoder import before_text, encoder_of
+    from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.search import nearest
     from toolkit.encoding.store import VectorStore
 
     vectors = VectorStore(encoding)
     encoder = encoder_of(vectors, model=model)
-    queries_QD = encoder.vectors_of(queries, instruction=before_text(instruction))
+    queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(instruction))
     found = nearest(vectors, queries_QD=queries_QD, top=top)
     for query, hits in zip(queries, found, strict=True):
         if as_json:

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import QUICKSTART
 from toolkit import train
 from toolkit.batch import tensor
+from toolkit.encoding.encoder import Encoder
 from toolkit.files import BadInput
 from toolkit.model.weights import model_digest
 from toolkit.schema import Supervised
@@ -138,13 +139,18 @@ def test_a_run_learns_and_leaves_an_encoder(tmp_path: Path) -> None:
     write_pairs([(PairTask("one"), pairs)], output=tmp_path / "pairs", sources=[], quarantine=[])
     run = tmp_path / "run"
     arguments = [f"run_dir={run}", f"data.train={tmp_path / 'pairs'}", f"model.base={TINY}"]
-    code = train.main(["tiny_supervised", *arguments, "train.steps=12"])
+    form = 'supervised.instruction_format="Instruct: {instruction} Query: "'
+    code = train.main(["tiny_supervised", *arguments, form, "train.steps=12"])
     assert code == 0
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert sum(row["loss"] for row in rows[-3:]) < 0.9 * sum(row["loss"] for row in rows[:3])
     assert all(0 <= row["accuracy"] <= 1 and row["alignment"] >= 0 for row in rows)
     assert model_digest(run / "encoder") != model_digest(TINY)
+    encoder = Encoder.from_pretrained(str(run))
+    assert encoder.before_text("Find it.") == "Instruct: Find it. Query: "
+    assert encoder.before_text("") == ""
+    assert Encoder.from_pretrained(str(TINY)).before_text("Find it") == "Find it; "
 
 
 def test_shards_are_no_pairs(

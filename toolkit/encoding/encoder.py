@@ -20,9 +20,9 @@ from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.memory import keep_large_blocks
-from toolkit.model.weights import base_folder, model_digest
+from toolkit.model.weights import base_folder, instruction_format_of, model_digest
 from toolkit.parallel.comm import device_of
-from toolkit.schema import INSTRUCTION_FORMAT, DType, EncoderSettings
+from toolkit.schema import DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
 
 GPU_BATCH_TOKENS = 16384
@@ -93,6 +93,11 @@ class Encoder:
     def digest(self) -> str:
         """What identifies the model: see `model_digest`."""
         return model_digest(base_folder(self._settings.model))
+
+    def before_text(self, instruction: str) -> str:
+        """What stands before a text that has this instruction, as the model was trained."""
+        form = instruction_format_of(base_folder(self._settings.model))
+        return form.format(instruction=instruction) if instruction else ""
 
     @classmethod
     def from_pretrained(
@@ -220,11 +225,6 @@ class Encoder:
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state
         return hidden
-
-
-def before_text(instruction: str) -> str:
-    """What stands before a text that has this instruction, in the format of LLM2Vec's recipes."""
-    return INSTRUCTION_FORMAT.format(instruction=instruction) if instruction else ""
 
 
 def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.encoding.encoder import Encoder, before_text
+from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.search import nearest_rows
 from toolkit.encoding.store import VectorStore
@@ -58,11 +58,14 @@ class Miner:
         answers = answers_of(pairs)
         for start in range(0, len(pairs), batch):
             some = pairs[start : start + batch]
+            of_query, of_document = map(
+                self._encoder.before_text, (task.query_instruction, task.document_instruction)
+            )
             queries_QD = self._encoder.vectors_of(
-                [pair.query for pair in some], instruction=before_text(task.query_instruction)
+                [pair.query for pair in some], instruction=of_query
             )
             positives_QD = self._encoder.vectors_of(
-                [pair.positive for pair in some], instruction=before_text(task.document_instruction)
+                [pair.positive for pair in some], instruction=of_document
             )
             scores_QK, rows_QK = nearest_rows(
                 self._store, queries_QD=queries_QD, top=self._rules.depth

@@ -17,14 +17,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.config import resolve_model
-from toolkit.files import BadInput, sha256_of, write_json
+from toolkit.files import BadInput, read_json, sha256_of, write_json
 from toolkit.model.backbone import DTYPES, weight_files
 from toolkit.model.tokenizer import special_ids
-from toolkit.schema import Lora
+from toolkit.schema import INSTRUCTION_FORMAT, Lora
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
+ORIGIN_FILE = "origin.json"  # of an encoder: what it came of
 
 
 def saved_name(parameter_name: str) -> str:
@@ -69,6 +70,14 @@ def base_folder(reference: str) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise BadInput(f"model {name!r}: not in the cache and not to be had ({error})") from error
+
+
+def instruction_format_of(folder: Path) -> str:
+    """What stands before a text that has an instruction, as this model was trained; LLM2Vec's where
+    it does not say."""
+    if not (folder / ORIGIN_FILE).is_file():
+        return INSTRUCTION_FORMAT
+    return str(read_json(folder / ORIGIN_FILE).get("instruction_format", INSTRUCTION_FORMAT))
 
 
 def model_digest(folder: Path) -> str:

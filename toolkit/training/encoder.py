@@ -15,13 +15,19 @@ from toolkit.files import (
 )
 from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
-from toolkit.model.weights import base_folder, merge_weights, model_digest, write_encoder_files
-from toolkit.schema import TrainingRecipe
+from toolkit.model.weights import (
+    ORIGIN_FILE,
+    base_folder,
+    instruction_format_of,
+    merge_weights,
+    model_digest,
+    write_encoder_files,
+)
+from toolkit.schema import SupervisedRecipe, TrainingRecipe
 from toolkit.text.manifest import content_digest
 from toolkit.training.checkpoint import load_newest
 
 MAX_TOKENS = 512
-ORIGIN_FILE = "origin.json"
 
 
 def write_encoder(run_dir: Path, *, out: Path) -> int:
@@ -58,6 +64,11 @@ def write_encoder(run_dir: Path, *, out: Path) -> int:
         origin = {
             "kind": recipe.kind,
             "step": checkpoint.step,
+            "instruction_format": (
+                recipe.supervised.instruction_format
+                if isinstance(recipe, SupervisedRecipe)
+                else instruction_format_of(folder)
+            ),
             "sha256": {
                 str(path.relative_to(exported)): sha256_of(path)
                 for path in sorted(exported.rglob("*"))
