@@ -1,5 +1,6 @@
 """Where a run stands, by what real runs and encodings have written."""
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.encoding.conftest import embed
 from toolkit import standing, status, train
@@ -111,9 +113,22 @@ def test_the_table_for_people(pipeline: Path, capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "\x1b" not in printed  # piped: no colours
     rows = [line.split() for line in printed.splitlines() if line.strip()]
-    assert rows[0][:4] == ["run", "stage", "jobs", "state"]
+    assert rows[0] == [str(pipeline)]
+    assert rows[1][:2] == ["stage", "state"]
     (line,) = [row for row in rows if "simcse" in row]
     assert line[-4:-1] != [] and "3/9" in line and line[-1] == "ago"
+
+
+def test_the_table_on_a_narrow_terminal(pipeline: Path) -> None:
+    """80 columns: no number and no state is broken, and no column is empty."""
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    status.show(standing.standings(pipeline, now=time.time()), console=console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = lines[next(n for n, line in enumerate(lines) if "stage" in line)].split()
+    assert {"stage", "state", "done"} <= set(heads)
+    assert any("3/9 steps" in line and "simcse" in line for line in lines), lines
 
 
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.door import guarded
 from toolkit.files import BadInput
@@ -96,37 +96,52 @@ def show(found: Sequence[Standing], *, console: "Console") -> None:
 
 
 def table(found: Sequence[Standing]) -> "RenderableType":
-    """A line a stage, and below it what went wrong."""
+    """A line a stage, and below it what went wrong. A column that would be empty is left out; so is
+    the run's, where there is one only, in favour of a title."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    runs = {one.run for one in found}
+    title = Text(runs.pop(), style="bold") if len(runs) == 1 else None
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("run", "stage", "jobs", "state"):
-        rows.add_column(head, overflow="fold")
-    for head in ("done", "tokens/s", "loss", "left", "restarts", "last sign"):
-        rows.add_column(head, justify="right")
-    for one in found:
-        state = Text(one.state, style=_STYLES.get(one.state.partition(" ")[0], ""))
-        if one.reason:
-            state.append(f" ({one.reason})", style="dim")
-        rows.add_row(
-            one.run,
-            one.stage,
-            ", ".join(one.jobs),
-            state,
-            f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
-            f"{one.tokens_per_s:,.0f}" if one.tokens_per_s else "",
-            f"{one.loss:.4f}" if one.loss is not None else "",
-            duration(one.left_s),
-            str(one.restarts) if one.restarts else "",
-            f"{duration(one.last_sign_s)} ago" if one.last_sign_s is not None else "",
-        )
+    lines = [_cells(one) for one in found]
+    empty = _cells(Standing("", "", ""))
+    heads = [head for head in empty if any(line[head] for line in lines)][bool(title) :]
+    for head in heads:
+        if head in _WORDS:
+            rows.add_column(head, overflow="fold", ratio=1 if head == "state" else None)
+        else:
+            rows.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        rows.add_row(*(line[head] for head in heads))
     troubles = [Text(f"{one.run} {one.stage}: {one.trouble}") for one in found if one.trouble]
-    return Group(rows, *troubles)
+    return Group(*([title] if title else []), rows, *troubles)
 
 
+def _cells(one: Standing) -> dict[str, Any]:
+    """By the head of their columns."""
+    from rich.text import Text
+
+    state = Text(one.state, style=_STYLES.get(one.state.partition(" ")[0], ""))
+    if one.reason:
+        state.append(f" ({one.reason})", style="dim")
+    return {
+        "run": one.run,
+        "stage": one.stage,
+        "jobs": ", ".join(one.jobs),
+        "state": state,
+        "done": f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
+        "tokens/s": f"{one.tokens_per_s:,.0f}" if one.tokens_per_s else "",
+        "loss": f"{one.loss:.4f}" if one.loss is not None else "",
+        "left": duration(one.left_s),
+        "restarts": str(one.restarts) if one.restarts else "",
+        "last sign": f"{duration(one.last_sign_s)} ago" if one.last_sign_s is not None else "",
+    }
+
+
+_WORDS = ("run", "stage", "jobs", "state")  # the others are numbers
 _STYLES = {"done": "green", "RUNNING": "cyan", "running": "cyan", "PENDING": "yellow"}
 _STYLES |= dict.fromkeys(("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stopped"), "red")
 

@@ -20,7 +20,7 @@ TINY = ("--recipe", "tiny_mntp", "--gpus-per-node", "1", "--cpus-per-task", "1")
 
 def test_a_check_tells_what_the_ranks_see(slurm: Cluster, shards: Path, tmp_path: Path) -> None:
     arguments = [*TINY, "--nodes", "2", "--check", f"data.train={shards}"]
-    done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}")
+    done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}", timeout_s=120)
     assert "preflight: 2 ranks on 2 hosts, same code and data" in done.stdout
     assert done.stdout.endswith("check: all ranks could start\n")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["logs"]
@@ -35,7 +35,7 @@ def test_a_check_says_what_is_wrong(slurm: Cluster, shards: Path, tmp_path: Path
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     arguments = [*TINY, "--nodes", "2", "--check", f"data.train={damaged}"]
-    done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}", code=2)
+    done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}", code=2, timeout_s=120)
     assert re.search(rf"^error: .*{file.name}", done.stderr, flags=re.MULTILINE), done.stderr
 
 
@@ -44,9 +44,9 @@ def test_it_waits_for_the_end(fails: bool, slurm: Cluster, shards: Path, tmp_pat
     arguments = [*pipeline(tmp_path / "run", shards=shards, num_nodes=1), "train.steps=2", "--wait"]
     if fails:
         arguments += ["simcse.train.max_skipped_steps=0", "simcse.train.lr=1e38"]
-    done = launch(slurm, *arguments, code=int(fails))
+    done = launch(slurm, *arguments, code=int(fails), timeout_s=300)
     lines = done.stdout.splitlines()
-    assert "mntp: done, 2/2 steps" in lines
+    assert "mntp: done, 2/2 steps" in lines, done.stdout
     assert ("embed: done" in done.stdout) is not fails
     assert any(line.startswith("simcse: PENDING (waits for the job before it)") for line in lines)
     if fails:
@@ -64,6 +64,7 @@ def test_ctrl_c_asks(
     command += [f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
         os.chdir(REPOSITORY)
         os.execve(command[0], command, {**slurm.environ, **ENVIRON, "TERM": "xterm"})
     seen = read_until(terminal, "waits for the job before it")
@@ -85,12 +86,19 @@ def test_an_interrupt_without_a_terminal_only_stops_following(
     command += [f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
     environ = {**slurm.environ, **ENVIRON}
     with subprocess.Popen(
-        command, cwd=REPOSITORY, env=environ, stdin=-3, stdout=subprocess.PIPE, text=True
+        ["env", "--default-signal=INT", *command],
+        cwd=REPOSITORY,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout
         seen = ""
         while "mntp: PENDING" not in seen:
-            seen += process.stdout.readline()
+            line = process.stdout.readline()
+            assert line, f"it has ended: {seen}"
+            seen += line
         process.send_signal(signal.SIGINT)
         assert "the jobs go on; see python -m toolkit.status" in process.stdout.read()
     assert process.returncode == 0
@@ -99,14 +107,14 @@ def test_an_interrupt_without_a_terminal_only_stops_following(
 
 
 def read_until(terminal: int, text: str, *, timeout_s: float = 60) -> str:
-    """What the terminal shows up to there, blanks and line breaks as one blank."""
-    seen, until = b"", time.monotonic() + timeout_s
-    while text not in " ".join(seen.decode(errors="replace").split()):
-        assert time.monotonic() < until, seen.decode(errors="replace")
+    """What the terminal shows up to there, without colours; blanks and line breaks as one blank."""
+    seen, shown, until = b"", "", time.monotonic() + timeout_s
+    while text not in shown:
+        assert time.monotonic() < until, shown
         try:
             seen += os.read(terminal, 65536)
         except OSError:  # the other end is closed
-            break
-    shown = " ".join(seen.decode(errors="replace").split())
-    assert text in shown, shown
+            pytest.fail(f"no {text!r} in {shown}")
+        plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
+        shown = " ".join(plain.split())
     return shown

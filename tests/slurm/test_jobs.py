@@ -32,11 +32,16 @@ Door = Callable[..., str]
 
 
 def launch(
-    slurm: Cluster, *arguments: object, code: int = 0, environ: dict[str, str] | None = None
+    slurm: Cluster,
+    *arguments: object,
+    code: int = 0,
+    environ: dict[str, str] | None = None,
+    timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """`python -m toolkit.launch` on the login node."""
     command = [sys.executable, "-m", "toolkit.launch", *map(str, arguments)]
-    done = slurm.run(command, environ=ENVIRON | (environ or {}), cwd=REPOSITORY)
+    environ = ENVIRON | (environ or {})
+    done = slurm.run(command, environ=environ, cwd=REPOSITORY, timeout_s=timeout_s)
     assert done.returncode == code, done.stderr
     return done
 
