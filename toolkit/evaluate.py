@@ -3,6 +3,7 @@
 python -m toolkit.evaluate RECIPE [key=value ...]
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from toolkit.encoding.formats import unit_length
 from toolkit.evaluation.retrieval import read_queries, recall_at
 from toolkit.evaluation.sts import cosines, read_pairs, spearman
 from toolkit.evaluation.tables import table
-from toolkit.files import BadInput, write_json
+from toolkit.files import BadInput, write_atomic
 from toolkit.schema import EvaluateRecipe, Recipe, Retrieval
 from toolkit.text.shards import open_shards
 
@@ -50,7 +51,8 @@ def run(recipe: EvaluateRecipe) -> dict[str, dict[str, float]]:
             row[f"{name} recall@{RECALL_TOP}"] = recall_at(
                 similarity_QN, titles=titles, judged=judged[name], top=RECALL_TOP
             )
-    write_json(output_dir / "scores.json", scores)
+    # In the order of the recipe, in which the states came about.
+    write_atomic(output_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
     print(table(scores))
     return scores
 

@@ -1,0 +1,103 @@
+"""The page of a run: what it shows is what the run's files say, and a real browser shows it."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import need
+from tests.encoding.conftest import embed
+from toolkit import report, train
+from toolkit.cluster.launched import Launched, write_launched
+from toolkit.encoding.store import VectorStore
+from toolkit.training.metrics import read_metrics
+
+PNG = b"\x89PNG\r\n"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_model: Path) -> Path:
+    """A stage that was started twice, its corpus embedded, scores; a name that HTML must escape."""
+    folder = tmp_path_factory.mktemp("runs") / "a <b>run</b> & more"
+    given = [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={folder / 'mntp'}"]
+    for steps in (2, 4):
+        assert train.main(["tiny_mntp", *given, f"train.steps={steps}", *LOGGED]) == 0
+    embed(folder / "embed", f"corpus.input={shards}", f"encoder.model={tiny_model}")
+    scores = {"before": {"STS": 0.25, "recall": 0.5}, "after": {"STS": 0.75}}
+    (folder / "evaluate").mkdir()
+    (folder / "evaluate" / "scores.json").write_text(json.dumps(scores))
+    stages = [
+        Launched(name, name, str(folder / name), str(folder / "logs" / name), steps)
+        for name, steps in (("mntp", 4), ("embed", None), ("evaluate", None))
+    ]
+    write_launched(folder, stages)
+    assert report.main([str(folder)]) == 0
+    return folder
+
+
+LOGGED = ("train.log_every_steps=1", "train.save_every_steps=1")
+
+
+def test_the_page_holds_what_the_files_say(run: Path) -> None:
+    page = (run / "report" / "index.html").read_text()
+    assert "a &lt;b&gt;run&lt;/b&gt; &amp; more" in page
+    assert "<b>" not in page
+    assert f"{read_metrics(run / 'mntp')[-1]['loss']:.4f}" in page
+    assert len(re.findall(r"<td>20\d\d-\d\d-\d\dT", page)) == 2  # starts
+    assert "<td>before</td><td>0.2500</td><td>0.5000</td>" in page
+    assert "<td>after</td><td>0.7500</td><td></td>" in page
+    titles = [record["title"] for record in records(run / "embed")]
+    nearest = re.findall(r"<tr><td>([^<]+)</td><td>([^<]+ \(\d\.\d{3}\);[^<]+)</td>", page)
+    assert len(nearest) == report.SAMPLES
+    assert {name for name, _ in nearest} <= set(titles)
+
+
+def records(encoding: Path) -> list[dict[str, str]]:
+    store = VectorStore(encoding)
+    return [record for unit in store.units for record in store.records(unit)]
+
+
+def test_it_needs_nothing_else(run: Path) -> None:
+    """The pictures are in the page, and as files beside it; nothing comes from the network."""
+    page = (run / "report" / "index.html").read_text()
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(sources) == 3
+    inside = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources}
+    beside = {path.read_bytes() for path in (run / "report").glob("*.png")}
+    assert inside == beside
+    assert all(picture.startswith(PNG) for picture in beside)
+    assert "http" not in re.sub(r'src="[^"]+"', "", page)
+
+
+def test_a_browser_shows_it(run: Path, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    need(browser is not None, "no chromium")
+    page = (run / "report" / "index.html").as_uri()
+    headless = [str(browser), "--headless", "--no-sandbox", "--disable-gpu"]
+    headless += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
+    script = "document.title=[...document.images].every(i=>i.complete&&i.naturalWidth>300)"
+    probe = tmp_path / "probe.html"
+    probe.write_text((run / "report" / "index.html").read_text() + f"<script>{script}</script>")
+    done = subprocess.run(
+        [*headless, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=120
+    )
+    assert "<title>true</title>" in done.stdout, done.stderr[-2000:]
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        [*headless, "--window-size=1300,2000", f"--screenshot={shot}", page],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert shot.read_bytes().startswith(PNG)
+    assert shot.stat().st_size > 50_000  # a blank page of this size has 8 kB
+
+
+def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.main([str(tmp_path)]) == 2
+    assert "is no run" in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()

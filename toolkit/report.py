@@ -1,0 +1,182 @@
+"""A run as one page to look at: curves, restarts, scores, neighbours, a map of the embeddings.
+
+    python -m toolkit.report RUN [--output DIR]
+
+Writes RUN/report/index.html, which holds all it shows, and every picture as a PNG beside it. Needs
+matplotlib: pip install 'llm2vec-toolkit[report]'.
+"""
+
+import argparse
+import base64
+import html
+import importlib.util
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.cluster.launched import read_launched
+from toolkit.door import guarded
+from toolkit.files import BadInput, read_json, read_json_lines, write_atomic
+from toolkit.standing import SCORES_FILE, Standing, standings
+from toolkit.training.metrics import STARTS_FILE, read_metrics
+
+MAP_ROWS, MAP_NAMES = 2000, 14
+SAMPLES, NEIGHBOURS = 6, 3
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
+table { border-collapse: collapse; margin: .5rem 0 } img { max-width: 100% }
+td, th { border-bottom: 1px solid #ccc; padding: .25rem .8rem; text-align: left }
+figcaption, .from { color: #666; font-size: .85rem } figure { margin: 1rem 0 }
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door `python -m toolkit.report`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.report",
+        description="A run, a pipeline or an encoding as one HTML page.",
+        epilog="examples:\n  python -m toolkit.report runs/quickstart",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="its directory")
+    parser.add_argument("--output", type=Path, help="where to write (default RUN/report)")
+    arguments = parser.parse_args(argv)
+    output = arguments.output or arguments.run / "report"
+    return guarded(lambda: report(arguments.run, output=output))
+
+
+def report(run: Path, *, output: Path) -> None:
+    """Write the page. Raises `BadInput` for what is no run, and without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadInput("toolkit.report draws with matplotlib; pip install matplotlib")
+    found = standings(run, now=time.time())
+    places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
+    body, pictures = [summary(found)], dict[str, bytes]()
+    for one in found:
+        for title, text, name, picture in sections(one, output=places[one.stage]):
+            body.append(f"<h2>{html.escape(title)}</h2>{text}")
+            if picture:
+                pictures[name] = picture
+                data = base64.b64encode(picture).decode()
+                body.append(
+                    f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
+                    f"<figcaption>{html.escape(name)}</figcaption></figure>"
+                )
+    output.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write_atomic(output / name, picture)
+    title = html.escape(str(run))
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style><h1>{title}</h1>{''.join(body)}</html>\n"
+    )
+    write_atomic(output / "index.html", page)
+    print(f"{output / 'index.html'}: {len(found)} stages, {len(pictures)} pictures")
+
+
+Section = tuple[str, str, str, bytes]  # title, HTML, name of the picture, the picture if any
+
+
+def sections(one: Standing, *, output: Path) -> Iterator[Section]:
+    """What there is to show of a stage; each names the file that it comes from."""
+    from toolkit import pictures
+
+    if rows := [row for row in read_metrics(output) if row["step"] or "held_out_loss" in row]:
+        starts = read_json_lines(output / STARTS_FILE)
+        restarts = [int(start["step"]) for start in starts[1:]]
+        text = came_from(output / "metrics.jsonl") + table(starts_told(starts))
+        yield (
+            f"{one.stage}: training",
+            text,
+            f"{one.stage}-curves.png",
+            pictures.curves(rows, restarts=restarts),
+        )
+    if (output / SCORES_FILE).is_file():
+        scores: Mapping[str, Mapping[str, float]] = read_json(output / SCORES_FILE)
+        told = [{"encoder": name, **row} for name, row in scores.items()]
+        text = came_from(output / SCORES_FILE) + table(told)
+        yield f"{one.stage}: scores", text, f"{one.stage}-scores.png", pictures.bars(scores)
+    if one.kind == "embed" and (output / "manifest.json").is_file():
+        yield from of_embeddings(one, output=output)
+
+
+def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
+    """A map of rows spread evenly over the corpus, and what some of them are next to."""
+    from toolkit import pictures
+    from toolkit.encoding.store import VectorStore
+
+    store = VectorStore(output)
+    rows = np.unique(np.linspace(0, store.num_rows - 1, min(MAP_ROWS, store.num_rows)).astype(int))
+    if len(rows) < 3:
+        return
+    vectors = store.read(rows)
+    names = names_of(store, rows.tolist())
+    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    neighbours = []
+    for row in np.linspace(0, len(rows) - 1, SAMPLES).astype(int):
+        cosine = unit @ unit[row]
+        cosine[row] = -np.inf
+        best = np.argsort(-cosine)[:NEIGHBOURS]
+        near = "; ".join(f"{names[k]} ({cosine[k]:.3f})" for k in best)
+        neighbours.append({"document": names[row], f"nearest of {len(rows):,} (cosine)": near})
+    text = came_from(output / "manifest.json") + table(neighbours)
+    picture = pictures.embedding_map(vectors, names=names, named=MAP_NAMES)
+    yield f"{one.stage}: embeddings", text, f"{one.stage}-map.png", picture
+
+
+def names_of(store: Any, rows: Sequence[int]) -> list[str]:
+    """Titles, or ids where there are none."""
+    found, wanted = [], list(rows)
+    for unit in store.units:
+        here = [row - unit.start for row in wanted if unit.start <= row < unit.stop]
+        if here:
+            records = store.records(unit)
+            found += [str(records[row].get("title") or records[row]["id"]) for row in here]
+    return found
+
+
+def summary(found: Sequence[Standing]) -> str:
+    """The stages in a table."""
+    told = [
+        {
+            "stage": one.stage,
+            "kind": one.kind,
+            "state": one.state + f" ({one.reason})" * bool(one.reason),
+            "done": f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
+            "loss": "" if one.loss is None else f"{one.loss:.4f}",
+            "restarts": one.restarts or "",
+            "trouble": one.trouble,
+        }
+        for one in found
+    ]
+    return table(told)
+
+
+def starts_told(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each start of a run."""
+    names = ("time", "step", "job", "world_size", "num_nodes", "device", "attention")
+    return [{name: start.get(name, "") for name in names} for start in starts]
+
+
+def came_from(path: Path) -> str:
+    """Where the numbers are."""
+    return f'<p class="from">from {html.escape(str(path))}</p>'
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns; fractions with four digits. Empty columns are left out."""
+    heads = [head for head in (rows[0] if rows else ()) if any(row.get(head) != "" for row in rows)]
+    lines = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
+    for row in rows:
+        cells = [row.get(head, "") for head in heads]
+        shown = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in shown))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
