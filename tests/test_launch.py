@@ -107,7 +107,7 @@ def test_every_door_has_a_help(name: str) -> None:
     assert text.startswith(f"usage: python -m toolkit.{name}")
 
 
-@pytest.mark.parametrize("name", ["launch", "search", "plan", "status", "verify", "prefetch", "report"])
+@pytest.mark.parametrize("name", [*("launch", "search", "plan", "status", "verify"), *DOORS[-2:]])
 def test_a_login_node_does_not_wait_for_torch(name: str) -> None:
     run([sys.executable, "-c", f"import toolkit.{name}, sys; assert 'torch' not in sys.modules"])
 

@@ -6,7 +6,7 @@
 A Mistral of the shipped model's shape with Mistral's real vocabulary of 32,000 and random weights,
 LoRA of rank 16 on all linear layers, fp32. MNTP: 32 blocks of 512 tokens a step, as in the paper,
 with activation checkpointing (as there) and without. SimCSE: 128 sentences a step, limit 128; and
-1,024 with GradCache, 64 of them at a time; and ours alone at 1,024 and 16,384 rows of 16 tokens,
+1,024 with GradCache, 64 of them at a time; and ours alone at 1,024 and 16,384 rows of 8 tokens,
 for its memory. Each contender runs as a whole process; its first step is not counted.
 """
 
@@ -99,7 +99,7 @@ def simcse(folder: Path, *, peers: str, steps: int, rows: int) -> list[Contender
 def flat(folder: Path) -> list[Contender]:
     """The same micro-batches; sixteen times as many of them in a global batch."""
     given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
-    given += [f"train.micro_batch_rows={MINI_ROWS}", "data.max_tokens=16"]
+    given += [f"train.micro_batch_rows={MINI_ROWS}", "data.max_tokens=8"]
     return [
         ours("tiny_simcse", *given, f"train.global_batch_rows={rows}", steps=2, name=f"{rows:,}")
         for rows in (16 * LARGE_ROWS, LARGE_ROWS)

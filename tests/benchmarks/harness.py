@@ -65,8 +65,10 @@ def run_once(contender: Contender) -> Run:
 
 
 def compare(contenders: Sequence[Contender], *, runs: int, warmup: int = 1) -> dict[str, list[Run]]:
-    """All contenders in turn, `warmup` + `runs` times; the warm-up is thrown away."""
+    """All contenders in turn, `warmup` + `runs` times; the warm-up is thrown away. A single run is
+    a trial and has none."""
     found: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    warmup = warmup if runs > 1 else 0
     for number in range(warmup + runs):
         for contender in contenders:
             run = run_once(contender)
