@@ -9,6 +9,12 @@
 #   module purge && module load cuda/12.4 python/3.11
 #   set +u; source ~/miniforge3/etc/profile.d/conda.sh; conda activate toolkit; set -u
 #     (conda's scripts read unset variables, which `set -u` makes an error)
+#   a container: an executable file bin/python that holds
+#       #!/bin/sh
+#       exec apptainer exec --nv --bind "${PWD}" toolkit.sif python "$@"
+#     and here: export PATH="${PWD}/bin:${PATH}"
+#     With pyxis it is srun that knows the image, in a copy of the script that you submit:
+#       exec srun --container-image=toolkit.sqsh --container-mounts="${PWD}:${PWD}" ...
 toolkit_venv="${TOOLKIT_VENV:-${PWD}/.venv}"
 if [[ -f "${toolkit_venv}/bin/activate" ]]; then
   # shellcheck disable=SC1091
