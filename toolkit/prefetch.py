@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.cluster.launched import PREFETCHED_FILE
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed, write_json
 from toolkit.stages import inputs_of, resolve
-
-PREFETCHED_FILE = "prefetched.json"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -251,6 +251,19 @@ def test_a_foreign_directory_is_left_alone(tmp_path: Path, inputs: Inputs) -> No
     assert contents(tmp_path) == {"thesis.tex": b"mine"}
 
 
+def test_prefetched_and_launched_by_itself(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
+    """Both doors write into the output directory before the encoding does."""
+    given = [*inputs, f"output_dir={tmp_path / 'out'}", "encoder.max_tokens=16"]
+    run([sys.executable, "-m", "toolkit.prefetch", "tiny_embed", *given])
+    command = [sys.executable, "-m", "toolkit.launch", "--recipe", "tiny_embed"]
+    command += ["--cluster", "local", "--gpus-per-node", "0", *given]
+    run(command)
+    assert np.array_equal(VectorStore(tmp_path / "out").vectors(), VectorStore(whole).vectors())
+    (tmp_path / "out" / "plan.json").unlink()
+    printed = run(command, code=2)  # the stage's own words, from the process that ran it
+    assert f"error: output_dir={tmp_path / 'out'} is neither empty nor an encoding" in printed
+
+
 def test_no_vector_that_is_not_finite_is_written(
     tmp_path: Path, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from toolkit.files import read_json, write_json
 
 LAUNCHED_FILE = "launched.json"
+PREFETCHED_FILE = "prefetched.json"  # what `toolkit.prefetch` has brought
 
 
 @dataclasses.dataclass(frozen=True)

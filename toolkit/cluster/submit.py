@@ -29,6 +29,7 @@ from toolkit.files import BadInput
 SIGNAL_DELAY_S = 120
 MAX_RESTARTS = 1000
 POLL_S = 1.0
+RULE = "-" * 22
 _NAME = Option("the name of a job")
 
 
@@ -141,15 +142,18 @@ def run_there(
     with _sbatchs_words(resources):
         running = executor.submit(job)
     job_id, shown, before = str(running.job_id), 0, ""
-    while True:
-        state = job_state(job_id)
-        shown += _show_new(running.paths.stdout, seen=shown, show=show)
-        if state.is_over or state.state == UNKNOWN:
-            break
-        if state.state != before:
-            before = state.state
-            show(f"job {job_id}: {state.state}" + f" ({state.reason})" * bool(state.reason))
-        time.sleep(POLL_S)
+    try:
+        while True:
+            state = job_state(job_id)
+            shown += _show_new(running.paths.stdout, seen=shown, show=show)
+            if state.is_over or state.state == UNKNOWN:
+                break
+            if state.state != before:
+                before = state.state
+                show(f"job {job_id}: {state.state}" + f" ({state.reason})" * bool(state.reason))
+            time.sleep(POLL_S)
+    except KeyboardInterrupt as error:
+        raise JobFailed(f"job {job_id} goes on without this; scancel {job_id} ends it") from error
     if state.state != "COMPLETED":
         logs = sorted(folder.glob(f"{job_id}_*.out"))
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
@@ -271,5 +275,8 @@ def _show_new(path: Path, *, seen: int, show: Callable[[str], None]) -> int:
 
 
 def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\t")]
+    """Of the trace that submitit puts between two rules, and where to read more behind them."""
+    parts = str(error).split(RULE)
+    text = parts[1] if len(parts) == 3 else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip(" -\t")]
     return lines[-1] if lines else repr(error)

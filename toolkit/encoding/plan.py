@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.cluster.launched import LAUNCHED_FILE, PREFETCHED_FILE
 from toolkit.files import BadInput, read_json, write_json
 from toolkit.schema import EmbedRecipe
 
@@ -123,5 +124,6 @@ def claim_directory(output_dir: Path, *, facts: dict[str, Any], model: str, corp
 
 
 def _ours(name: str) -> bool:
-    """Whether a new output directory may hold this: logs, or a plan that is being written."""
-    return name == "logs" or name.startswith(f".{PLAN_FILE}.")
+    """Whether a new output directory may hold this: what was written when the job was launched, or
+    a plan that is being written."""
+    return name in ("logs", LAUNCHED_FILE, PREFETCHED_FILE) or name.startswith(f".{PLAN_FILE}.")
