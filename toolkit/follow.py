@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LOOK_S = 2.0
 LINE_S = 300.0  # between two lines of a stage that only gets on
-FORGOTTEN = 5  # looks in a row at which SLURM does not know a job
+ENDED = 3  # looks in a row that find nothing running: a job that is requeued ends for a moment
 QUESTION = "the jobs go on without this. [d]etach, [c]ancel them, or [w]atch on? "
 
 
@@ -45,20 +45,20 @@ def follow(run_dir: Path) -> bool:
 
 
 def is_over(one: Standing) -> bool:
-    """Whether nothing more comes of a stage."""
+    """Whether nothing more comes of a stage, as far as SLURM knows."""
     words = re.findall("[A-Z_]+", one.state)  # of an array: RUNNING 3, PENDING 5
-    return one.state == DONE or (bool(words) and set(words) <= FINAL)
+    return one.state in (DONE, UNKNOWN) or (bool(words) and set(words) <= FINAL)
 
 
 def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) -> bool:
-    forgotten = 0
+    ended = 0
     while True:
         found = standings(run_dir, now=time.time())
         show(found)
         if all(one.state == DONE for one in found):
             return True
-        forgotten = forgotten + 1 if any(one.state == UNKNOWN for one in found) else 0
-        if all(is_over(one) for one in found) or forgotten > FORGOTTEN:
+        ended = ended + 1 if all(is_over(one) for one in found) else 0
+        if ended >= ENDED:
             for one in found:
                 if one.state != DONE:
                     why = one.trouble or one.reason or "see its logs"
