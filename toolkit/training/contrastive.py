@@ -40,7 +40,12 @@ def cached_terms(
     if len(batches) == 1:
         yield loss([embed(batches[0])])
         return
-    leaves = [vector.requires_grad_() for vector in _first_pass(batches, embed=embed, seed=seed)]
+    vectors = []
+    for number, batch in enumerate(batches):
+        torch.manual_seed(seed + number)
+        with torch.no_grad():
+            vectors.append(embed(batch))
+    leaves = [vector.detach().requires_grad_() for vector in vectors]
     whole, figures = loss(leaves)
     whole.backward()  # type: ignore[no-untyped-call]
     give_back()
@@ -49,22 +54,6 @@ def cached_terms(
         again = embed(batch)
         assert leaf.grad is not None
         yield (again * leaf.grad).sum(), figures if number == 0 else {}
-
-
-@torch.no_grad()
-def _first_pass(batches: Sequence[Batch], *, embed: Embed, seed: int) -> list[Tensor]:
-    """The vectors of each micro-batch, side by side in as few pieces of memory as may be: each by
-    itself would stay where a larger tensor was, which the C library then has no room for."""
-    kept: list[Tensor] = []
-    room = torch.empty(0)
-    for number, batch in enumerate(batches):
-        torch.manual_seed(seed + number)
-        vector_BD = embed(batch)
-        if len(room) < len(vector_BD):
-            room = vector_BD.new_empty((len(batches) - number) * len(vector_BD), vector_BD.shape[1])
-        place, room = room[: len(vector_BD)], room[len(vector_BD) :]
-        kept.append(place.copy_(vector_BD).detach())
-    return kept
 
 
 @torch.no_grad()
