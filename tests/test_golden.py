@@ -17,8 +17,7 @@ import pytest
 from tests.conftest import QUICKSTART, ROOT, need
 from toolkit import launch
 from toolkit.config import recipe_names
-from toolkit.schema import EmbedRecipe, EvaluateRecipe
-from toolkit.stages import resolve
+from toolkit.stages import inputs_of, resolve
 
 GOLDEN = Path(__file__).with_name("golden")
 SHAPE = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "4")
@@ -28,14 +27,8 @@ def make_inputs(recipe: str) -> None:
     """What the launcher takes for shards and models, wherever in this directory the recipe wants
     them."""
     _, _, stages = resolve(recipe, overrides=[])
-    for stage in stages.values():
-        if isinstance(stage, EmbedRecipe):
-            shards, models = [stage.corpus.input], [stage.encoder.model]
-        elif isinstance(stage, EvaluateRecipe):
-            shards = [task.corpus for task in stage.retrieval.values()]
-            models = [encoder.model for encoder in stage.encoders.values()]
-        else:
-            shards, models = [stage.data.train], [stage.model.base]
+    for name in stages:
+        models, shards = inputs_of(stages, name=name)
         for place in shards:
             Path(place).mkdir(parents=True, exist_ok=True)
             (Path(place) / "COMMITTED").touch()

@@ -14,6 +14,7 @@ from toolkit.evaluation.sts import cosines, read_pairs, spearman
 from toolkit.evaluation.tables import table
 from toolkit.files import BadInput, write_atomic
 from toolkit.schema import EvaluateRecipe, Recipe, Retrieval
+from toolkit.standing import SCORES_FILE
 from toolkit.text.shards import open_shards
 
 RECALL_TOP = 3
@@ -52,7 +53,7 @@ def run(recipe: EvaluateRecipe) -> dict[str, dict[str, float]]:
                 similarity_QN, titles=titles, judged=judged[name], top=RECALL_TOP
             )
     # In the order of the recipe, in which the states came about.
-    write_atomic(output_dir / "scores.json", json.dumps(scores, indent=2) + "\n")
+    write_atomic(output_dir / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     print(table(scores))
     return scores
 

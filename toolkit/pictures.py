@@ -56,10 +56,9 @@ def bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
-def embedding_map(vectors_ND: NDArray[np.float32], *, names: Sequence[str], named: int) -> bytes:
-    """The two directions in which the vectors, at unit length, differ most (principal components);
+def embedding_map(unit_ND: NDArray[np.float32], *, names: Sequence[str], named: int) -> bytes:
+    """The two directions in which the vectors of unit length differ most (principal components);
     `named` of them, spread over the map, with their names."""
-    unit_ND = vectors_ND / np.maximum(np.linalg.norm(vectors_ND, axis=1, keepdims=True), 1e-12)
     centred_ND = unit_ND - unit_ND.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred_ND, full_matrices=False)
     points_N2 = centred_ND @ directions[:2].T

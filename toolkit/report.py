@@ -3,7 +3,7 @@
     python -m toolkit.report RUN [--output DIR]
 
 Writes RUN/report/index.html, which holds all it shows, and every picture as a PNG beside it. Needs
-matplotlib: pip install 'llm2vec-toolkit[report]'.
+matplotlib (pip install matplotlib).
 """
 
 import argparse
@@ -20,9 +20,11 @@ import numpy as np
 
 from toolkit.cluster.launched import read_launched
 from toolkit.door import guarded
+from toolkit.encoding.formats import unit_length
+from toolkit.encoding.plan import MANIFEST_FILE
 from toolkit.files import BadInput, read_json, read_json_lines, write_atomic
 from toolkit.standing import SCORES_FILE, Standing, standings
-from toolkit.training.metrics import STARTS_FILE, read_metrics
+from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
 
 MAP_ROWS, MAP_NAMES = 2000, 14
 SAMPLES, NEIGHBOURS = 6, 3
@@ -88,7 +90,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
     if rows := [row for row in read_metrics(output) if row["step"] or "held_out_loss" in row]:
         starts = read_json_lines(output / STARTS_FILE)
         restarts = [int(start["step"]) for start in starts[1:]]
-        text = came_from(output / "metrics.jsonl") + table(starts_told(starts))
+        text = came_from(output / METRICS_FILE) + table(starts_told(starts))
         yield (
             f"{one.stage}: training",
             text,
@@ -100,7 +102,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         told = [{"encoder": name, **row} for name, row in scores.items()]
         text = came_from(output / SCORES_FILE) + table(told)
         yield f"{one.stage}: scores", text, f"{one.stage}-scores.png", pictures.bars(scores)
-    if one.kind == "embed" and (output / "manifest.json").is_file():
+    if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)
 
 
@@ -113,9 +115,8 @@ def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
     rows = np.unique(np.linspace(0, store.num_rows - 1, min(MAP_ROWS, store.num_rows)).astype(int))
     if len(rows) < 3:
         return
-    vectors = store.read(rows)
+    unit = unit_length(store.read(rows))
     names = names_of(store, rows.tolist())
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     neighbours = []
     for row in np.linspace(0, len(rows) - 1, SAMPLES).astype(int):
         cosine = unit @ unit[row]
@@ -123,8 +124,8 @@ def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
         best = np.argsort(-cosine)[:NEIGHBOURS]
         near = "; ".join(f"{names[k]} ({cosine[k]:.3f})" for k in best)
         neighbours.append({"document": names[row], f"nearest of {len(rows):,} (cosine)": near})
-    text = came_from(output / "manifest.json") + table(neighbours)
-    picture = pictures.embedding_map(vectors, names=names, named=MAP_NAMES)
+    text = came_from(output / MANIFEST_FILE) + table(neighbours)
+    picture = pictures.embedding_map(unit, names=names, named=MAP_NAMES)
     yield f"{one.stage}: embeddings", text, f"{one.stage}-map.png", picture
 
 

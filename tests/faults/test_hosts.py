@@ -16,7 +16,7 @@ from toolkit.training.checkpoint import load_newest
 from toolkit.training.metrics import read_metrics
 
 CHECK = """
-import json, sys
+import sys
 from toolkit.config import load_recipe
 from toolkit.jobs import CheckJob
 from toolkit.training import program

@@ -59,9 +59,7 @@ def test_it_waits_for_the_end(fails: bool, slurm: Cluster, shards: Path, tmp_pat
 def test_ctrl_c_asks(
     answer: bytes, state: str, slurm: Cluster, shards: Path, tmp_path: Path
 ) -> None:
-    holder = slurm.submit("--hold", "--wrap", "true")
-    command = [sys.executable, "-m", "toolkit.launch", *TINY, f"run_dir={tmp_path / 'run'}"]
-    command += [f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
+    command = waiting(slurm, shards=shards, run_dir=tmp_path / "run")
     child, terminal = pty.fork()
     if not child:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
@@ -81,9 +79,7 @@ def test_ctrl_c_asks(
 def test_an_interrupt_without_a_terminal_only_stops_following(
     slurm: Cluster, shards: Path, tmp_path: Path
 ) -> None:
-    holder = slurm.submit("--hold", "--wrap", "true")
-    command = [sys.executable, "-m", "toolkit.launch", *TINY, f"run_dir={tmp_path / 'run'}"]
-    command += [f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
+    command = waiting(slurm, shards=shards, run_dir=tmp_path / "run")
     environ = {**slurm.environ, **ENVIRON}
     with subprocess.Popen(
         ["env", "--default-signal=INT", *command],
@@ -104,6 +100,13 @@ def test_an_interrupt_without_a_terminal_only_stops_following(
     assert process.returncode == 0
     (job,) = re.findall(r"mntp: job (\d+)", seen)
     assert slurm.job(job)["JobState"] == "PENDING"
+
+
+def waiting(slurm: Cluster, *, shards: Path, run_dir: Path) -> list[str]:
+    """A launch that follows a job which cannot begin."""
+    holder = slurm.submit("--hold", "--wrap", "true")
+    command = [sys.executable, "-m", "toolkit.launch", *TINY, f"run_dir={run_dir}"]
+    return [*command, f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
 
 
 def read_until(terminal: int, text: str, *, timeout_s: float = 60) -> str:

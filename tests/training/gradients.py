@@ -90,15 +90,7 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
 
 def start_rank() -> torch.device:
     """Join the ranks that the environment describes."""
-    place = detect(os.environ)
-    return comm.start(
-        rank=place.rank,
-        world_size=place.world_size,
-        local_rank=place.local_rank,
-        address=place.main_address,
-        port=place.main_port,
-        timeout_s=120,
-    )
+    return program.join(detect(os.environ), timeout_s=120)
 
 
 def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:

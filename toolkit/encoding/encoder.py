@@ -82,6 +82,7 @@ class Encoder:
             device=self.device,
         )
         self._model.eval()
+        self._instruction_format = instruction_format_of(base_folder(settings.model))
         prove_attention(
             self._hidden,
             packed=self._packed,
@@ -96,8 +97,7 @@ class Encoder:
 
     def before_text(self, instruction: str) -> str:
         """What stands before a text that has this instruction, as the model was trained."""
-        form = instruction_format_of(base_folder(self._settings.model))
-        return form.format(instruction=instruction) if instruction else ""
+        return self._instruction_format.format(instruction=instruction) if instruction else ""
 
     @classmethod
     def from_pretrained(

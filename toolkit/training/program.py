@@ -73,7 +73,7 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
-        device = _start(topology, timeout_s=recipe.train.stall_s + STALL_MARGIN_S)
+        device = join(topology, timeout_s=recipe.train.stall_s + STALL_MARGIN_S)
         place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
@@ -93,7 +93,7 @@ def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
     found. Raises `BadInput` for what would be refused."""
     topology = detect(environ)
     _, origin = check(recipe, topology=topology, environ=environ)
-    device = _start(topology, timeout_s=CHECK_S)
+    device = join(topology, timeout_s=CHECK_S)
     try:
         found = preflight(
             Path(recipe.run_dir), topology=topology, data_digest=origin.data_digest, device=device
@@ -105,7 +105,8 @@ def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
         comm.stop()
 
 
-def _start(topology: Topology, *, timeout_s: float) -> torch.device:
+def join(topology: Topology, *, timeout_s: float) -> torch.device:
+    """Meet the other ranks; returns our device."""
     return comm.start(
         rank=topology.rank,
         world_size=topology.world_size,
