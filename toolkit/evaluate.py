@@ -1,67 +1,136 @@
 """The evaluation program: scores of several encoders side by side, as JSON and a table.
 
-python -m toolkit.evaluate RECIPE [key=value ...]
+    python -m toolkit.evaluate RECIPE [key=value ...]        (alone, several, or a SLURM array)
+
+What is scored already is not scored again: a restart goes on.
 """
 
 import json
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from toolkit.cluster.preempt import StopSignal
+from toolkit.cluster.topology import array_task, detect
 from toolkit.door import recipe_door
-from toolkit.encoding.formats import unit_length
-from toolkit.evaluation.retrieval import read_queries, recall_at
-from toolkit.evaluation.sts import cosines, read_pairs, spearman
+from toolkit.evaluation import parts
+from toolkit.evaluation.parts import Part
 from toolkit.evaluation.tables import table
+from toolkit.evaluation.tasks import Named, read_tasks
 from toolkit.files import BadInput, write_atomic
-from toolkit.schema import EvaluateRecipe, Recipe, Retrieval
+from toolkit.schema import EncoderSettings, EvaluateRecipe, Recipe
 from toolkit.standing import SCORES_FILE
-from toolkit.text.shards import open_shards
 
-RECALL_TOP = 3
-
-
-def run(recipe: EvaluateRecipe) -> dict[str, dict[str, float]]:
-    """Score every encoder on every task; writes scores.json and prints the table.
-
-    Raises `BadInput` before anything is written when an encoder, a task or the output cannot be
-    used.
-    """
-    # Here and not above: the help text of a door must not wait for torch.
+if TYPE_CHECKING:
     from toolkit.encoding.encoder import Encoder
+    from toolkit.evaluation.task import Vectors
 
-    output_dir = Path(recipe.output_dir)
-    if output_dir.exists() and not output_dir.is_dir():
-        raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
-    pairs = {name: read_pairs(Path(path)) for name, path in recipe.sts.items()}
-    judged = {name: read_queries(Path(task.queries)) for name, task in recipe.retrieval.items()}
-    scores: dict[str, dict[str, float]] = {}
-    for encoder_name, settings in recipe.encoders.items():
-        encoder = Encoder(settings)
-        row = scores[encoder_name.replace("_", " ")] = {}
-        for name, graded in pairs.items():
-            cosine_P = cosines(
-                encoder.encode(graded.first), second_PD=encoder.encode(graded.second)
-            )
-            row[f"{name} Spearman"] = spearman(cosine_P, grades_P=graded.grades_P)
-        for name, task in recipe.retrieval.items():
-            texts, titles = _documents(task)
-            similarity_QN = (
-                unit_length(encoder.encode(judged[name].queries))
-                @ unit_length(encoder.encode(texts)).T
-            )
-            row[f"{name} recall@{RECALL_TOP}"] = recall_at(
-                similarity_QN, titles=titles, judged=judged[name], top=RECALL_TOP
-            )
+
+def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Score every encoder on every task, together with whoever else does; writes scores.json and
+    prints the table. Empty when told to stop before.
+
+    Raises `BadInput` before anything is written when a task, the output or the first encoder cannot
+    be used, and at its turn for another encoder.
+    """
+    with StopSignal(environ) as stop:
+        topology = detect(environ)
+        output_dir = Path(recipe.output_dir)
+        if output_dir.exists() and not output_dir.is_dir():
+            raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
+        tasks = read_tasks(recipe)
+        every = _parts(recipe, tasks=tasks)
+        index, count = array_task(environ)
+        index, count = index * topology.world_size + topology.rank, count * topology.world_size
+        scorer = _Scorer(recipe, tasks=tasks)
+        first = index * len(every) // count
+        missing = [p for p in every if parts.scores_of(p, output_dir=output_dir) is None]
+        if missing:
+            scorer.load(missing[min(first, len(missing) - 1)])
+        mine = parts.share(
+            every,
+            output_dir=output_dir,
+            lease_s=recipe.lease_s,
+            first=first,
+            should_stop=lambda: stop.received,
+        )
+        for part in mine:
+            parts.keep(part, scorer.scores(part), output_dir=output_dir)
+            print(f"evaluate: {part.encoder} on {part.task} is scored", flush=True)
+        found = _collect(every, output_dir=output_dir)
+        if found is None:
+            print("evaluate: told to stop; the same command goes on", flush=True)
+            stop.leave(environ, leads=topology.rank == 0)
+            return {}
     # In the order of the recipe, in which the states came about.
-    write_atomic(output_dir / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
-    print(table(scores))
-    return scores
+    write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
+    print(table(found))
+    return found
 
 
-def _documents(task: Retrieval) -> tuple[list[str], list[str]]:
-    shards = open_shards(Path(task.corpus))
-    records = shards.records(0, shards.num_rows)
-    return [r["text"] for r in records], [r["title"] for r in records]
+def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
+    from toolkit.model.weights import base_folder, model_digest
+
+    found = []
+    for name, settings in recipe.encoders.items():
+        made_by = {
+            "model": model_digest(base_folder(settings.model)),
+            **settings.model_dump(exclude={"model", "batch_tokens"}),
+        }
+        for one in tasks:
+            facts = {
+                "encoder": made_by,
+                "task": one.digest,
+                "instruction": recipe.instructions.get(one.name, ""),
+                "category": one.category,
+                "main": one.task.main,
+            }
+            found.append(Part(name, one.name, facts))
+    return found
+
+
+class _Scorer:
+    """Keeps the encoder of the last part: the parts of one encoder follow one another."""
+
+    def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> None:
+        self._recipe = recipe
+        self._tasks = {one.name: one.task for one in tasks}
+        self._loaded: tuple[EncoderSettings, Encoder] | None = None
+
+    def scores(self, part: Part) -> Mapping[str, float]:
+        """Of the part's encoder on its task."""
+        encoder = self.load(part)
+        before = encoder.before_text(self._recipe.instructions.get(part.task, ""))
+
+        def embed(texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
+            return encoder.vectors_of(texts, instruction=before if instructed else "")
+
+        return self._tasks[part.task].scores(embed)
+
+    def load(self, part: Part) -> "Encoder":
+        """The part's encoder. Raises `BadInput` when it cannot be used."""
+        settings = self._recipe.encoders[part.encoder]
+        # Here and not above: the help text of a door must not wait for torch.
+        from toolkit.encoding.encoder import Encoder
+
+        if self._loaded is None or self._loaded[0] != settings:
+            self._loaded = None  # before the next one needs the memory
+            self._loaded = settings, Encoder(settings)
+        return self._loaded[1]
+
+
+def _collect(every: Sequence[Part], *, output_dir: Path) -> dict[str, dict[str, float]] | None:
+    """All scores by encoder; None while some are missing."""
+    found: dict[str, dict[str, float]] = {}
+    for part in every:
+        scores = parts.scores_of(part, output_dir=output_dir)
+        if scores is None:
+            return None
+        row = found.setdefault(part.encoder.replace("_", " "), {})
+        row |= {f"{part.task} {metric}": value for metric, value in scores.items()}
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,12 +138,12 @@ def main(argv: list[str] | None = None) -> int:
 
     def action(recipe: Recipe) -> None:
         assert isinstance(recipe, EvaluateRecipe)
-        run(recipe)
+        run(recipe, environ=os.environ)
 
     return recipe_door(
         argv,
         program="evaluate",
-        about="Score encoders side by side on local STS and retrieval files.",
+        about="Score encoders side by side on local files, alone or as a SLURM array.",
         example="python -m toolkit.evaluate quickstart_evaluate output_dir=runs/scores",
         kinds=("evaluate",),
         run=action,

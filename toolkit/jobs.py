@@ -79,6 +79,6 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
     elif isinstance(recipe, EvaluateRecipe):
         from toolkit import evaluate
 
-        evaluate.run(recipe)
+        evaluate.run(recipe, environ=environ)
     else:
         raise BadInput(f"a {recipe.kind} recipe is no single stage")

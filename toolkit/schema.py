@@ -229,20 +229,42 @@ class EmbedRecipe(Section):
 
 
 class Retrieval(Section):
-    """A retrieval task: a directory of shards, and JSON lines of query and relevant titles."""
+    """A retrieval task: a directory of shards, and JSON lines of queries, either of query and
+    relevant titles, or of _id and text with `judgements` (.tsv as in BEIR, or as in TREC)."""
 
     corpus: Text
     queries: Text
+    judgements: Text | None = None
+
+
+class Classification(Section):
+    """Labelled texts to train a classifier on and to test it with; as in MTEB, the mean of
+    `experiments` on `samples_per_label` texts of each label (null: on all)."""
+
+    train: Text
+    test: Text
+    samples_per_label: Count | None = 8
+    experiments: Count = 10
 
 
 class EvaluateRecipe(Section):
-    """Scores of several encoders side by side."""
+    """Scores of several encoders side by side, on local files. Tasks by name; `instructions` stand
+    before the texts of a task (of retrieval and reranking: before its queries).
+
+    Workers share the pairs of encoder and task by leases, as an embedding's do.
+    """
 
     kind: Literal["evaluate"]
     output_dir: Text
-    encoders: dict[str, EncoderSettings]
+    encoders: Annotated[dict[str, EncoderSettings], Field(min_length=1)]
     sts: dict[str, Text] = {}
     retrieval: dict[str, Retrieval] = {}
+    classification: dict[str, Classification] = {}
+    clustering: dict[str, Text] = {}
+    pair_classification: dict[str, Text] = {}
+    reranking: dict[str, Text] = {}
+    instructions: dict[str, str] = {}
+    lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 
 class Stage(Section):

@@ -74,7 +74,8 @@ def plan(
     arguments: argparse.Namespace,
     cluster: str,
 ) -> list[PlannedJob]:
-    """What each stage asks for: training the whole allocation, an embedding one task a GPU."""
+    """What each stage asks for: training the whole allocation, an embedding one task a GPU; so an
+    evaluation, while there are as many encoders and tasks."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -112,16 +113,31 @@ def plan(
     jobs = []
     for name, recipe in stages.items():
         asked = whole
-        if isinstance(recipe, EvaluateRecipe):
+        if isinstance(recipe, EvaluateRecipe | EmbedRecipe):
+            workers = arguments.nodes * ranks
+            if isinstance(recipe, EvaluateRecipe):
+                workers = min(workers, num_parts(recipe))
             asked = one
-        elif isinstance(recipe, EmbedRecipe) and cluster == "slurm":
-            throttle = arguments.array_throttle
-            asked = dataclasses.replace(one, array=arguments.nodes * ranks, array_throttle=throttle)
+            if cluster == "slurm" and (isinstance(recipe, EmbedRecipe) or workers > 1):
+                throttle = arguments.array_throttle
+                asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
         elif isinstance(recipe, TrainingRecipe):
             asked = dataclasses.replace(whole, chained=arguments.chain > 1)
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / "logs" / name).absolute()))
     return jobs
+
+
+def num_parts(recipe: EvaluateRecipe) -> int:
+    """How many workers an evaluation can have: its encoders times its tasks."""
+    return len(recipe.encoders) * (
+        len(recipe.sts)
+        + len(recipe.retrieval)
+        + len(recipe.classification)
+        + len(recipe.clustering)
+        + len(recipe.pair_classification)
+        + len(recipe.reranking)
+    )
 
 
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:

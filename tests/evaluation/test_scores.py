@@ -1,7 +1,6 @@
 """Scores against cases worked out by hand and against scipy; files that cannot be scored."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,7 @@ from scipy import stats
 from tests.conftest import QUICKSTART
 from toolkit import evaluate
 from toolkit.config import load_recipe
-from toolkit.evaluation.retrieval import Judged, read_queries, recall_at
-from toolkit.evaluation.sts import cosines, read_pairs, spearman
+from toolkit.evaluation.sts import cosines, geometry, read_pairs, spearman
 from toolkit.evaluation.tables import table
 from toolkit.files import BadInput
 from toolkit.schema import EvaluateRecipe
@@ -43,42 +41,6 @@ def test_cosines_of_cases_worked_out_by_hand() -> None:
     second = np.array([[5, 0], [4, 3], [1, 1], [-2, -2]], dtype=np.float32)
     found = cosines(first, second_PD=second)
     assert found.tolist() == pytest.approx([1.0, 0.96, 0.0, -1.0])
-
-
-def recall(
-    scores: Sequence[Sequence[float]], relevant: Sequence[set[str]], *, top: int, titles: str
-) -> float:
-    judged = Judged(queries=["?"] * len(relevant), relevant=list(relevant))
-    scores_QN = np.array(scores, dtype=np.float32)
-    return recall_at(scores_QN, titles=list(titles), judged=judged, top=top)
-
-
-@pytest.mark.parametrize(
-    ("scores", "relevant", "top", "expected"),
-    [
-        ([[0.1, 0.9, 0.5, 0.2]], [{"b"}], 1, 1.0),
-        ([[0.1, 0.9, 0.5, 0.2]], [{"c"}], 1, 0.0),
-        ([[0.1, 0.9, 0.5, 0.2]], [{"c", "a"}], 3, 0.5),
-        ([[0.1, 0.9, 0.5, 0.2]], [{"a", "b", "c", "d"}], 2, 0.5),
-        ([[0.1, 0.9, 0.5, 0.2]], [{"d"}], 99, 1.0),
-        ([[0.5, 0.5, 0.5, 0.5]], [{"b"}], 2, 1.0),  # ties come in corpus order
-        ([[0.5, 0.5, 0.5, 0.5]], [{"c"}], 2, 0.0),
-        ([[9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 1]], [{"a"}, {"c"}, {"c", "d"}], 1, 0.5),
-    ],
-)
-def test_recall_of_cases_worked_out_by_hand(
-    scores: list[list[float]], relevant: list[set[str]], top: int, expected: float
-) -> None:
-    assert recall(scores, relevant, top=top, titles="abcd") == pytest.approx(expected)
-
-
-def test_a_title_of_several_rows_is_found_once() -> None:
-    assert recall([[3, 2, 1]], [{"a", "b"}], top=2, titles="aab") == 0.5
-
-
-def test_a_judged_title_that_is_nowhere_is_named() -> None:
-    with pytest.raises(BadInput, match=r"judged title 'x' is not in the corpus \(2 such\)"):
-        recall([[1, 0], [1, 0]], [{"a", "x"}, {"x"}], top=1, titles="ab")
 
 
 def test_the_real_sts_benchmark(real_data: Path) -> None:
@@ -127,52 +89,41 @@ def test_pairs_that_cannot_be_read_are_named(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"p\.tsv: cannot be read"):
         read_pairs(tmp_path / "p.tsv")
-    with pytest.raises(BadInput, match=r"q\.jsonl: cannot be read"):
-        read_queries(tmp_path / "q.jsonl")
 
 
-def test_queries_are_one_json_a_line(tmp_path: Path) -> None:
-    """A line separator of Unicode inside of a text ends no line."""
-    path = tmp_path / "q.jsonl"
-    rows = [{"query": "two\u2028lines", "relevant": ["A", "B"]}, {"query": "Ä", "relevant": ["C"]}]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    judged = read_queries(path)
-    assert judged.queries == ["two\u2028lines", "Ä"]
-    assert judged.relevant == [{"A", "B"}, {"C"}]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "{",
-        "[]",
-        "3",
-        '{"query": "a"}',
-        '{"relevant": ["A"]}',
-        '{"query": null, "relevant": ["A"]}',
-        '{"query": "a", "relevant": "Helium"}',
-        '{"query": "a", "relevant": []}',
-    ],
-)
-def test_a_query_that_cannot_be_read_is_named(line: str, tmp_path: Path) -> None:
-    path = tmp_path / "q.jsonl"
-    path.write_text('{"query": "a", "relevant": ["A"]}\n' + line + "\n")
-    with pytest.raises(BadInput, match=r'q\.jsonl, line 2: is not like \{"query"'):
-        read_queries(path)
-    path.write_text("")
-    with pytest.raises(BadInput, match="no queries"):
-        read_queries(path)
-
-
-def test_the_table_marks_the_best_of_each_column() -> None:
-    found = table({"base": {"STS": 0.25, "recall@3": 0.5}, "after SimCSE": {"STS": 0.75}})
-    assert found.splitlines() == [
-        "encoder           STS  recall@3",
-        "-------------------------------",
-        "base           0.250     0.500*",
-        "after SimCSE   0.750*         -",
+def test_the_table_marks_the_best_of_each_line() -> None:
+    rows = {
+        "base": {"STS": 0.25, "recall@3": 0.5, "STS uniformity": -1.0},
+        "after SimCSE": {"STS": 0.75, "STS uniformity": -2.0},
+    }
+    assert table(rows).splitlines() == [
+        "                   base  after SimCSE",
+        "-------------------------------------",
+        "STS              0.250         0.750*",
+        "recall@3         0.500*             -",
+        "STS uniformity  -1.000        -2.000*",
     ]
+
+
+def test_geometry_of_a_case_worked_out_by_hand() -> None:
+    """Four directions of the plane: two pairs, one alike and one not."""
+    first = np.array([[2, 0], [0, 1]], dtype=np.float32)
+    second = np.array([[-1, 0], [0, -3]], dtype=np.float32)
+    found = geometry(first, second_PD=second, grades_P=np.array([5.0, 0.0]))
+    assert found["alignment"] == pytest.approx(4.0)  # opposite: the distance is 2
+    # Of six pairs four are at a squared distance of 2, two at 4.
+    assert found["uniformity"] == pytest.approx(np.log((4 * np.exp(-4) + 2 * np.exp(-8)) / 6))
+    assert found["isotropy"] == pytest.approx(1.0)
+    one_way = np.array([[1, 0.01], [1, -0.01]], dtype=np.float32)
+    crowded = geometry(one_way, second_PD=one_way, grades_P=np.array([5.0, 0.0]))
+    assert crowded["alignment"] == 0.0
+    assert crowded["uniformity"] > found["uniformity"]
+    assert crowded["isotropy"] < 0.5
+
+
+def test_an_encoder_that_tells_nothing_apart_has_no_score() -> None:
+    with pytest.raises(BadInput, match=r"all 2 cosines are 1\.0000: nothing to rank"):
+        spearman(np.ones(2), grades_P=np.array([0.0, 1.0]))
 
 
 def test_two_encoders_side_by_side(
@@ -194,15 +145,26 @@ def test_two_encoders_side_by_side(
     (tmp_path / "two.yaml").write_text(json.dumps(recipe))
     loaded = load_recipe(str(tmp_path / "two.yaml"))
     assert isinstance(loaded, EvaluateRecipe)
-    scores = evaluate.run(loaded)
+    scores = evaluate.run(loaded, environ={})
     assert json.loads((tmp_path / "scores" / "scores.json").read_text()) == scores
-    assert capsys.readouterr().out == table(scores) + "\n"
-    columns = {"dev Spearman", "test Spearman", "articles recall@3"}
+    assert capsys.readouterr().out.endswith(table(scores) + "\n")
+    geometries = ("Spearman", "alignment", "uniformity", "isotropy")
+    columns = {f"{name} {metric}" for name in ("dev", "test") for metric in geometries}
+    columns |= {f"articles {name}" for name in ("nDCG@10", "R@100", "recall@3", "MRR@10")}
     assert {name: set(row) for name, row in scores.items()} == {
         "base causal": columns,
         "both": columns,
     }
     for name in columns:
         assert scores["both"][name] != scores["base causal"][name]
-        assert all(-1 < row[name] < 1 for row in scores.values())
     assert scores["both"]["articles recall@3"] > 3 / 170  # better than chance
+    # Again: nothing is scored twice, until an input is another.
+    again = evaluate.run(loaded, environ={})
+    assert again == scores
+    assert "is scored" not in capsys.readouterr().out
+    other = load_recipe(str(tmp_path / "two.yaml"), overrides=["encoders.both.max_tokens=8"])
+    assert isinstance(other, EvaluateRecipe)
+    changed = evaluate.run(other, environ={})
+    assert capsys.readouterr().out.count("is scored") == 3
+    assert changed["base causal"] == scores["base causal"]
+    assert changed["both"] != scores["both"]

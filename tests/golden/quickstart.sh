@@ -77,6 +77,7 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/embed/%A_%a_%t_log.out --k
 #!/bin/bash
 
 # Parameters
+#SBATCH --array=0-7%8
 #SBATCH --cpus-per-task=4
 #SBATCH --dependency='afterok:<id of embed>'
 #SBATCH --gpus-per-node=1
@@ -85,7 +86,7 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/embed/%A_%a_%t_log.out --k
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
-#SBATCH --output=/HERE/runs/quickstart/logs/evaluate/%j_0_log.out
+#SBATCH --output=/HERE/runs/quickstart/logs/evaluate/%A_%a_0_log.out
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
@@ -96,5 +97,5 @@ source '/ROOT/slurm/env.sh'
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /HERE/runs/quickstart/logs/evaluate/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 /PYTHON -u -m submitit.core._submit /HERE/runs/quickstart/logs/evaluate
+srun --unbuffered --output /HERE/runs/quickstart/logs/evaluate/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 /PYTHON -u -m submitit.core._submit /HERE/runs/quickstart/logs/evaluate
 

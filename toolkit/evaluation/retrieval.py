@@ -1,62 +1,236 @@
-"""Retrieval: do the right documents come first? Shapes: Q queries, N documents."""
+"""Retrieval and reranking: do the right documents come first? Scored by trec_eval's own code.
 
+Shapes: Q queries, N documents, D width.
+"""
+
+import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.files import BadInput
+
+DEPTH = 1000  # documents of a query that count, as in MTEB
+MEASURES = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "recall@3": "recall_3"}
+QUERY_BLOCK = 64
+TITLES_HINT = '{"query": "...", "relevant": ["title"]}'
+Grades = dict[str, dict[str, int]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Queries with the titles of their right documents."""
+    """Queries by id, and the grade (0: not relevant) of the documents judged for each. Documents
+    are named by their ids, or by their titles."""
 
-    queries: list[str]
-    relevant: list[set[str]]
+    queries: dict[str, str]
+    grades: Grades
+    by_title: bool = False
 
 
 def read_queries(path: Path) -> Judged:
-    """Read JSON lines {"query": text, "relevant": [title, ...]}; `BadInput` names a bad line."""
-    queries, relevant = [], []
-    try:
-        with path.open(encoding="utf-8") as handle:  # not splitlines: a text may hold U+2028
-            lines = list(handle)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error})") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            query, titles = row["query"], row["relevant"]
-        except (ValueError, KeyError, TypeError):
-            query, titles = None, None
+    """JSON lines {"query": text, "relevant": [title, ...]}; `BadInput` names a bad line."""
+    queries: dict[str, str] = {}
+    grades: Grades = {}
+    for number, row in _lines(path, hint=TITLES_HINT):
+        query, titles = row.get("query"), row.get("relevant")
         # A text for a list would be a set of letters, and no title at all a division by zero.
         if not isinstance(query, str) or not isinstance(titles, list) or not titles:
-            hint = '{"query": "...", "relevant": ["title"]}'
-            raise BadInput(f"{path}, line {number}: is not like {hint}")
-        queries.append(query)
-        relevant.append({str(title) for title in titles})
-    if not queries:
-        raise BadInput(f"{path}: no queries")
-    return Judged(queries, relevant)
+            raise BadInput(f"{path}, line {number}: is not like {TITLES_HINT}")
+        queries[str(number)] = query
+        grades[str(number)] = {str(title): 1 for title in titles}
+    return Judged(queries, grades, by_title=True)
 
 
-def recall_at(
-    scores_QN: NDArray[np.float32], *, titles: Sequence[str], judged: Judged, top: int
-) -> float:
-    """The mean share of each query's right documents among its `top` first ones.
+def read_judged(path: Path, *, judgements: Path) -> Judged:
+    """Queries as in BEIR, JSON lines {"_id": ..., "text": ...}, and their judgements: a .tsv of
+    query, document, grade with a header line, or the four columns of TREC.
 
-    Raises `BadInput` when a judgement names no document: it would count as a miss in silence.
+    Raises `BadInput` when no judgement is one of a query; judgements that are of none are counted
+    in a warning when they are more than half.
     """
-    known = set(titles)
-    if strange := [t for relevant in judged.relevant for t in relevant if t not in known]:
-        raise BadInput(f"judged title {strange[0]!r} is not in the corpus ({len(strange)} such)")
-    order_QN = np.argsort(-scores_QN, axis=1, kind="stable")[:, :top]
-    shares = [
-        len({titles[int(n)] for n in row} & relevant) / len(relevant)
-        for row, relevant in zip(order_QN, judged.relevant, strict=True)
-    ]
-    return float(np.mean(shares))
+    hint = '{"_id": "...", "text": "..."}'
+    queries: dict[str, str] = {}
+    for number, row in _lines(path, hint=hint):
+        name, text = row.get("_id", row.get("id")), row.get("text")
+        if not isinstance(name, str | int) or not isinstance(text, str):
+            raise BadInput(f"{path}, line {number}: is not like {hint}")
+        if str(name) in queries:
+            raise BadInput(f"{path}, line {number}: the id {name!r} was there before")
+        queries[str(name)] = text
+    every = _judgements(judgements)
+    known = {name: graded for name, graded in every.items() if name in queries}
+    num, num_known = (sum(map(len, some.values())) for some in (every, known))
+    if not num_known:
+        raise BadInput(
+            f"{judgements}: none of {num} judgements is of a query of {path}: their ids are like "
+            f"{next(iter(every))!r} there and {next(iter(queries))!r} here"
+        )
+    if num_known * 2 < num:
+        _warn(f"{num - num_known} of {num} judgements are of no query of {path}: other ids?")
+    return Judged({name: queries[name] for name in known}, known)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalTask:
+    """nDCG@10, recall@100 and @3, and MRR@10 over a corpus, by cosine."""
+
+    judged: Judged
+    names: Sequence[str]
+    texts: Sequence[str]
+    main: str = "nDCG@10"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """Means over the queries that have a relevant document; the instruction is for queries."""
+        judged = self.judged
+        relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
+        texts = [judged.queries[name] for name in relevant]
+        query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
+        corpus_ND = checked(embed(self.texts, instructed=False), texts=self.texts)
+        corpus_ND = unit(corpus_ND).astype(np.float32)
+        run: dict[str, dict[str, float]] = {}
+        for start in range(0, len(relevant), QUERY_BLOCK):
+            score_QN = query_QD[start : start + QUERY_BLOCK] @ corpus_ND.T
+            for name, score_N in zip(relevant[start:], score_QN, strict=False):
+                run[name] = best_of(score_N, names=self.names)
+        return measured(run, grades={name: judged.grades[name] for name in relevant})
+
+
+def check_corpus(name: str, judged: Judged, *, names: Sequence[str]) -> None:
+    """Warn of judged documents that are not in the corpus, which count as not found; `BadInput`
+    when none is there."""
+    known = set(names)
+    wanted = {document for graded in judged.grades.values() for document in graded}
+    strange = sorted(wanted - known)
+    kind = "title" if judged.by_title else "id"
+    if len(strange) == len(wanted):
+        raise BadInput(f"{name}: no judged {kind} is in the corpus, such as {strange[0]!r}")
+    if strange:
+        share = f"{len(strange)} of {len(wanted)}"
+        _warn(f"{name}: judged {kind} {strange[0]!r} is not in the corpus ({share}): never found")
+
+
+@dataclasses.dataclass(frozen=True)
+class RerankingTask:
+    """Mean average precision, MRR@10 and nDCG@10 of each query's own candidates, by cosine."""
+
+    queries: list[str]
+    positive: list[list[str]]
+    negative: list[list[str]]
+    main: str = "MAP"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """As the class says; a text that is a candidate of several queries is embedded once."""
+        texts = list(dict.fromkeys(t for row in (*self.positive, *self.negative) for t in row))
+        place = {text: number for number, text in enumerate(texts)}
+        query_QD = unit(checked(embed(self.queries), texts=self.queries))
+        text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        run, grades = {}, {}
+        for number, query_D in enumerate(query_QD):
+            right = {place[text] for text in self.positive[number]}
+            some = sorted(right | {place[text] for text in self.negative[number]})
+            run[str(number)] = {str(n): float(text_ND[n] @ query_D) for n in some}
+            grades[str(number)] = {str(n): int(n in right) for n in some}
+        return measured(run, grades=grades, measures={self.main: "map", "nDCG@10": "ndcg_cut_10"})
+
+
+def read_reranking(path: Path) -> RerankingTask:
+    """JSON lines {"query": text, "positive": [text, ...], "negative": [text, ...]}."""
+    hint = '{"query": "...", "positive": ["..."], "negative": ["..."]}'
+    task = RerankingTask([], [], [])
+    for number, row in _lines(path, hint=hint):
+        query, positive, negative = (row.get(name) for name in ("query", "positive", "negative"))
+        if not isinstance(query, str) or not _texts(positive) or not _texts(negative):
+            raise BadInput(f"{path}, line {number}: is not like {hint}")
+        task.queries.append(query)
+        task.positive.append(positive)
+        task.negative.append(negative)
+    return task
+
+
+def _texts(some: object) -> TypeGuard[list[str]]:
+    return isinstance(some, list) and bool(some) and all(isinstance(text, str) for text in some)
+
+
+def best_of(score_N: NDArray[np.float32], *, names: Sequence[str]) -> dict[str, float]:
+    """The documents of the highest scores; of a name that several rows have, the best row."""
+    found: dict[str, float] = {}
+    top = np.argsort(-score_N, kind="stable")
+    for row in top:
+        if len(found) == DEPTH:
+            break
+        found.setdefault(names[int(row)], float(score_N[row]))
+    return found
+
+
+def measured(
+    run: Mapping[str, Mapping[str, float]],
+    *,
+    grades: Grades,
+    measures: Mapping[str, str] = MEASURES,
+) -> dict[str, float]:
+    """Means over queries, and MRR@10. trec_eval puts equal scores in the order of names."""
+    import pytrec_eval
+
+    evaluator = pytrec_eval.RelevanceEvaluator(grades, {*measures.values()})
+    told = evaluator.evaluate(run)
+    found = {
+        name: float(np.mean([told[query][measure] for query in grades]))
+        for name, measure in measures.items()
+    }
+    first = {
+        query: dict(sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)[:10])
+        for query, scores in run.items()
+    }
+    ranks = pytrec_eval.RelevanceEvaluator(grades, {"recip_rank"}).evaluate(first)
+    return found | {"MRR@10": float(np.mean([ranks[query]["recip_rank"] for query in grades]))}
+
+
+def _lines(path: Path, *, hint: str) -> list[tuple[int, dict[str, object]]]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8") as handle:  # not splitlines: a text may hold U+2028
+            for number, line in enumerate(handle, 1):
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("another value")
+                rows.append((number, row))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+    except ValueError:
+        raise BadInput(f"{path}, line {len(rows) + 1}: is not like {hint}") from None
+    if not rows:
+        raise BadInput(f"{path}: no queries")
+    return rows
+
+
+def _judgements(path: Path) -> Grades:
+    grades: Grades = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as handle:
+            tabs = path.suffix == ".tsv"
+            rows = csv.reader(handle, delimiter="\t") if tabs else (line.split() for line in handle)
+            for number, row in enumerate(rows, 1):
+                if tabs and number == 1:
+                    continue  # BEIR's header
+                try:
+                    query, document, grade = row if tabs else (row[0], row[2], row[3])
+                    grades.setdefault(query, {})[document] = max(0, int(grade))
+                except (ValueError, IndexError):
+                    form = "query, document, grade" if tabs else "query 0 document grade"
+                    raise BadInput(f"{path}, line {number}: is not like {form}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+    if not grades:
+        raise BadInput(f"{path}: no judgements")
+    return grades
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Semantic textual similarity: do cosines rank sentence pairs as people do? Shapes: P pairs."""
+"""Semantic textual similarity: do cosines rank sentence pairs as people do?
+
+Shapes: P pairs, N texts, D width.
+"""
 
 import csv
 import dataclasses
@@ -6,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
+from toolkit.evaluation.task import Embed, Vectors, checked, unit
 from toolkit.files import BadInput
 
 MAX_SHOWN = 80
+MOST_VECTORS = 4096  # of which uniformity compares every two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,18 +54,62 @@ def read_pairs(path: Path) -> Pairs:
     return Pairs([row[1] for row in rows], [row[2] for row in rows], grades_P)
 
 
-def cosines(
-    first_PD: NDArray[np.float32], *, second_PD: NDArray[np.float32]
-) -> NDArray[np.float64]:
+@dataclasses.dataclass(frozen=True)
+class StsTask:
+    """Spearman's rank correlation of cosines and grades, the standard score of STS; and how the
+    vectors lie: see `geometry`."""
+
+    pairs: Pairs
+    main: str = "Spearman"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """As the class says."""
+        pairs = self.pairs
+        first_PD = checked(embed(pairs.first), texts=pairs.first)
+        second_PD = checked(embed(pairs.second), texts=pairs.second)
+        cosine_P = cosines(first_PD, second_PD=second_PD)
+        found = {self.main: spearman(cosine_P, grades_P=pairs.grades_P)}
+        return found | geometry(first_PD, second_PD=second_PD, grades_P=pairs.grades_P)
+
+
+def cosines(first_PD: Vectors, *, second_PD: Vectors) -> NDArray[np.float64]:
     """The cosine (P,) of each pair; 0 where a vector is zero."""
-    first, second = first_PD.astype(np.float64), second_PD.astype(np.float64)
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    return np.asarray((first * second).sum(axis=1) / np.maximum(norms, 1e-12))
+    return np.asarray((unit(first_PD) * unit(second_PD)).sum(axis=1))
 
 
 def spearman(cosine_P: NDArray[np.float64], *, grades_P: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation of cosines and grades, the standard score of STS."""
+    """Spearman's rank correlation.
+
+    Raises `BadInput` when all cosines are one: an encoder that does not tell texts apart has none.
+    """
+    if np.ptp(cosine_P) == 0:
+        raise BadInput(f"all {len(cosine_P)} cosines are {cosine_P[0]:.4f}: nothing to rank")
     return float(spearmanr(cosine_P, grades_P).statistic)
+
+
+def geometry(
+    first_PD: Vectors, *, second_PD: Vectors, grades_P: NDArray[np.float64]
+) -> dict[str, float]:
+    """How vectors of unit length lie on their sphere.
+
+    alignment: the mean squared distance of pairs in the upper fifth of the grades' range;
+    uniformity: log of the mean of exp(-2 squared distance) over every two different texts (Wang and
+    Isola 2020; both the lower the better). isotropy: min / max of the partition function over the
+    principal directions, 1 when all directions are alike (Mu and Viswanath 2018).
+    """
+    first, second = unit(first_PD), unit(second_PD)
+    near = grades_P >= grades_P.min() + 0.8 * np.ptp(grades_P)
+    vectors_ND = np.unique(np.concatenate([first, second]), axis=0)
+    some = vectors_ND[np.linspace(0, len(vectors_ND) - 1, MOST_VECTORS).astype(int)]
+    some = vectors_ND if len(vectors_ND) <= MOST_VECTORS else some
+    energy = float(np.exp(-2 * pdist(some, "sqeuclidean")).mean()) if len(some) > 1 else 1.0
+    _, directions = np.linalg.eigh(vectors_ND.T @ vectors_ND)
+    partition_D = np.exp(vectors_ND @ directions).sum(axis=0)
+    return {
+        "alignment": float(((first - second)[near] ** 2).sum(axis=1).mean()),
+        "uniformity": float(np.log(max(energy, np.finfo(float).tiny))),
+        "isotropy": float(partition_D.min() / partition_D.max()),
+    }
 
 
 def _pair(row: list[str], *, tabs: bool, where: str) -> tuple[float, str, str]:

@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping
 
+from toolkit.evaluation.task import LOWER_IS_BETTER
+
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a row name, one column a score; the best of each column carries a star."""
-    columns = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    best = {c: max(scores[c] for scores in rows.values() if c in scores) for c in columns}
-    left = max([len(name) for name in rows] + [7])
-    widths = {c: max(len(c), 7) for c in columns}
-    lines = ["encoder".ljust(left) + "".join(f"  {c:>{widths[c]}}" for c in columns)]
-    lines.append("-" * len(lines[0]))
-    for name, scores in rows.items():
+    """One line a score, one column an encoder; the best of each line carries a star."""
+    encoders = list(rows)
+    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+    left = max([len(name) for name in names] + [7])
+    widths = [max(len(encoder), 7) for encoder in encoders]
+    head = " " * left + "".join(f"  {e:>{w}}" for e, w in zip(encoders, widths, strict=True))
+    lines = [head, "-" * len(head)]
+    for name in names:
+        values = [scores[name] for scores in rows.values() if name in scores]
+        best = min(values) if name.endswith(LOWER_IS_BETTER) else max(values)
         cells = []
-        for c in columns:
-            mark = "*" if scores.get(c) == best[c] else " "
-            cells.append(f"  {f'{scores[c]:.3f}{mark}' if c in scores else '-':>{widths[c]}}")
-        lines.append(name.ljust(left) + "".join(cells))
+        for encoder, width in zip(encoders, widths, strict=True):
+            value = rows[encoder].get(name)
+            told = "-" if value is None else f"{value:.3f}{'*' if value == best else ' '}"
+            cells.append(f"  {told:>{width}}")
+        lines.append((name.ljust(left) + "".join(cells)).rstrip())
     return "\n".join(lines)

@@ -1,0 +1,169 @@
+"""Tasks with classes: classification, clustering, pairs that match or do not.
+
+Shapes: N texts, D width, P pairs.
+"""
+
+import collections
+import dataclasses
+import random
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.evaluation.labelled import LABEL, read_columns, read_labelled
+from toolkit.evaluation.sts import cosines
+from toolkit.evaluation.task import Embed, Vectors, checked
+from toolkit.files import BadInput
+
+SEED = 42
+ITERATIONS = 100
+CLUSTERINGS, MOST_CLUSTERED, BATCH_ROWS = 10, 16_384, 512
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationTask:
+    """Accuracy and macro F1 of logistic regression on frozen vectors, as MTEB does it: the mean of
+    `experiments`, each on `samples_per_label` texts of every label, drawn anew (None: on all)."""
+
+    train: tuple[list[str], list[str]]
+    test: tuple[list[str], list[str]]
+    samples_per_label: int | None
+    experiments: int
+    main: str = "accuracy"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """As the class says."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import accuracy_score, f1_score
+
+        draws = self._draws()
+        used = sorted({row for rows in draws for row in rows})
+        texts = [self.train[0][row] for row in used]
+        vectors = dict(zip(used, checked(embed(texts), texts=texts), strict=True))
+        test_ND = checked(embed(self.test[0]), texts=self.test[0])
+        found = []
+        for rows in draws:
+            model = LogisticRegression(max_iter=ITERATIONS, random_state=SEED)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # MTEB's 100 steps seldom do
+                model.fit([vectors[row] for row in rows], [self.train[1][row] for row in rows])
+            told = model.predict(test_ND)
+            f1 = f1_score(self.test[1], told, average="macro", zero_division=0)
+            found.append((accuracy_score(self.test[1], told), f1))
+        accuracy, f1 = np.mean(found, axis=0)
+        return {self.main: float(accuracy), "macro F1": float(f1)}
+
+    def _draws(self) -> list[list[int]]:
+        """The rows of each experiment. MTEB shuffles what it has shuffled before, by one seed."""
+        rows, found = list(range(len(self.train[1]))), []
+        for _ in range(self.experiments):
+            if self.samples_per_label is not None:
+                np.random.RandomState(SEED).shuffle(rows)
+            taken: collections.Counter[str] = collections.Counter()
+            some = []
+            for row in rows:
+                label = self.train[1][row]
+                if self.samples_per_label is None or taken[label] < self.samples_per_label:
+                    some.append(row)
+                    taken[label] += 1
+            found.append(some)
+        return found
+
+
+def read_classification(
+    name: str, *, train: Path, test: Path, samples_per_label: int | None, experiments: int
+) -> ClassificationTask:
+    """Both files of a task. Raises `BadInput` for a single class; texts whose label is not trained
+    on are counted in a warning, and as wrong."""
+    known, asked = read_labelled(train), read_labelled(test)
+    if len(set(known[1])) < 2:
+        raise BadInput(f"{train}: all {len(known[1])} texts have the label {known[1][0]!r}")
+    strange = [label for label in asked[1] if label not in set(known[1])]
+    if strange:
+        print(
+            f"warning: {name}: {len(strange)} of {len(asked[1])} texts of {test} have a label that "
+            f"{train} does not have, such as {strange[0]!r}; each counts as wrong",
+            file=sys.stderr,
+        )
+    return ClassificationTask(known, asked, samples_per_label, experiments)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusteringTask:
+    """V-measure of k-means with as many clusters as labels, as MTEB does it: the mean of ten, each
+    on texts drawn with replacement."""
+
+    texts: list[str]
+    labels: list[str]
+    main: str = "V-measure"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """As the class says."""
+        from sklearn.cluster import MiniBatchKMeans
+        from sklearn.metrics import v_measure_score
+
+        vectors_ND, labels_N = checked(embed(self.texts), texts=self.texts), np.array(self.labels)
+        draw, found = random.Random(SEED), []  # noqa: S311 (no secret)
+        model = MiniBatchKMeans(
+            n_clusters=len(set(self.labels)),
+            batch_size=BATCH_ROWS,
+            init="k-means++",
+            n_init=1,
+            random_state=SEED,
+        )
+        rows = range(len(self.texts))
+        for _ in range(CLUSTERINGS):
+            some = draw.choices(rows, k=min(MOST_CLUSTERED, len(rows)))
+            found.append(v_measure_score(labels_N[some], model.fit_predict(vectors_ND[some])))
+        return {self.main: float(np.mean(found))}
+
+
+def read_clustering(path: Path) -> ClusteringTask:
+    """Labelled texts. Raises `BadInput` for a single label, or a label for each."""
+    texts, labels = read_labelled(path)
+    if len(set(labels)) < 2 or len(set(labels)) == len(labels):
+        raise BadInput(f"{path}: {len(set(labels))} labels of {len(labels)} texts are no clusters")
+    return ClusteringTask(texts, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTask:
+    """Average precision of the cosine of pairs, and the best accuracy that a threshold gives."""
+
+    first: list[str]
+    second: list[str]
+    matches_P: NDArray[np.int64]
+    main: str = "AP"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """As the class says."""
+        from sklearn.metrics import average_precision_score
+
+        first: Vectors = checked(embed(self.first), texts=self.first)
+        second: Vectors = checked(embed(self.second), texts=self.second)
+        cosine_P = cosines(first, second_PD=second)
+        average = average_precision_score(self.matches_P, cosine_P)
+        return {self.main: float(average), "accuracy": _best_accuracy(cosine_P, self.matches_P)}
+
+
+def read_pair_task(path: Path) -> PairTask:
+    """Columns sentence1, sentence2 and label, 1 for a match and 0 for none."""
+    names = (("sentence1", "text1"), ("sentence2", "text2"), LABEL)
+    first, second, labels = read_columns(path, columns=names)
+    if strange := [label for label in labels if label not in ("0", "1")]:
+        raise BadInput(f"{path}: the label {strange[0]!r} is neither 0 nor 1")
+    if len(set(labels)) < 2:
+        raise BadInput(f"{path}: all {len(labels)} pairs have the label {labels[0]}")
+    return PairTask(first, second, np.array([int(label) for label in labels]))
+
+
+def _best_accuracy(cosine_P: NDArray[np.float64], matches_P: NDArray[np.int64]) -> float:
+    """Over all thresholds: those above it match. A threshold does not part equal cosines."""
+    order = np.argsort(-cosine_P, kind="stable")
+    right = np.cumsum(np.where(matches_P[order] == 1, 1, -1))
+    ends = np.append(np.flatnonzero(np.diff(cosine_P[order])), len(order) - 1)
+    return float((max(right[ends].max(), 0) + (matches_P == 0).sum()) / len(order))

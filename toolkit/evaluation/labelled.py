@@ -1,0 +1,78 @@
+"""Rows of named columns from a file: .csv or .tsv with a header line, or .jsonl."""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from toolkit.files import BadInput
+
+MAX_SHOWN = 80
+LABEL = ("label", "category", "label_text")
+
+
+def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Of each row the values of `columns`; each is given by the names that it may have.
+
+    Raises `BadInput` with the line that cannot be read, the names that are there when a column is
+    missing, and when there is no row.
+    """
+    if path.suffix not in (".csv", ".tsv", ".jsonl"):
+        raise BadInput(f"{path}: is neither .csv nor .tsv (with a header line) nor .jsonl")
+    found: list[list[str]] = [[] for _ in columns]
+    names: list[str] | None = None
+    try:
+        for where, row in _rows(path):
+            names = names or [_named(row, column, where=where) for column in columns]
+            for values, name in zip(found, names, strict=True):
+                value = row.get(name)
+                if not isinstance(value, str | int | float):
+                    raise BadInput(f"{where}: {name!r} is {str(value)[:MAX_SHOWN]!r}, not a text")
+                values.append(str(value))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+    if not found[0]:
+        raise BadInput(f"{path}: no rows")
+    return found
+
+
+def read_labelled(path: Path) -> tuple[list[str], list[str]]:
+    """Texts (column `text`) and their labels (`label` or `category`)."""
+    texts, labels = read_columns(path, columns=(("text",), LABEL))
+    return texts, labels
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    # newline="": a quoted field may hold a line break, and a text of JSON U+2028.
+    with path.open(encoding="utf-8", newline="") as handle:
+        if path.suffix == ".jsonl":
+            for number, line in enumerate(handle, 1):
+                where = f"{path}, line {number}"
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise BadInput(f"{where}: is no JSON ({error})") from error
+                if not isinstance(row, dict):
+                    raise BadInput(f'{where}: is not like {{"text": "...", "label": "..."}}')
+                yield where, row
+            return
+        tabs = path.suffix == ".tsv"
+        reader = csv.DictReader(
+            handle,
+            delimiter="\t" if tabs else ",",
+            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        )
+        for fields in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in fields:
+                raise BadInput(f"{where}: more fields than the header has")
+            yield where, fields
+
+
+def _named(row: Mapping[str, object], names: Sequence[str], *, where: str) -> str:
+    for name in names:
+        if name in row:
+            return name
+    raise BadInput(
+        f"{where}: no column {' or '.join(names)!r}; there are {', '.join(map(str, row))}"
+    )

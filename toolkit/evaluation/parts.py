@@ -1,0 +1,92 @@
+"""Scores of one encoder on one task, each a file; and who works on which.
+
+    OUT/parts/<encoder>/<task>.json    scores, and the facts that they were made of
+    OUT/leases/                        who works on what, while somebody does
+
+Knows files and leases. Refuses to know how a score is made. No torch.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.cluster.leases import Leases
+from toolkit.files import BadInput, read_json, write_json
+
+PART_DIR, LEASE_DIR = "parts", "leases"
+POLL_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One encoder on one task; other `facts` are another part, though it has the same names."""
+
+    encoder: str
+    task: str
+    facts: Mapping[str, Any]
+
+    def path(self, output_dir: Path) -> Path:
+        """Its file."""
+        return output_dir / PART_DIR / file_name(self.encoder) / f"{file_name(self.task)}.json"
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file; `BadInput` for one that cannot be."""
+    if not name or name.startswith(".") or "/" in name or not name.isprintable():
+        raise BadInput(f"the name {name!r}: letters, digits, spaces, - and _, please")
+    return name
+
+
+def scores_of(part: Part, *, output_dir: Path) -> dict[str, float] | None:
+    """The scores that are there for these very facts; None when they are to be made."""
+    path = part.path(output_dir)
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+        if found["facts"] == dict(part.facts):
+            scores: dict[str, float] = found["scores"]
+            return scores
+    except (BadInput, KeyError, TypeError):  # half a file, or somebody else's
+        return None
+    return None
+
+
+def keep(part: Part, scores: Mapping[str, float], *, output_dir: Path) -> None:
+    """Write a part's scores, all or nothing."""
+    path = part.path(output_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"scores": dict(scores), "facts": dict(part.facts)})
+
+
+def share(
+    parts: Sequence[Part],
+    *,
+    output_dir: Path,
+    lease_s: float,
+    first: int,
+    should_stop: Callable[[], bool],
+) -> Iterator[Part]:
+    """The parts that this worker is to make, one after another, from number `first` on; ends when
+    all are there, whoever made them, or we are told to stop.
+
+    A part must be kept before the next is asked for.
+    """
+    order = [*parts[first:], *parts[:first]]
+    with Leases(output_dir / LEASE_DIR, lease_s=lease_s) as leases:
+        while missing := [p for p in order if scores_of(p, output_dir=output_dir) is None]:
+            taken = leases.taken()
+            for part in missing:
+                name = f"{part.encoder}.{part.task}"
+                if should_stop():
+                    return
+                if not leases.take(name, generation=taken.get(name)):
+                    continue
+                if scores_of(part, output_dir=output_dir) is None:
+                    yield part
+                leases.give_back(name)
+                break
+            else:
+                time.sleep(POLL_S)

@@ -1,0 +1,50 @@
+"""What a task is: texts and right answers, read once, scored for any encoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.files import BadInput
+
+Vectors = NDArray[np.float32]
+# Of which a smaller figure is the better one.
+LOWER_IS_BETTER = ("alignment", "uniformity")
+
+
+class Embed(Protocol):
+    """Texts to vectors (N, D), fp32, in their order; `instructed` puts the task's instruction
+    before each."""
+
+    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors: ...
+
+
+class Task(Protocol):
+    """Scores of an encoder by name."""
+
+    @property
+    def main(self) -> str:
+        """The one by which tasks are averaged."""
+
+    def scores(self, embed: Embed) -> Mapping[str, float]:
+        """All of them."""
+
+
+def checked(vectors_ND: Vectors, *, texts: Sequence[str]) -> Vectors:
+    """The vectors, if all are finite; `BadInput` names the first text whose vector is not."""
+    finite_N = np.asarray(np.isfinite(vectors_ND).all(axis=1))
+    if not finite_N.all():
+        row = int(np.flatnonzero(~finite_N)[0])
+        raise BadInput(
+            f"{int((~finite_N).sum())} of {len(finite_N)} vectors are not finite, the first that "
+            f"of {texts[row][:80]!r}: another dtype (fp32, bf16), or the model is damaged"
+        )
+    return vectors_ND
+
+
+def unit(vectors_ND: Vectors) -> NDArray[np.float64]:
+    """Vectors divided by their lengths, in double precision; zero vectors stay zero."""
+    wide_ND = vectors_ND.astype(np.float64)
+    lengths_N1: NDArray[np.float64] = np.linalg.norm(wide_ND, axis=1, keepdims=True)
+    return wide_ND / np.maximum(lengths_N1, 1e-12)

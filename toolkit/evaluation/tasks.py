@@ -1,0 +1,92 @@
+"""The tasks of a recipe, read from their files, each with a digest of what it is made of."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from toolkit.evaluation.classes import read_classification, read_clustering, read_pair_task
+from toolkit.evaluation.retrieval import (
+    RetrievalTask,
+    check_corpus,
+    read_judged,
+    read_queries,
+    read_reranking,
+)
+from toolkit.evaluation.sts import StsTask, read_pairs
+from toolkit.evaluation.task import Task
+from toolkit.files import BadInput, sha256_of
+from toolkit.schema import EvaluateRecipe, Retrieval, Section
+from toolkit.text.shards import open_shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A task of a recipe. `category` is MTEB's; `digest` tells other files or settings apart."""
+
+    name: str
+    category: str
+    task: Task
+    digest: str
+
+
+def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
+    """All tasks, in the recipe's order.
+
+    Raises `BadInput` for a file that cannot be scored, two tasks of one name, an instruction for no
+    task, and a recipe without any.
+    """
+    found = list(_local(recipe))
+    names = [one.name for one in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
+    if strange := [name for name in recipe.instructions if name not in names]:
+        raise BadInput(f"instructions.{strange[0]}: no such task; there are {', '.join(names)}")
+    if not found:
+        raise BadInput("the recipe has no task: give it sts, retrieval, classification, ...")
+    return found
+
+
+def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
+    for name, path in recipe.sts.items():
+        yield Named(name, "STS", StsTask(read_pairs(Path(path))), _digest([path]))
+    for name, asked in recipe.retrieval.items():
+        yield _retrieval(name, asked)
+    for name, files in recipe.classification.items():
+        task = read_classification(
+            name,
+            train=Path(files.train),
+            test=Path(files.test),
+            samples_per_label=files.samples_per_label,
+            experiments=files.experiments,
+        )
+        digest = _digest([files.train, files.test], settings=files)
+        yield Named(name, "Classification", task, digest)
+    for name, path in recipe.clustering.items():
+        yield Named(name, "Clustering", read_clustering(Path(path)), _digest([path]))
+    for name, path in recipe.pair_classification.items():
+        yield Named(name, "PairClassification", read_pair_task(Path(path)), _digest([path]))
+    for name, path in recipe.reranking.items():
+        yield Named(name, "Reranking", read_reranking(Path(path)), _digest([path]))
+
+
+def _retrieval(name: str, asked: Retrieval) -> Named:
+    files = [path for path in (asked.queries, asked.judgements) if path is not None]
+    if asked.judgements is None:
+        judged = read_queries(Path(asked.queries))
+    else:
+        judged = read_judged(Path(asked.queries), judgements=Path(asked.judgements))
+    shards = open_shards(Path(asked.corpus))
+    records = shards.records(0, shards.num_rows)
+    names = [record["title" if judged.by_title else "id"] for record in records]
+    check_corpus(name, judged, names=names)
+    task = RetrievalTask(judged, names, [record["text"] for record in records])
+    return Named(name, "Retrieval", task, _digest(files, extra=shards.digest))
+
+
+def _digest(files: Sequence[str], *, settings: Section | None = None, extra: str = "") -> str:
+    """Of the content of files, not of where they are."""
+    parts = [sha256_of(Path(path)) for path in files] + [extra]
+    if settings is not None:
+        parts.append(settings.model_dump_json(exclude={"train", "test"}))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
