@@ -113,15 +113,15 @@ def plan(
     jobs = []
     for name, recipe in stages.items():
         asked = whole
-        if isinstance(recipe, EvaluateRecipe | EmbedRecipe):
-            workers = arguments.nodes * ranks
-            if isinstance(recipe, EvaluateRecipe):
-                workers = min(workers, num_parts(recipe))
-            asked = one
-            if cluster == "slurm" and (isinstance(recipe, EmbedRecipe) or workers > 1):
-                throttle = arguments.array_throttle
-                asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
-        elif isinstance(recipe, TrainingRecipe):
+        workers = arguments.nodes * ranks
+        if isinstance(recipe, EvaluateRecipe):
+            asked, workers = one, min(workers, num_parts(recipe))
+        if cluster == "slurm" and (
+            isinstance(recipe, EmbedRecipe) or isinstance(recipe, EvaluateRecipe) and workers > 1
+        ):
+            throttle = arguments.array_throttle
+            asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
+        if isinstance(recipe, TrainingRecipe):
             asked = dataclasses.replace(whole, chained=arguments.chain > 1)
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / "logs" / name).absolute()))
