@@ -91,6 +91,18 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     return found
 
 
+class Embedder:
+    """An encoder with the instruction of one task, as `toolkit.evaluation.task.Embed` says."""
+
+    def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
+        self.encoder, self.name, self.revision = encoder, name, encoder.digest()
+        self._before = encoder.before_text(instruction)
+
+    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
+        """Vectors (N, D), fp32, in the order of `texts`."""
+        return self.encoder.vectors_of(texts, instruction=self._before if instructed else "")
+
+
 class _Scorer:
     """Keeps the encoder of the last part: the parts of one encoder follow one another."""
 
@@ -101,12 +113,8 @@ class _Scorer:
 
     def scores(self, part: Part) -> Mapping[str, float]:
         """Of the part's encoder on its task."""
-        encoder = self.load(part)
-        before = encoder.before_text(self._recipe.instructions.get(part.task, ""))
-
-        def embed(texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
-            return encoder.vectors_of(texts, instruction=before if instructed else "")
-
+        instruction = self._recipe.instructions.get(part.task, "")
+        embed = Embedder(self.load(part), name=part.encoder, instruction=instruction)
         return self._tasks[part.task].scores(embed)
 
     def load(self, part: Part) -> "Encoder":

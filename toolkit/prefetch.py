@@ -1,5 +1,5 @@
-"""What jobs will need and compute nodes cannot fetch: models and tokenizers, brought to this
-machine's hub cache, on a login node.
+"""What jobs will need and compute nodes cannot fetch: models, tokenizers and MTEB's data, brought
+to this machine's hub cache, on a login node.
 
     python -m toolkit.prefetch RECIPE [key=value ...]
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from toolkit.cluster.launched import PREFETCHED_FILE
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed, write_json
+from toolkit.schema import EvaluateRecipe, Mteb, StageRecipe
 from toolkit.stages import inputs_of, resolve
 
 
@@ -34,13 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     return guarded(lambda: prefetch(arguments.recipe, overrides=arguments.overrides))
 
 
-def prefetch(recipe: str, *, overrides: Sequence[str]) -> None:
+def prefetch(name: str, *, overrides: Sequence[str]) -> None:
     """Fetch every model that is not there and that no earlier stage writes; write the manifest.
 
-    Raises `BadInput` for a model that cannot be had and for shards that are not there.
+    Raises `BadInput` for a model or data that cannot be had and for shards that are not there.
     """
-    _, run_dir, stages = resolve(recipe, overrides=overrides)
-    needed = [inputs_of(stages, name=name) for name in stages]
+    _, run_dir, stages = resolve(name, overrides=overrides)
+    needed = [inputs_of(stages, name=stage) for stage in stages]
     models = list(dict.fromkeys(model for found, _ in needed for model in found))
     shards = list(dict.fromkeys(place for _, found in needed for place in found))
     for place in shards:
@@ -60,9 +61,23 @@ def prefetch(recipe: str, *, overrides: Sequence[str]) -> None:
             "digest": model_digest(folder),
         }
         print(f"{model}: {size / 1e9:.2f} GB in {folder}", flush=True)
+    tasks = [task for recipe in stages.values() for task in _mteb_data(recipe)]
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / PREFETCHED_FILE, {"models": told, "shards": shards})
-    print(f"all that {recipe} needs is here; see {run_dir / PREFETCHED_FILE}")
+    write_json(run_dir / PREFETCHED_FILE, {"models": told, "shards": shards, "mteb": tasks})
+    print(f"all that {name} needs is here; see {run_dir / PREFETCHED_FILE}")
+
+
+def _mteb_data(recipe: StageRecipe) -> list[str]:
+    """Fetch the data of the MTEB tasks that an evaluation names; returns their names."""
+    if not isinstance(recipe, EvaluateRecipe) or recipe.mteb == Mteb():
+        return []
+    from toolkit.evaluation.mteb_tasks import load_data, tasks_of
+
+    tasks = tasks_of(recipe.mteb)
+    for task in tasks:
+        load_data(task)
+        print(f"{task.metadata.name}: {task.metadata.dataset['path']}", flush=True)
+    return [task.metadata.name for task in tasks]
 
 
 if __name__ == "__main__":

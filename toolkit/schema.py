@@ -247,9 +247,18 @@ class Classification(Section):
     experiments: Count = 10
 
 
+class Mteb(Section):
+    """Tasks of MTEB by name, or all of `benchmark`: one of MTEB's, such as "MTEB(eng, v2)", or
+    "llm2vec-15", the subset of the LLM2Vec paper; of each the `languages` only, by ISO 639-3."""
+
+    tasks: tuple[Text, ...] = ()
+    benchmark: Text | None = None
+    languages: tuple[Text, ...] = ("eng",)
+
+
 class EvaluateRecipe(Section):
-    """Scores of several encoders side by side, on local files. Tasks by name; `instructions` stand
-    before the texts of a task (of retrieval and reranking: before its queries).
+    """Scores of several encoders side by side, on local files and MTEB's tasks. Tasks by name;
+    `instructions` stand before the texts of a task (of retrieval and reranking: of its queries).
 
     Workers share the pairs of encoder and task by leases, as an embedding's do.
     """
@@ -263,6 +272,7 @@ class EvaluateRecipe(Section):
     clustering: dict[str, Text] = {}
     pair_classification: dict[str, Text] = {}
     reranking: dict[str, Text] = {}
+    mteb: Mteb = Mteb()
     instructions: dict[str, str] = {}
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 

@@ -117,7 +117,7 @@ def plan(
         if isinstance(recipe, EvaluateRecipe):
             asked, workers = one, min(workers, num_parts(recipe))
         if cluster == "slurm" and (
-            isinstance(recipe, EmbedRecipe) or isinstance(recipe, EvaluateRecipe) and workers > 1
+            isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
         ):
             throttle = arguments.array_throttle
             asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
@@ -137,6 +137,7 @@ def num_parts(recipe: EvaluateRecipe) -> int:
         + len(recipe.clustering)
         + len(recipe.pair_classification)
         + len(recipe.reranking)
+        + len(recipe.mteb.tasks)
     )
 
 

@@ -50,7 +50,9 @@ class ClassificationTask:
             model = LogisticRegression(max_iter=ITERATIONS, random_state=SEED)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # MTEB's 100 steps seldom do
-                model.fit([vectors[row] for row in rows], [self.train[1][row] for row in rows])
+                model.fit(
+                    np.stack([vectors[row] for row in rows]), [self.train[1][row] for row in rows]
+                )
             told = model.predict(test_ND)
             f1 = f1_score(self.test[1], told, average="macro", zero_division=0)
             found.append((accuracy_score(self.test[1], told), f1))

@@ -14,10 +14,14 @@ LOWER_IS_BETTER = ("alignment", "uniformity")
 
 
 class Embed(Protocol):
-    """Texts to vectors (N, D), fp32, in their order; `instructed` puts the task's instruction
-    before each."""
+    """An encoder with the instruction of a task. `revision` is its digest."""
 
-    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors: ...
+    name: str
+    revision: str
+
+    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:
+        """Texts to vectors (N, D), fp32, in their order; `instructed` puts the instruction before
+        each."""
 
 
 class Task(Protocol):

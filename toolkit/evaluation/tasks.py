@@ -36,7 +36,7 @@ def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
     Raises `BadInput` for a file that cannot be scored, two tasks of one name, an instruction for no
     task, and a recipe without any.
     """
-    found = list(_local(recipe))
+    found = [*_local(recipe), *_of_mteb(recipe)]
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
@@ -68,6 +68,17 @@ def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
         yield Named(name, "PairClassification", read_pair_task(Path(path)), _digest([path]))
     for name, path in recipe.reranking.items():
         yield Named(name, "Reranking", read_reranking(Path(path)), _digest([path]))
+
+
+def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
+    if not recipe.mteb.tasks and recipe.mteb.benchmark is None:
+        return
+    from toolkit.evaluation import mteb_tasks  # seconds, and an extra
+
+    results_dir = Path(recipe.output_dir) / mteb_tasks.RESULT_DIR
+    for one in mteb_tasks.tasks_of(recipe.mteb):
+        task = mteb_tasks.MtebTask(one, results_dir)
+        yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one))
 
 
 def _retrieval(name: str, asked: Retrieval) -> Named:

@@ -1,0 +1,225 @@
+"""MTEB's own tasks on local data, run with our model by MTEB: the scores that our tasks give."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mteb
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from mteb.abstasks import (
+    AbsTaskClassification,
+    AbsTaskClustering,
+    AbsTaskPairClassification,
+    AbsTaskRetrieval,
+    AbsTaskSTS,
+)
+from mteb.abstasks.task_metadata import TaskMetadata
+from numpy.typing import NDArray
+
+from tests.evaluation.real_sets import read_cranfield, read_entailment
+from toolkit.encoding.encoder import Encoder
+from toolkit.evaluate import Embedder
+from toolkit.evaluation.classes import ClassificationTask, ClusteringTask, PairTask
+from toolkit.evaluation.labelled import read_labelled
+from toolkit.evaluation.mteb_tasks import MtebModel, MtebTask, tasks_of
+from toolkit.evaluation.retrieval import Judged, RetrievalTask
+from toolkit.evaluation.sts import StsTask, read_pairs
+from toolkit.files import BadInput, read_json
+from toolkit.schema import EncoderSettings, Mteb
+
+ROWS = 400
+
+
+def metadata(name: str, *, kind: str, main: str) -> TaskMetadata:
+    return TaskMetadata(
+        name=name,
+        description="Local data.",
+        reference=None,
+        dataset={"path": "local/none", "revision": "1"},
+        type=kind,
+        category="t2t",
+        modalities=["text"],
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score=main,
+        date=None,
+        domains=None,
+        task_subtypes=None,
+        license=None,
+        annotations_creators=None,
+        dialect=None,
+        sample_creation=None,
+        bibtex_citation=None,
+    )
+
+
+class LocalSTS(AbsTaskSTS):
+    metadata = metadata("LocalSTS", kind="STS", main="cosine_spearman")
+    min_score, max_score = 0, 5
+
+
+class LocalIntents(AbsTaskClassification):
+    metadata = metadata("LocalIntents", kind="Classification", main="accuracy")
+    n_experiments = 3
+
+
+class LocalClusters(AbsTaskClustering):
+    metadata = metadata("LocalClusters", kind="Clustering", main="v_measure")
+    max_fraction_of_documents_to_embed = None
+    max_documents_per_cluster = ROWS
+
+
+class LocalEntailment(AbsTaskPairClassification):
+    metadata = metadata("LocalEntailment", kind="PairClassification", main="cosine_ap")
+
+
+class LocalCranfield(AbsTaskRetrieval):
+    metadata = metadata("LocalCranfield", kind="Retrieval", main="ndcg_at_10")
+
+
+def with_data(task: Any, dataset: Any) -> Any:
+    task.dataset = dataset
+    task.data_loaded = True
+    return task
+
+
+class Remembering:
+    """An embedder that works on every text once: both ways see the same vectors."""
+
+    def __init__(self, inner: Embedder) -> None:
+        self._inner, self._known = inner, dict[tuple[str, bool], NDArray[np.float32]]()
+        self.name, self.revision = inner.name, inner.revision
+        self.rows = 0
+
+    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> NDArray[np.float32]:
+        new = [text for text in dict.fromkeys(texts) if (text, instructed) not in self._known]
+        self.rows += len(new)
+        for text, vector in zip(new, self._inner(new, instructed=instructed), strict=True):
+            self._known[text, instructed] = vector
+        return np.stack([self._known[text, instructed] for text in texts])
+
+
+@pytest.fixture(scope="module")
+def embed(tiny_model: Path) -> Remembering:
+    settings = EncoderSettings(model=str(tiny_model), max_tokens=32)
+    return Remembering(Embedder(Encoder(settings), name="tiny model", instruction="Find it."))
+
+
+def by_mteb(task: Any, embed: Remembering, folder: Path) -> dict[str, float]:
+    """All scores of the test split; `MtebTask` gives the main one of them."""
+    main = MtebTask(task, folder).scores(embed)["main score"]
+    (path,) = folder.rglob(f"{task.metadata.name}.json")
+    (scores,) = read_json(path)["scores"]["test"]
+    assert main == pytest.approx(scores["main_score"], abs=1e-6)
+    found: dict[str, float] = scores
+    return found
+
+
+def test_sts(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+    pairs = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-test.csv")
+    columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.grades_P}
+    task = with_data(LocalSTS(), {"test": Dataset.from_dict(columns)})
+    theirs = by_mteb(task, embed, tmp_path)
+    ours = StsTask(pairs).scores(embed)
+    assert ours["Spearman"] == pytest.approx(theirs["cosine_spearman"], abs=1e-6)
+    assert 0.1 < ours["Spearman"] < 0.9
+
+
+def test_classification(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+    train = read_labelled(real_data / "banking77" / "train.csv")
+    test = tuple(column[::20] for column in read_labelled(real_data / "banking77" / "test.csv"))
+    number = {label: place for place, label in enumerate(sorted(set(train[1])))}
+    splits = {
+        name: Dataset.from_dict({"text": texts, "label": [number[label] for label in labels]})
+        for name, (texts, labels) in (("train", train), ("test", test))
+    }
+    theirs = by_mteb(with_data(LocalIntents(), DatasetDict(splits)), embed, tmp_path)
+    ours = ClassificationTask(train, test, samples_per_label=8, experiments=3).scores(embed)
+    assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-6)
+    assert ours["macro F1"] == pytest.approx(theirs["f1"], abs=1e-6)
+    assert ours["accuracy"] > 3 / 77
+
+
+def test_clustering(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+    texts, labels = read_labelled(real_data / "banking77" / "test.csv")
+    texts, labels = texts[:ROWS], labels[:ROWS]  # the first ten intents
+    dataset = Dataset.from_dict({"sentences": texts, "labels": labels})
+    theirs = by_mteb(with_data(LocalClusters(), {"test": dataset}), embed, tmp_path)
+    ours = ClusteringTask(texts, labels).scores(embed)
+    assert ours["V-measure"] == pytest.approx(theirs["v_measure"], abs=1e-6)
+    assert 0.1 < ours["V-measure"] < 1.0
+
+
+def test_pair_classification(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+    first, second, matches = read_entailment(real_data, rows=ROWS)
+    columns = {"sentence1": first, "sentence2": second, "labels": matches}
+    task = with_data(LocalEntailment(), {"test": Dataset.from_dict(columns)})
+    theirs = by_mteb(task, embed, tmp_path)
+    ours = PairTask(first, second, np.array(matches)).scores(embed)
+    assert ours["AP"] == pytest.approx(theirs["cosine_ap"], abs=1e-6)
+    assert ours["accuracy"] == pytest.approx(theirs["cosine_accuracy"], abs=1e-6)
+
+
+def test_retrieval(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+    """Cranfield, its queries with an instruction; each text is embedded once for both ways."""
+    documents, queries, grades = read_cranfield(real_data)
+    split = {
+        "corpus": Dataset.from_list([{"id": i, "text": t} for i, t in documents.items()]),
+        "queries": Dataset.from_list([{"id": i, "text": t} for i, t in queries.items()]),
+        "relevant_docs": {name: dict(graded) for name, graded in grades.items()},
+        "top_ranked": None,
+    }
+    task = with_data(LocalCranfield(), {"default": {"test": split}})
+    theirs = by_mteb(task, embed, tmp_path)
+    rows = embed.rows
+    ours = RetrievalTask(Judged(queries, grades), list(documents), list(documents.values())).scores(
+        embed
+    )
+    assert embed.rows == rows
+    names = {"nDCG@10": "ndcg_at_10", "R@100": "recall_at_100", "MRR@10": "mrr_at_10"}
+    for name, theirs_name in names.items():
+        # MTEB rounds these to five digits.
+        assert ours[name] == pytest.approx(theirs[theirs_name], abs=5.1e-6), name
+    assert 0.02 < ours["nDCG@10"] < 0.3
+
+
+def test_what_is_scored_is_not_scored_again(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
+    pairs = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-dev.csv")
+    columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.grades_P}
+    dataset = Dataset.from_dict(columns).select(range(100))
+    task = with_data(LocalSTS(), {"test": dataset})
+    first = MtebTask(task, tmp_path).scores(embed)
+    rows = embed.rows
+    assert MtebTask(task, tmp_path).scores(embed) == first
+    assert embed.rows == rows
+
+
+def test_our_model_is_what_mteb_asks_for(embed: Remembering) -> None:
+    model = MtebModel(embed)
+    assert isinstance(model, mteb.EncoderProtocol)
+    assert model.mteb_model_meta.name == "toolkit/tiny-model"
+
+
+def test_names_that_mteb_does_not_have_are_refused() -> None:
+    assert len(tasks_of(Mteb(benchmark="llm2vec-15"))) == 15
+    (task,) = tasks_of(Mteb(tasks=("STS17",)))
+    assert task.hf_subsets == ["en-en"]
+    with pytest.raises(BadInput, match=r"'STS77' not found. Did you mean: 'STS17'"):
+        tasks_of(Mteb(tasks=("STS77",)))
+    with pytest.raises(BadInput, match=r"mteb\.benchmark='MTEB\(klingon\)': MTEB has no such"):
+        tasks_of(Mteb(benchmark="MTEB(klingon)"))
+
+
+def test_data_that_is_not_here_is_named(
+    embed: Remembering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (task,) = tasks_of(Mteb(tasks=("STSBenchmark",)))
+    with pytest.raises(
+        BadInput, match=r"STSBenchmark: its data is neither in the cache .*prefetch"
+    ):
+        MtebTask(task, tmp_path).scores(embed)

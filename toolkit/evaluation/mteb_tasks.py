@@ -1,0 +1,143 @@
+"""MTEB's own tasks, run by MTEB on our vectors; its results are kept as its JSON.
+
+Needs the package mteb (an extra). Tasks read their data from the hub's cache: fetch it first where
+compute nodes are offline.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.evaluation.task import Embed, Vectors, checked
+from toolkit.files import BadInput
+from toolkit.schema import Mteb
+
+try:
+    import mteb
+    from mteb.cache import ResultCache
+    from mteb.models.model_meta import ModelMeta
+    from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+except ImportError as error:
+    raise BadInput("MTEB's tasks need the package mteb: pip install mteb") from error
+
+RESULT_DIR = "mteb"
+# BehnamGhader et al. 2024, appendix: the tasks that settings were chosen on.
+LLM2VEC_15 = (
+    "SciFact",
+    "ArguAna",
+    "NFCorpus",
+    "StackOverflowDupQuestions",
+    "SciDocsRR",
+    "BiorxivClusteringS2S",
+    "MedrxivClusteringS2S",
+    "TwentyNewsgroupsClustering",
+    "SprintDuplicateQuestions",
+    "Banking77Classification",
+    "EmotionClassification",
+    "MassiveIntentClassification",
+    "STS17",
+    "SICK-R",
+    "STSBenchmark",
+)
+SUBSETS = {"llm2vec-15": LLM2VEC_15}
+
+
+class MtebModel:
+    """An encoder as MTEB wants it (its `EncoderProtocol`); documents carry no instruction."""
+
+    def __init__(self, embed: Embed) -> None:
+        self._embed = embed
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", embed.name).strip("-.") or "encoder"
+        self.mteb_model_meta = ModelMeta.create_empty(
+            overwrites={"name": f"toolkit/{name}", "revision": embed.revision}
+        )
+
+    def encode(
+        self,
+        inputs: Iterable[Mapping[str, Any]],
+        *,
+        prompt_type: Any = None,
+        **others: Any,  # noqa: ARG002 (task, split, batch size: nothing depends on them)
+    ) -> Vectors:
+        """Vectors (N, D), fp32, of all texts of `inputs` (batches with a list `text`)."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        is_document = getattr(prompt_type, "value", prompt_type) == "document"
+        return checked(self._embed(texts, instructed=not is_document), texts=texts)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines (N, M)."""
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines (N,)."""
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+@dataclasses.dataclass(frozen=True)
+class MtebTask:
+    """One task; what MTEB has scored already in `results_dir` it does not score again."""
+
+    task: Any
+    results_dir: Path
+    main: str = "main score"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """MTEB's main score, the mean over splits and languages."""
+        logging.getLogger("mteb").setLevel(logging.ERROR)
+        load_data(self.task)
+        found = mteb.evaluate(
+            MtebModel(embed),
+            self.task,
+            cache=ResultCache(self.results_dir),
+            co2_tracker=False,
+            show_progress_bar=False,
+        )
+        # Six digits are what its JSON keeps: a restart finds the same score.
+        return {self.main: round(float(found.task_results[0].get_score()), 6)}
+
+
+def load_data(task: Any) -> None:
+    """Read a task's data. Raises `BadInput` when it is neither in the cache nor to be had."""
+    try:
+        task.load_data()
+    except Exception as error:  # hub, data set and file errors of a dozen unrelated classes
+        raise BadInput(
+            f"{task.metadata.name}: its data is neither in the cache nor to be had ({error}); "
+            "fetch it first: python -m toolkit.prefetch RECIPE"
+        ) from error
+
+
+def tasks_of(asked: Mteb) -> Sequence[Any]:
+    """The tasks that a recipe names. Raises `BadInput` for names that MTEB does not have."""
+    names = [*asked.tasks, *SUBSETS.get(asked.benchmark or "", ())]
+    languages = list(asked.languages) or None
+    found = []
+    for name in names:
+        try:
+            found.append(mteb.get_task(name, languages=languages, exclusive_language_filter=True))
+        except KeyError as error:
+            raise BadInput(f"mteb.tasks: {error.args[0]}") from error
+    if asked.benchmark is not None and asked.benchmark not in SUBSETS:
+        try:
+            found += list(mteb.get_benchmark(asked.benchmark).tasks)
+        except KeyError as error:
+            raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such") from error
+    if without := [task.metadata.name for task in found if not task.hf_subsets]:
+        raise BadInput(f"mteb: {without[0]} has nothing in the languages {asked.languages}")
+    return found
+
+
+def digest_of(task: Any) -> str:
+    """Of the data set's revision, what is taken of it, and how it is scored."""
+    made_of = (
+        mteb.__version__,
+        task.metadata.name,
+        task.metadata.dataset,
+        task.eval_splits,
+        task.hf_subsets,
+    )
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()
