@@ -14,6 +14,7 @@ from tests.encoding.conftest import embed
 from toolkit import report, train
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.encoding.store import VectorStore
+from toolkit.evaluation.parts import Part, keep, main_scores
 from toolkit.training.metrics import read_metrics
 
 PNG = b"\x89PNG\r\n"
@@ -27,8 +28,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_model: Path
     for steps in (2, 4):
         assert train.main(["tiny_mntp", *given, f"train.steps={steps}", *LOGGED]) == 0
     embed(folder / "embed", f"corpus.input={shards}", f"encoder.model={tiny_model}")
-    scores = {"before": {"STS": 0.25, "recall": 0.5}, "after": {"STS": 0.75}}
-    (folder / "evaluate").mkdir()
+    scores = {
+        "before": {"STS Spearman": 0.25, "STS isotropy": 0.5},
+        "after": {"STS Spearman": 0.75},
+    }
+    part = Part("before", "STS", {"main": "Spearman"})
+    keep(part, {"Spearman": 0.25}, output_dir=folder / "evaluate")
     (folder / "evaluate" / "scores.json").write_text(json.dumps(scores))
     stages = [
         Launched(name, name, str(folder / name), str(folder / "logs" / name), steps)
@@ -48,8 +53,9 @@ def test_the_page_holds_what_the_files_say(run: Path) -> None:
     assert "<b>" not in page
     assert f"{read_metrics(run / 'mntp')[-1]['loss']:.4f}" in page
     assert len(re.findall(r"<td>20\d\d-\d\d-\d\dT", page)) == 2  # starts
-    assert "<td>before</td><td>0.2500</td><td>0.5000</td>" in page
-    assert "<td>after</td><td>0.7500</td><td></td>" in page
+    assert "<th>score</th><th>before</th><th>after</th>" in page
+    assert "<td>STS Spearman</td><td>0.2500</td><td>0.7500</td>" in page
+    assert "<td>STS isotropy</td><td>0.5000</td><td>-</td>" in page
     titles = [record["title"] for record in records(run / "embed")]
     nearest = re.findall(r"<tr><td>([^<]+)</td><td>([^<]+ \(\d\.\d{3}\);[^<]+)</td>", page)
     assert len(nearest) == report.SAMPLES
@@ -61,11 +67,20 @@ def records(encoding: Path) -> list[dict[str, str]]:
     return [record for unit in store.units for record in store.records(unit)]
 
 
+def test_only_the_main_score_of_a_task_has_a_bar(run: Path) -> None:
+    assert main_scores(run / "evaluate") == ["STS Spearman"]
+    rows = {"before": {"STS Spearman": 0.25, "STS isotropy": 0.5}}
+    assert report.shown(rows, main=["STS Spearman"]) == {"before": {"STS Spearman": 0.25}}
+    assert report.shown(rows, main=[]) == rows
+    assert report.main([str(run / "evaluate"), "--output", str(run / "alone")]) == 0
+    assert "STS Spearman" in (run / "alone" / "index.html").read_text()
+
+
 def test_it_needs_nothing_else(run: Path) -> None:
     """The pictures are in the page, and as files beside it; nothing comes from the network."""
     page = (run / "report" / "index.html").read_text()
     sources = re.findall(r'(?:src|href)="([^"]+)"', page)
-    assert len(sources) == 3
+    assert len(sources) == 4
     inside = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources}
     beside = {path.read_bytes() for path in (run / "report").glob("*.png")}
     assert inside == beside

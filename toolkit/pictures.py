@@ -1,4 +1,4 @@
-"""Pictures of a run as PNG: curves of training, bars of scores, a map of embeddings.
+"""Pictures of a run as PNG: curves of training, bars of scores, maps of embeddings.
 
 Knows matplotlib. Refuses to know where the numbers come from.
 
@@ -14,7 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-CURVES = ("loss", "held_out_loss", "accuracy", "lr", "grad_norm", "tokens_per_s", "memory_gib")
+CURVES = (
+    "loss",
+    "held_out_loss",
+    "accuracy",
+    "probe_spearman",
+    "probe_ndcg_at_10",
+    "lr",
+    "grad_norm",
+    "tokens_per_s",
+    "memory_gib",
+)
 DPI = 110
 
 
@@ -70,6 +80,23 @@ def embedding_map(unit_ND: NDArray[np.float32], *, names: Sequence[str], named: 
         axes.annotate(names[row][:28], points_N2[row], fontsize=7, alpha=0.9)
     axes.set_title(f"{len(points_N2):,} vectors; two components, {share:.0%} of the variance")
     axes.tick_params(labelsize=7)
+    return _png(figure)
+
+
+def heat_map(unit_ND: NDArray[np.float32], *, names: Sequence[str]) -> bytes:
+    """The cosine of every two vectors of unit length; those alike stand together (the order of the
+    first principal component)."""
+    centred_ND = unit_ND - unit_ND.mean(axis=0)
+    order = np.argsort(np.linalg.svd(centred_ND, full_matrices=False)[0][:, 0])
+    cosine_NN = unit_ND[order] @ unit_ND[order].T
+    figure = Figure(figsize=(8.5, 7), layout="constrained")
+    axes = figure.add_subplot()
+    lowest = float(cosine_NN.min())
+    image = axes.imshow(cosine_NN, vmin=lowest, vmax=1.0, cmap="viridis")
+    told = [names[row][:24] for row in order]
+    axes.set_xticks(range(len(told)), told, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(told)), told, fontsize=7)
+    figure.colorbar(image, label="cosine", shrink=0.8)
     return _png(figure)
 
 

@@ -22,11 +22,12 @@ from toolkit.cluster.launched import read_launched
 from toolkit.door import guarded
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.plan import MANIFEST_FILE
+from toolkit.evaluation.parts import main_scores
 from toolkit.files import BadInput, read_json, read_json_lines, write_atomic
 from toolkit.standing import SCORES_FILE, Standing, standings
 from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
 
-MAP_ROWS, MAP_NAMES = 2000, 14
+MAP_ROWS, MAP_NAMES, HEAT_ROWS = 2000, 14, 24
 SAMPLES, NEIGHBOURS = 6, 3
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
@@ -80,6 +81,7 @@ def report(run: Path, *, output: Path) -> None:
     print(f"{output / 'index.html'}: {len(found)} stages, {len(pictures)} pictures")
 
 
+Scores = Mapping[str, Mapping[str, float]]
 Section = tuple[str, str, str, bytes]  # title, HTML, name of the picture, the picture if any
 
 
@@ -87,7 +89,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
     """What there is to show of a stage; each names the file that it comes from."""
     from toolkit import pictures
 
-    if rows := [row for row in read_metrics(output) if row["step"] or "held_out_loss" in row]:
+    if rows := [row for row in read_metrics(output) if row["step"] or len(row) > 2]:
         starts = read_json_lines(output / STARTS_FILE)
         restarts = [int(start["step"]) for start in starts[1:]]
         text = came_from(output / METRICS_FILE) + table(starts_told(starts))
@@ -98,10 +100,10 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
             pictures.curves(rows, restarts=restarts),
         )
     if (output / SCORES_FILE).is_file():
-        scores: Mapping[str, Mapping[str, float]] = read_json(output / SCORES_FILE)
-        told = [{"encoder": name, **row} for name, row in scores.items()]
-        text = came_from(output / SCORES_FILE) + table(told)
-        yield f"{one.stage}: scores", text, f"{one.stage}-scores.png", pictures.bars(scores)
+        scores: Scores = read_json(output / SCORES_FILE)
+        picture = pictures.bars(shown(scores, main=main_scores(output)))
+        text = came_from(output / SCORES_FILE) + table(transposed(scores))
+        yield f"{one.stage}: scores", text, f"{one.stage}-scores.png", picture
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)
 
@@ -127,6 +129,27 @@ def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
     text = came_from(output / MANIFEST_FILE) + table(neighbours)
     picture = pictures.embedding_map(unit, names=names, named=MAP_NAMES)
     yield f"{one.stage}: embeddings", text, f"{one.stage}-map.png", picture
+    some = np.unique(np.linspace(0, len(rows) - 1, HEAT_ROWS).astype(int))
+    picture = pictures.heat_map(unit[some], names=[names[row] for row in some])
+    text = came_from(output / MANIFEST_FILE)
+    yield f"{one.stage}: similarities", text, f"{one.stage}-similarities.png", picture
+
+
+def shown(scores: Scores, *, main: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of each encoder the tasks' main scores; all where it is not known which these are."""
+    return {
+        encoder: {name: value for name, value in row.items() if name in main or not main}
+        for encoder, row in scores.items()
+    }
+
+
+def transposed(scores: Scores) -> list[dict[str, Any]]:
+    """A row a score, a column an encoder."""
+    names = dict.fromkeys(name for row in scores.values() for name in row)
+    return [
+        {"score": name, **{encoder: row.get(name, "-") for encoder, row in scores.items()}}
+        for name in names
+    ]
 
 
 def names_of(store: Any, rows: Sequence[int]) -> list[str]:

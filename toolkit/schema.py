@@ -61,6 +61,24 @@ class Data(Section):
     max_tokens: Annotated[int, Field(ge=8)]
 
 
+class Retrieval(Section):
+    """A retrieval task: a directory of shards, and JSON lines of queries, either of query and
+    relevant titles, or of _id and text with `judgements` (.tsv as in BEIR, or as in TREC)."""
+
+    corpus: Text
+    queries: Text
+    judgements: Text | None = None
+
+
+class Probe(Section):
+    """What is looked at before the first step and after every `every_steps`: graded pairs (`sts`,
+    a .tsv or .csv) or a retrieval task, small ones."""
+
+    every_steps: Count
+    sts: Text | None = None
+    retrieval: Retrieval | None = None
+
+
 class Train(Section):
     """The optimisation. `horizon_steps` is where the linear schedule reaches zero; it is another
     setting than `steps`, where the run stops: the reference stops early in a long schedule.
@@ -71,9 +89,9 @@ class Train(Section):
     metrics elsewhere too.
 
     Kept are the newest `keep_checkpoints`, those of every `keep_every_steps`, and with `keep_best`
-    that with the lowest held-out loss (MNTP). `background_save` writes them from copies in host
-    memory while training goes on. A run directory is continued by its own recipe only, but for
-    the keys that `may_differ` names.
+    that with the best score of the `probe`, or else the lowest held-out loss (MNTP).
+    `background_save` writes them from copies in host memory while training goes on. A run directory
+    is continued by its own recipe only, but for the keys that `may_differ` names.
 
     Ranks say every `heartbeat_s` seconds that they live: one that is silent for two of these ends
     the job, and so does a job in which no rank gets on for `stall_s`."""
@@ -95,6 +113,7 @@ class Train(Section):
     keep_checkpoints: Count = 2
     keep_every_steps: Count | None = None
     keep_best: bool = False
+    probe: Probe | None = None
     background_save: bool = False
     may_differ: tuple[Text, ...] = ()
     heartbeat_s: Positive = 5.0
@@ -226,15 +245,6 @@ class EmbedRecipe(Section):
     dims: Count | None = None
     normalize: bool = False
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
-
-
-class Retrieval(Section):
-    """A retrieval task: a directory of shards, and JSON lines of queries, either of query and
-    relevant titles, or of _id and text with `judgements` (.tsv as in BEIR, or as in TREC)."""
-
-    corpus: Text
-    queries: Text
-    judgements: Text | None = None
 
 
 class Classification(Section):

@@ -78,10 +78,12 @@ def _is_run(path: Path) -> bool:
 def _kind_of(path: Path) -> str:
     if (path / PLAN_FILE).is_file():
         return "embed"
+    if (path / SCORES_FILE).is_file():
+        return "evaluate"
     if not (path / "config.yaml").is_file():
         raise BadInput(
             f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
-            "output_dir of toolkit.encode"
+            "output_dir of toolkit.encode or toolkit.evaluate"
         )
     recipe = load_recipe(str(path / "config.yaml"))
     if isinstance(recipe, PipelineRecipe):

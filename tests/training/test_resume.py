@@ -141,6 +141,7 @@ def some_train(**settings: object) -> Train:
         ({"keep_checkpoints": 1, "keep_every_steps": 3}, "367"),
         ({"keep_checkpoints": 1, "keep_best": True}, "267"),
         ({"keep_checkpoints": 9}, "1234567"),
+        ({"keep_checkpoints": 1, "keep_best": True, "probed": True}, "567"),
     ],
 )
 def test_prune_keeps_the_newest_and_what_it_is_told(
@@ -150,6 +151,8 @@ def test_prune_keeps_the_newest_and_what_it_is_told(
         folder = tmp_path / "checkpoints" / f"step-{number:08d}"
         folder.mkdir(parents=True)
         state = {"held_out_loss": None if number == 1 else abs(number - 2.2)}
+        if settings.get("probed"):
+            state["probe"] = None if number % 2 == 0 else -abs(number - 5)
         text = json.dumps({**state, "digest": content_digest(state)})
         (folder / "state.json").write_text(text)
         if number != 7:

@@ -6,6 +6,7 @@
 Knows files and leases. Refuses to know how a score is made. No torch.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,15 @@ def keep(part: Part, scores: Mapping[str, float], *, output_dir: Path) -> None:
     path = part.path(output_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"scores": dict(scores), "facts": dict(part.facts)})
+
+
+def main_scores(output_dir: Path) -> list[str]:
+    """The names in scores.json of each task's main score, as far as parts tell; any order."""
+    found = set()
+    for path in (output_dir / PART_DIR).glob("*/*.json"):
+        with contextlib.suppress(BadInput, KeyError, TypeError):
+            found.add(f"{path.stem} {read_json(path)['facts']['main']}")
+    return sorted(found)
 
 
 def share(

@@ -51,7 +51,8 @@ def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
     for name, path in recipe.sts.items():
         yield Named(name, "STS", StsTask(read_pairs(Path(path))), _digest([path]))
     for name, asked in recipe.retrieval.items():
-        yield _retrieval(name, asked)
+        found, digest = read_retrieval(name, asked)
+        yield Named(name, "Retrieval", found, digest)
     for name, files in recipe.classification.items():
         task = read_classification(
             name,
@@ -81,7 +82,8 @@ def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
         yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one))
 
 
-def _retrieval(name: str, asked: Retrieval) -> Named:
+def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
+    """A retrieval task and the digest of what it is made of."""
     files = [path for path in (asked.queries, asked.judgements) if path is not None]
     if asked.judgements is None:
         judged = read_queries(Path(asked.queries))
@@ -92,7 +94,7 @@ def _retrieval(name: str, asked: Retrieval) -> Named:
     names = [record["title" if judged.by_title else "id"] for record in records]
     check_corpus(name, judged, names=names)
     task = RetrievalTask(judged, names, [record["text"] for record in records])
-    return Named(name, "Retrieval", task, _digest(files, extra=shards.digest))
+    return task, _digest(files, extra=shards.digest)
 
 
 def _digest(files: Sequence[str], *, settings: Section | None = None, extra: str = "") -> str:

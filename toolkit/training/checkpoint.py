@@ -138,14 +138,14 @@ def _state(folder: Path) -> dict[str, Any]:
 
 def prune(run_dir: Path, *, train: Train) -> None:
     """Remove whole checkpoints but for the newest `keep_checkpoints`, those of every
-    `keep_every_steps`, and with `keep_best` that with the lowest held-out loss."""
+    `keep_every_steps`, and with `keep_best` the best by `_badness`."""
     parent = run_dir / CHECKPOINT_DIR
     whole = sorted(path for path in parent.glob(f"{PREFIX}*") if is_committed(path))
     kept = set(whole[-train.keep_checkpoints :])
     if train.keep_every_steps:
         kept |= {path for path in whole if _step_of(path) % train.keep_every_steps == 0}
     if train.keep_best:
-        judged = [(loss, path) for path in whole if (loss := _held_out_loss(path)) is not None]
+        judged = [(bad, path) for path in whole if (bad := _badness(path)) is not None]
         kept |= {min(judged)[1]} if judged else set()
     for path in whole:
         if path not in kept:
@@ -156,10 +156,13 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix(PREFIX))
 
 
-def _held_out_loss(path: Path) -> float | None:
+def _badness(path: Path) -> float | None:
+    """The probe's score turned round, or the held-out loss where nothing was probed."""
     with contextlib.suppress(BadInput):  # damaged: not ours to judge, nor to end a run for
-        loss: float | None = _state(path)["held_out_loss"]
-        return loss
+        state = _state(path)
+        score: float | None = state.get("probe")
+        loss: float | None = state["held_out_loss"]
+        return loss if score is None else -score
     return None
 
 

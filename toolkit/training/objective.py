@@ -32,6 +32,10 @@ class Objective(Protocol):
     def needs_head(self) -> bool:
         """Whether the language-model head takes part."""
 
+    @property
+    def packed(self) -> bool:
+        """Whether rows lie one after another, without padding."""
+
     def encode(
         self, samples: Sequence[Sample[Any]], *, tokenizer: TextTokenizer
     ) -> Sequence[Encoded]:

@@ -389,7 +389,7 @@ def train_and_save(
 
     def save(step: int, last: bool) -> None:
         trainer.watchdog.enter("save", step=step)
-        facts = {"skipped_steps": recorder.skipped_steps, "held_out_loss": recorder.held_out_loss}
+        facts = {"skipped_steps": recorder.skipped_steps, **recorder.judged}
         saver.save(step=step, facts=facts, last=last)
 
     done = trainer.run(first_step=first_step, on_step=on_step, save=save, should_stop=should_stop)

@@ -12,6 +12,7 @@ from toolkit.schema import MntpRecipe, TrainingRecipe
 from toolkit.training.held_out import evaluate
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
+from toolkit.training.probe import open_probe
 from toolkit.training.utilisation import Utilisation
 from toolkit.training.views import View, open_views
 
@@ -27,10 +28,12 @@ class Recorder:
         self._recipe, self._trainer, self._train = recipe, trainer, recipe.train
         self._run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
         self.skipped_steps = first_skipped
-        self.held_out_loss: float | None = None  # after the last step, where it was looked at
+        # By which the best checkpoint is told: of the last step, where it was looked at.
+        self.judged: dict[str, float | None] = {"held_out_loss": None, "probe": None}
         self._evaluate_every = (
             recipe.mntp.evaluate_every_steps if isinstance(recipe, MntpRecipe) else None
         )
+        self._probe = open_probe(recipe.train.probe)
         self._metrics = MetricsLog(self._run_dir, step=first_step) if leads else None
         self._views: list[View] = []
         if leads:
@@ -46,7 +49,7 @@ class Recorder:
         )
         if leads and first_step:
             print(f"{recipe.kind}: goes on after step {first_step}")
-        if not first_step and (found := self._held_out(0)):
+        if not first_step and (found := self._looked_at(0)):
             self._write({"step": 0, **found})
 
     def on_step(self, done: Step) -> None:
@@ -55,8 +58,7 @@ class Recorder:
         Raises `RunFailed` on all ranks when more than `train.max_skipped_steps` were skipped.
         """
         self.skipped_steps += done.skipped
-        found = self._held_out(done.step)
-        self.held_out_loss = found.get("held_out_loss")
+        found = self._looked_at(done.step)
         used = self._utilisation.figures(done)
         row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **found}
         last = done.step == self._train.steps
@@ -81,12 +83,23 @@ class Recorder:
         for view in self._views:
             view.close()
 
-    def _held_out(self, step: int) -> dict[str, float]:
-        every = self._evaluate_every
-        if every and (step % every == 0 or step == self._train.steps):
+    def _looked_at(self, step: int) -> dict[str, float]:
+        """The held-out figures and those of the probe, where it is time for them."""
+        found: dict[str, float] = {}
+        self.judged = {"held_out_loss": None, "probe": None}
+        if self._is_time(step, every=self._evaluate_every):
             self._trainer.watchdog.enter("evaluate", step=step)
-            return evaluate(self._trainer)
-        return {}
+            found |= evaluate(self._trainer)
+            self.judged["held_out_loss"] = found.get("held_out_loss")
+        if self._probe and self._is_time(step, every=self._probe.every_steps):
+            self._trainer.watchdog.enter("evaluate", step=step)
+            scores = self._probe.scores(self._trainer)
+            found |= scores
+            self.judged["probe"] = next(iter(scores.values()))
+        return found
+
+    def _is_time(self, step: int, *, every: int | None) -> bool:
+        return bool(every) and (step % (every or 1) == 0 or step == self._train.steps)
 
     def _write(self, row: dict[str, float]) -> None:
         if self._metrics:

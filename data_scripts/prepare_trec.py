@@ -1,0 +1,162 @@
+"""A test collection in TREC's format as the files that evaluation reads.
+
+    python data_scripts/prepare_trec.py --documents cran.all.1400.xml --queries cran.qry.xml \
+        --judgements cranqrel.trec.txt --output trec/cranfield
+    python data_scripts/shard_wikipedia.py --input trec/cranfield/documents.jsonl \
+        --output trec/cranfield/shards
+
+Writes documents.jsonl (id, title, text), queries.jsonl (_id, text) and judgements.tsv, as in BEIR.
+In a recipe of `toolkit.evaluate` (paths under the collection's folder):
+
+    retrieval:
+      cranfield:
+        corpus: shards
+        queries: queries.jsonl
+        judgements: judgements.tsv
+"""
+
+import argparse
+import html
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from toolkit.door import guarded
+from toolkit.files import BadInput, write_atomic
+
+TEXT_FIELDS = ("text", "body")
+TITLE_FIELDS = ("title", "headline", "head")
+NUMBER = re.compile(r"(?:number\s*:)?\s*(\S+)", re.IGNORECASE)
+
+
+def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
+    """The fields of each <tag> of a file by their lower-case names; blanks are made one space.
+
+    Raises `BadInput` for a file without one. TREC's files are no XML: they have no root, and
+    characters that XML does not allow.
+    """
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); UTF-8, please") from error
+    flags = re.DOTALL | re.IGNORECASE
+    found = re.findall(rf"<{tag}>(.*?)</{tag}>", content, flags)
+    if not found:
+        raise BadInput(f"{path}: no <{tag}> ... </{tag}> in it")
+    for inner in found:
+        fields: dict[str, str] = {}
+        # An old topic does not close its fields: one ends where the next begins.
+        for name, value in re.findall(r"<(\w+)>(.*?)(?=</?\w+>|$)", inner, flags):
+            text = " ".join(html.unescape(value).split())
+            fields[name.lower()] = " ".join(filter(None, [fields.get(name.lower(), ""), text]))
+        yield fields
+
+
+def documents(path: Path) -> tuple[list[dict[str, str]], int]:
+    """Documents with a text, and how many have none. Raises `BadInput` for one without a number."""
+    kept, num_empty = [], 0
+    for number, fields in enumerate(records(path, tag="doc"), 1):
+        if not fields.get("docno"):
+            raise BadInput(f"{path}: document {number} has no <docno>")
+        text = _first(fields, TEXT_FIELDS)
+        if text:
+            title = _first(fields, TITLE_FIELDS)
+            kept.append({"id": fields["docno"], "title": title, "text": text})
+        else:
+            num_empty += 1
+    if not kept:
+        raise BadInput(f"{path}: no document has a <{'> or <'.join(TEXT_FIELDS)}>")
+    return kept, num_empty
+
+
+def queries(path: Path, *, in_order: bool) -> dict[str, str]:
+    """Queries by their number, or by their place from 1 with `in_order`."""
+    found: dict[str, str] = {}
+    for place, fields in enumerate(records(path, tag="top"), 1):
+        number = NUMBER.match(fields.get("num", ""))
+        if not number or not fields.get("title"):
+            raise BadInput(f"{path}: topic {place} lacks <num> or <title>")
+        name = str(place) if in_order else number.group(1)
+        if name in found:
+            raise BadInput(f"{path}: two topics have the number {name}")
+        found[name] = fields["title"]
+    return found
+
+
+def judgements(path: Path) -> list[tuple[str, str, int]]:
+    """Query, document and grade of each line."""
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            query, _, document, grade = line.split()
+            found.append((query, document, int(grade)))
+        except ValueError:
+            raise BadInput(f"{path}, line {number}: is not like: query 0 document grade") from None
+    return found
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the three files; what does not fit together is said."""
+    kept, num_empty = documents(arguments.documents)
+    asked = queries(arguments.queries, in_order=arguments.queries_in_order)
+    judged = judgements(arguments.judgements)
+    matched = [row for row in judged if row[0] in asked]
+    print(f"{len(kept):,} documents ({num_empty:,} without text left out), {len(asked):,} queries")
+    print(f"{len(matched):,} of {len(judged):,} judgements are of these queries")
+    if len(matched) < len(judged):
+        print(
+            "warning: judgements of no query: they may number the queries in their order, and then "
+            "those that match are of other queries; --queries-in-order does so too",
+            file=sys.stderr,
+        )
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    _write_lines(output / "documents.jsonl", kept)
+    rows = [{"_id": name, "text": text} for name, text in asked.items()]
+    _write_lines(output / "queries.jsonl", rows)
+    lines = ["query-id\tcorpus-id\tscore"]
+    lines += ["\t".join(map(str, row)) for row in judged]
+    write_atomic(output / "judgements.tsv", "\n".join(lines) + "\n")
+    print(
+        f"next: python data_scripts/shard_wikipedia.py --input {output / 'documents.jsonl'} "
+        f"--output {output / 'shards'}"
+    )
+
+
+def _first(fields: Mapping[str, str], names: tuple[str, ...]) -> str:
+    return next((fields[name] for name in names if fields.get(name)), "")
+
+
+def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    write_atomic(path, "\n".join(lines) + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Turn a test collection in TREC's format into files for toolkit.evaluate.",
+        epilog=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--documents", type=Path, required=True, help="<doc> with docno and text")
+    parser.add_argument("--queries", type=Path, required=True, help="<top> with num and title")
+    parser.add_argument("--judgements", type=Path, required=True, help="query 0 document grade")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument(
+        "--queries-in-order",
+        action="store_true",
+        help="number queries by their place in the file, as Cranfield's judgements do",
+    )
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""A small task that is looked at during training: is the encoder getting better?
+
+Knows ranks and the model as it is at the moment. Refuses to know when it is asked.
+
+Shapes: N texts, D width.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from toolkit.batch import embed_rows, lay_out, to_device
+from toolkit.evaluation.retrieval import RetrievalTask
+from toolkit.evaluation.sts import StsTask, read_pairs
+from toolkit.evaluation.task import Vectors
+from toolkit.evaluation.tasks import read_retrieval
+from toolkit.files import BadInput
+from toolkit.parallel import comm
+from toolkit.schema import Probe
+from toolkit.training.loop import Trainer
+
+SPEARMAN, NDCG = "probe_spearman", "probe_ndcg_at_10"
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenProbe:
+    """A probe with its files read; of both tasks, the first judges checkpoints."""
+
+    every_steps: int
+    sts: StsTask | None
+    retrieval: RetrievalTask | None
+
+    def scores(self, trainer: Trainer) -> dict[str, float]:
+        """Spearman of the pairs, nDCG@10 of the retrieval task, without dropout. Collective; the
+        result depends on the number of ranks by rounding only."""
+        embed = _Embed(trainer)
+        found = {}
+        if self.sts:
+            found[SPEARMAN] = self.sts.scores(embed)[self.sts.main]
+        if self.retrieval:
+            found[NDCG] = self.retrieval.scores(embed)[self.retrieval.main]
+        return found
+
+
+def open_probe(asked: Probe | None) -> OpenProbe | None:
+    """Read the files of a probe; `BadInput` when they cannot be scored, or there are none."""
+    if asked is None:
+        return None
+    if asked.sts is None and asked.retrieval is None:
+        raise BadInput("train.probe: give it sts (graded pairs) or retrieval")
+    sts = None if asked.sts is None else StsTask(read_pairs(Path(asked.sts)))
+    retrieval = None if asked.retrieval is None else read_retrieval("probe", asked.retrieval)[0]
+    return OpenProbe(asked.every_steps, sts, retrieval)
+
+
+class _Embed:
+    """Texts to vectors by the model in training. Ranks take micro-batches in turn; one that has
+    none left runs the first again, uncounted, since under ZeRO-3 all must run as many."""
+
+    name, revision = "in training", ""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:  # noqa: ARG002
+        trainer, world = self._trainer, comm.world_size()
+        rows = trainer.tokenizer.encode(texts)
+        order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+        size = trainer.micro_batch_rows
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        found_ND: torch.Tensor | None = None
+        trainer.engine.eval()
+        for turn in range(comm.rank(), -(-len(batches) // world) * world, world):
+            counts = turn < len(batches)
+            numbers = batches[turn if counts else 0]
+            some = [rows[number] for number in numbers]
+            batch = lay_out(some, tokenizer=trainer.tokenizer, packed=trainer.objective.packed)
+            vectors_BD = embed_rows(self._forward, to_device(batch, device=trainer.device))
+            if found_ND is None:
+                found_ND = vectors_BD.new_zeros(len(rows), vectors_BD.shape[1])
+            if counts:
+                found_ND[torch.tensor(numbers, device=trainer.device)] = vectors_BD
+        trainer.engine.train()
+        assert found_ND is not None
+        comm.all_reduce(found_ND)
+        vectors: Vectors = found_ND.cpu().numpy().astype(np.float32)
+        return vectors
+
+    def _forward(self, **arguments: Any) -> Any:
+        """The last hidden states. Through the engine: under ZeRO-3 no part of it can run alone."""
+        trainer = self._trainer
+        if not trainer.objective.needs_head:
+            return trainer.engine(**arguments)
+        output = trainer.engine(**arguments, logits_to_keep=1, output_hidden_states=True)
+        return SimpleNamespace(last_hidden_state=output.hidden_states[-1])
