@@ -55,15 +55,13 @@ def run(arguments: argparse.Namespace) -> None:
     # Here and not above: the help text must not wait for torch.
     from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.negatives import Miner, MiningRules
+    from toolkit.encoding.snippets import corpus_of
     from toolkit.encoding.store import VectorStore
     from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
-    from toolkit.text.shards import open_shards
 
     pairs = open_pairs(arguments.pairs)
     store = VectorStore(arguments.embeddings)
-    corpus = open_shards(arguments.corpus or Path(store.manifest["corpus_path"]))
-    if corpus.digest != store.manifest["corpus"]:
-        raise BadInput(f"{arguments.embeddings}: not of this corpus; give --corpus its shards")
+    corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
     miner = Miner(
         store,
         encoder=encoder_of(store, model=arguments.model),

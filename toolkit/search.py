@@ -5,9 +5,40 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from toolkit.console import Progress
 from toolkit.door import guarded
+from toolkit.encoding.index import KINDS
 from toolkit.files import BadInput
+
+if TYPE_CHECKING:
+    from toolkit.encoding.search import Find, Hit
+    from toolkit.encoding.store import VectorStore
+
+EXAMPLES = """examples:
+  python -m toolkit.search embeddings/wikipedia "who built the canal?"
+  python -m toolkit.search embeddings/wikipedia --queries questions.txt --json > answers.jsonl
+  python -m toolkit.search embeddings/wikipedia --build-index hnsw
+  python -m toolkit.search embeddings/wikipedia --index hnsw "who built the canal?"
+
+Without --index every row is looked at. An index needs faiss (pip install faiss-cpu). Building it
+can be stopped and started again at any time.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to search. `index`: by this kind of index and not exactly. `corpus`, `model`: where they
+    are, if they were moved. `verify`: compare every file with its digest first."""
+
+    top: int = 5
+    instruction: str = ""
+    index: str | None = None
+    model: str | None = None
+    corpus: Path | None = None
+    as_json: bool = False
+    verify: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,62 +46,127 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.search",
         description="Find the rows of an encoded corpus that are nearest to a query (cosine).",
-        epilog='example:\n  python -m toolkit.search embeddings/wikipedia "who built the canal?"',
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("encoding", type=Path, help="the output_dir of toolkit.encode")
-    parser.add_argument("query", nargs="+", help="one or more queries, each in quotes")
-    parser.add_argument("--top", type=int, default=5, help="hits a query (default 5)")
-    parser.add_argument(
-        "--instruction", default="", help="what is asked of the queries, if trained"
-    )
-    parser.add_argument("--model", help="the encoder's folder, if it was moved since")
-    parser.add_argument("--json", action="store_true", help="one JSON line a query")
+    add = parser.add_argument
+    add("encoding", type=Path, help="the output_dir of toolkit.encode")
+    add("query", nargs="*", help="queries, each in quotes")
+    add("--queries", type=Path, metavar="FILE", help="more queries, one a line")
+    add("--top", type=int, default=5, help="hits a query (default 5)")
+    add("--instruction", default="", help="what is asked of the queries, if trained")
+    add("--build-index", choices=KINDS, help="make this index, or finish it")
+    add("--index", choices=KINDS, help="search by this index: quick, and not exact")
+    add("--model", help="the encoder's folder, if it was moved since")
+    add("--corpus", type=Path, help="the corpus's shards, if they were moved since")
+    add("--json", action="store_true", help="one JSON line a query")
+    add("--verify", action="store_true", help="compare all files with their digests first")
     arguments = parser.parse_args(argv)
-    return guarded(
-        lambda: run(
-            arguments.encoding,
-            queries=arguments.query,
-            top=arguments.top,
-            instruction=arguments.instruction,
-            model=arguments.model,
-            as_json=arguments.json,
-        )
+    settings = Settings(
+        top=arguments.top,
+        instruction=arguments.instruction,
+        index=arguments.index,
+        model=arguments.model,
+        corpus=arguments.corpus,
+        as_json=arguments.json,
+        verify=arguments.verify,
     )
 
+    def action() -> None:
+        queries = [*arguments.query, *read_queries(arguments.queries)]
+        if bool(queries) == bool(arguments.build_index):
+            raise BadInput("give queries (in quotes, or --queries FILE), or else --build-index")
+        if queries:
+            run(arguments.encoding, queries=queries, settings=settings)
+        else:
+            build(arguments.encoding, kind=arguments.build_index)
 
-def run(
-    encoding: Path,
-    *,
-    queries: list[str],
-    top: int,
-    instruction: str = "",
-    model: str | None = None,
-    as_json: bool = False,
-) -> None:
+    return guarded(action)
+
+
+def read_queries(path: Path | None) -> list[str]:
+    """The lines of a file that are not blank. `BadInput` when it cannot be read, or has none."""
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--queries {path}: cannot be read as UTF-8 text ({error})") from error
+    queries = [line for line in lines if line.strip()]
+    if not queries:
+        raise BadInput(f"--queries {path}: has no line; write a query a line")
+    return queries
+
+
+def build(encoding: Path, *, kind: str) -> None:
+    """Make the index of that kind, or finish it."""
+    from toolkit.encoding.index import build_index
+    from toolkit.encoding.store import VectorStore
+
+    store = VectorStore(encoding)
+    progress = Progress(f"index {kind}", total=store.num_rows, unit="rows")
+    record = build_index(store, kind=kind, on_rows=progress.advance)
+    progress.close()
+    told = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
+    size = f"{record.rows:,} rows, {record.bytes / 1e6:,.1f} MB"
+    print(f"search: index {kind} ({told or 'no parameters'}): {size}")
+
+
+def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     """Print the hits of each query. The queries are embedded as the corpus was, with the
     instruction before them, if there is one.
 
-    Raises `BadInput` when the encoding is not finished or its model is another one by now.
+    Raises `BadInput` when the encoding is not finished, its model is another one by now, or the
+    index is not there.
     """
-    if top < 1:
-        raise BadInput(f"--top {top}: ask for at least one hit")
+    if settings.top < 1:
+        raise BadInput(f"--top {settings.top}: ask for at least one hit")
     # Here and not above: the help text of a door must not wait for torch.
     from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.search import nearest
     from toolkit.encoding.store import VectorStore
 
-    vectors = VectorStore(encoding)
-    encoder = encoder_of(vectors, model=model)
-    queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(instruction))
-    found = nearest(vectors, queries_QD=queries_QD, top=top)
+    store = VectorStore(encoding, verify=settings.verify)
+    find = _find(store, index=settings.index)
+    encoder = encoder_of(store, model=settings.model)
+    queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
+    found = nearest(store, queries_QD=queries_QD, top=settings.top, find=find)
+    found = _with_snippets(found, store=store, corpus=settings.corpus)
     for query, hits in zip(queries, found, strict=True):
-        if as_json:
-            print(json.dumps({"query": query, "hits": [dataclasses.asdict(hit) for hit in hits]}))
+        if settings.as_json:
+            print(json.dumps({"query": query, "hits": [hit.as_json() for hit in hits]}))
             continue
         print(query)
         for place, hit in enumerate(hits, 1):
-            print(f"  {place}. {hit.score:.3f}  {hit.title or hit.id}")
+            print(f"  {place}. {hit.score:.3f}  {hit.title or hit.id}  ({hit.id})")
+            if hit.snippet:
+                print(f"            {hit.snippet}")
+
+
+def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
+    if index is None:
+        return None
+    from toolkit.encoding.index import Index
+
+    return Index(store, kind=index).nearest_rows
+
+
+def _with_snippets(
+    found: list[list["Hit"]], *, store: "VectorStore", corpus: Path | None
+) -> list[list["Hit"]]:
+    """The hits with the beginnings of their texts; without a corpus they stay as they are, which
+    is said once."""
+    from toolkit.encoding.snippets import corpus_of, snippet_of
+
+    try:
+        shards = corpus_of(store, corpus=corpus, verify=False)
+    except BadInput as error:
+        print(f"no snippets: {error}", file=sys.stderr)
+        return found
+    return [
+        [dataclasses.replace(hit, snippet=snippet_of(shards.text(hit.row))) for hit in hits]
+        for hits in found
+    ]
 
 
 if __name__ == "__main__":

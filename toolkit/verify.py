@@ -115,9 +115,10 @@ def _encoder(folder: Path) -> str:
 
 
 def _encoding(folder: Path) -> str:
+    from toolkit.encoding.index import check_indexes
     from toolkit.encoding.store import VectorStore
 
-    VectorStore(folder, verify=True)
+    check_indexes(VectorStore(folder, verify=True))
     return "whole"
 
 

@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_all
+from tests.text.making import shard_articles
 from toolkit import search
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.search import Hit, nearest
+from toolkit.encoding.snippets import snippet_of
 from toolkit.encoding.store import VectorStore
+from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 
 # Cosines among these are exactly -1, 0 or 1: ties, whatever order the sums are done in.
@@ -90,9 +94,65 @@ def test_the_door_finds_the_article(
     article = open_shards(shards).record(42)
     assert search.main([str(whole), article["text"], "a bridge", "--top", "3"]) == 0
     lines = capsys.readouterr().out.removeprefix(article["text"] + "\n").splitlines()
-    assert lines[0] == f"  1. 1.000  {article['title']}"
-    hits = ["  1. ", "  2. ", "  3. "]
+    assert lines[0] == f"  1. 1.000  {article['title']}  ({article['id']})"
+    assert lines[1].strip() == snippet_of(article["text"])
+    hits = ["  1. ", "     ", "  2. ", "     ", "  3. ", "     "]
     assert [line[:5] for line in lines] == [*hits, "a bri", *hits]
+
+
+def test_a_snippet_is_a_short_line_cut_at_a_blank() -> None:
+    assert snippet_of(" one\n two\t three ") == "one two three"
+    assert snippet_of("") == ""
+    long = "word " * 100
+    assert snippet_of(long, chars=12) == "word word…"
+    assert snippet_of("四" * 100, chars=12) == "四" * 11 + "…"
+    assert snippet_of("x" * 12, chars=12) == "x" * 12
+
+
+def test_without_its_corpus_hits_have_no_snippet_and_that_is_said_once(
+    whole: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "copy")
+    for name in ("plan.json", "manifest.json"):
+        path = tmp_path / "copy" / name
+        content = {**json.loads(path.read_text()), "corpus_path": str(tmp_path / "gone")}
+        path.write_text(json.dumps({**content, SELF_DIGEST: content_digest(content)}))
+    asked = [str(tmp_path / "copy"), "a bridge", "a dam", "--top", "2", "--json"]
+    assert search.main(asked) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("no snippets: ") == captured.err.count("\n") == 1
+    assert "gone: no such directory" in captured.err
+    bare = [json.loads(line) for line in captured.out.splitlines()]
+    assert set(bare[0]["hits"][0]) == {"id", "title", "score", "row"}
+    half = tmp_path / "half"
+    shard_articles(
+        [Article(**record) for record in open_shards(shards).records(0, 85)], output=half
+    )
+    assert search.main([*asked, "--corpus", str(half)]) == 0
+    assert "not of this corpus; give --corpus its shards" in capsys.readouterr().err
+    assert search.main([*asked, "--corpus", str(shards)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    for with_text, without in zip(found, bare, strict=True):
+        for hit, plain in zip(with_text["hits"], without["hits"], strict=True):
+            assert hit == {**plain, "snippet": snippet_of(open_shards(shards).text(hit["row"]))}
+
+
+def test_queries_from_a_file(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "queries.txt").write_text("a dam\n\nLöwe\n", encoding="utf-8")
+    asked = ["--queries", str(tmp_path / "queries.txt"), "--json"]
+    assert search.main([str(whole), "a bridge", *asked]) == 0
+    answers = [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()]
+    assert answers == ["a bridge", "a dam", "Löwe"]
+    (tmp_path / "queries.txt").write_text("\n \n")
+    assert "has no line; write a query a line" in refusal(capsys, whole, *asked)
+    (tmp_path / "queries.txt").write_bytes(b"\xff\xfe")
+    assert "cannot be read as UTF-8 text" in refusal(capsys, whole, *asked)
+    assert "give queries" in refusal(capsys, whole)
+    assert "give queries" in refusal(capsys, whole, "x", "--build-index", "flat")
 
 
 def test_the_door_prints_json(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,7 +163,7 @@ def test_the_door_prints_json(whole: Path, capsys: pytest.CaptureFixture[str]) -
         scores = [hit["score"] for hit in answer["hits"]]
         assert scores == sorted(scores, reverse=True)
         assert len({hit["id"] for hit in answer["hits"]}) == 170
-        assert set(answer["hits"][0]) == {"id", "title", "score"}
+        assert set(answer["hits"][0]) == {"id", "title", "score", "row", "snippet"}
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -124,9 +184,11 @@ def test_what_cannot_be_searched_is_named(
     shutil.copytree(whole, tmp_path / "copy")
     path = tmp_path / "copy" / "units" / "00002.safetensors"
     good = path.read_bytes()
-    for bad in (good[:-1], good[:-1] + bytes([good[-1] ^ 1])):  # cut; one bit of the last vector
-        path.write_bytes(bad)
-        assert "00002.safetensors: is missing or damaged" in refusal(capsys, path.parents[1], "x")
+    path.write_bytes(good[:-1])
+    assert "00002.safetensors: is missing or damaged" in refusal(capsys, path.parents[1], "x")
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # one bit of the last vector
+    refused = refusal(capsys, path.parents[1], "x", "--verify")
+    assert "00002.safetensors: is missing or damaged" in refused
     (tmp_path / "copy" / "manifest.json").unlink()
     assert "is not finished: run the same toolkit.encode" in refusal(capsys, path.parents[1], "x")
 

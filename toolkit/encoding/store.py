@@ -86,8 +86,15 @@ class VectorStore:
         return torch.from_numpy(self.read(rows))
 
     def table(self, rows: Rows) -> pa.Table:
-        """id, title, empty (a text without tokens, whose vector is zero) and vector of these rows,
-        as Arrow; `datasets.Dataset` takes it as it is."""
+        """What `facts` gives of these rows, and their vector, as Arrow; `datasets.Dataset` takes it
+        as it is."""
+        wanted = self._numbers(rows)
+        vectors = _vector_column(self.read(wanted))
+        return self.facts(wanted).append_column("vector", vectors)
+
+    def facts(self, rows: Rows) -> pa.Table:
+        """id, title and empty (a text without tokens, whose vector is zero) of these rows, in that
+        order, as Arrow."""
         wanted = self._numbers(rows)
         numbers = [self._unit_of(row) for row in wanted.tolist()]
         tables = {number: self._records(self.units[number]) for number in sorted(set(numbers))}
@@ -97,9 +104,7 @@ class VectorStore:
             for number, row in zip(numbers, wanted.tolist(), strict=True)
         ]
         none = pa.table({"id": pa.array([], pa.string())})
-        found = pa.concat_tables(tables.values()).take(places) if tables else none
-        flat = pa.array(self.read(wanted).ravel())
-        return found.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, self.width))
+        return pa.concat_tables(tables.values()).take(places) if tables else none
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows (K,) that have these ids. All ids are looked through, a unit at a time.
@@ -117,10 +122,12 @@ class VectorStore:
             raise BadInput(f"{self.directory}: no row has the id {ids[absent[0]]!r}")
         return rows
 
-    def blocks(self) -> Iterator[tuple[Unit, Vectors]]:
-        """Each unit with its vectors (R, D), read when it is asked for."""
-        for unit in self.units:
-            self._checked(unit_files(self.directory, unit=unit).vectors, unit=unit)
+    def blocks(self, *, verify: bool = True, start: int = 0) -> Iterator[tuple[Unit, Vectors]]:
+        """Each unit with its vectors (R, D), read when it is asked for, from the unit on that row
+        `start` is in. Without `verify` only what is no whole file is found."""
+        for unit in self.units[self._unit_of(start) :]:
+            if verify:
+                self._checked(unit_files(self.directory, unit=unit).vectors, unit=unit)
             yield unit, self._open(unit).rows(slice(None))
 
     def records(self, unit: Unit) -> list[dict[str, Any]]:
@@ -181,6 +188,10 @@ class VectorStore:
         if not path.is_file() or sha256_of(path) != wanted:
             raise _damaged(path)
         return path
+
+
+def _vector_column(vectors_KD: Vectors) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_KD.ravel()), vectors_KD.shape[1])
 
 
 def _damaged(path: Path) -> BadInput:

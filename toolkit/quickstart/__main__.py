@@ -47,7 +47,7 @@ def run(overrides: Sequence[str]) -> None:
     arguments = ["--recipe", "quickstart", "--cluster", "local", "--gpus-per-node", "0"]
     _stop_if("the pipeline", launch.main([*arguments, *overrides]))
     print()
-    search.run(run_dir / "embeddings", queries=list(QUERIES), top=3)
+    search.run(run_dir / "embeddings", queries=list(QUERIES), settings=search.Settings(top=3))
 
 
 def _stop_if(what: str, code: int) -> None:

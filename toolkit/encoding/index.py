@@ -1,0 +1,278 @@
+"""An approximate index of an encoding by faiss: made unit by unit, gone on with after a kill.
+
+    ENC/index/hnsw.json               which file it is, how many rows are in it, of which embeddings
+    ENC/index/hnsw-1f2e3d4c.faiss     the index, whole or as far as it has come
+
+The JSON is written last and names the other file by its digest, so what it names is whole, whoever
+else builds at the same time. An index proposes rows; their cosines are those of the stored vectors.
+Knows faiss, which is optional. Shapes: Q queries, C candidates, K hits, D width.
+"""
+
+import dataclasses
+import functools
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.search import Found
+from toolkit.encoding.store import VectorStore
+from toolkit.files import BadInput, RunFailed, read_json, sha256_of, sync, write_json
+from toolkit.text.manifest import SELF_DIGEST
+
+FORMAT = "toolkit-index/1"
+INDEX_DIR = "index"
+FLAT, IVF, HNSW, PQ = "flat", "ivf", "hnsw", "pq"
+KINDS = (FLAT, IVF, HNSW, PQ)
+SAVE_EVERY_S = 600.0
+TRAINING_ROWS = 39  # a centroid; faiss warns below
+MOST_TRAINING_ROWS = 2**18
+CANDIDATES = 4  # a hit
+ROWS_AT_ONCE = 2**14  # of stored vectors that are in memory
+OnRows = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What the JSON says. `encoding` is the digest of the manifest of the embeddings."""
+
+    format: str
+    kind: str
+    encoding: str
+    parameters: dict[str, int]
+    file: str
+    sha256: str
+    bytes: int
+    rows: int
+
+
+def parameters_of(kind: str, *, num_rows: int, width: int) -> dict[str, int]:
+    """What an index of so many vectors is made with."""
+    if kind == IVF:
+        lists = max(1, min(int(4 * num_rows**0.5), num_rows // TRAINING_ROWS))
+        return {"lists": lists, "probes": min(lists, 16 + lists // 32)}
+    if kind == HNSW:
+        return {"links": 32, "ef_construction": 200, "ef_search": 128}
+    if kind == PQ:
+        parts = max(n for n in range(1, max(1, width // 4) + 1) if width % n == 0)
+        # As many centroids of a part as there are rows to find them.
+        bits = max(1, min(8, (max(2, num_rows // TRAINING_ROWS)).bit_length() - 1))
+        return {"parts": parts, "bits": bits}
+    return {}
+
+
+def build_index(
+    store: VectorStore,
+    *,
+    kind: str,
+    save_every_s: float = SAVE_EVERY_S,
+    now: Callable[[], float] = time.monotonic,
+    on_rows: OnRows | None = None,
+) -> Record:
+    """Make the index of that kind, or go on with it; what it becomes is whole before it is named.
+
+    An index of other embeddings or other parameters is made anew. Raises `BadInput` without faiss,
+    or when a unit is damaged.
+    """
+    faiss = _faiss()
+    wanted = {
+        "format": FORMAT,
+        "kind": kind,
+        "encoding": store.manifest[SELF_DIGEST],
+        "parameters": parameters_of(kind, num_rows=store.num_rows, width=store.width),
+    }
+    folder = store.directory / INDEX_DIR
+    record = _go_on_from(folder, wanted=wanted)
+    if record and record.rows == store.num_rows:
+        return record
+    if record:
+        index = faiss.read_index(str(folder / record.file))
+    else:
+        index = _new_index(store, kind=kind, parameters=wanted["parameters"])
+    begun = record.rows if record else 0
+    if on_rows:
+        on_rows(begun)
+    saved_at = now()
+    for unit, vectors_RD in store.blocks(start=begun):
+        index.add(unit_length(vectors_RD))
+        if on_rows:
+            on_rows(unit.stop - unit.start)
+        if unit.stop < store.num_rows and now() - saved_at >= save_every_s:
+            _save(index, folder=folder, wanted=wanted)
+            saved_at = now()
+    return _save(index, folder=folder, wanted=wanted)
+
+
+class Index:
+    """A finished index, to be searched."""
+
+    def __init__(self, store: VectorStore, *, kind: str) -> None:
+        """Raises `BadInput` when there is none, or it is of other embeddings."""
+        self._store = store
+        faiss = _faiss()
+        record = _checked(store, kind=kind)
+        path = store.directory / INDEX_DIR / record.file
+        try:
+            self._index = faiss.read_index(str(path))
+        except RuntimeError as error:
+            raise _damaged(path, kind=kind) from error
+        self._ef_search = record.parameters.get("ef_search", 0)
+        if kind == IVF:
+            self._index.nprobe = record.parameters["probes"]
+
+    def nearest_rows(self, queries_QD: Vectors, top: int) -> Found:
+        """The cosines (Q, K) and rows (Q, K) that it finds, best first; row -1 where it finds
+        fewer. Of `CANDIDATES` times as many the best by their stored vectors."""
+        top = min(top, self._store.num_rows)
+        depth = min(CANDIDATES * top, self._store.num_rows)
+        if self._ef_search:
+            self._index.hnsw.efSearch = max(self._ef_search, depth)
+        scores_QK = np.full((len(queries_QD), top), -np.inf, dtype=np.float32)
+        rows_QK = np.full((len(queries_QD), top), -1, dtype=np.int64)
+        at_once = max(1, ROWS_AT_ONCE // depth)
+        for start in range(0, len(queries_QD), at_once):
+            query = unit_length(queries_QD[start : start + at_once])
+            # Ascending, so that the first of equal cosines is the first in the corpus.
+            rows_QC = np.sort(self._index.search(query, depth)[1], axis=1)
+            score_QC = self._cosines(query, rows_QC=rows_QC)
+            best_QK = np.argsort(-score_QC, axis=1, kind="stable")[:, :top]
+            part = slice(start, start + len(query))
+            scores_QK[part] = np.take_along_axis(score_QC, best_QK, axis=1)
+            rows_QK[part] = np.take_along_axis(rows_QC, best_QK, axis=1)
+        return scores_QK, rows_QK
+
+    def _cosines(self, query_QD: Vectors, *, rows_QC: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Of the stored vectors; -inf where a row is -1."""
+        rows_N, place_QC = np.unique(rows_QC, return_inverse=True)
+        vectors_ND = unit_length(self._store.read(np.maximum(rows_N, 0)))
+        places = place_QC.reshape(rows_QC.shape)
+        score_QC = np.stack(
+            [vectors_ND[of] @ one for of, one in zip(places, query_QD, strict=True)]
+        )
+        return np.where(rows_QC >= 0, score_QC, -np.inf).astype(np.float32)
+
+
+def check_indexes(store: VectorStore) -> list[str]:
+    """The kinds of index that an encoding has, after reading every byte of them. Raises `BadInput`
+    for one that is damaged or of other embeddings; one that is not finished is left out."""
+    folder = store.directory / INDEX_DIR
+    found = []
+    for kind in KINDS:
+        if (folder / f"{kind}.json").is_file():
+            record = _record(folder, kind=kind)
+            if record.rows < store.num_rows:
+                continue
+            _checked(store, kind=kind)
+            if sha256_of(folder / record.file) != record.sha256:
+                raise _damaged(folder / record.file, kind=kind)
+            found.append(kind)
+    return found
+
+
+def _new_index(store: VectorStore, *, kind: str, parameters: dict[str, int]) -> Any:
+    """An index of that kind, trained, without rows."""
+    faiss = _faiss()
+    description = {
+        FLAT: "Flat",
+        IVF: "IVF{lists},Flat",
+        HNSW: "HNSW{links},Flat",
+        PQ: "PQ{parts}x{bits}",
+    }[kind].format(**parameters)
+    index = faiss.index_factory(store.width, description, faiss.METRIC_INNER_PRODUCT)
+    if kind == HNSW:
+        index.hnsw.efConstruction = parameters["ef_construction"]
+    if not index.is_trained:
+        step = -(-store.num_rows // MOST_TRAINING_ROWS)
+        index.train(unit_length(store.read(slice(0, None, step))))
+    return index
+
+
+def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
+    """Write the index as it stands, then name it; those before it go."""
+    faiss = _faiss()
+    folder.mkdir(exist_ok=True)
+    kind = wanted["kind"]
+    temporary = _temporary(folder, kind=kind)
+    try:
+        faiss.write_index(index, str(temporary))
+        sync(temporary)
+        digest = sha256_of(temporary)
+        size = temporary.stat().st_size
+        path = temporary.replace(folder / f"{kind}-{digest[:16]}.faiss")
+    except RuntimeError as error:  # faiss tells in words that the disk is full
+        raise RunFailed(f"{temporary}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(folder)
+    record = Record(**wanted, file=path.name, sha256=digest, bytes=size, rows=int(index.ntotal))
+    write_json(folder / f"{kind}.json", dataclasses.asdict(record))
+    for old in [*folder.glob(f"{kind}-*.faiss"), *folder.glob(f".{kind}.*.tmp")]:
+        if old != path:
+            old.unlink(missing_ok=True)
+    return record
+
+
+def _temporary(folder: Path, *, kind: str) -> Path:
+    return folder / f".{kind}.{socket.gethostname()}.{os.getpid()}.tmp"
+
+
+def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:
+    """What is there of this very index, if every byte of it is."""
+    try:
+        record = _record(folder, kind=wanted["kind"])
+    except BadInput:
+        return None
+    there = dataclasses.asdict(record)
+    path = folder / record.file
+    if any(there[key] != value for key, value in wanted.items()) or not path.is_file():
+        return None
+    return record if sha256_of(path) == record.sha256 else None
+
+
+def _checked(store: VectorStore, *, kind: str) -> Record:
+    """The record of a finished index of these embeddings."""
+    folder = store.directory / INDEX_DIR
+    build = f"build it with python -m toolkit.search {store.directory} --build-index {kind}"
+    if not (folder / f"{kind}.json").is_file():
+        raise BadInput(f"{store.directory}: has no index of kind {kind}; {build}")
+    record = _record(folder, kind=kind)
+    if record.encoding != store.manifest[SELF_DIGEST]:
+        raise BadInput(f"{folder / record.file}: is an index of other embeddings; {build}")
+    if record.rows != store.num_rows:
+        raise BadInput(
+            f"{folder / record.file}: has {record.rows:,} of {store.num_rows:,} rows; {build}"
+        )
+    path = folder / record.file
+    if not path.is_file() or path.stat().st_size != record.bytes:
+        raise _damaged(path, kind=kind)
+    return record
+
+
+def _record(folder: Path, *, kind: str) -> Record:
+    path = folder / f"{kind}.json"
+    try:
+        record = Record(**read_json(path))
+    except TypeError as error:
+        raise BadInput(f"{path}: is no record of an index; delete it and build anew") from error
+    if record.kind != kind or Path(record.file).name != record.file:
+        raise BadInput(f"{path}: is no record of an index of kind {kind}; delete it")
+    return record
+
+
+def _damaged(path: Path, *, kind: str) -> BadInput:
+    return BadInput(f"{path}: is missing or damaged; --build-index {kind} makes it anew")
+
+
+@functools.cache
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise BadInput("an index needs faiss: pip install faiss-cpu") from error
+    return faiss

@@ -1,0 +1,29 @@
+"""The beginning of the texts of a corpus, for people who look at hits."""
+
+from pathlib import Path
+
+from toolkit.encoding.store import VectorStore
+from toolkit.files import BadInput
+from toolkit.text.shards import ShardSet, open_shards
+
+SNIPPET_CHARS = 160
+
+
+def corpus_of(store: VectorStore, *, corpus: Path | None, verify: bool) -> ShardSet:
+    """The shards that were encoded, where the manifest or `corpus` says; `verify` as `open_shards`
+    has it. Raises `BadInput` when they are not there, or are others by now."""
+    shards = open_shards(corpus or Path(store.manifest["corpus_path"]), verify=verify)
+    if shards.digest != store.manifest["corpus"]:
+        raise BadInput(f"{store.directory}: not of this corpus; give --corpus its shards")
+    return shards
+
+
+def snippet_of(text: str, *, chars: int = SNIPPET_CHARS) -> str:
+    """The beginning of a text as a line of at most `chars` characters, cut at a blank where there
+    is one."""
+    line = " ".join(text[: 8 * chars].split())
+    if len(line) <= chars:
+        return line
+    cut = line[: chars - 1]
+    blank = cut.rfind(" ")
+    return (cut[:blank] if blank > chars // 2 else cut) + "…"
