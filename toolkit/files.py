@@ -31,7 +31,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as handle:
             handle.write(data)
@@ -88,7 +88,7 @@ def committed_directory(path: Path) -> Iterator[Path]:
     """
     _refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -130,7 +130,7 @@ def is_committed(path: Path) -> bool:
 def remove_committed(path: Path) -> None:
     """Remove a committed directory, if it is there, so that its half is never taken for whole."""
     if is_committed(path):
-        doomed = _temporary(path)
+        doomed = temporary_of(path)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
 
@@ -156,7 +156,8 @@ def newest_committed(parent: Path, prefix: str) -> Path | None:
     return max(found)[1] if found else None
 
 
-def _temporary(path: Path) -> Path:
+def temporary_of(path: Path) -> Path:
+    """Where a path's content is written before it is whole, beside it."""
     # Host and process in the name: two writers of one path must never share a temporary.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 

@@ -171,13 +171,13 @@ def test_a_disk_that_is_full_costs_what_was_not_saved(
 ) -> None:
     """/dev/full takes nothing: what faiss says of it is passed on, and nothing is left behind."""
 
-    def full(folder: Path, *, kind: str) -> Path:
-        path = folder / f".{kind}.tmp"
+    def full(path: Path) -> Path:
+        path = path.with_suffix(".tmp")
         path.symlink_to("/dev/full")
         return path
 
     with monkeypatch.context() as patch:
-        patch.setattr(indexing, "_temporary", full)
+        patch.setattr(indexing, "temporary_of", full)
         with pytest.raises(RunFailed, match=r"flat\.tmp: cannot be written .*No space left"):
             build_index(store, kind="flat")
     assert list((store.directory / INDEX_DIR).iterdir()) == []

@@ -77,8 +77,6 @@ def test_as_torch(stores: dict[str, VectorStore]) -> None:
 
 
 def test_as_arrow_and_as_a_data_set(stores: dict[str, VectorStore]) -> None:
-    import datasets
-
     rows = [22, 5, 0, 5]
     table = stores["fp32"].table(rows)
     assert table.column_names == ["id", "title", "empty", "vector"]
@@ -87,7 +85,8 @@ def test_as_arrow_and_as_a_data_set(stores: dict[str, VectorStore]) -> None:
     np.testing.assert_array_equal(
         np.array(table["vector"].to_pylist(), dtype=np.float32), random_vectors()[rows]
     )
-    found = datasets.Dataset(table).with_format("numpy")
+    found = stores["fp32"].dataset(rows).with_format("numpy")
+    assert len(stores["fp32"].dataset()) == ROWS
     np.testing.assert_array_equal(found[0]["vector"], random_vectors()[22])
     assert len(stores["fp32"].table([])) == 0
 

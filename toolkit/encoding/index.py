@@ -10,8 +10,6 @@ Knows faiss, which is optional. Shapes: Q queries, C candidates, K hits, D width
 
 import dataclasses
 import functools
-import os
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.search import Found
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, RunFailed, read_json, sha256_of, sync, write_json
+from toolkit.files import BadInput, RunFailed, read_json, sha256_of, sync, temporary_of, write_json
 from toolkit.text.manifest import SELF_DIGEST
 
 FORMAT = "toolkit-index/1"
@@ -198,7 +196,7 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
     faiss = _faiss()
     folder.mkdir(exist_ok=True)
     kind = wanted["kind"]
-    temporary = _temporary(folder, kind=kind)
+    temporary = temporary_of(folder / f"{kind}.faiss")
     try:
         faiss.write_index(index, str(temporary))
         sync(temporary)
@@ -216,10 +214,6 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
         if old != path:
             old.unlink(missing_ok=True)
     return record
-
-
-def _temporary(folder: Path, *, kind: str) -> Path:
-    return folder / f".{kind}.{socket.gethostname()}.{os.getpid()}.tmp"
 
 
 def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:

@@ -30,6 +30,8 @@ from toolkit.files import (
 from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 
+FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.bool_())])
+
 
 @dataclasses.dataclass(frozen=True)
 class UnitFiles:
@@ -90,7 +92,7 @@ def write_unit(
     files = unit_files(output_dir, unit=unit)
     titles = [record["title"] for record in records]
     # A text without tokens has the zero vector, and no other text has.
-    table = pa.table({"id": ids, "title": titles, "empty": ~vectors_RD.any(axis=1)})
+    table = pa.table([ids, titles, ~vectors_RD.any(axis=1)], schema=FACTS)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     contents = {

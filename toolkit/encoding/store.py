@@ -3,7 +3,7 @@
     store = VectorStore(Path("embeddings/wikipedia"))
     store.read([5, 17])                       # (2, D) fp32
     store.read(store.rows_of(["Q42"]))        # by id
-    store.tensor(slice(0, 1000)), store.table(slice(0, 1000))
+    store.tensor(slice(0, 1000)), store.table(slice(0, 1000)), store.dataset()
 
 `toolkit.encoding.output` writes it. Shapes: R rows of a unit, K rows that are asked for, D width,
 N rows in all.
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
-from toolkit.encoding.output import unit_files
+from toolkit.encoding.output import FACTS, unit_files
 from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, units
 from toolkit.files import BadInput, read_json, sha256_of
 from toolkit.schema import VectorFormat
@@ -86,11 +86,17 @@ class VectorStore:
         return torch.from_numpy(self.read(rows))
 
     def table(self, rows: Rows) -> pa.Table:
-        """What `facts` gives of these rows, and their vector, as Arrow; `datasets.Dataset` takes it
-        as it is."""
+        """What `facts` gives of these rows, and their vector, as Arrow, in memory."""
         wanted = self._numbers(rows)
-        vectors = _vector_column(self.read(wanted))
+        vectors = vector_column(self.read(wanted))
         return self.facts(wanted).append_column("vector", vectors)
+
+    def dataset(self, rows: Rows = slice(None)) -> Any:
+        """`table` as a data set of Hugging Face's `datasets`, in memory. For more than fits, export
+        to Parquet and load that."""
+        import datasets
+
+        return datasets.Dataset(self.table(rows))
 
     def facts(self, rows: Rows) -> pa.Table:
         """id, title and empty (a text without tokens, whose vector is zero) of these rows, in that
@@ -103,8 +109,8 @@ class VectorStore:
             int(offsets[number]) + row - self._starts[number]
             for number, row in zip(numbers, wanted.tolist(), strict=True)
         ]
-        none = pa.table({"id": pa.array([], pa.string())})
-        return pa.concat_tables(tables.values()).take(places) if tables else none
+        found = pa.concat_tables([FACTS.empty_table(), *tables.values()])
+        return found.take(pa.array(places, pa.int64()))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows (K,) that have these ids. All ids are looked through, a unit at a time.
@@ -190,7 +196,8 @@ class VectorStore:
         return path
 
 
-def _vector_column(vectors_KD: Vectors) -> pa.Array:
+def vector_column(vectors_KD: Vectors) -> pa.Array:
+    """Vectors (K, D) as Arrow's lists of fixed size."""
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors_KD.ravel()), vectors_KD.shape[1])
 
 

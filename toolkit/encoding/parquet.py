@@ -1,0 +1,47 @@
+"""An encoding as one Parquet file, for DuckDB, LanceDB, Qdrant and whatever else reads Arrow.
+
+Columns as `VectorStore.table` has them, the vector as fixed_size_list<float>; a unit is a row
+group, so there is one in memory at a time. The encoding's digest stands in the file's metadata.
+"""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from toolkit.console import Progress
+from toolkit.encoding.store import VectorStore, vector_column
+from toolkit.files import BadInput, remove_temporaries, sync, temporary_of
+from toolkit.text.manifest import SELF_DIGEST
+
+
+def write_parquet(encoding: Path, *, out: Path) -> int:
+    """Write all rows of an encoding, in order, whole or not at all; returns how many there are.
+
+    Raises `BadInput` when the encoding is not finished or damaged, or `out` will not do.
+    """
+    if out.suffix != ".parquet":
+        raise BadInput(f"{out}: an encoding becomes one file; give a name that ends in .parquet")
+    if out.exists():
+        raise BadInput(f"{out}: is there already; choose another")
+    store = VectorStore(encoding)
+    if not store.num_rows:
+        raise BadInput(f"{encoding}: has no rows to export")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out.parent, out.name)
+    temporary = temporary_of(out)
+    progress = Progress("export", total=store.num_rows, unit="rows")
+    schema = store.table([]).schema.with_metadata({"encoding": store.manifest[SELF_DIGEST]})
+    try:
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for unit, vectors_RD in store.blocks():
+                facts = store.facts(slice(unit.start, unit.stop))
+                table = facts.append_column("vector", vector_column(vectors_RD))
+                writer.write_table(table)
+                progress.advance(len(table))
+        sync(temporary)
+        temporary.replace(out)
+    finally:
+        progress.close()
+        temporary.unlink(missing_ok=True)
+    sync(out.parent)
+    return store.num_rows
