@@ -61,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     pairs = open_pairs(arguments.pairs)
     store = VectorStore(arguments.embeddings)
+    if store.has_chunks:
+        raise BadInput(f"{arguments.embeddings}: is of chunks; encode without corpus.chunk_tokens")
     corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
     miner = Miner(
         store,

@@ -20,6 +20,7 @@ from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, array_task, detect
 from toolkit.door import recipe_door
 from toolkit.encoding import plan, schedule
+from toolkit.encoding.chunks import rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
@@ -61,7 +62,8 @@ def _work(
             num_ranks = topology.world_size if topology.launcher == "mpi" else None
             dealing = Dealing(lost_after_s=recipe.lease_s, num_ranks=num_ranks)
             entered.enter_context(dealing)
-        shards, encoder, output = _open(recipe, topology=topology, verify=index == 0)
+        chunks = rules_of(recipe)
+        shards, encoder, output = _open(recipe, topology=topology, verify=index == 0, chunks=chunks)
         work: Schedule
         if way == schedule.MPI:
             work = Dealt(output, dealing=dealing, should_stop=should_stop)
@@ -80,7 +82,7 @@ def _work(
             flush=True,
         )
         while True:
-            _embed(work, shards=shards, encoder=encoder, output=output)
+            _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks)
             num_left = work.num_left()
             if num_left and work.stopped():
                 return num_left
@@ -92,7 +94,7 @@ def _work(
 
 
 def _open(
-    recipe: EmbedRecipe, *, topology: Topology, verify: bool
+    recipe: EmbedRecipe, *, topology: Topology, verify: bool, chunks: plan.ChunkRules | None
 ) -> tuple[ShardSet, "Encoder", Output]:
     # Here and not above: the help text of a door must not wait for torch.
     from toolkit.encoding.encoder import Encoder
@@ -106,6 +108,7 @@ def _open(
         corpus_digest=shards.digest,
         model_digest=encoder.digest(),
         num_chars_N=shards.num_chars,
+        chunks=chunks,
     )
     plan.claim_directory(
         output_dir, facts=facts, model=recipe.encoder.model, corpus=recipe.corpus.input
@@ -126,7 +129,14 @@ def worker_of(topology: Topology, *, array: tuple[int, int]) -> tuple[int, int]:
     return index * topology.world_size + topology.rank, count * topology.world_size
 
 
-def _embed(work: Schedule, *, shards: ShardSet, encoder: "Encoder", output: Output) -> None:
+def _embed(
+    work: Schedule,
+    *,
+    shards: ShardSet,
+    encoder: "Encoder",
+    output: Output,
+    chunks: plan.ChunkRules | None,
+) -> None:
     """Embed and write the units that `work` gives."""
     from toolkit.encoding.pipeline import Pipeline
 
@@ -137,6 +147,7 @@ def _embed(work: Schedule, *, shards: ShardSet, encoder: "Encoder", output: Outp
         read=lambda unit: shards.records(unit.start, unit.stop),
         write=output.write,
         on_rows=progress.on_rows,
+        chunks=chunks,
     )
     try:
         figures = pipeline.run()

@@ -218,10 +218,15 @@ class EncoderSettings(Section):
 
 class Corpus(Section):
     """What is embedded: a directory of shards, cut into work units of about equal work and
-    `unit_rows` rows on average."""
+    `unit_rows` rows on average.
+
+    A text is cut at `encoder.max_tokens`; or, with `chunk_tokens`, becomes a row for every so many
+    tokens of it, of which neighbours share `chunk_overlap`."""
 
     input: Text
     unit_rows: Count = 4096
+    chunk_tokens: Annotated[int, Field(ge=8)] | None = None
+    chunk_overlap: Natural = 0
 
 
 class EmbedRecipe(Section):

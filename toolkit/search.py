@@ -30,7 +30,8 @@ can be stopped and started again at any time.
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How to search. `index`: by this kind of index and not exactly. `corpus`, `model`: where they
-    are, if they were moved. `verify`: compare every file with its digest first."""
+    are, if they were moved. `every_chunk`: not only the best of a document. `verify`: compare every
+    file with its digest first."""
 
     top: int = 5
     instruction: str = ""
@@ -38,6 +39,7 @@ class Settings:
     model: str | None = None
     corpus: Path | None = None
     as_json: bool = False
+    every_chunk: bool = False
     verify: bool = False
 
 
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--model", help="the encoder's folder, if it was moved since")
     add("--corpus", type=Path, help="the corpus's shards, if they were moved since")
     add("--json", action="store_true", help="one JSON line a query")
+    add("--every-chunk", action="store_true", help="of a long text not only the best chunk")
     add("--verify", action="store_true", help="compare all files with their digests first")
     arguments = parser.parse_args(argv)
     settings = Settings(
@@ -69,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         model=arguments.model,
         corpus=arguments.corpus,
         as_json=arguments.json,
+        every_chunk=arguments.every_chunk,
         verify=arguments.verify,
     )
 
@@ -130,7 +134,13 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     find = _find(store, index=settings.index)
     encoder = encoder_of(store, model=settings.model)
     queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
-    found = nearest(store, queries_QD=queries_QD, top=settings.top, find=find)
+    found = nearest(
+        store,
+        queries_QD=queries_QD,
+        top=settings.top,
+        find=find,
+        every_chunk=settings.every_chunk,
+    )
     found = _with_snippets(found, store=store, corpus=settings.corpus)
     for query, hits in zip(queries, found, strict=True):
         if settings.as_json:
@@ -158,15 +168,15 @@ def _with_snippets(
     is said once."""
     from toolkit.encoding.snippets import corpus_of, snippet_of
 
+    def snippet(hit: "Hit") -> str:
+        return snippet_of(shards.text(hit.row)[hit.begin : hit.end])
+
     try:
         shards = corpus_of(store, corpus=corpus, verify=False)
     except BadInput as error:
         print(f"no snippets: {error}", file=sys.stderr)
         return found
-    return [
-        [dataclasses.replace(hit, snippet=snippet_of(shards.text(hit.row))) for hit in hits]
-        for hits in found
-    ]
+    return [[dataclasses.replace(hit, snippet=snippet(hit)) for hit in hits] for hits in found]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Small encodings without a model, for tests of what is on disk."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,14 @@ def even_bounds(rows: int, *, unit_rows: int) -> list[int]:
     return [*range(0, rows, unit_rows), rows]
 
 
-def output_of(directory: Path, *, rows: int, unit_rows: int, form: VectorFormat = "fp32") -> Output:
+def output_of(
+    directory: Path,
+    *,
+    rows: int,
+    unit_rows: int,
+    form: VectorFormat = "fp32",
+    chunks: dict[str, int] | None = None,
+) -> Output:
     """An encoding that has a plan, and nothing else."""
     bounds = even_bounds(rows, unit_rows=unit_rows)
     facts = {
@@ -26,6 +34,7 @@ def output_of(directory: Path, *, rows: int, unit_rows: int, form: VectorFormat 
         "bounds": bounds,
         "output": {"vectors": form, "dims": None, "normalize": False},
         "digest": DIGEST,
+        **({"chunks": chunks} if chunks else {}),
     }
     claim_directory(directory, facts=facts, model="m", corpus="c")
     return Output(directory, DIGEST, units(bounds), form=form)
@@ -36,4 +45,24 @@ def write_all(output: Output, vectors_ND: NDArray[np.float32]) -> None:
     for unit in output.units:
         records = [{"id": f"id{n}", "title": f"T{n}"} for n in range(unit.start, unit.stop)]
         output.write(unit, vectors_ND[unit.start : unit.stop], records)
+    assert output.write_manifest() == []
+
+
+def write_chunks(output: Output, vectors_ND: NDArray[np.float32], *, counts: Sequence[int]) -> None:
+    """The same of texts that have so many chunks each."""
+    starts = np.cumsum([0, *counts])
+    for unit in output.units:
+        records = [
+            {
+                "id": f"id{n}",
+                "title": f"T{n}",
+                "row": n,
+                "chunk": k,
+                "begin": 5 * k,
+                "end": 5 * k + 7,
+            }
+            for n in range(unit.start, unit.stop)
+            for k in range(counts[n])
+        ]
+        output.write(unit, vectors_ND[starts[unit.start] : starts[unit.stop]], records)
     assert output.write_manifest() == []

@@ -119,3 +119,6 @@ def test_bad_input_is_one_line(
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "corpus": "0" * 64}))
     assert "not of this corpus" in mine(*places, "--embeddings", other, code=2)
+    chunks = {"chunks": {"tokens": 8, "overlap": 0}}
+    (other / "manifest.json").write_text(json.dumps({**manifest, **chunks}))
+    assert "encode without corpus.chunk_tokens" in mine(*places, "--embeddings", other, code=2)

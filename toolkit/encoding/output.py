@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,12 @@ from toolkit.files import (
 from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 
+# What is known of a row; and of a chunk also which row of the corpus it is of, its number in that
+# text, and the characters of the text that it stands for.
 FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.bool_())])
+CHUNK_FACTS = pa.schema(
+    [*FACTS, *((name, pa.int64()) for name in ("row", "chunk", "begin", "end"))]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,22 +83,28 @@ def write_unit(
     *,
     unit: Unit,
     vectors_RD: Vectors,
-    records: Sequence[Mapping[str, str]],
+    records: Sequence[Mapping[str, Any]],
     digest: str,
     form: VectorFormat = "fp32",
 ) -> None:
-    """Write a unit's vectors and ids, then its marker.
+    """Write a unit's vectors and ids, then its marker. Records with a `chunk` are of chunks, which
+    may be more than the unit's rows of the corpus.
 
     `BadInput` for a vector that is not finite, or too large for its format, and for an id that is
     there twice.
     """
-    assert len(records) == len(vectors_RD) == unit.stop - unit.start
     ids = [record["id"] for record in records]
+    # Once a text, however many chunks it has.
+    firsts = [record["id"] for record in records if not record.get("chunk")]
+    assert len(records) == len(vectors_RD)
+    assert len(firsts) == unit.stop - unit.start
     _refuse(vectors_RD, ids=ids, form=form)
+    _refuse_repeated(firsts)
     files = unit_files(output_dir, unit=unit)
-    titles = [record["title"] for record in records]
     # A text without tokens has the zero vector, and no other text has.
-    table = pa.table([ids, titles, ~vectors_RD.any(axis=1)], schema=FACTS)
+    schema = CHUNK_FACTS if "chunk" in records[0] else FACTS
+    facts = {name: [record.get(name) for record in records] for name in schema.names}
+    table = pa.table({**facts, "empty": ~vectors_RD.any(axis=1)}, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     contents = {
@@ -120,6 +132,9 @@ def _refuse(vectors_RD: Vectors, *, ids: Sequence[str], form: VectorFormat) -> N
             f"id {ids[large[0]]!r}: its vector has {largest[large[0]]:g}, more than fp16 can hold; "
             "use vectors=bf16 or fp32, or normalize=true"
         )
+
+
+def _refuse_repeated(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for one in ids:
         if one in seen:
@@ -168,7 +183,7 @@ class Output:
             and not is_finished(self.directory, unit=unit, digest=self.digest)
         ]
 
-    def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, str]]) -> None:
+    def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, Any]]) -> None:
         """Write a unit (`write_unit`), its vectors divided by their length if that is asked for."""
         write_unit(
             self.directory,

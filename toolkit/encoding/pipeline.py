@@ -11,14 +11,16 @@ and written. Each stage is at most a unit ahead: a worker must not have units th
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from toolkit.encoding.chunks import chunks_of, records_of
 from toolkit.encoding.encoder import Encoder, Prepared
 from toolkit.encoding.formats import Vectors
 from toolkit.encoding.pipe import Pipe, Stage
-from toolkit.encoding.plan import Unit
+from toolkit.encoding.plan import ChunkRules, Unit
 from toolkit.encoding.schedule import Schedule
 
-Records = Sequence[Mapping[str, str]]
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass
@@ -70,7 +72,7 @@ class _Done:
 
 class Pipeline:
     """Does the units of `work`: `read` gives the records of a unit, `write` puts them on disk with
-    their vectors. `run` once."""
+    their vectors. With `chunks` there is a vector for each chunk of a text. `run` once."""
 
     def __init__(
         self,
@@ -80,7 +82,9 @@ class Pipeline:
         read: Callable[[Unit], Records],
         write: Callable[[Unit, Vectors, Records], None],
         on_rows: Callable[[int, int], None],
+        chunks: ChunkRules | None = None,
     ) -> None:
+        self._chunks = chunks
         self._work, self._encoder, self._read, self._write = work, encoder, read, write
         self._on_rows = on_rows
         self._texts, self._vectors = Pipe[_Texts](), Pipe[_Done]()
@@ -110,14 +114,20 @@ class Pipeline:
     def _embed(self, texts: _Texts) -> _Done:
         began = time.perf_counter()
         try:
-            vectors_RD = self._encoder.embed(texts.prepared, on_rows=self._on_rows)
+            vectors_RD = self._encoder.embed(texts.prepared, on_rows=self._on_batch)
         except BaseException:
             self._work.fail(texts.unit)
             raise
         self.figures.model_s += time.perf_counter() - began
+        if self._chunks:
+            self._on_rows(texts.unit.stop - texts.unit.start, 0)
         self.figures.rows += texts.prepared.num_rows
         self.figures.tokens += texts.prepared.num_tokens
         return _Done(texts.unit, texts.records, vectors_RD)
+
+    def _on_batch(self, rows: int, tokens: int) -> None:
+        # Progress is counted in rows of the corpus: those of chunks are known when a unit is done.
+        self._on_rows(0 if self._chunks else rows, tokens)
 
     def _read_on(self) -> None:
         figures, error = self.figures, None
@@ -144,7 +154,13 @@ class Pipeline:
         began = time.perf_counter()
         records = self._read(unit)
         read = time.perf_counter()
-        prepared = self._encoder.prepare([record["text"] for record in records])
+        texts = [record["text"] for record in records]
+        if self._chunks:
+            found = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
+            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in found])
+            records = records_of(found, records=records, first_row=unit.start)
+        else:
+            prepared = self._encoder.prepare(texts)
         self.figures.read_s += read - began
         self.figures.tokenise_s += time.perf_counter() - read
         return _Texts(unit, records, prepared)

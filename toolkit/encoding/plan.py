@@ -24,6 +24,7 @@ PLAN_FILE, MANIFEST_FILE, UNIT_DIR = "plan.json", "manifest.json", "units"
 CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equal
 CHARS_PER_ROW = 32  # what a row costs beside its text
 MAX_ROWS_FACTOR = 4
+NO_FACTS = ("digest", "model_path", "corpus_path")  # of what a plan says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +41,39 @@ class Unit:
         return f"{self.number:05d}"
 
 
-def bounds(num_chars_N: NDArray[np.int64], *, unit_rows: int, max_tokens: int) -> list[int]:
+@dataclasses.dataclass(frozen=True)
+class ChunkRules:
+    """Tokens of a chunk, with those that a text begins and ends with, and how many of its own
+    neighbours share."""
+
+    tokens: int
+    overlap: int
+
+
+def bounds(
+    num_chars_N: NDArray[np.int64],
+    *,
+    unit_rows: int,
+    max_tokens: int,
+    chunks: ChunkRules | None = None,
+) -> list[int]:
     """Where the units of a corpus begin, and its end: `unit_rows` rows a unit on average, and about
     equal work in each, judged by the characters that a text has before the limit cuts it.
 
     No unit has more than `MAX_ROWS_FACTOR` times as many rows: its vectors are in memory at once.
+    With `chunks` a row of the output is a chunk, as many as the characters let expect.
     """
     num_rows = len(num_chars_N)
-    work_N = np.minimum(num_chars_N, max_tokens * CHARS_PER_TOKEN) + CHARS_PER_ROW
-    done_N = np.cumsum(work_N)
-    num_units = -(-num_rows // unit_rows)
+    if chunks:
+        step_chars = (chunks.tokens - chunks.overlap) * CHARS_PER_TOKEN
+        chunks_N = np.maximum(1, -(-num_chars_N // step_chars))
+        work_N = num_chars_N + (chunks.overlap * CHARS_PER_TOKEN + CHARS_PER_ROW) * chunks_N
+        num_units = -(-int(chunks_N.sum()) // unit_rows)
+    else:
+        work_N = np.minimum(num_chars_N, max_tokens * CHARS_PER_TOKEN)
+        work_N += CHARS_PER_ROW
+        num_units = -(-num_rows // unit_rows)
+    done_N = np.cumsum(work_N, out=work_N)  # in its place: of 100 M rows each array is 0.8 GB
     targets = done_N[-1] * np.arange(1, num_units) / num_units if num_rows else []
     inner = (np.searchsorted(done_N, targets) + 1).tolist()
     found = [0]
@@ -74,7 +98,12 @@ def share(all_units: list[Unit], *, index: int, count: int) -> list[Unit]:
 
 
 def identity(
-    recipe: EmbedRecipe, *, corpus_digest: str, model_digest: str, num_chars_N: NDArray[np.int64]
+    recipe: EmbedRecipe,
+    *,
+    corpus_digest: str,
+    model_digest: str,
+    num_chars_N: NDArray[np.int64],
+    chunks: ChunkRules | None = None,
 ) -> dict[str, Any]:
     """What an encoding is: equal identities may share an output directory.
 
@@ -91,8 +120,10 @@ def identity(
         "unit_rows": unit_rows,
         "encoder": settings,
         "output": recipe.model_dump(mode="json", include={"vectors", "dims", "normalize"}),
-        "bounds": bounds(num_chars_N, unit_rows=unit_rows, max_tokens=max_tokens),
+        "bounds": bounds(num_chars_N, unit_rows=unit_rows, max_tokens=max_tokens, chunks=chunks),
     }
+    if chunks:
+        facts["chunks"] = dataclasses.asdict(chunks)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return {**facts, "digest": digest}
 
@@ -109,7 +140,11 @@ def claim_directory(output_dir: Path, *, facts: dict[str, Any], model: str, corp
     foreign = output_dir.is_dir() and any(not _ours(e.name) for e in output_dir.iterdir())
     if path.is_file():
         there = read_json(path)
-        differing = [key for key in facts if there.get(key) != facts[key] and key != "digest"]
+        differing = [
+            key
+            for key in {**facts, **there}
+            if key not in NO_FACTS and there.get(key) != facts.get(key)
+        ]
         if len(differing) > 1 and "bounds" in differing:  # they follow from the others
             differing.remove("bounds")
         if differing:

@@ -22,12 +22,15 @@ Find = Callable[[Vectors, int], Found]
 @dataclasses.dataclass(frozen=True)
 class Hit:
     """A found row; `row` is its number in the corpus, and `snippet` the beginning of its text, if
-    the corpus is at hand."""
+    the corpus is at hand. Of a chunk also its number, and its characters from `begin` to `end`."""
 
     id: str
     title: str
     score: float
     row: int
+    chunk: int | None = None
+    begin: int | None = None
+    end: int | None = None
     snippet: str | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -36,21 +39,49 @@ class Hit:
 
 
 def nearest(
-    store: VectorStore, *, queries_QD: Vectors, top: int, find: Find | None = None
+    store: VectorStore,
+    *,
+    queries_QD: Vectors,
+    top: int,
+    find: Find | None = None,
+    every_chunk: bool = False,
 ) -> list[list[Hit]]:
-    """The `top` rows of highest cosine for each query, best first; ties by corpus order. `find` is
-    what finds them, else the exact search."""
+    """The `top` documents of highest cosine for each query, best first; ties by corpus order. Of a
+    document's chunks the best counts, unless `every_chunk` is asked for. `find` is what finds rows,
+    else the exact search."""
     find = find or exact(store)
-    scores_QK, rows_QK = find(queries_QD, top)
-    records = _records(store, rows=rows_QK)
-    return [
-        [
-            Hit(records[row]["id"], records[row]["title"], score=score, row=row)
-            for row, score in zip(rows, scores, strict=True)
-            if row >= 0
+    depth, grouped = top, store.has_chunks and not every_chunk
+    while True:
+        scores_QK, rows_QK = find(queries_QD, depth)
+        records = _records(store, rows=rows_QK)
+        found = []
+        for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True):
+            hits = [
+                _hit(records[row], row=row, score=score)
+                for row, score in zip(rows, scores, strict=True)
+                if row >= 0
+            ]
+            best = {hit.row: hit for hit in reversed(hits)} if grouped else {}
+            found.append([hit for hit in hits if best.get(hit.row, hit) is hit][:top])
+        # An index that has no more to give says so by a row -1.
+        short = [
+            len(hits) < top and rows_K.min(initial=0) >= 0
+            for hits, rows_K in zip(found, rows_QK, strict=True)
         ]
-        for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True)
-    ]
+        if not any(short) or depth >= store.num_rows:
+            return found
+        depth = min(4 * depth, store.num_rows)
+
+
+def _hit(record: dict[str, Any], *, row: int, score: float) -> Hit:
+    names = ("chunk", "begin", "end")
+    return Hit(
+        record["id"],
+        record["title"],
+        score=score,
+        row=record.get("row", row),
+        **{name: record.get(name) for name in names},
+    )
 
 
 def exact(store: VectorStore) -> Find:

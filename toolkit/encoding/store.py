@@ -11,6 +11,7 @@ N rows in all.
 
 import bisect
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
-from toolkit.encoding.output import FACTS, unit_files
+from toolkit.encoding.output import CHUNK_FACTS, FACTS, unit_files
 from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, units
 from toolkit.files import BadInput, read_json, sha256_of
 from toolkit.schema import VectorFormat
@@ -55,10 +56,13 @@ class VectorStore:
             raise _damaged(output_dir / MANIFEST_FILE)
         if self.manifest.get("format") != FORMAT:
             raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
-        self.num_rows = int(self.manifest["rows"])
         self.form: VectorFormat = self.manifest["output"]["vectors"]
-        self.units = units(self.manifest["bounds"])
-        markers = self.manifest["units"].values()
+        # The units of the plan, by the rows that they have here: with chunks more than texts.
+        planned = units(self.manifest["bounds"])
+        markers = [self.manifest["units"][unit.name] for unit in planned]
+        self.units = units(list(itertools.accumulate((m["rows"] for m in markers), initial=0)))
+        self.num_rows = self.units[-1].stop if self.units else 0
+        self.has_chunks = "chunks" in self.manifest
         self.width = next((int(marker["width"]) for marker in markers), 0)
         self._starts = [unit.start for unit in self.units]
         self._mapped = functools.lru_cache(maxsize=MAX_OPEN)(self._open)
@@ -100,7 +104,8 @@ class VectorStore:
 
     def facts(self, rows: Rows) -> pa.Table:
         """id, title and empty (a text without tokens, whose vector is zero) of these rows, in that
-        order, as Arrow."""
+        order, as Arrow. Of chunks also the row of the corpus, and in its text the number of the
+        chunk and the characters from begin to end."""
         wanted = self._numbers(rows)
         numbers = [self._unit_of(row) for row in wanted.tolist()]
         tables = {number: self._records(self.units[number]) for number in sorted(set(numbers))}
@@ -109,7 +114,8 @@ class VectorStore:
             int(offsets[number]) + row - self._starts[number]
             for number, row in zip(numbers, wanted.tolist(), strict=True)
         ]
-        found = pa.concat_tables([FACTS.empty_table(), *tables.values()])
+        schema = CHUNK_FACTS if self.has_chunks else FACTS
+        found = pa.concat_tables([schema.empty_table(), *tables.values()])
         return found.take(pa.array(places, pa.int64()))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens.
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,15 @@ class PackedBatch:
     own_BT: Ids
     bound_S: NDArray[np.int32]
     max_length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """A text's own tokens, and the characters from begin to end that each stands for."""
+
+    ids_T: Ids
+    begin_T: Ids
+    end_T: Ids
 
 
 class TextTokenizer:
@@ -103,6 +112,24 @@ class TextTokenizer:
             found.append((np.concatenate(ids), np.array(tokens, dtype=np.int64)))
         return found
 
+    def places(self, texts: Sequence[str]) -> list[Places]:
+        """Of each text all its tokens, no special ones added, and where they are in it."""
+        parts = [
+            (number, start, end)
+            for number, text in enumerate(texts)
+            for start, end in itertools.pairwise(part_bounds(text))
+        ]
+        pieces: list[list[Ids]] = [[np.zeros((0, 3), dtype=np.int64)] for _ in texts]
+        for some in _groups(parts):
+            cut = [texts[number][start:end] for number, start, end in some]
+            encodings = self._whole.encode_batch(cut, add_special_tokens=False)
+            for (number, start, _), encoding in zip(some, encodings, strict=True):
+                piece_T3 = np.empty((len(encoding), 3), dtype=np.int64)
+                piece_T3[:, 0] = encoding.ids
+                piece_T3[:, 1:] = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
+                pieces[number].append(piece_T3)
+        return [Places(*np.concatenate(one).T) for one in pieces]
+
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, special tokens included, cut at the limit."""
         # Cut before tokenising: a text of 50 MB would else be tokenised whole and thrown away.
@@ -158,6 +185,20 @@ class TextTokenizer:
         """The id of a token by its exact text, or None."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+
+def _groups(parts: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """Parts (text, start, end) in groups of about `PART_CHARS`."""
+    group: list[tuple[int, int, int]] = []
+    num_chars = 0
+    for part in parts:
+        group.append(part)
+        num_chars += part[2] - part[1]
+        if num_chars >= PART_CHARS:
+            yield group
+            group, num_chars = [], 0
+    if group:
+        yield group
 
 
 def part_bounds(text: str) -> list[int]:

@@ -1,0 +1,86 @@
+"""Long documents as chunks of tokens that overlap: a row each, with the characters it stands for.
+
+Refuses to know models: a chunk is a row of token ids, embedded like any text of these tokens alone.
+Shapes: T tokens of a document, C tokens of a chunk.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.encoding.plan import ChunkRules
+from toolkit.files import BadInput
+from toolkit.schema import EmbedRecipe
+from toolkit.text.tokens import TextTokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """A piece of a text: the characters from `begin` to `end`, and its tokens with those that every
+    text begins and ends with."""
+
+    text: int
+    number: int
+    begin: int
+    end: int
+    ids_C: NDArray[np.int64]
+
+
+def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
+    """What the recipe says; None where texts are cut. `BadInput` for what cannot be."""
+    tokens, overlap = recipe.corpus.chunk_tokens, recipe.corpus.chunk_overlap
+    if tokens is None:
+        if overlap:
+            raise BadInput(f"corpus.chunk_overlap={overlap}: needs corpus.chunk_tokens")
+        return None
+    if tokens > recipe.encoder.max_tokens:
+        raise BadInput(
+            f"corpus.chunk_tokens={tokens}: the encoder takes encoder.max_tokens="
+            f"{recipe.encoder.max_tokens}"
+        )
+    if overlap > tokens // 2:
+        raise BadInput(f"corpus.chunk_overlap={overlap}: at most half of chunk_tokens={tokens}")
+    return ChunkRules(tokens, overlap)
+
+
+def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRules) -> list[Chunk]:
+    """Each text in chunks of at most `rules.tokens`; one without tokens is one empty chunk."""
+    prefix, suffix = (
+        np.array(ids, dtype=np.int64) for ids in (tokenizer.prefix_ids, tokenizer.suffix_ids)
+    )
+    size = rules.tokens - len(prefix) - len(suffix)
+    step = size - rules.overlap
+    found = []
+    for text, tokens in enumerate(tokenizer.places(texts)):
+        num_tokens = len(tokens.ids_T)
+        # The last one has a token of its own beside what it shares.
+        starts = range(0, max(1, num_tokens - rules.overlap), step)
+        for number, start in enumerate(starts):
+            stop = min(start + size, num_tokens)
+            begin, end = (
+                (int(tokens.begin_T[start]), int(tokens.end_T[stop - 1])) if num_tokens else (0, 0)
+            )
+            ids_C = np.concatenate([prefix, tokens.ids_T[start:stop], suffix])
+            found.append(Chunk(text, number, begin=begin, end=end, ids_C=ids_C))
+    return found
+
+
+def records_of(
+    chunks: Sequence[Chunk], *, records: Sequence[Mapping[str, Any]], first_row: int
+) -> list[dict[str, Any]]:
+    """What is written of each chunk. `records` are those of the texts, which begin at `first_row`
+    of the corpus."""
+    return [
+        {
+            "id": records[chunk.text]["id"],
+            "title": records[chunk.text]["title"],
+            "row": first_row + chunk.text,
+            "chunk": chunk.number,
+            "begin": chunk.begin,
+            "end": chunk.end,
+        }
+        for chunk in chunks
+    ]
