@@ -1,6 +1,8 @@
 """The encoding program: restarts, interruptions and any number of workers give the same bytes."""
 
+import errno
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,7 +16,7 @@ from tests.conftest import run
 from tests.encoding.conftest import contents, embed, flip_a_byte
 from tests.mpi import mpi_command, mpi_environ
 from tests.text.making import shard_articles
-from toolkit import search
+from toolkit import encode, search
 from toolkit.cluster.leases import Leases
 from toolkit.encoding import output as writing
 from toolkit.encoding.encoder import Encoder
@@ -278,6 +280,39 @@ def test_no_vector_that_is_not_finite_is_written(
     with pytest.raises(BadInput, match="its vector is not finite"):
         embed(tmp_path / "out", *inputs)
     assert list(contents(tmp_path / "out")) == ["plan.json"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EROFS, 2)])
+def test_a_disk_that_is_full_or_read_only_costs_no_whole_unit(
+    number: int,
+    code: int,
+    tmp_path: Path,
+    whole: Path,
+    inputs: Inputs,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """From the fifth unit on: one line with the file, nothing half-written, and the same command
+    goes on when there is room."""
+    real = os.replace
+
+    def replace(source: Path, target: Path) -> None:
+        if target.name.startswith("00004"):
+            raise OSError(number, os.strerror(number), str(target))
+        real(source, target)
+
+    given = [*inputs, f"output_dir={tmp_path / 'out'}", "encoder.max_tokens=16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        capsys.readouterr()
+        assert encode.main(["tiny_embed", *given]) == code
+    error = capsys.readouterr().err
+    assert f"error: {tmp_path / 'out/units/00004.safetensors'}: {os.strerror(number)}" in error
+    left = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert not any(name.endswith(".tmp") for name in left)
+    assert {"00003.json"} <= left and not any(name.startswith("00004") for name in left)
+    embed(tmp_path / "out", *inputs)
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inputs) -> None:

@@ -1,8 +1,10 @@
 """Units, their files, and who may write into an output directory."""
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,8 @@ from toolkit.encoding.plan import (
     units,
 )
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.files import BadInput, read_json, sha256_of, write_json
+from toolkit.text.manifest import SELF_DIGEST, content_digest
 
 DIGEST = "0" * 64
 FACTS = {
@@ -259,3 +262,102 @@ def test_workers_may_claim_a_directory_at_the_same_moment(
     monkeypatch.setattr(Path, "iterdir", after_the_other)
     claim(tmp_path)
     assert read_json(tmp_path / PLAN_FILE) == FACTS
+
+
+def swap(one: Path, other: Path) -> None:
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+def reseal(path: Path, content: dict[str, Any]) -> None:
+    """A manifest that has been written anew, with a digest of its own that is right."""
+    write_json(path, {**content, SELF_DIGEST: content_digest(content)})
+
+
+UNIT_HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "missing unit": (
+        lambda enc: [path.unlink() for path in (enc / "units").glob("00001.*")] and None,
+        "00001.json",
+    ),
+    "vectors swapped": (
+        lambda enc: swap(enc / "units/00000.safetensors", enc / "units/00001.safetensors"),
+        "00000.safetensors",
+    ),
+    "ids swapped": (
+        lambda enc: swap(enc / "units/00000.ids.parquet", enc / "units/00001.ids.parquet"),
+        "00000.ids.parquet",
+    ),
+    "units swapped": (
+        lambda enc: (
+            [
+                swap(path, path.with_name(path.name.replace("00000", "00001")))
+                for path in sorted((enc / "units").glob("00000.*"))
+            ]
+            and None
+        ),
+        "00000.json",
+    ),
+    "wrong digest of a file": (
+        lambda enc: write_json(
+            enc / "units/00001.json",
+            {**read_json(enc / "units/00001.json"), "sha256": {"00001.safetensors": DIGEST}},
+        ),
+        "00001.json",
+    ),
+    "wrong digest of the manifest": (
+        lambda enc: write_json(
+            enc / "manifest.json", {**read_json(enc / "manifest.json"), SELF_DIGEST: DIGEST}
+        ),
+        "manifest.json",
+    ),
+    "manifest of another model": (
+        lambda enc: reseal(
+            enc / "manifest.json", {**read_json(enc / "manifest.json"), "model": "other"}
+        ),
+        "plan.json",
+    ),
+    "manifest of other vectors": (
+        lambda enc: reseal(
+            enc / "manifest.json",
+            json.loads(
+                (enc / "manifest.json")
+                .read_text()
+                .replace(sha256_of(enc / "units/00002.safetensors"), DIGEST)
+            ),
+        ),
+        "00002.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", UNIT_HARMS)
+def test_whatever_was_done_to_a_unit_is_found_by_name(harm: str, tmp_path: Path) -> None:
+    """By toolkit.verify, which says so with this."""
+    output = output_of(tmp_path, rows=6, unit_rows=2)
+    write_all(output, np.arange(1, 19, dtype=np.float32).reshape(6, 3))
+    VectorStore(tmp_path, verify=True)
+    do, named = UNIT_HARMS[harm]
+    do(tmp_path)
+    with pytest.raises(BadInput, match=named):
+        VectorStore(tmp_path, verify=True)
+
+
+def test_every_flipped_bit_of_an_encoding_is_found(tmp_path: Path) -> None:
+    """A bit of each byte of each file, but for blanks between the words of JSON."""
+    output = output_of(tmp_path, rows=2, unit_rows=1)
+    write_all(output, np.ones((2, 3), dtype=np.float32))
+    missed = []
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        for place in range(len(data)):
+            harmed = data[:place] + bytes([data[place] ^ (1 << place % 7)]) + data[place + 1 :]
+            path.write_bytes(harmed)
+            try:
+                VectorStore(tmp_path, verify=True)
+            except BadInput:
+                continue
+            if path.suffix != ".json" or json.loads(harmed) != json.loads(data):
+                missed.append((path.name, place))
+        path.write_bytes(data)
+    assert missed == []
