@@ -80,6 +80,18 @@ def test_any_text_column_will_do(tmp_path: Path) -> None:
             opened(tmp_path / name, text="body")
 
 
+def test_rows_without_an_id_get_their_place_in_the_file(tmp_path: Path) -> None:
+    """Where others have one, and where the column is not there at all."""
+    (tmp_path / "some.jsonl").write_text(
+        '{"text": "one", "id": 7}\n{"text": "two"}\n{"text": "three", "id": null}\n'
+    )
+    (tmp_path / "none.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    found = [document.id for document in documents(opened(tmp_path / "some.jsonl"))]
+    assert found == ["7", "some.jsonl:1", "some.jsonl:2"]
+    found = [document.id for document in documents(opened(tmp_path / "none.jsonl"))]
+    assert found == ["none.jsonl:0", "none.jsonl:1"]
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

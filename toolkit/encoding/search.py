@@ -98,12 +98,11 @@ def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
     floor_Q = np.full(len(query), -np.inf, dtype=np.float32)
     for unit, vectors_RD in store.blocks(verify=False):
         score_QR = query @ vectors_RD.T
-        score_QR /= np.maximum(np.sqrt(np.einsum("rd,rd->r", vectors_RD, vectors_RD)), 1e-12)
+        score_QR *= 1 / np.maximum(np.sqrt(np.vecdot(vectors_RD, vectors_RD)), 1e-12)
         # Of equal cosines the first row stays, so only what is above the worst comes in: after a
         # few units that is next to nothing, and the time goes into the product alone.
-        above_QR = score_QR > floor_Q[:, None]
-        for q in np.flatnonzero(above_QR.any(axis=1)):
-            places = np.flatnonzero(above_QR[q])
+        for q in np.flatnonzero(score_QR.max(axis=1) > floor_Q):
+            places = np.flatnonzero(score_QR[q] > floor_Q[q])
             scores = np.concatenate([best[q][0], score_QR[q, places]])
             rows = np.concatenate([best[q][1], places + unit.start])
             best[q] = _best(scores, rows, top=top)

@@ -140,7 +140,7 @@ class VectorStore:
         for unit in self.units[self._unit_of(start) :]:
             if verify:
                 self._checked(unit_files(self.directory, unit=unit).vectors, unit=unit)
-            yield unit, self._open(unit).rows(slice(None))
+            yield unit, (self._open if verify else self._mapped)(unit).rows(slice(None))
 
     def records(self, unit: Unit) -> list[dict[str, Any]]:
         """id, title and empty of a unit's rows."""
