@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-gpu benchmark-quality benchmark-encode lint clean
+.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -74,6 +74,10 @@ benchmark-quality: install  ## STS-B of every state over three seeds, a table an
 
 benchmark-encode: install  ## texts a second beside sentence-transformers (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_encode
+
+benchmark-scheduling: install  ## 100 M rows' plan, a unit's cost, a thousand simulated workers (ten minutes)
+	$(BIN)/python -m tests.benchmarks.bench_scheduling
+	$(BIN)/python -m tests.benchmarks.simulate_dealing --plot tests/benchmarks/dealing.svg
 
 lint: install  ## format, style, types, layers
 	$(BIN)/ruff format --check toolkit tests data_scripts
