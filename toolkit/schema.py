@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+Column = Count | Text  # a number from 1, or a name
 INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
@@ -271,6 +272,37 @@ class Mteb(Section):
     languages: tuple[Text, ...] = ("eng",)
 
 
+class WordTask(Section):
+    """A word-level task: the tags that one linear layer, trained on an encoder's frozen word
+    vectors, gives the words of `test`.
+
+    A part is a file of columns (.conll, .txt), CoNLL-U (.conllu), each also .gz, or the folder of a
+    data set of Hugging Face's `datasets`; `format` says so where the name does not. `column` holds
+    the tags and `word_column` the words: names, or numbers counted from 1.
+
+    `scheme` is how tags mark spans, for their F1: auto sees it and reads them as conlleval does,
+    a name has them read strictly, none has no spans.
+    `shift` takes a word's vector one token earlier, where MNTP has learnt to predict it; "both"
+    gives the figures of both. A batch is `batch_sentences` sentences. The vectors are kept in
+    memory, or in a file beside the scores (`cache`), where the same task finds them again.
+    """
+
+    train: Text
+    test: Text
+    format: Literal["auto", "conll", "conllu", "dataset"] = "auto"
+    column: Column | None = None
+    word_column: Column | None = None
+    scheme: Literal["auto", "none", "iob1", "iob2", "iobes", "bilou"] = "auto"
+    shift: bool | Literal["both"] = "both"
+    steps: Count = 4000
+    batch_sentences: Count = 8
+    lr: Positive = 5e-4
+    dropout: Fraction = 0.1
+    seed: Natural = 42
+    cache: Literal["memory", "disk"] = "memory"
+    cache_dtype: Literal["fp32", "fp16"] = "fp32"
+
+
 class EvaluateRecipe(Section):
     """Scores of several encoders side by side, on local files and MTEB's tasks. Tasks by name;
     `instructions` stand before the texts of a task (of retrieval and reranking: of its queries).
@@ -287,6 +319,7 @@ class EvaluateRecipe(Section):
     clustering: dict[str, Text] = {}
     pair_classification: dict[str, Text] = {}
     reranking: dict[str, Text] = {}
+    words: dict[str, WordTask] = {}
     mteb: Mteb = Mteb()
     instructions: dict[str, str] = {}
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0

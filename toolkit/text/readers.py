@@ -234,6 +234,7 @@ class DatasetRows:
             raise BadInput(f"data set {path!r}: {reason}") from error
         self._rows = found
         self.columns: list[str] = found.column_names
+        self.features: dict[str, Any] = dict(found.features)
         self.num_rows: int = len(found)
 
     def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
