@@ -98,3 +98,12 @@ def embed_rows(forward: Callable[..., Any], batch: Batch) -> Tensor:
     if "bound_S" not in batch:
         return mean_pool(hidden_BTD, own_BT=own_BT)
     return mean_pool_packed(hidden_BTD, own_BT=own_BT, bound_S=tensor(batch, "bound_S"))
+
+
+def token_states(forward: Callable[..., Any], batch: Batch) -> Tensor:
+    """The hidden states (T, D) of all tokens of the rows of `lay_out`, row after row, in fp32;
+    padding is left out. `forward` is a decoder without its head."""
+    hidden_BTD: Tensor = forward(**model_arguments(batch)).last_hidden_state
+    if "bound_S" not in batch:
+        return hidden_BTD[tensor(batch, "mask_BT").bool()].float()
+    return hidden_BTD[0].float()

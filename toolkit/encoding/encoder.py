@@ -4,14 +4,14 @@ A vector depends on its text alone: not on its batch, its neighbours or their pa
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.batch import Batch, embed_rows, lay_out, place, to_device
+from toolkit.batch import Batch, embed_rows, lay_out, place, to_device, token_states
 from toolkit.console import Progress
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.store import VectorStore
@@ -62,7 +62,7 @@ class Encoder:
         dims: int | None = None,
     ) -> None:
         """`dims`: only so many numbers of a vector, the first (of a Matryoshka-trained model)."""
-        self._settings = settings
+        self.settings = settings
         self._packed = settings.attention == PACKED
         self.device = device or device_of(0)
         if self.device.type == "cpu":
@@ -93,7 +93,7 @@ class Encoder:
 
     def digest(self) -> str:
         """What identifies the model: see `model_digest`."""
-        return model_digest(base_folder(self._settings.model))
+        return model_digest(base_folder(self.settings.model))
 
     def before_text(self, instruction: str) -> str:
         """What stands before a text that has this instruction, as the model was trained."""
@@ -192,7 +192,7 @@ class Encoder:
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         batches = []
         default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
-        batch_tokens = self._settings.batch_tokens or default
+        batch_tokens = self.settings.batch_tokens or default
         for numbers in token_batches(
             order, rows=rows, batch_tokens=batch_tokens, max_rows=max_rows
         ):
@@ -221,6 +221,16 @@ class Encoder:
         vectors: Vectors = np.empty_like(found)
         vectors[[number for batch in prepared.batches for number in batch.numbers]] = found
         return vectors
+
+    @torch.inference_mode()
+    def token_states(
+        self, rows: Sequence[NDArray[np.int64]]
+    ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
+        """Batch by batch, the numbers of its rows of token ids and the hidden states (T, D), fp32,
+        of all their tokens, special ones too, row after row. A row has at least one id."""
+        for batch in self.prepare_rows(rows).batches:
+            content = to_device(batch.content, device=self.device)
+            yield batch.numbers, token_states(self._model, content)[:, : self.width]
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state

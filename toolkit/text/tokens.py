@@ -152,6 +152,14 @@ class TextTokenizer:
             found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
         return found
 
+    def encode_places(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
+        """Of each text all its tokens (T,), no special ones added and none cut off, and the
+        characters (T, 2), from and to, that each stands for."""
+        return [
+            (np.array(e.ids, dtype=np.int64), np.array(e.offsets, dtype=np.int64).reshape(-1, 2))
+            for e in self._whole.encode_batch(list(texts), add_special_tokens=False)
+        ]
+
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids are a text's own tokens."""
         return ~np.isin(ids, self._special_ids)

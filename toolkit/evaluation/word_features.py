@@ -1,0 +1,247 @@
+"""Words to vectors: the mean of a word's sub-tokens, from a frozen encoder, kept for many epochs.
+
+A sentence is its words with a blank between them, tokenised as a whole; a token belongs to the
+words of which it holds a character, and one that is only a blank to the word after it. Shapes: W
+words of all sentences, D width, T tokens, M pairs of a token and a word, A alignments (shifted or
+not).
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.console import Progress
+from toolkit.files import BadInput
+from toolkit.schema import EncoderSettings
+from toolkit.text.tokens import Ids, TextTokenizer
+
+DTYPES = {"fp32": np.float32, "fp16": np.float16}
+FP16_MAX = float(np.finfo(np.float16).max)
+
+
+class TokenEncoder(Protocol):
+    """What is needed of an encoder (`toolkit.encoding.encoder.Encoder`)."""
+
+    settings: EncoderSettings
+    tokenizer: TextTokenizer
+    width: int
+
+    def digest(self) -> str:
+        """What identifies its weights."""
+
+    def token_states(self, rows: Sequence[Ids]) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Batch by batch, which rows, and the hidden states (T, D) of their tokens in a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WordRows:
+    """Rows of token ids as the encoder takes them. Of each, pairs of a token's place in the row and
+    a word's number among all."""
+
+    rows: list[Ids]
+    token_M: list[Ids]
+    word_M: list[Ids]
+    tokens_of_W: NDArray[np.int64]
+    num_split: int
+
+    @property
+    def num_empty(self) -> int:
+        """Words that have no token."""
+        return int((self.tokens_of_W == 0).sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class WordFeatures:
+    """Word vectors (A, W, D), one alignment after another; zeros for a word without tokens.
+
+    `seconds` is what the encoder took, None where the vectors were found on the disk.
+    """
+
+    vectors_AWD: NDArray[Any]
+    num_empty: int
+    num_split: int
+    seconds: float | None
+
+
+def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -> WordRows:
+    """The rows of all sentences. What is longer than the tokenizer's limit becomes several rows,
+    cut before a word where there is one: no word and no token of a word is lost."""
+    num_words = sum(map(len, sentences))
+    found = WordRows([], [], [], np.zeros(num_words, dtype=np.int64), 0)
+    num_split = first_word = 0
+    prefix, suffix = (
+        np.array(x, dtype=np.int64) for x in (tokenizer.prefix_ids, tokenizer.suffix_ids)
+    )
+    room = max(1, tokenizer.max_tokens - len(prefix) - len(suffix))
+    # A word of blanks is no part of the text: what is cut into words must be what is tokenised.
+    filled = [[n for n, word in enumerate(words) if word.strip()] for words in sentences]
+    texts = [
+        " ".join(words[n] for n in numbers)
+        for words, numbers in zip(sentences, filled, strict=True)
+    ]
+    encoded = tokenizer.encode_places(texts)
+    for words, numbers, (ids_T, place_T2) in zip(sentences, filled, encoded, strict=True):
+        lengths = np.array([len(words[n]) for n in numbers], dtype=np.int64)
+        from_T, to_T = _words_of(place_T2, lengths=lengths)
+        cuts = _cuts(from_T, to_T, room=room) if numbers else [0]
+        num_split += len(cuts) > 2
+        number_of = np.array(numbers, dtype=np.int64) + first_word
+        for start, stop in itertools.pairwise(cuts):
+            count_T = to_T[start:stop] - from_T[start:stop] + 1
+            token_M = np.repeat(np.arange(start, stop), count_T)
+            nth_M = np.arange(len(token_M)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
+            word_M = number_of[from_T[token_M] + nth_M]
+            found.rows.append(np.concatenate([prefix, ids_T[start:stop], suffix]))
+            found.token_M.append(token_M - start + len(prefix))
+            found.word_M.append(word_M)
+            np.add.at(found.tokens_of_W, word_M, 1)
+        first_word += len(words)
+    return dataclasses.replace(found, num_split=num_split)
+
+
+def _words_of(place_T2: Ids, *, lengths: NDArray[np.int64]) -> tuple[Ids, Ids]:
+    """The first and the last word (T,) of each token, by the characters that it stands for."""
+    end_W = np.cumsum(lengths + 1) - 1  # a blank between two words
+    start_W = end_W - lengths
+    from_T = np.searchsorted(end_W, place_T2[:, 0], side="right")
+    from_T = np.minimum(from_T, max(0, len(lengths) - 1))
+    to_T = np.searchsorted(start_W, place_T2[:, 1], side="left") - 1
+    # A token of a blank alone, or of no character: what begins there.
+    return from_T, np.maximum(to_T, from_T)
+
+
+def _cuts(from_T: Ids, to_T: Ids, *, room: int) -> list[int]:
+    """0, where rows of at most `room` tokens end, and T; a word that has more is cut inside."""
+    cuts = [0]
+    begins = np.flatnonzero(from_T[1:] > to_T[:-1]) + 1
+    while cuts[-1] < len(from_T):
+        end = cuts[-1] + room
+        if end < len(from_T):
+            before = begins[(begins > cuts[-1]) & (begins <= end)]
+            end = int(before[-1]) if len(before) else end
+        cuts.append(min(end, len(from_T)))
+    return cuts
+
+
+def pool_words(
+    state_TD: Tensor, *, token_M: NDArray[np.int64], local_M: NDArray[np.int64], num_words: int
+) -> Tensor:
+    """The sums (num_words, D) of the states of each word's tokens; `local_M` numbers the words."""
+    device = state_TD.device
+    chosen_MD = state_TD.index_select(0, torch.from_numpy(token_M).to(device))
+    zeros_WD = chosen_MD.new_zeros(num_words, state_TD.shape[1])
+    return zeros_WD.index_add(0, torch.from_numpy(local_M).to(device), chosen_MD)
+
+
+def fill(
+    vectors_AWD: NDArray[Any], laid: WordRows, *, encoder: TokenEncoder, shifts: Sequence[int]
+) -> None:
+    """Write the vectors of all words, for each number of tokens that a word's are taken earlier.
+
+    Shifted by one, the first token of a row is taken from its begin token (LLM2Vec, section 3: what
+    predicts a token after MNTP); with a tokenizer that has none it stands for itself.
+    Raises `BadInput` where a vector is not finite, or more than fp16 holds.
+    """
+    progress = Progress("word vectors", total=len(laid.rows), unit="rows")
+    for numbers, state_TD in encoder.token_states(laid.rows):
+        ends = np.cumsum([len(laid.rows[n]) for n in numbers])
+        starts = ends - [len(laid.rows[n]) for n in numbers]
+        word_M = np.concatenate([laid.word_M[n] for n in numbers])
+        words, local_M = np.unique(word_M, return_inverse=True)
+        count_W1 = laid.tokens_of_W[words][:, None].astype(np.float32)
+        for vectors_WD, shift in zip(vectors_AWD, shifts, strict=True):
+            token_M = np.concatenate(
+                [
+                    np.maximum(laid.token_M[n] - shift, 0) + at
+                    for n, at in zip(numbers, starts, strict=True)
+                ]
+            )
+            sum_WD = pool_words(state_TD, token_M=token_M, local_M=local_M, num_words=len(words))
+            mean_WD = sum_WD.cpu().numpy() / count_W1
+            _check(mean_WD, dtype=vectors_WD.dtype, settings=encoder.settings)
+            # Added, not set: a word that was cut inside comes in parts.
+            vectors_WD[words] += mean_WD.astype(vectors_WD.dtype)
+        progress.advance(len(numbers))
+    progress.close()
+
+
+def _check(mean_WD: NDArray[np.float32], *, dtype: Any, settings: EncoderSettings) -> None:
+    if not np.isfinite(mean_WD).all():
+        count = int((~np.isfinite(mean_WD)).any(axis=1).sum())
+        raise BadInput(
+            f"{settings.model}: the vectors of {count} words of a batch are NaN or infinite in "
+            f"{settings.dtype}; try the encoder's dtype=fp32"
+        )
+    if dtype == np.float16 and (largest := float(np.abs(mean_WD).max(initial=0))) > FP16_MAX:
+        raise BadInput(f"cache_dtype=fp16 cannot hold {largest:.3g}; give cache_dtype=fp32")
+
+
+def word_features(
+    encoder: TokenEncoder,
+    sentences: Sequence[Sequence[str]],
+    *,
+    shifts: Sequence[int],
+    dtype: str = "fp32",
+    folder: Path | None = None,
+) -> WordFeatures:
+    """The vectors of all words, in memory or in a mapped file of `folder`, where the same encoder,
+    settings and words find them again. See `fill`."""
+    laid = lay_words(sentences, tokenizer=encoder.tokenizer)
+    shape = (len(shifts), len(laid.tokens_of_W), encoder.width)
+    began = time.monotonic()
+    if folder is None:
+        vectors_AWD: NDArray[Any] = np.zeros(shape, dtype=DTYPES[dtype])
+        fill(vectors_AWD, laid, encoder=encoder, shifts=shifts)
+        return WordFeatures(vectors_AWD, laid.num_empty, laid.num_split, time.monotonic() - began)
+    path = folder / f"{_key(encoder, sentences, shifts=shifts, dtype=dtype)}.npy"
+    seconds = None
+    mapped = _opened(path, shape=shape, dtype=dtype)
+    if mapped is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            mapped = np.lib.format.open_memmap(
+                temporary, mode="w+", dtype=DTYPES[dtype], shape=shape
+            )
+            fill(mapped, laid, encoder=encoder, shifts=shifts)
+            mapped.flush()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        seconds = time.monotonic() - began
+    return WordFeatures(mapped, laid.num_empty, laid.num_split, seconds)
+
+
+def _opened(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
+    """The mapped file, or None where there is none that is whole."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            print(f"warning: {path}: is made again ({error})", file=sys.stderr, flush=True)
+            return None
+        return found if (found.shape, found.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
+    return None
+
+
+def _key(
+    encoder: TokenEncoder, sentences: Sequence[Sequence[str]], *, shifts: Sequence[int], dtype: str
+) -> str:
+    """What names the vectors: all that they depend on."""
+    words = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
+    settings = encoder.settings.model_dump(exclude={"model", "batch_tokens"})
+    made_of = [encoder.digest(), encoder.width, settings, words, list(shifts), dtype]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]
