@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.word_features import WordRows, fill, lay_words, word_features
-from toolkit.evaluation.words import read_parts
+from toolkit.evaluation.words import read_word_data
 from toolkit.files import BadInput
 from toolkit.schema import EncoderSettings, WordTask
 from toolkit.text.tokens import Ids, TextTokenizer
@@ -73,7 +73,7 @@ def test_vectors_of_a_real_treebank(name: str, real_data: Path) -> None:
     """Two kinds of tokenizer: bytes with the blank before a word, and pieces with a normaliser."""
     model = real_data.parent / "models" / name
     path = str(real_data / "ud_english_ewt" / "en_ewt-ud-dev.conllu")
-    part = read_parts(WordTask(train=path, test=path)).train
+    part = read_word_data(WordTask(train=path, test=path)).train
     sentences = part.sentences[:30]
     found = word_features(encoder_of(model, max_tokens=256), sentences, shifts=(1, 0))
     for place, shift in enumerate((1, 0)):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.evaluation.words import Parts, Tagged, read_parts, scheme_of
+from toolkit.evaluation.words import Tagged, WordData, read_word_data, scheme_of
 from toolkit.files import BadInput
 from toolkit.schema import WordTask
 
@@ -39,11 +39,13 @@ CONLLU = """# sent_id = 1
 """
 
 
-def parts_of(folder: Path, name: str, content: str | bytes, **settings: object) -> Parts:
+def parts_of(folder: Path, name: str, content: str | bytes, **settings: object) -> WordData:
     """Both parts of a task from the same file."""
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return read_parts(WordTask.model_validate({"train": str(path), "test": str(path), **settings}))
+    return read_word_data(
+        WordTask.model_validate({"train": str(path), "test": str(path), **settings})
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_the_real_treebank(real_data: Path) -> None:
     """Every line that begins with a whole number is a word, and no other."""
     folder = real_data / "ud_english_ewt"
     test = folder / "en_ewt-ud-test.conllu"
-    found = read_parts(WordTask(train=str(folder / "en_ewt-ud-dev.conllu"), test=str(test)))
+    found = read_word_data(WordTask(train=str(folder / "en_ewt-ud-dev.conllu"), test=str(test)))
     rows = re.findall(r"^[0-9]+\t([^\t]+)\t[^\t]+\t([^\t]+)\t", test.read_text(), re.MULTILINE)
     assert [word for words in found.test.sentences for word in words] == [row[0] for row in rows]
     assert found.test.all_tags == [row[1] for row in rows]
@@ -131,18 +133,18 @@ def test_saved_data_sets(as_numbers: bool, tmp_path: Path) -> None:
     found = datasets.Dataset.from_dict(rows, features=features)
     datasets.DatasetDict({"train": found, "test": found.select([2])}).save_to_disk(tmp_path / "d")
     task = {"train": str(tmp_path / "d"), "test": str(tmp_path / "d"), "column": "ner_tags"}
-    parts = read_parts(WordTask.model_validate(task))
+    parts = read_word_data(WordTask.model_validate(task))
     assert parts.train.sentences == [["Ada", "Byron", "wrote"], ["So", "Ada"]]
     assert parts.train.tags == [["B-PER", "I-PER", "O"], ["O", "B-PER"]]
     assert parts.test.sentences == [["So", "Ada"]]
     with pytest.raises(
         BadInput, match=r"no column 'pos'; give column= as one of tokens, ner_tags or"
     ):
-        read_parts(WordTask.model_validate({**task, "column": "pos"}))
+        read_word_data(WordTask.model_validate({**task, "column": "pos"}))
     with pytest.raises(BadInput, match="no column is named for the tags; give column= as one of"):
-        read_parts(WordTask.model_validate({**task, "column": None}))
+        read_word_data(WordTask.model_validate({**task, "column": None}))
     (found.select([0])).save_to_disk(tmp_path / "alone")
-    parts = read_parts(WordTask.model_validate({**task, "test": str(tmp_path / "alone")}))
+    parts = read_word_data(WordTask.model_validate({**task, "test": str(tmp_path / "alone")}))
     assert parts.test.tags == tags[:1]
 
 
@@ -165,7 +167,7 @@ def test_rows_of_data_sets_that_cannot_be_used(
     found = datasets.Dataset.from_dict({"tokens": tokens, "tags": tags}, features=kinds)
     found.save_to_disk(tmp_path / "d")
     with pytest.raises(BadInput, match=message):
-        read_parts(WordTask(train=str(tmp_path / "d"), test=str(tmp_path / "d"), column="tags"))
+        read_word_data(WordTask(train=str(tmp_path / "d"), test=str(tmp_path / "d"), column="tags"))
 
 
 GOOD = b"a X\nb Y\n"
@@ -213,7 +215,7 @@ def test_files_that_cannot_be_used(
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"a\.conllu: no such file"):
-        read_parts(WordTask(train=str(tmp_path / "a.conllu"), test="b.conllu"))
+        read_word_data(WordTask(train=str(tmp_path / "a.conllu"), test="b.conllu"))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +264,7 @@ def test_how_spans_are_read(
     task = {"train": str(tmp_path / "a.txt"), "test": str(tmp_path / "b.txt"), "column": 2}
     loaded = WordTask.model_validate({**task, "scheme": given})
     if expected in ("conlleval", "iob2", "none", "bilou"):
-        assert read_parts(loaded).scheme == expected
+        assert read_word_data(loaded).scheme == expected
         return
     with pytest.raises(BadInput, match=expected):
-        read_parts(loaded)
+        read_word_data(loaded)

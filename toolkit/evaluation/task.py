@@ -1,12 +1,15 @@
 """What a task is: texts and right answers, read once, scored for any encoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.files import BadInput
+
+if TYPE_CHECKING:  # it brings torch
+    from toolkit.evaluation.word_features import TokenEncoder
 
 Vectors = NDArray[np.float32]
 # Of which a smaller figure is the better one.
@@ -18,6 +21,10 @@ class Embed(Protocol):
 
     name: str
     revision: str
+
+    @property
+    def encoder(self) -> "TokenEncoder":
+        """For tasks on words, which need the states of tokens."""
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:
         """Texts to vectors (N, D), fp32, in their order; `instructed` puts the instruction before

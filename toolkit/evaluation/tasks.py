@@ -15,9 +15,12 @@ from toolkit.evaluation.retrieval import (
 )
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.task import Task
+from toolkit.evaluation.words import read_tagging
 from toolkit.files import BadInput, sha256_of
 from toolkit.schema import EvaluateRecipe, Retrieval, Section
 from toolkit.text.shards import open_shards
+
+WORD_DIR = "words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
         raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
     if strange := [name for name in recipe.instructions if name not in names]:
         raise BadInput(f"instructions.{strange[0]}: no such task; there are {', '.join(names)}")
+    if words := [name for name in recipe.instructions if name in recipe.words]:
+        raise BadInput(f"instructions.{words[0]}: a task on words takes no instruction")
     if not found:
         raise BadInput("the recipe has no task: give it sts, retrieval, classification, ...")
     return found
@@ -69,6 +74,10 @@ def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
         yield Named(name, "PairClassification", read_pair_task(Path(path)), _digest([path]))
     for name, path in recipe.reranking.items():
         yield Named(name, "Reranking", read_reranking(Path(path)), _digest([path]))
+    for name, asked_words in recipe.words.items():
+        tagging = read_tagging(name, asked_words, folder=Path(recipe.output_dir) / WORD_DIR)
+        digest = _digest([], settings=asked_words, extra=tagging.data.digest)
+        yield Named(name, "Words", tagging, digest)
 
 
 def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:

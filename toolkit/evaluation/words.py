@@ -1,16 +1,22 @@
-"""Words with tags: column files (CoNLL), CoNLL-U, and data sets of Hugging Face's `datasets`.
+"""Word-level tasks: words with tags from column files (CoNLL), CoNLL-U and data sets of Hugging
+Face's `datasets`.
 
 Knows files. Refuses to know tokens and vectors.
 """
 
 import dataclasses
 import gzip
+import hashlib
+import json
 import re
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.evaluation.task import Embed
 from toolkit.files import BadInput
 from toolkit.schema import Column, WordTask
 from toolkit.text.readers import DatasetRows
@@ -44,7 +50,7 @@ class Tagged:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class WordData:
     """What a task trains on and is tested on. `scheme` is how spans are read: `conlleval`, strictly
     by one of `SCHEME_LETTERS`, or `none` where there are no spans."""
 
@@ -52,8 +58,55 @@ class Parts:
     test: Tagged
     scheme: str
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all words and tags."""
+        rows = [[part.sentences, part.tags] for part in (self.train, self.test)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-def read_parts(task: WordTask) -> Parts:
+
+@dataclasses.dataclass(frozen=True)
+class TaggingTask:
+    """Accuracy and F1 of a linear layer on an encoder's frozen word vectors, by `word_scores`. The
+    probes of each encoder are left in `folder`/<encoder>/<name>."""
+
+    name: str
+    asked: WordTask
+    data: WordData
+    folder: Path
+
+    @property
+    def main(self) -> str:
+        """The accuracy of tokens, the paper's figure."""
+        return "accuracy, shifted" if self.asked.shift is True else "accuracy"
+
+    def scores(self, embed: Embed) -> dict[str, float]:
+        """As the class says."""
+        from toolkit.evaluation.word_scores import word_scores  # here: it brings torch
+
+        folder = self.folder / embed.name
+        return word_scores(embed.encoder, self.asked, data=self.data, name=self.name, folder=folder)
+
+
+def read_tagging(name: str, asked: WordTask, *, folder: Path) -> TaggingTask:
+    """The task of these files; see `read_word_data`. Tags of the test part that training has not
+    are counted in a warning, and as wrong."""
+    data = read_word_data(asked)
+    known = set(data.train.all_tags)
+    unseen = Counter(tag for tag in data.test.all_tags if tag not in known)
+    if unseen:
+        shown = ", ".join(f"{tag!r} ({count})" for tag, count in unseen.most_common(5))
+        print(
+            f"warning: {name}: {unseen.total()} of {len(data.test.all_tags)} words of "
+            f"{data.test.name} have a tag that {data.train.name} does not have, such as {shown}; "
+            "each counts as wrong",
+            file=sys.stderr,
+            flush=True,
+        )
+    return TaggingTask(name, asked, data, folder)
+
+
+def read_word_data(task: WordTask) -> WordData:
     """Read both parts of a task.
 
     Raises `BadInput` naming file and line of what cannot be read, a part that is empty or of one
@@ -68,7 +121,7 @@ def read_parts(task: WordTask) -> Parts:
                 f"(found: {found[role]}); scheme=auto reads them as conlleval does"
             )
     if task.scheme != "auto":
-        return Parts(parts["train"], parts["test"], task.scheme)
+        return WordData(parts["train"], parts["test"], task.scheme)
     kinds = set(found.values())
     if len(kinds) > 1 and ("mixed" not in kinds or "none" in kinds):
         raise BadInput(
@@ -81,7 +134,7 @@ def read_parts(task: WordTask) -> Parts:
     if kinds not in ({"none"}, {"bilou"}) and strange:
         raise BadInput(f"the tag {strange[0]!r} is of BILOU, whose rules the tags do not keep")
     scheme = kinds.pop() if kinds in ({"none"}, {"bilou"}) else CONLLEVAL
-    return Parts(parts["train"], parts["test"], scheme)
+    return WordData(parts["train"], parts["test"], scheme)
 
 
 def scheme_of(tags: Sequence[Sequence[str]]) -> str:

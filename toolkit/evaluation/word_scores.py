@@ -1,0 +1,138 @@
+"""Scores of a word-level task: how well one linear layer on frozen word vectors tags the test
+part.
+
+Token accuracy, the paper's figure, counts every word. F1 is that of whole spans (seqeval) where
+tags mark spans, and else the mean over tags. Shapes: W words, D width, A alignments.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.evaluation.probe import train_probe
+from toolkit.evaluation.word_features import TokenEncoder, WordFeatures, word_features
+from toolkit.evaluation.words import CONLLEVAL, SCHEME_LETTERS, Tagged, WordData
+from toolkit.files import BadInput
+from toolkit.schema import WordTask
+
+
+def word_scores(
+    encoder: TokenEncoder,
+    task: WordTask,
+    *,
+    data: WordData,
+    name: str,
+    folder: Path | None = None,
+) -> dict[str, float]:
+    """Train a probe for each alignment on `data`, score it on the test part.
+
+    Scores are accuracy and F1 or macro F1, with ", shifted" where vectors are taken a token before.
+    The probes are written into `folder`/`name`, and with `cache="disk"` the word vectors into
+    `folder`. Raises `BadInput` for vectors that cannot be used (`fill`).
+    """
+    if task.cache == "disk" and folder is None:
+        raise BadInput("cache=disk: there is no folder to keep vectors in; use cache=memory")
+    _judges()  # what is missing is said before the work is done
+    shifts = (0, 1) if task.shift == "both" else (int(task.shift),)
+    train, test = (
+        _features(encoder, part, task=task, shifts=shifts, folder=folder)
+        for part in (data.train, data.test)
+    )
+    labels = sorted(set(data.train.all_tags))
+    number_of = {label: number for number, label in enumerate(labels)}
+    label_W = np.array([number_of[tag] for tag in data.train.all_tags], dtype=np.int64)
+    lengths = [len(words) for words in data.train.sentences]
+    scores: dict[str, float] = {}
+    began = time.monotonic()
+    for place, shift in enumerate(shifts):
+        probe = train_probe(
+            train.vectors_AWD[place], label_W=label_W, labels=labels, lengths=lengths, task=task
+        )
+        if folder:
+            about = {"name": name, "shift": bool(shift), "task": task.model_dump()}
+            about |= {"encoder": encoder.settings.model_dump(), "model": encoder.digest()}
+            probe.save(folder / f"{name}{'_shifted' if shift else ''}", about=about)
+        predicted_W = [labels[number] for number in probe.predict(test.vectors_AWD[place])]
+        found = tag_scores(data.test, predicted_W=predicted_W, scheme=data.scheme)
+        scores |= {f"{what}{', shifted' * shift}": value for what, value in found.items()}
+    epochs = len(shifts) * task.steps * task.batch_sentences / len(lengths)
+    spent_s = time.monotonic() - began
+    encoded = "were on the disk" if train.seconds is None else f"took {train.seconds:,.1f} s"
+    print(
+        f"{name}: the vectors of {len(label_W):,} words {encoded}; {epochs:,.1f} epochs over them "
+        f"took {spent_s:,.1f} s",
+        flush=True,
+    )
+    return scores
+
+
+def tag_scores(gold: Tagged, *, predicted_W: Sequence[str], scheme: str) -> dict[str, float]:
+    """`accuracy` of all words, and `F1` of spans, or `macro F1` of tags where scheme is `none`.
+
+    Spans of `conlleval` are read as that program does, the judge of CoNLL's tasks, in which a
+    predicted I may begin a span; those of a named scheme strictly.
+    """
+    f1_score, span_f1, schemes = _judges()
+    gold_W = gold.all_tags
+    scores = {
+        "accuracy": float(np.mean([a == b for a, b in zip(gold_W, predicted_W, strict=True)]))
+    }
+    if scheme == "none":
+        scores["macro F1"] = float(f1_score(gold_W, predicted_W, average="macro", zero_division=0))
+        return scores
+    words = iter(predicted_W)
+    predicted = [[next(words) for _ in row] for row in gold.tags]
+    given = [list(row) for row in gold.tags]
+    reading = {} if scheme == CONLLEVAL else {"mode": "strict", "scheme": schemes[scheme]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of spans that are never predicted: their F1 is 0
+        scores["F1"] = float(span_f1(given, predicted, **reading))
+    return scores
+
+
+def _judges() -> tuple[Any, Any, Mapping[str, Any]]:
+    """scikit-learn's F1, seqeval's, and seqeval's schemes by their names here."""
+    try:
+        from seqeval import metrics, scheme
+        from sklearn.metrics import f1_score
+    except ImportError as error:
+        raise BadInput(
+            f"word tasks need {error.name}: pip install 'llm2vec-toolkit[evaluation]'"
+        ) from error
+    return f1_score, metrics.f1_score, {n: getattr(scheme, n.upper()) for n in SCHEME_LETTERS}
+
+
+def _features(
+    encoder: TokenEncoder,
+    part: Tagged,
+    *,
+    task: WordTask,
+    shifts: Sequence[int],
+    folder: Path | None,
+) -> WordFeatures:
+    found = word_features(
+        encoder,
+        part.sentences,
+        shifts=shifts,
+        dtype=task.cache_dtype,
+        folder=folder if task.cache == "disk" else None,
+    )
+    if found.num_empty:
+        _warn(
+            f"{part.name}: {found.num_empty} words give no token: the zero vector stands for them"
+        )
+    if found.num_split:
+        _warn(
+            f"{part.name}: {found.num_split} sentences are longer than max_tokens="
+            f"{encoder.settings.max_tokens} and were encoded in pieces"
+        )
+    return found
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
