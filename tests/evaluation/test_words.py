@@ -146,6 +146,9 @@ def test_saved_data_sets(as_numbers: bool, tmp_path: Path) -> None:
     (found.select([0])).save_to_disk(tmp_path / "alone")
     parts = read_word_data(WordTask.model_validate({**task, "test": str(tmp_path / "alone")}))
     assert parts.test.tags == tags[:1]
+    datasets.DatasetDict({"train": found}).save_to_disk(tmp_path / "half")
+    with pytest.raises(BadInput, match=r"half': no split 'test', only train"):
+        read_word_data(WordTask.model_validate({**task, "test": str(tmp_path / "half")}))
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,8 @@ class DatasetRows:
             if Path(path).is_dir():
                 found = datasets.load_from_disk(path)
                 if isinstance(found, datasets.DatasetDict):
+                    if split not in found:
+                        raise LookupError(f"no split {split!r}, only {', '.join(found)}")
                     found = found[split]
             else:
                 found = datasets.load_dataset(path, config, split=split)
