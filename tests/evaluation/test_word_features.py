@@ -117,6 +117,10 @@ def test_no_word_and_no_token_is_lost(sentences: list[list[str]], tokenizer: Tex
     )
     for token_M, row in zip(laid.token_M, laid.rows, strict=True):
         assert sorted(set(token_M)) == list(range(len(prefix), len(row)))
+    # What fits into a row is not cut.
+    rows_of = np.bincount(np.concatenate([np.zeros(0, int), *map(np.unique, laid.word_M)]))
+    short = laid.tokens_of_W[: len(rows_of)] <= 8 - len(prefix)
+    assert (rows_of[short] <= 1).all()
 
 
 def test_a_long_sentence_is_cut_before_a_word(tiny_model: Path) -> None:

@@ -1,7 +1,7 @@
 """What a task is: texts and right answers, read once, scored for any encoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,13 +22,18 @@ class Embed(Protocol):
     name: str
     revision: str
 
-    @property
-    def encoder(self) -> "TokenEncoder":
-        """For tasks on words, which need the states of tokens."""
-
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:
         """Texts to vectors (N, D), fp32, in their order; `instructed` puts the instruction before
         each."""
+
+
+@runtime_checkable
+class EmbedTokens(Embed, Protocol):
+    """One whose encoder gives the states of tokens too, which tasks on words need."""
+
+    @property
+    def encoder(self) -> "TokenEncoder":
+        """The encoder itself; words carry no instruction."""
 
 
 class Task(Protocol):

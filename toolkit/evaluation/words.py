@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.evaluation.task import Embed
+from toolkit.evaluation.task import Embed, EmbedTokens
 from toolkit.files import BadInput
 from toolkit.schema import Column, WordTask
 from toolkit.text.readers import DatasetRows
@@ -84,6 +84,7 @@ class TaggingTask:
         """As the class says."""
         from toolkit.evaluation.word_scores import word_scores  # here: it brings torch
 
+        assert isinstance(embed, EmbedTokens), "training's probe has no tasks on words"
         folder = self.folder / embed.name
         return word_scores(embed.encoder, self.asked, data=self.data, name=self.name, folder=folder)
 
