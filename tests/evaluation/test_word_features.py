@@ -125,7 +125,7 @@ def test_no_word_and_no_token_is_lost(sentences: list[list[str]], tokenizer: Tex
 
 def test_a_long_sentence_is_cut_before_a_word(tiny_model: Path) -> None:
     """Into pieces that are encoded alone; a word longer than a piece is the mean over all of it."""
-    encoder = encoder_of(tiny_model, max_tokens=8)
+    encoder = encoder_of(tiny_model, max_tokens=8, batch_tokens=8)  # each piece in its own batch
     words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     laid = lay_words([words], tokenizer=encoder.tokenizer)
     pieces = [[words[w] for w in sorted(set(word_M))] for word_M in laid.word_M]
