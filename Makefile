@@ -69,8 +69,8 @@ benchmark-checkpoint: install  ## a save beside DeepSpeed's own: seconds, waitin
 benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B shape with random weights
 	$(BIN)/python -m tests.benchmarks.bench_gpu
 
-benchmark-quality: install  ## STS-B of every state over three seeds, a table and a plot (an hour and a half)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/sts.svg
+benchmark-quality: install  ## every state on every local task over three seeds, tables and plots (three hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/quality
 
 benchmark-encode: install  ## texts a second beside sentence-transformers (20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_encode

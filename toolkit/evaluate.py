@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit import reproduction
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import array_task, detect
 from toolkit.door import recipe_door
@@ -20,6 +21,7 @@ from toolkit.evaluation.parts import Part
 from toolkit.evaluation.tables import table
 from toolkit.evaluation.tasks import Named, read_tasks
 from toolkit.files import BadInput, write_atomic
+from toolkit.reproduction import Scored, read_reference
 from toolkit.schema import EncoderSettings, EvaluateRecipe, Recipe
 from toolkit.standing import SCORES_FILE
 
@@ -41,6 +43,11 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         if output_dir.exists() and not output_dir.is_dir():
             raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
         tasks = read_tasks(recipe)
+        reference = (
+            read_reference(recipe.reference, encoders=list(recipe.encoders))
+            if recipe.reference
+            else None
+        )
         every = _parts(recipe, tasks=tasks)
         index, count = array_task(environ)
         index, count = index * topology.world_size + topology.rank, count * topology.world_size
@@ -67,6 +74,12 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
     # In the order of the recipe, in which the states came about.
     write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
     print(table(found))
+    if reference:
+        text = reproduction.report(
+            reference, _main_scores(every, output_dir=output_dir), encoders=recipe.encoders
+        )
+        write_atomic(output_dir / reproduction.REPORT_FILE, text)
+        print(text)
     return found
 
 
@@ -83,7 +96,7 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
             facts = {
                 "encoder": made_by,
                 "task": one.digest,
-                "instruction": recipe.instructions.get(one.name, ""),
+                "instruction": recipe.instructions.get(one.name, one.instruction),
                 "category": one.category,
                 "main": one.task.main,
             }
@@ -113,8 +126,9 @@ class _Scorer:
 
     def scores(self, part: Part) -> Mapping[str, float]:
         """Of the part's encoder on its task."""
-        instruction = self._recipe.instructions.get(part.task, "")
-        embed = Embedder(self.load(part), name=part.encoder, instruction=instruction)
+        embed = Embedder(
+            self.load(part), name=part.encoder, instruction=str(part.facts["instruction"])
+        )
         return self._tasks[part.task].scores(embed)
 
     def load(self, part: Part) -> "Encoder":
@@ -141,6 +155,16 @@ def _collect(every: Sequence[Part], *, output_dir: Path) -> dict[str, dict[str, 
     return found
 
 
+def _main_scores(every: Sequence[Part], *, output_dir: Path) -> list[Scored]:
+    found = []
+    for part in every:
+        scores = parts.scores_of(part, output_dir=output_dir)
+        assert scores
+        value = scores[str(part.facts["main"])]
+        found.append(Scored(part.encoder, str(part.facts["category"]), value))
+    return found
+
+
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.evaluate`."""
 
@@ -148,11 +172,16 @@ def main(argv: list[str] | None = None) -> int:
         assert isinstance(recipe, EvaluateRecipe)
         run(recipe, environ=os.environ)
 
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["--reproduce"]:  # short for the recipe of that name
+        given = [f"reproduce_{name}" for name in given[1:2]] + given[2:]
     return recipe_door(
-        argv,
+        given,
         program="evaluate",
         about="Score encoders side by side on local files, alone or as a SLURM array.",
-        example="python -m toolkit.evaluate quickstart_evaluate output_dir=runs/scores",
+        example="python -m toolkit.evaluate quickstart_evaluate output_dir=runs/scores\n"
+        "  python -m toolkit.evaluate --reproduce mistral_7b   (beside the paper's scores; also "
+        "llama2_7b, llama3_8b, sheared_llama_1b, tiny)",
         kinds=("evaluate",),
         run=action,
     )

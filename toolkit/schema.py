@@ -265,11 +265,13 @@ class Classification(Section):
 
 class Mteb(Section):
     """Tasks of MTEB by name, or all of `benchmark`: one of MTEB's, such as "MTEB(eng, v2)", or
-    "llm2vec-15", the subset of the LLM2Vec paper; of each the `languages` only, by ISO 639-3."""
+    "llm2vec-15", the subset of the LLM2Vec paper; of each the `languages` only, by ISO 639-3.
+    `instructions`: MTEB's own, for tasks for which the recipe has none."""
 
     tasks: tuple[Text, ...] = ()
     benchmark: Text | None = None
     languages: tuple[Text, ...] = ("eng",)
+    instructions: bool = False
 
 
 class WordTask(Section):
@@ -307,7 +309,8 @@ class EvaluateRecipe(Section):
     """Scores of several encoders side by side, on local files and MTEB's tasks. Tasks by name;
     `instructions` stand before the texts of a task (of retrieval and reranking: of its queries).
 
-    Workers share the pairs of encoder and task by leases, as an embedding's do.
+    Workers share the pairs of encoder and task by leases, as an embedding's do. `reference` names
+    published scores (toolkit/references) to lay beside those of encoders of the same names.
     """
 
     kind: Literal["evaluate"]
@@ -322,6 +325,7 @@ class EvaluateRecipe(Section):
     words: dict[str, WordTask] = {}
     mteb: Mteb = Mteb()
     instructions: dict[str, str] = {}
+    reference: Text | None = None
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 

@@ -1,18 +1,24 @@
-"""STS-B of the shipped tiny model over several seeds, at every state that a recipe can give it.
+"""The shipped tiny model over several seeds, at every state that a recipe can give it, on every
+local task.
 
     make benchmark-quality
-    python -m tests.benchmarks.bench_quality --seeds 1 2 3 --runs DIR --plot FILE.svg
+    python -m tests.benchmarks.bench_quality --seeds 1 2 3 --batches 64 --runs DIR --plot DIR
 
 The states: base (causal), bidirectional (untrained), after MNTP; after MNTP and SimCSE at global
 batches of 64, 256 and 1,024, each over the same number of sentences at the same learning rate;
 after MNTP and one pass over the SNLI triplets (dev and test part). Training text: the passages of
 BoolQ and the sentences of WikiSplit, all Wikipedia. Everything else is that of quickstart_mntp,
 quickstart_simcse and tiny_supervised, but that every schedule reaches zero at twice its steps.
-A run directory that is there is continued, so the study can be stopped at any time.
+A run directory that is there is continued, and what is scored is not scored again, so the study can
+be stopped at any time.
+
+The tasks: STS-B (test part), banking77 as classification (eight texts an intent, ten draws) and as
+clustering (test part), Cranfield, parts of speech of UD English EWT.
 """
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -26,12 +32,21 @@ from matplotlib.figure import Figure
 from tests.benchmarks.harness import REAL_DATA, ROOT, machine
 from toolkit.files import is_committed
 
-BATCHES = (64, 256, 1024)
 SENTENCES = 10_240  # seen by each SimCSE run
 TRIPLETS = 5_824  # a pass over SNLI in batches of 64, but for the last
 MICRO_ROWS = 64
 BASE = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 Scores = Mapping[str, Sequence[float]]  # of each state, a score a seed
+# The scores that a table and a plot show, of those that evaluation gives.
+SHOWN = {
+    "STS-B Spearman": "STS-B, Spearman",
+    "banking77 accuracy": "banking77, accuracy",
+    "intents V-measure": "banking77, V-measure",
+    "Cranfield nDCG@10": "Cranfield, nDCG@10",
+    "Cranfield R@100": "Cranfield, R@100",
+    "EWT accuracy": "EWT parts of speech, accuracy",
+    "EWT accuracy, shifted": "EWT, one token earlier",
+}
 
 
 def door(name: str, *arguments: str) -> None:
@@ -59,9 +74,19 @@ def prepare(data: Path, runs: Path) -> None:
         python = [sys.executable, "data_scripts/prepare_pairs.py"]
         python += ["--input", str(data / "snli_devtest"), "--output", str(runs / "pairs")]
         subprocess.run(python, cwd=ROOT, check=True)
+    if not (runs / "cranfield" / "shards").exists():
+        folder, output = data / "cranfield", runs / "cranfield"
+        python = [sys.executable, "data_scripts/prepare_trec.py", "--queries-in-order"]
+        python += ["--documents", str(folder / "cran.all.1400.xml"), "--output", str(output)]
+        python += ["--queries", str(folder / "cran.qry.xml")]
+        python += ["--judgements", str(folder / "cranqrel.trec.txt")]
+        subprocess.run(python, cwd=ROOT, check=True)
+        python = [sys.executable, "data_scripts/shard_wikipedia.py"]
+        python += ["--input", str(output / "documents.jsonl"), "--output", str(output / "shards")]
+        subprocess.run(python, cwd=ROOT, check=True)
 
 
-def train(runs: Path, *, seed: int, steps_scale: float) -> dict[str, Path]:
+def train(runs: Path, *, seed: int, batches: Sequence[int], steps_scale: float) -> dict[str, Path]:
     """Train all states of a seed; returns the encoder of each."""
     folder = runs / f"seed{seed}"
 
@@ -78,7 +103,7 @@ def train(runs: Path, *, seed: int, steps_scale: float) -> dict[str, Path]:
     # As many rows a step as the recipe has.
     mntp = stage("quickstart_mntp", "mntp", f"model.base={BASE}", shards, steps=60, rows=16)
     found = {"after MNTP": mntp}
-    for rows in BATCHES:
+    for rows in batches:
         found[f"SimCSE, batch {rows:,}"] = stage(
             *("quickstart_simcse", f"simcse{rows}", f"model.base={mntp}", shards),
             steps=SENTENCES // rows,
@@ -92,24 +117,41 @@ def train(runs: Path, *, seed: int, steps_scale: float) -> dict[str, Path]:
     return found
 
 
-def evaluate(data: Path, folder: Path, *, trained: Mapping[str, Path]) -> dict[str, float]:
-    """Spearman's rho of every state on the test part of STS-B."""
+def evaluate(data: Path, runs: Path, *, trained: Mapping[str, Path]) -> dict[str, dict[str, float]]:
+    """The scores of every encoder on every task."""
     common = {"max_tokens": 256, "batch_tokens": 4096}
-    encoders = {
-        "base, causal": {"model": str(BASE), "causal": True, **common},
-        "bidirectional": {"model": str(BASE), **common},
-        **{name: {"model": str(path), **common} for name, path in trained.items()},
-    }
+    banking, treebank, cranfield = data / "banking77", data / "ud_english_ewt", runs / "cranfield"
     recipe = {
         "kind": "evaluate",
-        "output_dir": str(folder / "scores"),
-        "encoders": encoders,
+        "output_dir": str(runs / "scores"),
+        "encoders": {
+            "base, causal": {"model": str(BASE), "causal": True, **common},
+            "bidirectional": {"model": str(BASE), **common},
+            **{name: {"model": str(path), **common} for name, path in trained.items()},
+        },
         "sts": {"STS-B": str(data / "stsbenchmark_en" / "stsb-en-test.csv")},
+        "retrieval": {
+            "Cranfield": {
+                "corpus": str(cranfield / "shards"),
+                "queries": str(cranfield / "queries.jsonl"),
+                "judgements": str(cranfield / "judgements.tsv"),
+            }
+        },
+        "classification": {
+            "banking77": {"train": str(banking / "train.csv"), "test": str(banking / "test.csv")}
+        },
+        "clustering": {"intents": str(banking / "test.csv")},
+        "words": {
+            "EWT": {
+                "train": str(next(treebank.glob("*train.conllu*"))),
+                "test": str(next(treebank.glob("*test.conllu*"))),
+            }
+        },
     }
-    (folder / "evaluate.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    door("evaluate", str(folder / "evaluate.yaml"))
-    found = json.loads((folder / "scores" / "scores.json").read_text())
-    return {name: found[name]["STS-B Spearman"] for name in encoders}
+    (runs / "evaluate.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    door("evaluate", str(runs / "evaluate.yaml"))
+    found: dict[str, dict[str, float]] = json.loads((runs / "scores" / "scores.json").read_text())
+    return found
 
 
 def table(scores: Scores) -> str:
@@ -124,7 +166,7 @@ def table(scores: Scores) -> str:
     return "\n".join(lines)
 
 
-def plot(scores: Scores, path: Path) -> None:
+def plot(scores: Scores, path: Path, *, told: str) -> None:
     """A dot a seed, a bar at the mean."""
     names = list(scores)
     figure = Figure(figsize=(7.5, 0.45 * len(names) + 1.2))
@@ -135,7 +177,7 @@ def plot(scores: Scores, path: Path) -> None:
         axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color="#d1495b", lw=2)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("Spearman's rho on the STS-B test part (dot: a seed; bar: mean)")
+    axes.set_xlabel(f"{told} (dot: a seed; bar: mean)")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
@@ -146,25 +188,32 @@ def plot(scores: Scores, path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, score, print the table and draw the plot."""
+    """Train, score, print the tables and draw the plots."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024], help="of SimCSE")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quality")
-    parser.add_argument("--plot", type=Path, help="an .svg or .png to draw into")
+    parser.add_argument("--plot", type=Path, help="a folder to draw an .svg a score into")
     parser.add_argument("--steps-scale", type=float, default=1.0, help="of all runs, for a try")
     arguments = parser.parse_args(argv)
     data, runs = arguments.data.absolute(), arguments.runs.absolute()
     prepare(data, runs)
-    scores: dict[str, list[float]] = {}
+    trained: dict[str, Path] = {}
+    seeds: dict[str, list[str]] = {name: [name] for name in ("base, causal", "bidirectional")}
     for seed in arguments.seeds:
-        trained = train(runs, seed=seed, steps_scale=arguments.steps_scale)
-        found = evaluate(data, runs / f"seed{seed}", trained=trained)
-        for name, value in found.items():
-            scores.setdefault(name, []).append(value)
-    print(f"STS-B test, Spearman, seeds {arguments.seeds}; {machine()}\n\n{table(scores)}")
-    if arguments.plot:
-        plot(scores, arguments.plot)
+        scale, batches = arguments.steps_scale, arguments.batches
+        for name, path in train(runs, seed=seed, batches=batches, steps_scale=scale).items():
+            trained[f"{name}, seed {seed}"] = path
+            seeds.setdefault(name, []).append(f"{name}, seed {seed}")
+    found = evaluate(data, runs, trained=trained)
+    print(f"seeds {arguments.seeds}; {machine()}")
+    for score, told in SHOWN.items():
+        scores = {state: [found[name][score] for name in names] for state, names in seeds.items()}
+        print(f"\n{told}\n\n{table(scores)}")
+        if arguments.plot:
+            name = re.sub(r"[^a-z0-9]+", "-", told.lower()).strip("-")
+            plot(scores, arguments.plot / f"{name}.svg", told=told)
 
 
 if __name__ == "__main__":

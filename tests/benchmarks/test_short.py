@@ -82,7 +82,7 @@ def test_scores_over_seeds_become_a_table_and_a_plot(tmp_path: Path) -> None:
     lines = bench_quality.table(scores).splitlines()
     assert lines[3] == "| trained | 0.400 | 0.141 | 0.300 to 0.500 |"
     for name in ("a.svg", "b.svg"):
-        bench_quality.plot(scores, tmp_path / name)
+        bench_quality.plot(scores, tmp_path / name, told="STS-B")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 

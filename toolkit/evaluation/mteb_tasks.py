@@ -131,6 +131,12 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
     return found
 
 
+def instruction_of(task: Any) -> str:
+    """MTEB's own instruction for a task, that of its queries; none where there is none."""
+    told = task.metadata.prompt
+    return str((told.get("query", "") if isinstance(told, dict) else told) or "")
+
+
 def digest_of(task: Any) -> str:
     """Of the data set's revision, what is taken of it, and how it is scored."""
     made_of = (

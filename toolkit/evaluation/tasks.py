@@ -25,12 +25,14 @@ WORD_DIR = "words"
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A task of a recipe. `category` is MTEB's; `digest` tells other files or settings apart."""
+    """A task of a recipe. `category` is MTEB's; `digest` tells other files or settings apart;
+    `instruction` is for a recipe that has none."""
 
     name: str
     category: str
     task: Task
     digest: str
+    instruction: str = ""
 
 
 def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
@@ -88,7 +90,8 @@ def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
     results_dir = Path(recipe.output_dir) / mteb_tasks.RESULT_DIR
     for one in mteb_tasks.tasks_of(recipe.mteb):
         task = mteb_tasks.MtebTask(one, results_dir)
-        yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one))
+        told = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""
+        yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one), told)
 
 
 def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
