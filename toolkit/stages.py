@@ -8,7 +8,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 from toolkit.cluster import site, submit
@@ -31,6 +31,7 @@ from toolkit.schema import (
     TrainingRecipe,
 )
 
+MOST_MTEB_TASKS = 56  # of a benchmark; to count them would take seconds
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
 HOW_TO_PAIR = "make it with data_scripts/prepare_pairs.py --input FILES --output DIR"
 
@@ -130,15 +131,18 @@ def plan(
 
 def num_parts(recipe: EvaluateRecipe) -> int:
     """How many workers an evaluation can have: its encoders times its tasks."""
-    return len(recipe.encoders) * (
-        len(recipe.sts)
-        + len(recipe.retrieval)
-        + len(recipe.classification)
-        + len(recipe.clustering)
-        + len(recipe.pair_classification)
-        + len(recipe.reranking)
-        + len(recipe.mteb.tasks)
+    kinds: tuple[Sized, ...] = (
+        recipe.sts,
+        recipe.retrieval,
+        recipe.classification,
+        recipe.clustering,
+        recipe.pair_classification,
+        recipe.reranking,
+        recipe.words,
+        recipe.mteb.tasks,
     )
+    tasks = sum(len(kind) for kind in kinds)
+    return len(recipe.encoders) * (tasks + MOST_MTEB_TASKS * bool(recipe.mteb.benchmark))
 
 
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:

@@ -40,9 +40,9 @@ def test_every_reference_reads_and_has_its_recipe() -> None:
         assert all(0 < v < 100 for row in reference.scores.values() for v in row.values())
     mistral = read_reference("mistral_7b", encoders=["uni"])
     assert mistral.scores["bi_mntp_simcse"]["Average"] == 56.80
-    with pytest.raises(BadInput, match="knows uni, bi_mntp, .*no encoder of the recipe"):
+    with pytest.raises(BadInput, match=r"knows uni, bi_mntp, .*no encoder of the recipe"):
         read_reference("mistral_7b", encoders=["mine"])
-    with pytest.raises(BadInput, match="reference=gpt9: a .yaml file, or one of llama2_7b"):
+    with pytest.raises(BadInput, match=r"reference=gpt9: a \.yaml file, or one of llama2_7b"):
         read_reference("gpt9", encoders=["uni"])
 
 
