@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
-from toolkit.cluster.queue import UNKNOWN, JobState, job_states
+from toolkit.cluster.queue import FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.config import ENCODER_DIR, load_recipe
 from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.files import BadInput, is_committed, read_json, read_json_lines
@@ -157,7 +157,8 @@ def _ask(found: Standing, *, finished: bool) -> None:
         shown: JobState = at_work[0] if at_work else told[-1]
         found.state, found.reason, found.nodes = shown.state, shown.reason, shown.nodes
     elif found.last_sign_s is None:
-        found.state = NOT_BEGUN
+        gone = bool(told) and told[-1].reason == FORGOTTEN
+        found.state, found.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
     else:
         found.state = RUNNING if found.last_sign_s < QUIET_S else STOPPED
     if found.state.partition(" ")[0] not in ("RUNNING", RUNNING, "COMPLETING"):

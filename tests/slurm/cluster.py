@@ -46,6 +46,7 @@ SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 # Ports of a cluster: one block of 16. Below 20000, where the ports of toolkit.cluster.topology
 # begin, and below 32768, where the kernel takes ports for outgoing connections.
 FIRST_PORT, LAST_PORT, BLOCK_PORTS = 11000, 19000, 16
+USED_PORTS = 2 + len(NODES)  # slurmctld, the nodes, and slurmdbd where there is one
 
 SLURM_CONF = """\
 ClusterName=toolkit
@@ -66,7 +67,7 @@ SlurmdSpoolDir={folder}/spool.%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
+{accounting}
 SwitchType=switch/none
 MpiDefault=none
 SelectType=select/cons_tres
@@ -163,6 +164,7 @@ class Cluster:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not (self.folder / "munge.socket").exists():
             self._check_start(deadline, wanted="munged's socket")
+        self._start_accounting(port, deadline=deadline)
         self._launch("slurmctld", command=["slurmctld", "-D", "-c", "-f", str(self.conf)])
         for node in NODES:
             self.start_node(node)
@@ -310,6 +312,13 @@ class Cluster:
             parts.append("\n".join([f"--- {path.name}", *lines[-num_lines:]]))
         return "\n".join(parts)
 
+    def _accounting(self, port: int) -> str:
+        """The lines of slurm.conf about accounting."""
+        return "AccountingStorageType=accounting_storage/none"
+
+    def _start_accounting(self, port: int, *, deadline: float) -> None:
+        """What must run before slurmctld does."""
+
     def _launch(self, name: str, *, command: list[str]) -> None:
         assert self._supervisor is not None and self._supervisor.stdin and self._supervisor.stdout
         program = shutil.which(command[0], path=SEARCH_PATH)
@@ -337,7 +346,7 @@ class Cluster:
             lock = socket.socket(socket.AF_UNIX)
             try:
                 lock.bind(f"\0toolkit-slurm-{first}")
-                for port in range(first, first + 1 + len(NODES)):
+                for port in range(first, first + USED_PORTS):
                     socket.create_server(("", port)).close()
             except OSError:
                 lock.close()
@@ -353,6 +362,7 @@ class Cluster:
             for index, name in enumerate(NODES, start=1)
         ]
         values = {"host": host, "port": port, "user": getpass.getuser(), "folder": self.folder}
+        values["accounting"] = self._accounting(port)
         self.conf.write_text(SLURM_CONF.format(nodes="\n".join(nodes), **values))
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         (self.folder / "state").mkdir()

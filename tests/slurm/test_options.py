@@ -4,7 +4,7 @@ import getpass
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ def reservation(slurm: Cluster) -> Iterator[str]:
     slurm.run(["scontrol", "delete", "ReservationName=ours"], check=True)
 
 
-def standing(slurm: Cluster, run_dir: Path) -> dict[str, dict[str, Any]]:
+def standing(
+    slurm: Cluster, run_dir: Path, *, environ: Mapping[str, str] | None = None
+) -> dict[str, dict[str, Any]]:
     """What toolkit.status says of each stage."""
     command = [sys.executable, "-m", "toolkit.status", str(run_dir), "--json"]
-    done = slurm.run(command, cwd=REPOSITORY, check=True)
+    done = slurm.run(command, cwd=REPOSITORY, environ=environ, check=True)
     return {one["stage"]: one for one in json.loads(done.stdout)}
 
 

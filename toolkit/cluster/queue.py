@@ -8,13 +8,14 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 QUERY_S = 20.0
 FINAL = frozenset(
     ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY")
 ) | {"PREEMPTED", "TIMEOUT"}
 UNKNOWN = "UNKNOWN"
+FORGOTTEN, SILENT = "SLURM does not know it any more", "SLURM does not answer"
 # In words, where SLURM's are not: what a person would ask next.
 REASONS = {
     "Dependency": "waits for the job before it",
@@ -29,6 +30,12 @@ REASONS = {
     "PartitionTimeLimit": "asks for more time than the partition allows",
     "PartitionNodeLimit": "asks for more nodes than the partition allows",
     "launch failed requeued held": "could not be started and is held: scontrol release it",
+}
+
+# Those that tell something of a job that has ended.
+ENDED = {
+    "Dependency": "cancelled while it waited for the job before it",
+    "DependencyNeverSatisfied": REASONS["DependencyNeverSatisfied"],
 }
 
 
@@ -50,16 +57,22 @@ class JobState:
 
 def job_state(job: str) -> JobState:
     """What SLURM, or its accounting, knows of a job; the state UNKNOWN where neither does."""
-    records = [_record(line) for line in _lines("scontrol", "show", "job", "-o", job)]
+    lines, error = _ask("scontrol", "show", "job", "-o", job)
+    records = [_record(line) for line in lines]
     if not records:
         # With its steps left out; there is nothing without accounting, and then no line either.
-        told = _lines("sacct", "-X", "-n", "-P", "-j", job, "-o", "State,Reason,NodeList")
+        fields = "State,Reason,NodeList,ExitCode"
+        told, _ = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", fields)
         records = [dict(zip(_FIELDS, line.split("|"), strict=False)) for line in told]
+        for record in records:
+            # A person's cancellation reads "CANCELLED by 1000" there.
+            if (record["JobState"], record["Reason"]) == ("CANCELLED", "Dependency"):
+                record["Reason"] = "DependencyNeverSatisfied"
     if not records:
-        return JobState(job, UNKNOWN, "SLURM does not know it any more")
+        return JobState(job, UNKNOWN, FORGOTTEN if "Invalid job id" in error else SILENT)
     states = Counter(record.get("JobState", UNKNOWN).partition(" ")[0] for record in records)
     shown = ", ".join(f"{name} {count}" for name, count in states.items())
-    reasons = {_in_words(record.get("Reason", "")) for record in records} - {""}
+    reasons = {_in_words(record) for record in records} - {""}
     nodes = {record.get("NodeList", "") for record in records} - {"", "(null)", "None assigned"}
     return JobState(
         job,
@@ -69,19 +82,19 @@ def job_state(job: str) -> JobState:
     )
 
 
-_FIELDS = ("JobState", "Reason", "NodeList")
+_FIELDS = ("JobState", "Reason", "NodeList", "ExitCode")
 
 
-def _lines(*command: str) -> list[str]:
+def _ask(*command: str) -> tuple[list[str], str]:
+    """The lines of its answer, and what it said instead."""
     if not shutil.which(command[0]):
-        return []
+        return [], f"no {command[0]}"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S, check=False)
     except subprocess.TimeoutExpired:
-        return []
-    if done.returncode:
-        return []
-    return [line for line in done.stdout.splitlines() if line.strip()]
+        return [], "timed out"
+    answer = "" if done.returncode else done.stdout
+    return [line for line in answer.splitlines() if line.strip()], done.stderr
 
 
 def _record(line: str) -> dict[str, str]:
@@ -90,11 +103,18 @@ def _record(line: str) -> dict[str, str]:
     return dict(pairs)
 
 
-def _in_words(reason: str) -> str:
-    if reason in ("", "None", "NonZeroExitCode"):
-        return ""
+def _in_words(record: Mapping[str, str]) -> str:
+    """Why a job waits, or how it ended. Of one that has ended, SLURM may still tell what it waited
+    for; of one that failed it has the code and the signal, as in 2:0 and 0:9."""
+    state, reason = record.get("JobState", "").partition(" ")[0], record.get("Reason", "")
+    if state == "FAILED":
+        code, _, number = record.get("ExitCode", "").partition(":")
+        return f"signal {number}" if number not in ("", "0") else f"exit code {code}"
     plain = reason.replace("_", " ")
-    return REASONS.get(reason) or REASONS.get(plain) or plain
+    words = REASONS.get(reason) or REASONS.get(plain)
+    if state in FINAL and words:
+        return ENDED.get(reason, "")
+    return words or ("" if reason == "None" else plain)
 
 
 def job_states(jobs: Sequence[str]) -> list[JobState]:
