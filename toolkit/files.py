@@ -20,6 +20,10 @@ class RunFailed(RuntimeError):
     """A run that cannot go on; the message says why, and a traceback would say nothing more."""
 
 
+class NodeFault(RunFailed):
+    """What this node cannot do, and another could: a device that is broken."""
+
+
 class BadInput(ValueError):
     """What a person gave cannot be used; the message is one line that says what would do.
 

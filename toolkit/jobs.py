@@ -13,7 +13,7 @@ from typing import Any
 from submitit.helpers import DelayedSubmission
 
 from toolkit.config import parse_recipe
-from toolkit.files import BadInput
+from toolkit.files import BadInput, RunFailed
 from toolkit.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
 CHECK = "check"
@@ -21,10 +21,10 @@ CHECK = "check"
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """A `BadInput` is an error line in the log besides."""
+    """A `BadInput` or `RunFailed` is an error line in the log besides."""
     try:
         yield
-    except BadInput as error:
+    except (BadInput, RunFailed) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise
 

@@ -368,10 +368,10 @@ def test_a_death_is_blamed_before_an_error_and_an_error_waits() -> None:
     assert verdict([seen(0), error], job=JOB, now=100).line == ""
     assert verdict([seen(0), error], job=JOB, now=101) == Verdict("an error", is_loss=False)
     death = seen(2, fault="a death", certain=True, failed=99.9)
-    assert verdict([seen(0), error, death], job=JOB, now=100) == Verdict("a death")
+    assert verdict([seen(0), error, death], job=JOB, now=100) == Verdict("a death", host="n2")
     mute = seen(3, heard=99, step=4, phase=1)
     gone = "rank 3 on host n3 is gone at step 4, phase data: its node, network or whole job"
-    assert verdict([seen(0), error, mute], job=JOB, now=101) == Verdict(gone)
+    assert verdict([seen(0), error, mute], job=JOB, now=101) == Verdict(gone, host="n3")
 
 
 def test_a_stall_names_who_is_furthest_behind() -> None:
@@ -381,9 +381,11 @@ def test_a_stall_names_who_is_furthest_behind() -> None:
     for one in ranks:
         one.heard = 150
     assert verdict(ranks, job=JOB, now=149) == Verdict()
-    line = verdict(ranks, job=JOB, now=150).line
-    assert line.startswith("rank 1 on host n1 has been at step 3, phase data for 60 s")
-    assert line.endswith("just there as well: 3; waiting for it: 0")
+    found = verdict(ranks, job=JOB, now=150)
+    assert found.line.startswith("rank 1 on host n1 has been at step 3, phase data for 60 s")
+    assert found.line.endswith("just there as well: 3; waiting for it: 0")
+    assert found.host == ""  # which of the two it is nobody knows
+    assert verdict([ahead, late, done], job=dataclasses.replace(JOB, world_size=3), now=150).host
     line = verdict([ahead, late, done], job=JOB, now=150).line
     assert line.startswith("rank 3 has never come; rank 1 on host n1 has been at ")
     assert verdict([done], job=JOB, now=1000) == Verdict()

@@ -9,9 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, free_port, need
-from toolkit.training.preflight import Facts, refusals, summary, warnings
+from toolkit.files import NodeFault
+from toolkit.training.preflight import (
+    Facts,
+    check_product,
+    refusals,
+    slow_nodes,
+    summary,
+    warnings,
+)
 
 FACTS = Facts(
     rank=0,
@@ -71,6 +80,22 @@ def test_what_must_not_go_on(fact: str, value: object, message: str) -> None:
 def test_what_is_only_slow_or_scarce(fact: str, value: object, message: str) -> None:
     (found,) = warnings(ranks(**{fact: value}), run_dir=RUN)
     assert message in found
+
+
+def test_the_host_of_a_slow_gpu_is_named_and_no_disturbed_cpu() -> None:
+    assert slow_nodes(ranks()) == []
+    assert slow_nodes(ranks(flops=300e12)) == ["n1"]
+    on_cpus = [dataclasses.replace(one, device_bytes=0) for one in ranks(flops=1e12)]
+    assert slow_nodes(on_cpus) == [] and len(warnings(on_cpus, run_dir=RUN)) == 1
+
+
+def test_a_product_is_looked_at_number_by_number() -> None:
+    product = torch.full((4, 4), 4.0)
+    check_product(product)
+    for wrong in (4.5, 0.0, float("nan")):
+        product[2, 1] = wrong
+        with pytest.raises(NodeFault, match="cpu multiplies wrongly: 1 of 16 numbers"):
+            check_product(product)
 
 
 def train_on_two(

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from toolkit.cluster.watchdog import (
@@ -25,6 +26,7 @@ from toolkit.cluster.watchdog import (
     END,
     HEARD,
     MAX_MESSAGE,
+    NODE,
     OVER,
     PHASES,
     Job,
@@ -76,7 +78,7 @@ class Hub:
         self.word, self.seen = ASK, dict[int, Seen]()
         self._job, self._to_send = job, list[Seen]()
         self._asked = self._decided = -math.inf
-        self._command: subprocess.Popen[bytes] | None = None
+        self._commands = list[subprocess.Popen[bytes]]()
         self._ends_at = math.inf
         self.socket, self._bound = open_socket(), False
 
@@ -110,13 +112,18 @@ class Hub:
         command = self._job.on_loss if found.is_loss else ()
         say("; ".join([found.line, *([f"running {' '.join(command)}"] if command else [])]))
         if command:
-            try:
-                self._command = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            except OSError as error:
-                say(f"{command[0]}: {error.strerror}")
+            self._start(command)
+        if found.is_loss and found.host and self._job.on_lost_node:
+            self._start([*self._job.on_lost_node, found.host])
+
+    def _start(self, command: Sequence[str]) -> None:
+        try:
+            self._commands.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+        except OSError as error:
+            say(f"{command[0]}: {error.strerror}")
 
     def _is_busy(self) -> bool:
-        return self._command is not None and self._command.poll() is None
+        return any(command.poll() is None for command in self._commands)
 
     def decide(self, word: bytes, *, now: float) -> None:
         """The last word, repeated until all have left, or for STAY_S."""
@@ -241,8 +248,9 @@ class Monitor:
                 self._state.left, self._news_at = True, self._now
                 self._tell(OVER)
             elif word:
-                text = word.decode(errors="replace")
-                self._accuse(f"failed {self._state.place}: {text}", certain=False)
+                text, is_node = word.removeprefix(NODE).decode(errors="replace"), word[:5] == NODE
+                what = "cannot go on" if is_node else "failed"
+                self._accuse(f"{what} {self._state.place}: {text}", certain=is_node)
             else:
                 self._ends.remove(self._control)
                 _, self._exit_status = self._read_stat()  # mostly before its parent reaps it

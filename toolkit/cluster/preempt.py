@@ -10,10 +10,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from toolkit.cluster.exclusion import exclusion_command
 from toolkit.files import BadInput
 
 DEFAULT_SIGNAL = "USR2"  # not USR1: NCCL catches it
@@ -27,7 +28,8 @@ INTERRUPTED = 75  # EX_TEMPFAIL: saved before its end; the same command goes on
 class StopSignal:
     """While entered, the stop signal (USR2, or what TOOLKIT_STOP_SIGNAL names) and TERM make
     `received` true instead of ending the process; so does the end of a SLURM job's time, for sites
-    that send no signal. However many come, it is the same wish.
+    that send no signal. However many come, it is the same wish. `avoid` are nodes that the next
+    start had better do without.
 
     Raises `BadInput` for a signal that is none.
     """
@@ -36,6 +38,7 @@ class StopSignal:
         self._stop = _signal_of(environ.get(SIGNAL_VARIABLE, DEFAULT_SIGNAL))
         self._told = False
         self._wants_requeue = False
+        self.avoid: Sequence[str] = ()
         self._deadline = time.monotonic() + seconds_to_stop(environ, now=time.time())
         self._previous: dict[int, Any] = {}
 
@@ -71,6 +74,10 @@ class StopSignal:
         In a chain the next job is waiting already.
         """
         requeue = self._wants_requeue and not _is_chained(environ)
+        if leads and self._wants_requeue and self.avoid and (avoid := exclusion_command(environ)):
+            # It must outlive the TERM with which the job's end begins.
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            subprocess.Popen([*avoid, *self.avoid], start_new_session=True)
         if leads and requeue:
             before = self._previous[self._stop]
             if callable(before):

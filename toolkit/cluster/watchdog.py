@@ -8,7 +8,8 @@ stacks printed from outside; a second after that it is killed. So exit codes are
 Python no longer runs; a rank that fails with an error keeps its own.
 
 A rank that is killed, hangs or disappears may do better elsewhere: then a command is run besides,
-such as one that has the job requeued. An error of a rank would come again: it is not.
+such as one that has the job requeued, and one that has it leave out the node. An error of a rank
+would come again: it is not, but for a `NodeFault`.
 
 Knows what counts as lost, and what a training process does about it, on Linux. Refuses to know what
 a step is. `kill -QUIT` prints the stacks of a watched rank at any time, and does not disturb it.
@@ -31,6 +32,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+from toolkit.files import NodeFault
+
 WATCHDOG_EXIT = 70  # EX_SOFTWARE: ended because a rank is lost, this one or another
 Phase = Literal["load", "data", "backward", "step", "evaluate", "save", "export"]
 PHASES: tuple[Phase, ...] = get_args(Phase)  # in the order of a step
@@ -42,6 +45,7 @@ MAX_RESTARTS = 3  # of a monitor
 MAX_MESSAGE = 8192
 STEP, PHASE, ENTERED, BEAT = range(4)  # places in the shared page, 8 bytes each
 BYE, HEARD, OVER, END = b"bye", b"heard", b"over", b"end"  # between a process and its monitor
+NODE = b"node:"  # begins what a process says of its node
 # Schedulers and terminals signal whole process groups: what the training process acts on, a monitor
 # is started with blocked.
 _NOT_FOR_MONITORS = (
@@ -58,8 +62,9 @@ _START = (
 @dataclasses.dataclass(frozen=True)
 class Job:
     """What all ranks agree on; rank 0's monitor listens on UDP port `port` of `address`, and runs
-    the command `on_loss`, unless it is empty. A `name` that no other job on this port has, and no
-    former life of this one, keeps their last words out."""
+    the command `on_loss`, and at the same time `on_lost_node` with the host appended that the lost
+    rank was on, unless they are empty. A `name` that no other job on this port has, and no former
+    life of this one, keeps their last words out."""
 
     world_size: int
     address: str
@@ -67,6 +72,7 @@ class Job:
     interval_s: float = 5.0
     stall_s: float = 1800.0
     on_loss: Sequence[str] = ()
+    on_lost_node: Sequence[str] = ()
     name: str = ""
 
     def is_cut(self, unheard_s: float) -> bool:
@@ -116,10 +122,11 @@ class Seen:
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What ends the job, as a line; empty while nothing does. `is_loss`: it is not an error of the
-    program."""
+    program. `host` is where, unless it may be several."""
 
     line: str = ""
     is_loss: bool = True
+    host: str = ""
 
 
 def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
@@ -131,24 +138,26 @@ def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
     present = sorted((one for one in seen if not one.state.left), key=lambda one: one.state.rank)
     faults = sorted((one for one in present if one.state.fault), key=lambda one: one.failed)
     if certain := [one for one in faults if one.state.certain]:
-        return Verdict(certain[0].state.fault)
+        return Verdict(certain[0].state.fault, host=certain[0].state.host)
     since = faults[0].failed if faults else math.inf
     settled = now - since > SETTLE_S
     for one in present:
         if job.is_cut(now - one.heard) or (settled and one.heard < since):
             what = f"{one.state.name} is gone {one.state.place}: its node, network or whole job"
-            return Verdict(what)
+            return Verdict(what, host=one.state.host)
     if settled:
         return Verdict(faults[0].state.fault, is_loss=False)
     missing = sorted(set(range(job.world_size)) - {one.state.rank for one in seen})
-    line = _stall(present, job=job, now=now)
-    return Verdict(f"rank {missing[0]} has never come; {line}" if line and missing else line)
+    found = _stall(present, job=job, now=now)
+    if found.line and missing:
+        return Verdict(f"rank {missing[0]} has never come; {found.line}")
+    return found
 
 
-def _stall(present: Sequence[Seen], *, job: Job, now: float) -> str:
+def _stall(present: Sequence[Seen], *, job: Job, now: float) -> Verdict:
     """When nobody gets on: whoever is furthest behind is whom the others wait for."""
     if not present or now - max(one.changed for one in present) < job.stall_s:
-        return ""
+        return Verdict()
     least = min((one.state.step, one.state.phase) for one in present)
     behind = [one for one in present if (one.state.step, one.state.phase) == least]
     first, *same = behind
@@ -159,7 +168,7 @@ def _stall(present: Sequence[Seen], *, job: Job, now: float) -> str:
             ranks = ", ".join(str(one.state.rank) for one in some[:8])
             more = f" and {len(some) - 8} more" if len(some) > 8 else ""
             line += f"; {what}: {ranks}{more}"
-    return line
+    return Verdict(line, host="" if same or not waiting else first.state.host)
 
 
 def say(line: str) -> None:
@@ -222,7 +231,9 @@ class Watchdog:
         if not self._watched:
             return
         if error is not None and not isinstance(error, SystemExit):
-            self._tell(f"{type(error).__name__}: {error}".encode(errors="replace"))
+            is_node = isinstance(error, NodeFault)
+            what = str(error) if is_node else f"{type(error).__name__}: {error}"
+            self._tell(NODE * is_node + what.encode(errors="replace"))
             self._heard.wait(VERDICT_S)
             return  # still watched: the exit may hang
         self._leaving = True

@@ -2,7 +2,8 @@
 
 Each rank tells what it sees (code, data, clock, disk, device, how fast it multiplies); all hear all
 and come to the same judgement. What would give wrong results or lose work is refused; what would
-only be slow is a warning that names rank and host. Takes a second or two.
+only be slow is a warning that names rank and host, and a slow GPU's node is left out of the job's
+next start. A rank whose device cannot multiply ends the job at once. Takes a second or two.
 
 Knows files, clocks and devices. Refuses to know models.
 """
@@ -23,7 +24,7 @@ import torch
 
 import toolkit
 from toolkit.cluster.topology import Topology
-from toolkit.files import BadInput
+from toolkit.files import BadInput, NodeFault
 from toolkit.parallel import comm
 
 MAX_SKEW_S = 5.0
@@ -63,7 +64,8 @@ def preflight(
 ) -> dict[str, Any]:
     """Check all ranks; rank 0 prints the summary and any warnings. Collective.
 
-    Returns figures for the record. Raises `BadInput` on all ranks for what must not go on.
+    Returns figures for the record. Raises `BadInput` on all ranks for what must not go on, and
+    `NodeFault` on a rank whose device does not work.
     """
     mine = _look(run_dir, topology=topology, data_digest=data_digest, device=device)
     ranks = [Facts(**json.loads(text)) for text in comm.gather_texts(_to_json(mine))]
@@ -79,6 +81,7 @@ def preflight(
         "all_reduce_gb_per_s": round(min(one.bandwidth for one in ranks) / GB, 3),
         "clock_skew_s": round(_skew(ranks), 3),
         "free_gb": round(min(one.free_bytes for one in ranks) / GB, 1),
+        "slow_nodes": slow_nodes(ranks),
     }
 
 
@@ -103,9 +106,9 @@ def refusals(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
 def warnings(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
     """What will be slow, or may run out."""
     found = []
-    typical = statistics.median(one.flops for one in ranks)
+    typical = _typical_flops(ranks)
     for one in ranks:
-        if one.flops < (SLOW if one.device_bytes else SLOW_CPU) * typical:
+        if _is_slow(one, typical=typical):
             found.append(
                 f"{one.name} multiplies at {one.flops / 1e12:.3g} TFLOP/s, the others at "
                 f"{typical / 1e12:.3g}: all will wait for it"
@@ -123,6 +126,21 @@ def warnings(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
     if free < LOW_BYTES or inodes < LOW_INODES:
         found.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files are left there")
     return found
+
+
+def slow_nodes(ranks: Sequence[Facts]) -> list[str]:
+    """The hosts of slow GPUs; ranks on CPUs may only be disturbed."""
+    typical = _typical_flops(ranks)
+    slow = [one.host for one in ranks if one.device_bytes and _is_slow(one, typical=typical)]
+    return sorted(set(slow))
+
+
+def _typical_flops(ranks: Sequence[Facts]) -> float:
+    return statistics.median(one.flops for one in ranks)
+
+
+def _is_slow(one: Facts, *, typical: float) -> bool:
+    return one.flops < (SLOW if one.device_bytes else SLOW_CPU) * typical
 
 
 def summary(ranks: Sequence[Facts]) -> str:
@@ -198,7 +216,26 @@ def _matmul_flops(device: torch.device) -> float:
     def multiply() -> None:
         torch.mm(left, left)
 
-    return 2 * size**3 / _seconds(multiply, device=device)
+    try:
+        product = torch.mm(left, left)
+        each_s = _seconds(multiply, device=device)
+    except RuntimeError as error:  # CUDA's own among them
+        why = str(error).partition("\n")[0]
+        raise NodeFault(f"its device {device} cannot multiply: {why}") from error
+    check_product(product)
+    return 2 * size**3 / each_s
+
+
+def check_product(product: torch.Tensor) -> None:
+    """Raise `NodeFault` unless this is the product of two square matrices of ones, to a hundredth
+    (bf16 may be summed in parts)."""
+    size = product.shape[0]
+    wrong = int((~((product - size).abs() <= 0.01 * size)).sum())  # NaN is wrong too
+    if wrong:
+        raise NodeFault(
+            f"its device {product.device} multiplies wrongly: {wrong:,} of {product.numel():,} "
+            "numbers"
+        )
 
 
 def _all_reduce_bandwidth(device: torch.device) -> float:

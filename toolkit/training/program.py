@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from toolkit.cluster.exclusion import exclusion_command
 from toolkit.cluster.preempt import StopSignal, requeue_command
 from toolkit.cluster.topology import Topology, detect
 from toolkit.cluster.watchdog import Job, Watchdog
@@ -125,6 +126,7 @@ def _job_of(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str,
         interval_s=recipe.train.heartbeat_s,
         stall_s=recipe.train.stall_s,
         on_loss=requeue_command(environ),
+        on_lost_node=exclusion_command(environ),
         name=f"{topology.job_id}.{environ.get('SLURM_RESTART_COUNT', '0')}",
     )
 
@@ -182,6 +184,7 @@ def _run_on_ranks(
     figures = preflight(
         run_dir, topology=place.topology, data_digest=origin.data_digest, device=place.device
     )
+    stop.avoid = figures["slow_nodes"]
     restored = _restore(run_dir, device=place.device)
     first_step = restored.step if restored else 0
     first_skipped = restored.skipped_steps if restored else 0

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 import toolkit
+from toolkit.cluster.exclusion import excluded_nodes
 from toolkit.cluster.preempt import CHAIN_VARIABLE
 from toolkit.cluster.topology import Topology
 from toolkit.cluster.watchdog import Watchdog
@@ -69,6 +70,7 @@ def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, A
         "world_size": topology.world_size,
         "num_nodes": topology.num_nodes,
         "node": topology.node_name,
+        "excluded": excluded_nodes(topology.job_id) if topology.job_id != "local" else "",
         "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
         **told,
         "versions": {
