@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from tests.encoding.conftest import embed
 from toolkit import standing, status, train
 from toolkit.cluster.launched import Launched, write_launched
+from toolkit.cluster.leases import Leases
 from toolkit.cluster.queue import JobState
 from toolkit.encoding import plan, store
 from toolkit.training import metrics, starts
@@ -69,6 +71,26 @@ def test_the_stages_of_a_pipeline(pipeline: Path, told: Told) -> None:
     assert (waits["state"], waits["total"]) == ("not begun", 0)
 
 
+def test_the_last_heartbeat_of_each_node(
+    pipeline: Path, told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pipeline / "simcse" / "heartbeats.json"
+    beats = [
+        {"node": f"n{n}", "seconds": float(n), "step": 3, "phase": "backward"} for n in range(10)
+    ]
+    path.write_text(json.dumps({"nodes": beats}))
+    os.utime(path, (time.time() - 60, time.time() - 60))
+    done, running, _ = told(pipeline)
+    assert done["heartbeats"] == []
+    assert [beat["node"] for beat in running["heartbeats"]] == [f"n{n}" for n in range(10)]
+    assert 62 <= running["heartbeats"][2]["seconds"] < 72
+    assert status.main([str(pipeline)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "simcse: last heartbeat of n9 1 min 9 s ago, step 3 backward; n8 1 min 8 s ago" in shown
+    assert shown.endswith("2 more nodes since")
+    path.unlink()
+
+
 def test_what_has_been_quiet_for_long_has_stopped_and_its_log_says_why(
     pipeline: Path, told: Told, tmp_path: Path
 ) -> None:
@@ -93,6 +115,11 @@ def test_an_encoding_counts_units(pipeline: Path, told: Told, shards: Path, tmp_
     assert (one["state"], one["kind"], one["unit"]) == ("done", "embed", "units")
     assert one["done"] == one["total"] > 1
     (tmp_path / "enc" / "manifest.json").unlink()
+    with Leases(tmp_path / "enc" / plan.LEASE_DIR, lease_s=60) as leases:
+        assert leases.take("00001")
+        (one,) = told(tmp_path / "enc")
+    (beat,) = one["heartbeats"]
+    assert beat["node"] == socket.gethostname() and 0 <= beat["seconds"] < 10
     (one,) = told(tmp_path / "enc")
     assert one["state"] == "running"
 

@@ -68,7 +68,7 @@ def _work(
         if way == schedule.MPI:
             work = Dealt(output, dealing=dealing, should_stop=should_stop)
         elif way == schedule.CLAIM:
-            leases = Leases(output.directory / schedule.LEASE_DIR, lease_s=recipe.lease_s)
+            leases = Leases(output.directory / plan.LEASE_DIR, lease_s=recipe.lease_s)
             first = index * len(output.units) // count
             entered.enter_context(leases)
             work = Claims(output, leases=leases, first=first, should_stop=should_stop)

@@ -5,14 +5,16 @@ Knows the files of runs and encodings. Refuses to know how it is shown. No torch
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.cluster.heartbeats import HEARTBEATS_FILE, read_heartbeats
 from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
+from toolkit.cluster.leases import beats_of_hosts
 from toolkit.cluster.queue import FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.config import ENCODER_DIR, load_recipe
-from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
+from toolkit.encoding.plan import LEASE_DIR, MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.files import BadInput, is_committed, read_json, read_json_lines
 from toolkit.schema import PipelineRecipe, TrainingRecipe
 from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
@@ -29,8 +31,9 @@ ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: "
 @dataclasses.dataclass
 class Standing:
     """A stage of a run. `done` of `total` are steps or units; times in seconds: `left_s` to its
-    end at its present speed, `last_sign_s` since it wrote something. `trouble` is the last line of
-    its logs that tells of an error, with the node."""
+    end at its present speed, `last_sign_s` since it wrote something. `heartbeats` are a line a node
+    that was heard while it runs: `node`, `seconds` since, and where a rank trains its `step` and
+    `phase`. `trouble` is the last line of its logs that tells of an error, with the log's name."""
 
     run: str
     stage: str
@@ -47,6 +50,7 @@ class Standing:
     left_s: float | None = None
     restarts: int = 0
     last_sign_s: float | None = None
+    heartbeats: Sequence[Mapping[str, Any]] = ()
     trouble: str = ""
 
 
@@ -69,6 +73,18 @@ def standings(path: Path, *, now: float) -> list[Standing]:
     if not stages:
         stages = [Launched(path.name, _kind_of(path), str(path), str(path / "logs"), None)]
     return [_standing(stage, run=str(path), now=now) for stage in stages]
+
+
+def is_running(state: str) -> bool:
+    """Whether this is the state of a stage at work, by SLURM or by its files."""
+    return state.partition(" ")[0] in ("RUNNING", RUNNING, "COMPLETING")
+
+
+def _heartbeats(output: Path, *, kind: str, now: float) -> list[dict[str, Any]]:
+    if kind != "embed":
+        return read_heartbeats(output / HEARTBEATS_FILE, now=now)
+    beats = beats_of_hosts(output / LEASE_DIR, now=now)
+    return [{"node": host, "seconds": round(beats[host], 1)} for host in sorted(beats)]
 
 
 def _is_run(path: Path) -> bool:
@@ -104,6 +120,8 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         job = str(starts[-1]["job"])
         found.jobs = () if job == "local" else (job,)
     _ask(found, finished=finished)
+    if is_running(found.state):
+        found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
     if found.state not in (DONE, RUNNING, NOT_BEGUN):
         found.trouble = _trouble(Path(stage.logs))
     return found
@@ -161,7 +179,7 @@ def _ask(found: Standing, *, finished: bool) -> None:
         found.state, found.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
     else:
         found.state = RUNNING if found.last_sign_s < QUIET_S else STOPPED
-    if found.state.partition(" ")[0] not in ("RUNNING", RUNNING, "COMPLETING"):
+    if not is_running(found.state):
         found.left_s = found.tokens_per_s = None
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 WATCH_S = 5.0
+SHOWN_NODES = 8
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,8 +117,25 @@ def table(found: Sequence[Standing]) -> "RenderableType":
             rows.add_column(head, justify="right", no_wrap=True)
     for line in lines:
         rows.add_row(*(line[head] for head in heads))
-    troubles = [Text(f"{one.run} {one.stage}: {one.trouble}") for one in found if one.trouble]
-    return Group(*([title] if title else []), rows, *troubles)
+    told = [
+        Text(f"{one.stage if title else f'{one.run} {one.stage}'}: {line}")
+        for one in found
+        for line in (one.trouble, beats(one.heartbeats))
+        if line
+    ]
+    return Group(*([title] if title else []), rows, *told)
+
+
+def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
+    """When each node was last heard; of many those that were heard longest ago."""
+    oldest = sorted(heartbeats, key=lambda beat: -beat["seconds"])
+    lines = []
+    for beat in oldest[:SHOWN_NODES]:
+        place = f", step {beat['step']} {beat['phase']}" if "step" in beat else ""
+        lines.append(f"{beat['node']} {duration(beat['seconds'])} ago{place}")
+    if (more := len(oldest) - SHOWN_NODES) > 0:
+        lines.append(f"{more} more nodes since")
+    return f"last heartbeat of {'; '.join(lines)}" if lines else ""
 
 
 def _cells(one: Standing) -> dict[str, Any]:

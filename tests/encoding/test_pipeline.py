@@ -15,8 +15,8 @@ from toolkit.encoding.encoder import Encoder, Prepared
 from toolkit.encoding.formats import Vectors
 from toolkit.encoding.output import Output
 from toolkit.encoding.pipeline import Figures, Pipeline
-from toolkit.encoding.plan import Unit
-from toolkit.encoding.schedule import LEASE_DIR, Claims
+from toolkit.encoding.plan import LEASE_DIR, Unit
+from toolkit.encoding.schedule import Claims
 from toolkit.encoding.store import VectorStore
 from toolkit.schema import EncoderSettings
 

@@ -25,9 +25,9 @@ from tests.mpi import mpi_command
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.topology import detect
 from toolkit.config import load_recipe
-from toolkit.encoding import schedule
+from toolkit.encoding import plan, schedule
 from toolkit.encoding.output import Output
-from toolkit.encoding.schedule import LEASE_DIR, Alone, Claims
+from toolkit.encoding.schedule import Alone, Claims
 from toolkit.encoding.store import VectorStore
 from toolkit.schema import EmbedRecipe
 
@@ -84,7 +84,7 @@ def assert_whole(directory: Path) -> None:
     found = VectorStore(directory, verify=True)
     np.testing.assert_array_equal(found.vectors(), vectors_of(0, ROWS))
     assert found.ids() == [f"id{n}" for n in range(ROWS)]
-    assert not (directory / LEASE_DIR).exists()
+    assert not (directory / plan.LEASE_DIR).exists()
 
 
 @pytest.mark.parametrize(("way", "workers"), [("alone", 1), ("claim", 1), ("claim", 3)])
@@ -253,7 +253,7 @@ def test_a_share_is_checked_before_and_only_what_is_damaged_is_made_again(output
     damaged = [output.units[3], output.units[8]]
     for unit in damaged:
         (output.directory / "units" / f"{unit.name}.safetensors").write_bytes(b"no")
-    with Leases(output.directory / LEASE_DIR, lease_s=60) as leases:
+    with Leases(output.directory / plan.LEASE_DIR, lease_s=60) as leases:
         work = Claims(output, leases=leases, first=0, should_stop=lambda: False)
         work.check(output.units[:5])
         assert output.unfinished() == damaged[:1]
@@ -266,7 +266,7 @@ def test_a_share_is_checked_before_and_only_what_is_damaged_is_made_again(output
 def test_scheduling_a_unit_costs_little(output: Output) -> None:
     """The bar is 10 ms a unit."""
     unit_s = {}
-    with Leases(output.directory / LEASE_DIR, lease_s=60) as leases:
+    with Leases(output.directory / plan.LEASE_DIR, lease_s=60) as leases:
         work = Claims(output, leases=leases, first=7, should_stop=lambda: False)
         began = time.perf_counter()
         taken = []

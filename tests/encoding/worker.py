@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tests.encoding.making import output_of
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
-from toolkit.encoding.plan import Unit
-from toolkit.encoding.schedule import LEASE_DIR, Alone, Claims, Dealt, Schedule
+from toolkit.encoding.plan import LEASE_DIR, Unit
+from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
 
 WIDTH = 8
 

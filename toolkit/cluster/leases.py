@@ -167,6 +167,20 @@ class Leases:
                         continue
 
 
+def beats_of_hosts(directory: Path, *, now: float) -> dict[str, float]:
+    """For how many seconds, at `now` in seconds since 1970, no process of a host has beaten; by the
+    file system's clock, so for people only."""
+    found: dict[str, float] = {}
+    for path in directory.iterdir() if directory.is_dir() else ():
+        try:
+            host = json.loads(path.read_bytes()[_COUNTER_DIGITS:])["host"]
+            silent_s = max(0.0, now - path.stat().st_mtime)
+        except (OSError, ValueError, TypeError, KeyError):  # given back, or made this moment
+            continue
+        found[host] = min(silent_s, found.get(host, silent_s))
+    return found
+
+
 def this_process() -> dict[str, str | int]:
     """What tells this process from every other, here and elsewhere, then and now."""
     pid = os.getpid()

@@ -8,6 +8,7 @@ is as open as torch's own: whoever reaches it can end the job, and do nothing el
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import mmap
@@ -18,8 +19,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from toolkit.cluster.heartbeats import of_nodes, write_forever
 from toolkit.cluster.watchdog import (
     BEAT,
     BYE,
@@ -80,10 +83,15 @@ class Hub:
         self._asked = self._decided = -math.inf
         self._commands = list[subprocess.Popen[bytes]]()
         self._ends_at = math.inf
-        self.socket, self._bound = open_socket(), False
+        self.socket, self._bound, self._now = open_socket(), False, 0.0
+        if job.heartbeats:
+            path = Path(job.heartbeats)
+            look = functools.partial(of_nodes, self.seen, clock=lambda: self._now)
+            write_forever(path, look, every_s=job.interval_s)
 
     def tick(self, now: float) -> None:
         """Hear all, decide, and send the word: often where there is news."""
+        self._now = now
         with contextlib.suppress(OSError):  # nothing more to hear, or the port is not free yet
             if not self._bound:
                 self.socket.bind(("", self._job.port))

@@ -63,8 +63,9 @@ _START = (
 class Job:
     """What all ranks agree on; rank 0's monitor listens on UDP port `port` of `address`, and runs
     the command `on_loss`, and at the same time `on_lost_node` with the host appended that the lost
-    rank was on, unless they are empty. A `name` that no other job on this port has, and no former
-    life of this one, keeps their last words out."""
+    rank was on, unless they are empty. `heartbeats` is a file for people that it writes. A `name`
+    that no other job on this port has, and no former life of this one, keeps their last words out.
+    """
 
     world_size: int
     address: str
@@ -73,6 +74,7 @@ class Job:
     stall_s: float = 1800.0
     on_loss: Sequence[str] = ()
     on_lost_node: Sequence[str] = ()
+    heartbeats: str = ""
     name: str = ""
 
     def is_cut(self, unheard_s: float) -> bool:

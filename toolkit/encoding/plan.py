@@ -20,6 +20,7 @@ from toolkit.files import BadInput, read_json, write_json
 from toolkit.schema import EmbedRecipe
 
 FORMAT = "toolkit-encoding/2"
+LEASE_DIR = "leases"
 PLAN_FILE, MANIFEST_FILE, UNIT_DIR = "plan.json", "manifest.json", "units"
 CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equal
 CHARS_PER_ROW = 32  # what a row costs beside its text

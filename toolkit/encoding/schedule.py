@@ -16,11 +16,10 @@ from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.topology import Topology
 from toolkit.encoding.output import Output
-from toolkit.encoding.plan import Unit
+from toolkit.encoding.plan import LEASE_DIR, Unit
 from toolkit.files import RunFailed
 from toolkit.schema import EmbedRecipe
 
-LEASE_DIR = "leases"
 MANIFEST_LEASE = "manifest"
 ALONE, CLAIM, MPI = "alone", "claim", "mpi"
 MAX_MISSES = 8  # of units that others have taken since we looked: then look again

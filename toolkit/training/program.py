@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from toolkit.cluster.exclusion import exclusion_command
-from toolkit.cluster.preempt import StopSignal, requeue_command
+from toolkit.cluster.heartbeats import HEARTBEATS_FILE
+from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect
-from toolkit.cluster.watchdog import Job, Watchdog
+from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.files import (
     BadInput,
@@ -55,7 +55,7 @@ from toolkit.training.objectives import build_objective, check_objective
 from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
-from toolkit.training.starts import Place, check_progress, record_start
+from toolkit.training.starts import Place, check_progress, record_start, watched_job
 from toolkit.training.views import check_views
 
 CHECK_S = 60.0  # a rank that does not answer so long is not there
@@ -70,7 +70,7 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     """
     topology = detect(environ)
     settings, origin = check(recipe, topology=topology, environ=environ)
-    job = _job_of(recipe, topology=topology, environ=environ)
+    job = watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
@@ -115,19 +115,6 @@ def join(topology: Topology, *, timeout_s: float) -> torch.device:
         address=topology.main_address,
         port=topology.main_port,
         timeout_s=timeout_s,
-    )
-
-
-def _job_of(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Job:
-    return Job(
-        world_size=topology.world_size,
-        address=topology.main_address,
-        port=topology.main_port,
-        interval_s=recipe.train.heartbeat_s,
-        stall_s=recipe.train.stall_s,
-        on_loss=requeue_command(environ),
-        on_lost_node=exclusion_command(environ),
-        name=f"{topology.job_id}.{environ.get('SLURM_RESTART_COUNT', '0')}",
     )
 
 
@@ -227,8 +214,8 @@ def _run_on_ranks(
 
 def _tidy(run_dir: Path, *, recipe: TrainingRecipe) -> None:
     """Remove what a killed run has left: half-written files, checkpoints that it was to remove."""
-    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, ENCODER_DIR, NONCE)
-    remove_temporaries(run_dir, *names)
+    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE)
+    remove_temporaries(run_dir, *names, ENCODER_DIR, NONCE)
     remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
     checkpoint.prune(run_dir, train=recipe.train)
 

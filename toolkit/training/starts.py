@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 import toolkit
-from toolkit.cluster.exclusion import excluded_nodes
-from toolkit.cluster.preempt import CHAIN_VARIABLE
+from toolkit.cluster.exclusion import excluded_nodes, exclusion_command
+from toolkit.cluster.heartbeats import HEARTBEATS_FILE
+from toolkit.cluster.preempt import CHAIN_VARIABLE, requeue_command
 from toolkit.cluster.topology import Topology
-from toolkit.cluster.watchdog import Watchdog
+from toolkit.cluster.watchdog import Job, Watchdog
 from toolkit.files import RunFailed, read_json_lines, write_atomic
+from toolkit.schema import TrainingRecipe
 from toolkit.training.metrics import STARTS_FILE
 
 MAX_RESTARTS = 3  # in a row, without a step
@@ -34,6 +36,21 @@ class Place:
     environ: Mapping[str, str]
     device: torch.device
     watchdog: Watchdog
+
+
+def watched_job(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Job:
+    """What the watchdogs of all ranks agree on."""
+    return Job(
+        world_size=topology.world_size,
+        address=topology.main_address,
+        port=topology.main_port,
+        interval_s=recipe.train.heartbeat_s,
+        stall_s=recipe.train.stall_s,
+        on_loss=requeue_command(environ),
+        on_lost_node=exclusion_command(environ),
+        heartbeats=str((Path(recipe.run_dir) / HEARTBEATS_FILE).absolute()),
+        name=f"{topology.job_id}.{environ.get('SLURM_RESTART_COUNT', '0')}",
+    )
 
 
 def is_automatic(environ: Mapping[str, str]) -> bool:
