@@ -245,6 +245,11 @@ def test_a_fault_ends_the_job_with_one_line(start: Start, fault: str, line: str,
     is_loss = fault != "error"
     assert ("; running cp " in found) == (ranks.folder / "loss").exists() == is_loss
     assert found in ranks.log(0)
+    log = f"; its log: {ranks.folder}/{CULPRIT}.log"
+    assert log in found
+    last = ranks.log(0).splitlines()[-1]  # below the stacks
+    assert last.startswith("error: ") and last.endswith(log)
+    assert last.removeprefix("error: ") in found
     assert codes == [WATCHDOG_EXIT, WATCHDOG_EXIT, code, WATCHDOG_EXIT]
     assert seconds < 10
     for rank in range(RANKS):
@@ -262,7 +267,7 @@ def test_a_fault_of_the_rank_that_decides(start: Start, fault: str, code: int) -
     assert ranks.wait_for_line() < 10
     assert ranks.wait() == [code, WATCHDOG_EXIT, WATCHDOG_EXIT, WATCHDOG_EXIT]
     (found,) = ranks.lines()
-    assert found.startswith("watchdog: rank 0 on host n0 ")
+    assert found.startswith("watchdog: rank 0 on host n0 ") and "its log" not in found
     assert "at step 12, phase backward" in found
 
 
@@ -276,7 +281,9 @@ def test_errors_that_a_death_has_caused_are_not_blamed(start: Start) -> None:
     assert set(codes) <= {1, WATCHDOG_EXIT}  # whichever is first, its error or the end of the job
     (found,) = ranks.lines()
     how = r"(was killed by SIGKILL \(out of memory\?\)|ended without a word \(killed\?\))"
-    assert re.match(f"watchdog: rank 2 on host n2 {how} at step 12, phase backward; run", found)
+    assert re.match(
+        f"watchdog: rank 2 on host n2 {how} at step 12, phase backward; its log: ", found
+    )
     assert "ConnectionResetError: " in "".join(map(ranks.log, range(RANKS)))
 
 
@@ -378,7 +385,9 @@ JOB = Job(4, "localhost", 1, interval_s=5.0, stall_s=60.0)
 def test_a_death_is_blamed_before_an_error_and_an_error_waits() -> None:
     error = seen(1, fault="an error", failed=99.5)
     assert verdict([seen(0), error], job=JOB, now=100).line == ""
-    assert verdict([seen(0), error], job=JOB, now=101) == Verdict("an error", is_loss=False)
+    assert verdict([seen(0), error], job=JOB, now=101) == Verdict(
+        "an error", is_loss=False, host="n1"
+    )
     death = seen(2, fault="a death", certain=True, failed=99.9)
     assert verdict([seen(0), error, death], job=JOB, now=100) == Verdict("a death", host="n2")
     mute = seen(3, heard=99, step=4, phase=1)

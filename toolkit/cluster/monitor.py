@@ -77,7 +77,8 @@ def open_socket() -> socket.socket:
 class Hub:
     """What rank 0's monitor is besides: the one that asks all of them, and decides."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, *, own_log: str) -> None:
+        self._own_log, self._last_line = own_log, ""
         self.word, self.seen = ASK, dict[int, Seen]()
         self._job, self._to_send = job, list[Seen]()
         self._asked = self._decided = -math.inf
@@ -118,7 +119,11 @@ class Hub:
         """A job that has ended cannot be requeued any more: the command comes first."""
         self._ends_at = now + COMMAND_S
         command = self._job.on_loss if found.is_loss else ()
-        say("; ".join([found.line, *([f"running {' '.join(command)}"] if command else [])]))
+        parts = [found.line]
+        if found.log and found.log != self._own_log:
+            parts.append(f"its log: {found.log}")
+        self._last_line = "; ".join(parts)
+        say("; ".join([*parts, *([f"running {' '.join(command)}"] if command else [])]))
         if command:
             self._start(command)
         if found.is_loss and found.host and self._job.on_lost_node:
@@ -140,6 +145,11 @@ class Hub:
     def is_done(self, now: float) -> bool:
         """Whether the last word is said."""
         return self.word != ASK and (self._all_left() or now - self._decided > STAY_S)
+
+    def close(self) -> None:
+        """What ended the job is the last line, below the stacks."""
+        if self._last_line:
+            say(self._last_line, who="error")
 
     def _all_left(self) -> bool:
         left = [one for one in self.seen.values() if one.state.left]
@@ -173,7 +183,7 @@ class Monitor:
     def __init__(self, job: Job, state: State, *, control: int, memory: int) -> None:
         self._job, self._state = job, state
         self._now, self._looked = 0.0, time.monotonic()
-        self._hub = Hub(job) if state.rank == 0 else None
+        self._hub = Hub(job, own_log=state.log) if state.rank == 0 else None
         self._control, self._wire = socket.socket(fileno=control), open_socket()
         self._control.setblocking(False)
         self._ends = [self._control, self._wire, *([self._hub.socket] if self._hub else [])]
@@ -204,6 +214,8 @@ class Monitor:
                 if self._gone and self._state.left and self._hub.word == ASK:
                     self._hub.decide(OVER, now=self._now)
             self._press()
+        if self._hub:
+            self._hub.close()
         self._state.left = True
         self._send()
         self._tell(OVER)

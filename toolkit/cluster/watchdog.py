@@ -24,6 +24,7 @@ import mmap
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -85,7 +86,8 @@ class Job:
 @dataclasses.dataclass
 class State:
     """What a monitor says about its rank. `fault` is what happened to it, as a line; it is
-    `certain` where no other rank can have caused it. `left`: there is nothing to watch any more."""
+    `certain` where no other rank can have caused it. `left`: there is nothing to watch any more.
+    `log` is the file that it prints into, if it is one."""
 
     world_size: int
     rank: int
@@ -98,6 +100,7 @@ class State:
     certain: bool = False
     left: bool = False
     job: str = ""
+    log: str = ""
 
     @property
     def name(self) -> str:
@@ -124,11 +127,17 @@ class Seen:
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What ends the job, as a line; empty while nothing does. `is_loss`: it is not an error of the
-    program. `host` is where, unless it may be several."""
+    program. `host` is where, and `log` what the rank has printed into, unless it may be several."""
 
     line: str = ""
     is_loss: bool = True
     host: str = ""
+    log: str = ""
+
+    @classmethod
+    def on(cls, state: State, line: str, *, is_loss: bool = True) -> Self:
+        """One about a single rank."""
+        return cls(line, is_loss=is_loss, host=state.host, log=state.log)
 
 
 def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
@@ -140,15 +149,15 @@ def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
     present = sorted((one for one in seen if not one.state.left), key=lambda one: one.state.rank)
     faults = sorted((one for one in present if one.state.fault), key=lambda one: one.failed)
     if certain := [one for one in faults if one.state.certain]:
-        return Verdict(certain[0].state.fault, host=certain[0].state.host)
+        return Verdict.on(certain[0].state, certain[0].state.fault)
     since = faults[0].failed if faults else math.inf
     settled = now - since > SETTLE_S
     for one in present:
         if job.is_cut(now - one.heard) or (settled and one.heard < since):
             what = f"{one.state.name} is gone {one.state.place}: its node, network or whole job"
-            return Verdict(what, host=one.state.host)
+            return Verdict.on(one.state, what)
     if settled:
-        return Verdict(faults[0].state.fault, is_loss=False)
+        return Verdict.on(faults[0].state, faults[0].state.fault, is_loss=False)
     missing = sorted(set(range(job.world_size)) - {one.state.rank for one in seen})
     found = _stall(present, job=job, now=now)
     if found.line and missing:
@@ -170,14 +179,22 @@ def _stall(present: Sequence[Seen], *, job: Job, now: float) -> Verdict:
             ranks = ", ".join(str(one.state.rank) for one in some[:8])
             more = f" and {len(some) - 8} more" if len(some) > 8 else ""
             line += f"; {what}: {ranks}{more}"
-    return Verdict(line, host="" if same or not waiting else first.state.host)
+    return Verdict(line) if same or not waiting else Verdict.on(first.state, line)
 
 
-def say(line: str) -> None:
+def say(line: str, *, who: str = "watchdog") -> None:
     """Print one line, whatever a rank has put into it; a log that is gone ends nothing."""
     text = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     with contextlib.suppress(OSError, ValueError):
-        print(f"watchdog: {text[:1000]}", file=sys.stderr, flush=True)
+        print(f"{who}: {text[:1000]}", file=sys.stderr, flush=True)
+
+
+def _log_of(descriptor: int) -> str:
+    """The file behind it; empty where it is a terminal or a pipe."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.readlink(f"/proc/self/fd/{descriptor}")
+    return ""
 
 
 class Watchdog:
@@ -193,7 +210,8 @@ class Watchdog:
     """
 
     def __init__(self, job: Job, *, rank: int, host: str) -> None:
-        self._job, self._state = job, State(job.world_size, rank, host, job=job.name)
+        self._job = job
+        self._state = State(job.world_size, rank, host, job=job.name, log=_log_of(_STDERR))
         self._watched = job.world_size > 1 and sys.platform == "linux"
         self._cells = memoryview(bytearray(mmap.PAGESIZE)).cast("q")
         self._heard, self._leaving, self._restarts = threading.Event(), False, 0
