@@ -9,6 +9,7 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
+from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, recipe_names, to_yaml
 from toolkit.files import BadInput, RunFailed
 from toolkit.schema import Recipe
@@ -58,6 +59,7 @@ def recipe_door(
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
+    answer_shell(parser)
     arguments = parser.parse_args(argv)
 
     def action() -> None:

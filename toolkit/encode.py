@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The encoding program: a corpus in shards becomes vectors on disk, unit by unit.
 
     python -m toolkit.encode embed_corpus output_dir=... corpus.input=...     (alone, or several)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The evaluation program: scores of several encoders side by side, as JSON and a table.
 
     python -m toolkit.evaluate RECIPE [key=value ...]        (alone, several, or a SLURM array)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Export a run:  python -m toolkit.export RUN OUT    or an encoding:  ... ENC OUT.parquet
 
 OUT is a folder of safetensors that sentence-transformers, transformers and this toolkit load.
@@ -7,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.plan import PLAN_FILE
@@ -28,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         "run", type=Path, help="of toolkit.train, or the output_dir of toolkit.encode"
     )
     parser.add_argument("out", type=Path, help="what to write; it must not exist")
+    answer_shell(parser)
     arguments = parser.parse_args(argv)
     return guarded(lambda: run(arguments.run, out=arguments.out))
 

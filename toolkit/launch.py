@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The launcher: a recipe or a pipeline of recipes becomes jobs, each waiting for the one before.
 
     python -m toolkit.launch --nodes 4                        (Mistral-7B, the whole pipeline)
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from toolkit.cluster import site, submit
 from toolkit.cluster.launched import Launched, write_launched
+from toolkit.completion import answer_shell
 from toolkit.config import recipe_names, to_yaml
 from toolkit.door import guarded
 from toolkit.files import BadInput, write_atomic
@@ -82,7 +84,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door `python -m toolkit.launch`."""
-    arguments = parser().parse_intermixed_args(argv)
+    made = parser()
+    answer_shell(made)
+    arguments = made.parse_intermixed_args(argv)
 
     def action() -> None:
         launch(with_site(arguments, argv=argv, environ=os.environ), environ=os.environ)

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """What a recipe will need on a cluster, before anything waits in a queue.
 
 python -m toolkit.plan RECIPE [--nodes N] [--gpus-per-node 8] [--gpu h100] [key=value ...]
@@ -7,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Mapping
 
+from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, recipe_names, resolve_stages, split_overrides
 from toolkit.door import guarded
 from toolkit.files import BadInput
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--efficiency", type=float, default=0.45, help="part of the peak; default 0.45"
     )
+    answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: run(arguments))
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """What jobs will need and compute nodes cannot fetch: models, tokenizers and MTEB's data, brought
 to this machine's hub cache, on a login node.
 
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.cluster.launched import PREFETCHED_FILE
+from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed, write_json
 from toolkit.schema import EvaluateRecipe, Mteb, StageRecipe
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="a name or a file, as for toolkit.launch")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
+    answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: prefetch(arguments.recipe, overrides=arguments.overrides))
 

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """A run as one page to look at: curves, restarts, scores, neighbours, a map of the embeddings.
 
     python -m toolkit.report RUN [--output DIR]
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from toolkit.cluster.launched import read_launched
+from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.plan import MANIFEST_FILE
@@ -47,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="its directory")
     parser.add_argument("--output", type=Path, help="where to write (default RUN/report)")
+    answer_shell(parser)
     arguments = parser.parse_args(argv)
     output = arguments.output or arguments.run / "report"
     return guarded(lambda: report(arguments.run, output=output))

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Search in an encoded corpus:  python -m toolkit.search ENC "query" [--top 5] [--json]"""
 
 import argparse
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.completion import answer_shell
 from toolkit.console import Progress
 from toolkit.door import guarded
 from toolkit.encoding.index import KINDS
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--json", action="store_true", help="one JSON line a query")
     add("--every-chunk", action="store_true", help="of a long text not only the best chunk")
     add("--verify", action="store_true", help="compare all files with their digests first")
+    answer_shell(parser)
     arguments = parser.parse_args(argv)
     settings = Settings(
         top=arguments.top,

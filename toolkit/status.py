@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Where runs stand: stage, jobs, state and reason, steps, speed, time left, restarts, errors.
 
     python -m toolkit.status RUN [RUN ...] [--watch] [--json]
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.files import BadInput
 from toolkit.standing import Standing, runs_below, standings
@@ -46,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--watch", action="store_true", help=f"again every {WATCH_S:.0f} s")
     parser.add_argument("--json", action="store_true", help="a list of stages, as JSON")
+    answer_shell(parser)
     arguments = parser.parse_args(argv)
     if not arguments.runs and not arguments.all:
         parser.error("name a RUN, or --all")

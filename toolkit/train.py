@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """The training door.
 
 srun python -m toolkit.train mntp_mistral_7b run_dir=runs/a      (one process a GPU)

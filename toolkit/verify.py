@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Is it still what was written?  python -m toolkit.verify PATH [PATH ...]
 
 Knows what a directory is by the names in it, and who can check it. Refuses to know digests and
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed
 
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="what to check")
+    answer_shell(parser)
     arguments = parser.parse_args(argv)
     return max(run(path) for path in arguments.paths)
 
