@@ -19,6 +19,7 @@ from toolkit.cluster.launched import Launched, write_launched
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.queue import JobState
 from toolkit.encoding import plan, store
+from toolkit.standing import Standing
 from toolkit.training import metrics, starts
 
 Told = Callable[..., list[dict[str, Any]]]
@@ -156,6 +157,29 @@ def test_the_table_on_a_narrow_terminal(pipeline: Path) -> None:
     heads = lines[next(n for n, line in enumerate(lines) if "stage" in line)].split()
     assert {"stage", "state", "done"} <= set(heads)
     assert any("3/9 steps" in line and "simcse" in line for line in lines), lines
+
+
+@pytest.mark.parametrize("width", [80, 60, 40])
+def test_reasons_stand_below_a_table_that_they_would_break(width: int) -> None:
+    stages = [
+        Standing("r", "mntp", "mntp", "RUNNING", jobs=["1", "2", "3"], done=2, total=60),
+        Standing("r", "simcse", "simcse", "PENDING", "waits for the job before it", jobs=["4"]),
+    ]
+    stages[0].unit, stages[0].tokens_per_s, stages[0].loss = "steps", 178.0, 7.1629
+    stages[0].left_s, stages[0].last_sign_s, stages[0].restarts = 72.0, 1.0, 1
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+    status.show(stages, console=console)
+    assert isinstance(console.file, io.StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
+    assert max(map(len, lines)) <= width
+    assert [line.split()[0] for line in lines[3:5]] == ["mntp", "simcse"], lines  # a line each
+    assert "RUNNING" in lines[3] and "2/60 steps" in lines[3] and "PENDING" in lines[4]
+    below = " ".join(" ".join(lines[5:]).split())
+    assert below == "simcse: PENDING: waits for the job before it"
+    console.width = 200
+    status.show(stages, console=console)
+    wide = console.file.getvalue().splitlines()
+    assert any("PENDING (waits for the job before it)" in line for line in wide)
 
 
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,7 +68,7 @@ def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) ->
 
 
 def _in_place(live: "Live") -> Callable[[Sequence[Standing]], None]:
-    return lambda found: live.update(table(found), refresh=True)
+    return lambda found: live.update(table(found, width=live.console.width), refresh=True)
 
 
 class _Lines:

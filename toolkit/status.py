@@ -23,9 +23,11 @@ from toolkit.standing import Standing, runs_below, standings
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+    from rich.table import Table
 
 WATCH_S = 5.0
 SHOWN_NODES = 8
+PIPED_WIDTH = 200
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            live.update(table(look(arguments)), refresh=True)
+            live.update(table(look(arguments), width=console.width), refresh=True)
             time.sleep(WATCH_S)
 
 
@@ -95,38 +97,59 @@ def look(arguments: argparse.Namespace) -> list[Standing]:
 def show(found: Sequence[Standing], *, console: "Console") -> None:
     """On a terminal as wide as it is; elsewhere as wide as the table."""
     if not console.is_terminal:
-        console.width = 200
-    console.print(table(found))
+        console.width = PIPED_WIDTH
+    console.print(table(found, width=console.width))
 
 
-def table(found: Sequence[Standing]) -> "RenderableType":
-    """A line a stage, and below it what went wrong. A column that would be empty is left out; so is
-    the run's, where there is one only, in favour of a title."""
-    from rich import box
+def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
+    """A line a stage; below it what went wrong, when nodes were heard, and where the columns fill
+    the `width`, why a stage waits. A column that would be empty is left out, and so is the run's
+    where there is one only, in favour of a title; then as many as do not fit."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     runs = {one.run for one in found}
     title = Text(runs.pop(), style="bold") if len(runs) == 1 else None
+    hidden = ["run"] * bool(title)
+    inline = _rows(found, hidden=hidden, reasons=True)
+    rows, told = inline, list[tuple[Standing, str]]()
+    if _width(inline) > width:
+        told += [(one, f"{one.state}: {one.reason}") for one in found if one.reason]
+        for number in range(len(_DISPENSABLE) + 1):
+            rows = _rows(found, hidden=[*hidden, *_DISPENSABLE[:number]], reasons=False)
+            if _width(rows) <= width:
+                break
+    told += [(one, line) for one in found for line in (one.trouble, beats(one.heartbeats)) if line]
+    lines = [Text(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}") for one, it in told]
+    return Group(*([title] if title else []), rows, *lines)
+
+
+def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
+    from rich import box
+    from rich.table import Table
+
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    lines = [_cells(one) for one in found]
-    empty = _cells(Standing("", "", ""))
-    heads = [head for head in empty if any(line[head] for line in lines)][bool(title) :]
-    for head in heads:
-        if head in _WORDS:
-            rows.add_column(head, overflow="fold", ratio=1 if head == "state" else None)
+    lines = [_cells(one, reason=reasons) for one in found]
+    for head in _cells(Standing("", "", ""), reason=False):
+        if head in hidden or not any(line[head] for line in lines):
+            for line in lines:
+                del line[head]
+        elif head in _WORDS:
+            rows.add_column(head, overflow="fold")
         else:
             rows.add_column(head, justify="right", no_wrap=True)
     for line in lines:
-        rows.add_row(*(line[head] for head in heads))
-    told = [
-        Text(f"{one.stage if title else f'{one.run} {one.stage}'}: {line}")
-        for one in found
-        for line in (one.trouble, beats(one.heartbeats))
-        if line
-    ]
-    return Group(*([title] if title else []), rows, *told)
+        rows.add_row(*line.values())
+    return rows
+
+
+def _width(rows: "Table") -> int:
+    """That it would like to have."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    wide = Console(width=10_000)
+    return Measurement.get(wide, wide.options, rows).maximum
 
 
 def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
@@ -141,12 +164,12 @@ def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
     return f"last heartbeat of {'; '.join(lines)}" if lines else ""
 
 
-def _cells(one: Standing) -> dict[str, Any]:
-    """By the head of their columns."""
+def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:
+    """By the head of their columns; the state with its `reason`, or without."""
     from rich.text import Text
 
     state = Text(one.state, style=_STYLES.get(one.state.partition(" ")[0], ""))
-    if one.reason:
+    if reason and one.reason:
         state.append(f" ({one.reason})", style="dim")
     return {
         "run": one.run,
@@ -162,6 +185,8 @@ def _cells(one: Standing) -> dict[str, Any]:
     }
 
 
+# What may be left out, the first first.
+_DISPENSABLE = ("tokens/s", "jobs", "restarts", "loss", "last sign", "left")
 _WORDS = ("run", "stage", "jobs", "state")  # the others are numbers
 _STYLES = {"done": "green", "RUNNING": "cyan", "running": "cyan", "PENDING": "yellow"}
 _STYLES |= dict.fromkeys(("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stopped"), "red")
