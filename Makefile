@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean
+.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -58,13 +58,16 @@ $(LLM2VEC): tests/benchmarks/peers/training_requirements.txt
 	touch $@
 
 test-llm2vec: install $(LLM2VEC)  ## vectors, logits and loss beside llm2vec itself
-	TOOLKIT_LLM2VEC_PYTHON=$(LLM2VEC) $(BIN)/python -m pytest -m slow tests/test_llm2vec.py
+	TOOLKIT_LLM2VEC_PYTHON=$(LLM2VEC) $(BIN)/python -m pytest -m slow tests/test_llm2vec.py tests/test_export_llm2vec.py
 
 benchmark-training: install $(LLM2VEC)  ## steps beside llm2vec and sentence-transformers (an hour)
 	$(BIN)/python -m tests.benchmarks.bench_training --peers $(LLM2VEC)
 
 benchmark-checkpoint: install  ## a save beside DeepSpeed's own: seconds, waiting, memory (ten minutes)
 	$(BIN)/python -m tests.benchmarks.bench_checkpoint
+
+benchmark-merge: install  ## the peak memory of a merge, up to 8 GB of weights (40 GB on the disk, ten minutes)
+	$(BIN)/python -m tests.benchmarks.bench_merge
 
 benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B shape with random weights
 	$(BIN)/python -m tests.benchmarks.bench_gpu

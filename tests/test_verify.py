@@ -72,13 +72,15 @@ def checked_files(thing: Path) -> list[Path]:
     - empty ones, the COMMITTED marker and lock files: there is nothing to flip;
     - the Arrow copies in .cache: their padding cannot matter, and their rows have a test below;
     - dataset_info.json beside them: each opening compares rows and columns with the manifest;
-    - the JSON of the tokens in .cache: it has no digest yet.
+    - the JSON of the tokens in .cache: it has no digest yet;
+    - the card of an encoder, README.md: people edit it.
     """
     return [
         path
         for path in sorted(thing.rglob("*"))
         if path.is_file()
         and path.stat().st_size
+        and path.name != "README.md"
         and not (".cache" in path.parts and path.suffix in (".arrow", ".json"))
     ]
 

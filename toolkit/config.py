@@ -31,6 +31,7 @@ from toolkit.schema import (
 RECIPE_DIR = Path(__file__).parent / "recipes"
 DEEPSPEED_DIR = Path(__file__).parents[1] / "ds_configs"
 ENCODER_DIR = "encoder"
+ADAPTER_CONFIG = "adapter_config.json"
 # What may differ between a run and its continuation; all else would be another run.
 FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.micro_batch_rows"}
 FREE_KEYS |= {"train.micro_batch_tokens"}
@@ -214,6 +215,11 @@ def resolve_model(reference: str) -> str:
                 f"or export its newest checkpoint: python -m toolkit.export {reference} OUT"
             )
         return str(path / ENCODER_DIR)
+    if is_adapter(path):
+        raise BadInput(
+            f"model {reference!r} is an adapter; merge it into its base first: "
+            f"python -m toolkit.export {reference} OUT"
+        )
     if not (path / "config.json").is_file():
         raise BadInput(f"model {reference!r}: the folder has no config.json")
     if not any(path.glob("*.safetensors")):
@@ -222,6 +228,11 @@ def resolve_model(reference: str) -> str:
             "download the model whole, or convert its weights to safetensors"
         )
     return reference
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter in PEFT's layout, and no whole model."""
+    return (path / ADAPTER_CONFIG).is_file() and not any(path.glob("model*.safetensors*"))
 
 
 def _check_instruction_format(text: str) -> None:

@@ -112,7 +112,11 @@ def _open(
         chunks=chunks,
     )
     plan.claim_directory(
-        output_dir, facts=facts, model=recipe.encoder.model, corpus=recipe.corpus.input
+        output_dir,
+        facts=facts,
+        model=recipe.encoder.model,
+        adapters=recipe.encoder.adapters,
+        corpus=recipe.corpus.input,
     )
     output = Output(
         output_dir,

@@ -1,7 +1,9 @@
 # PYTHON_ARGCOMPLETE_OK
 """Export a run:  python -m toolkit.export RUN OUT    or an encoding:  ... ENC OUT.parquet
 
-OUT is a folder of safetensors that sentence-transformers, transformers and this toolkit load.
+OUT is a folder of safetensors that sentence-transformers, transformers and this toolkit load, and
+with a --format also llm2vec, or PEFT. Instead of a run, a model and adapters in PEFT's layout, such
+as McGill-NLP has published.
 """
 
 import argparse
@@ -9,9 +11,17 @@ import sys
 from pathlib import Path
 
 from toolkit.completion import answer_shell
+from toolkit.config import is_adapter, resolve_model
 from toolkit.door import guarded
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.plan import PLAN_FILE
+from toolkit.files import BadInput
+
+FORMATS = {
+    "merged": "for sentence-transformers and transformers (the default)",
+    "llm2vec": "the same, written so that llm2vec 0.2.3 loads it too",
+    "peft": "a run's adapter alone",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,32 +30,63 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m toolkit.export",
         description="Merge a run's newest checkpoint into its base model, as one plain folder; or "
         "write the vectors of an encoding into one Parquet file.",
-        epilog="example:\n  python -m toolkit.export embeddings/wikipedia wikipedia.parquet\n"
+        epilog="examples:\n  python -m toolkit.export embeddings/wikipedia wikipedia.parquet\n"
         "  python -m toolkit.export runs/simcse_mistral_7b my-encoder\n"
         '  python -c "from sentence_transformers import SentenceTransformer as S; '
-        "print(S('my-encoder').encode('hello'))\"",
+        "print(S('my-encoder').encode('hello'))\"\n"
+        "  python -m toolkit.export McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp OUT \\\n"
+        "    --adapters McGill-NLP/LLM2Vec-Mistral-7B-Instruct-v2-mntp-unsup-simcse",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "run", type=Path, help="of toolkit.train, or the output_dir of toolkit.encode"
+        "source", metavar="RUN", help="of toolkit.train or toolkit.encode, or a model or adapter"
     )
-    parser.add_argument("out", type=Path, help="what to write; it must not exist")
+    parser.add_argument("out", metavar="OUT", type=Path, help="what to write; it must not exist")
+    told = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    parser.add_argument("--format", choices=FORMATS, default="merged", help=told)
+    parser.add_argument(
+        "--adapters", nargs="+", default=[], metavar="A", help="merged upon RUN, in this order"
+    )
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), help="of the weights; default: as trained, or the base"
+    )
+    parser.add_argument(
+        "--scores", type=Path, metavar="FILE", help="scores.json of toolkit.evaluate, for the card"
+    )
     answer_shell(parser)
     arguments = parser.parse_args(argv)
-    return guarded(lambda: run(arguments.run, out=arguments.out))
+    return guarded(lambda: run(arguments))
 
 
-def run(run_dir: Path, *, out: Path) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Write the encoder of a run, or the vectors of an encoding. Raises `BadInput` when there is
     nothing whole to export."""
-    if (run_dir / PLAN_FILE).is_file():
-        print(f"export: {write_parquet(run_dir, out=out):,} rows of {run_dir} are in {out}")
+    source, out = arguments.source, arguments.out
+    if (Path(source) / PLAN_FILE).is_file():
+        print(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
         return
     # Here and not above: the help text of a door must not wait for torch.
-    from toolkit.training.encoder import write_encoder
+    from toolkit.training.encoder import Export, write_chain, write_encoder
 
-    step = write_encoder(run_dir, out=out)
-    print(f"export: step {step} of {run_dir} is in {out}")
+    export = Export(form=arguments.format, dtype=arguments.dtype, scores=arguments.scores)
+    if arguments.adapters or _is_model(source):
+        merged = write_chain(source, adapters=arguments.adapters, out=out, export=export)
+        print(f"export: {' + '.join(merged)} is in {out}")
+        return
+    step = write_encoder(Path(source), out=out, export=export)
+    print(f"export: step {step} of {source} is in {out}")
+
+
+def _is_model(source: str) -> bool:
+    """Whether this is a model or an adapter, and no run."""
+    path = Path(source)
+    if path.exists():
+        return is_adapter(path) or (path / "config.json").is_file()
+    try:
+        resolve_model(source)
+    except BadInput:
+        return False
+    return True
 
 
 if __name__ == "__main__":

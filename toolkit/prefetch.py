@@ -52,11 +52,15 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
             raise BadInput(f"{place}: no whole shard directory; make it first (data_scripts)")
     # This is where the network is; what the user says of it counts.
     os.environ.setdefault("HF_HUB_OFFLINE", "0")
-    from toolkit.model.weights import base_folder, model_digest  # brings torch and the hub's client
+    from toolkit.model.adapters import chain_of  # brings torch and the hub's client
+    from toolkit.model.weights import base_folder, model_digest
 
     told = {}
-    for model in models:
-        folder = base_folder(model)
+    chains = [chain_of(model) for model in models]
+    folders = {chain.base: base_folder(chain.base) for chain in chains}
+    for chain in chains:
+        folders |= zip(chain.names, chain.folders, strict=True)
+    for model, folder in folders.items():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         told[model] = {
             "folder": str(folder.absolute()),

@@ -207,9 +207,13 @@ class EncoderSettings(Section):
     """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass; null
     is 16384 on a GPU and 2048 on a CPU, whose caches hold no more.
 
+    `adapters` (folders or hub names, PEFT's layout) are merged into the model in order; the model
+    may be such an adapter itself.
+
     attention "packed" puts rows one after another, without padding; the others pad."""
 
     model: Text
+    adapters: tuple[Text, ...] = ()
     max_tokens: Annotated[int, Field(ge=8)] = 512
     batch_tokens: Count | None = None
     dtype: DType = "fp32"

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from toolkit.cluster import site, submit
 from toolkit.config import (
+    ADAPTER_CONFIG,
     check_training,
+    is_adapter,
     load_recipe,
     resolve_model,
     resolve_stages,
@@ -172,7 +174,8 @@ def check(jobs: Sequence[PlannedJob]) -> None:
                 how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
                 raise BadInput(f"{job.name}: {directory}: no whole shard directory; {how}")
         for model in models:
-            _warn_if_not_here(resolve_model(model))
+            if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
+                _warn_if_not_here(resolve_model(model))
         for place in (job.folder, output_of(recipe).absolute()):
             _check_writable(place)
 
@@ -183,9 +186,10 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     if isinstance(recipe, TrainingRecipe):
         models, shards = [recipe.model.base], [recipe.data.train]
     elif isinstance(recipe, EmbedRecipe):
-        models, shards = [recipe.encoder.model], [recipe.corpus.input]
+        models = [recipe.encoder.model, *recipe.encoder.adapters]
+        shards = [recipe.corpus.input]
     else:
-        models = [settings.model for settings in recipe.encoders.values()]
+        models = [m for one in recipe.encoders.values() for m in (one.model, *one.adapters)]
         shards = [task.corpus for task in recipe.retrieval.values()]
     before = list(stages)[: list(stages).index(name)]
     outputs = [output_of(stages[earlier]).absolute() for earlier in before]
@@ -201,7 +205,8 @@ def _warn_if_not_here(model: str) -> None:
         return
     from huggingface_hub import try_to_load_from_cache
 
-    if try_to_load_from_cache(model, "config.json") is None:
+    files = ("config.json", ADAPTER_CONFIG)
+    if not any(isinstance(try_to_load_from_cache(model, name), str) for name in files):
         print(
             f"warning: {model} is not in this machine's hub cache, and jobs run offline; "
             "fetch it first: python -m toolkit.prefetch RECIPE",

@@ -54,7 +54,7 @@ def texts_of(data: Path, *, kind: str, rows: int) -> list[str]:
 def write_model(folder: Path) -> None:
     """The shipped model as a folder that all contenders read, bidirectional, in fp32."""
     folder.mkdir()
-    merge_weights(MODEL, trained={}, lora=None, dtype="fp32", out=folder)
+    merge_weights(MODEL, dtype="fp32", out=folder)
     config = load_config(str(MODEL))
     tokenizer = load_tokenizer(str(MODEL))
     write_encoder_files(folder, config=config, tokenizer=tokenizer, max_tokens=512, dtype="fp32")

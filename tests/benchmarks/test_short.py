@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench_cranfield, bench_quality, simulate_dealing
+from tests.benchmarks import bench_cranfield, bench_merge, bench_quality, simulate_dealing
 from tests.benchmarks.harness import Contender, Run, compare, run_once, table
 from tests.conftest import run
 from toolkit.schema import EncoderSettings
@@ -157,3 +157,19 @@ def test_help_says_what_is_compared() -> None:
         command = [sys.executable, "-m", f"tests.benchmarks.{name}", "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert "--peers" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["adapter", "checkpoint"])
+def test_the_memory_of_a_merge_does_not_grow_with_the_model(kind: str, tmp_path: Path) -> None:
+    """Ten times the model, in one file: the peak of the same process rises by no more than two
+    or three of the largest tensor (8 MB in bf16, 16 in fp32)."""
+    places = []
+    for megabytes in (16, 160):
+        folder = tmp_path / str(megabytes)
+        base = bench_merge.make_model(folder / "base", megabytes=megabytes, files=1, width=720)
+        make = getattr(bench_merge, f"make_{kind}")
+        trained = make(folder / "trained", megabytes=megabytes, width=720)
+        places += [str(base), str(trained), str(folder / "out")]
+    command = [sys.executable, "-m", "tests.benchmarks.bench_merge", "--child", *places]
+    small, large = json.loads(run(command).splitlines()[-1])["peaks_mib"]
+    assert large - small < 50

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from toolkit.files import BadInput
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer, special_ids
-from toolkit.model.weights import inner_name, merge_weights, saved_name
+from toolkit.model.weights import Adapter, inner_name, merge_weights, saved_name
 from toolkit.schema import Lora
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "down_proj"))
@@ -34,7 +34,8 @@ def test_merge_equals_peft(head: bool, tiny_model: Path, tmp_path: Path) -> None
             torch.nn.init.normal_(parameter, std=0.1)
             trained[saved_name(name)] = parameter.detach().clone()
     assert all(name.startswith("base_model.model.layers.") for name in trained)
-    merge_weights(tiny_model, trained=trained, lora=LORA, dtype="fp32", out=tmp_path)
+    adapter = Adapter.of(trained, scale=LORA.alpha / LORA.rank, source="test")
+    merge_weights(tiny_model, adapters=[adapter], dtype="fp32", out=tmp_path)
     found = load_file(tmp_path / "model.safetensors")
     adapted = model.model if head else model
     expected = adapted.merge_and_unload().state_dict()
@@ -46,11 +47,12 @@ def test_merge_equals_peft(head: bool, tiny_model: Path, tmp_path: Path) -> None
 def test_merge_refuses_adapters_of_another_model(tiny_model: Path, tmp_path: Path) -> None:
     stem = "base_model.model.layers.99.self_attn.q_proj"
     trained = {f"{stem}.lora_A.weight": torch.zeros(1), f"{stem}.lora_B.weight": torch.zeros(1)}
+    adapter = Adapter.of(trained, scale=1.0, source="test")
     with pytest.raises(BadInput, match="another base model"):
-        merge_weights(tiny_model, trained=trained, lora=LORA, dtype="fp32", out=tmp_path)
+        merge_weights(tiny_model, adapters=[adapter], dtype="fp32", out=tmp_path)
 
 
-def test_full_weights_replace_the_base_and_shards_stay_shards(
+def test_full_weights_replace_the_base_and_files_end_where_they_should(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     whole = load_file(tiny_model / "model.safetensors")
@@ -61,7 +63,8 @@ def test_full_weights_replace_the_base_and_shards_stay_shards(
     for number, part in enumerate((names[:20], names[20:]), 1):
         save_file({n: whole[n] for n in part}, base / f"model-{number:05d}-of-00002.safetensors")
     changed = {names[0]: whole[names[0]].float() + 1.0}
-    merge_weights(base, trained=changed, lora=None, dtype="fp32", out=out)
+    merge_weights(base, replaced=changed, dtype="fp32", out=out, max_file_bytes=6_000_000)
+    assert len(list(out.glob("*.safetensors"))) > 3
     merged = {k: v for f in out.glob("*.safetensors") for k, v in load_file(f).items()}
     inner = inner_name(names[0])
     assert inner

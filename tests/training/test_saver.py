@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from toolkit import train
 from toolkit.files import read_json
+from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.training import saver
 from toolkit.training.checkpoint import load_newest, newest, newest_step
-from toolkit.training.tensor_file import StoredTensors, TensorWriter
 
 Door = Callable[..., str]
 

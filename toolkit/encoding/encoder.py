@@ -16,11 +16,11 @@ from toolkit.console import Progress
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
+from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.memory import keep_large_blocks
-from toolkit.model.weights import base_folder, instruction_format_of, model_digest
 from toolkit.parallel.comm import device_of
 from toolkit.schema import DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
@@ -67,22 +67,24 @@ class Encoder:
         self.device = device or device_of(0)
         if self.device.type == "cpu":
             keep_large_blocks()
-        config = load_config(settings.model, causal=settings.causal)
+        self._chain = chain_of(settings.model, adapters=settings.adapters)
+        config = load_config(self._chain.base, causal=settings.causal)
         width = int(config.hidden_size)
         if dims is not None and dims > width:
             raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
         self.width = dims or width
-        self.tokenizer = text_tokenizer(settings.model, max_tokens=settings.max_tokens)
+        self.tokenizer = text_tokenizer(self._chain.tokenizer, max_tokens=settings.max_tokens)
         self._model = load_backbone(
-            settings.model,
+            self._chain.base,
             config=config,
             head=False,
             dtype=settings.dtype,
             attention=settings.attention,
             device=self.device,
         )
+        merge_into(self._model, adapters=self._chain.adapters())
         self._model.eval()
-        self._instruction_format = instruction_format_of(base_folder(settings.model))
+        self._instruction_format = self._chain.instruction_format()
         prove_attention(
             self._hidden,
             packed=self._packed,
@@ -93,7 +95,7 @@ class Encoder:
 
     def digest(self) -> str:
         """What identifies the model: see `model_digest`."""
-        return model_digest(base_folder(self.settings.model))
+        return self._chain.digest()
 
     def before_text(self, instruction: str) -> str:
         """What stands before a text that has this instruction, as the model was trained."""
@@ -104,17 +106,21 @@ class Encoder:
         cls,
         path: str,
         *,
+        adapters: Sequence[str] = (),
         max_tokens: int = 512,
         dtype: DType = "fp32",
         device: str | None = None,
         truncate_dim: int | None = None,
     ) -> Self:
-        """The encoder in a run directory, an exported folder, a model folder or on the hub.
+        """The encoder in a run directory, an exported folder, a model folder or on the hub; an
+        adapter in PEFT's layout is merged into its base, and upon it `adapters`, in order.
 
         `truncate_dim` as in sentence-transformers: only so many numbers of a vector. Raises
         `BadInput` when there is none, or it cannot be used.
         """
-        settings = EncoderSettings(model=path, max_tokens=max_tokens, dtype=dtype)
+        settings = EncoderSettings(
+            model=path, adapters=tuple(adapters), max_tokens=max_tokens, dtype=dtype
+        )
         place = None if device is None else torch.device(device)
         return cls(settings, device=place, dims=truncate_dim)
 
@@ -244,7 +250,8 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
     """
     path = model or store.manifest["model_path"]
     try:
-        settings = EncoderSettings(model=path, **store.manifest["encoder"])
+        adapters = tuple(store.manifest.get("adapter_paths", ()))
+        settings = EncoderSettings(model=path, adapters=adapters, **store.manifest["encoder"])
         encoder = Encoder(settings, dims=store.manifest["output"]["dims"])
     except BadInput as error:
         raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error

@@ -111,7 +111,7 @@ def identity(
     Names and paths are not part of it, digests are; nor is `batch_tokens`, which moves
     a vector by no more than rounding, nor who does the work.
     """
-    settings = recipe.encoder.model_dump(mode="json", exclude={"model", "batch_tokens"})
+    settings = recipe.encoder.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
     unit_rows, max_tokens = recipe.corpus.unit_rows, recipe.encoder.max_tokens
     facts = {
         "format": FORMAT,
@@ -129,7 +129,14 @@ def identity(
     return {**facts, "digest": digest}
 
 
-def claim_directory(output_dir: Path, *, facts: dict[str, Any], model: str, corpus: str) -> None:
+def claim_directory(
+    output_dir: Path,
+    *,
+    facts: dict[str, Any],
+    model: str,
+    corpus: str,
+    adapters: Sequence[str] = (),
+) -> None:
     """Write the plan into a new output directory, or check that the one there is the same.
 
     Raises `BadInput` with the differing facts: vectors of two models must never mix.
@@ -156,7 +163,8 @@ def claim_directory(output_dir: Path, *, facts: dict[str, Any], model: str, corp
         return
     if foreign:
         raise BadInput(f"output_dir={output_dir} is neither empty nor an encoding; choose another")
-    write_json(path, {**facts, "model_path": model, "corpus_path": corpus})
+    paths = {"model_path": model, "adapter_paths": list(adapters), "corpus_path": corpus}
+    write_json(path, {**facts, **paths})
 
 
 def _ours(name: str) -> bool:

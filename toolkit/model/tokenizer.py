@@ -4,17 +4,20 @@ Knows transformers' tokenizers. Apart from `backbone`, so that who needs no mode
 what models need (peft, torch's own half).
 """
 
+from pathlib import Path
+
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolkit.config import resolve_model
+from toolkit.config import is_adapter, resolve_model
 from toolkit.files import BadInput
 
 AGAIN = "copy or download the model again"
 
 
 def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
-    """The model's tokenizer; the end token stands in for a missing padding token."""
-    name = resolve_model(reference)
+    """The tokenizer of a model, or in an adapter's folder; the end token stands in for a missing
+    padding token."""
+    name = reference if is_adapter(Path(reference)) else resolve_model(reference)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing more specific
@@ -27,8 +30,10 @@ def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that are never a text's own: begin, end, padding, ...; an unknown word is its own."""
-    return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    """The ids that are never a text's own: begin, end, padding, ...; an unknown word is its own,
+    and so is the mask, for which McGill-NLP's tokenizers name the underscore."""
+    own = {tokenizer.unk_token_id, tokenizer.mask_token_id}
+    return sorted(set(tokenizer.all_special_ids) - own)
 
 
 def first_line(error: Exception) -> str:

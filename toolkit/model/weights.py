@@ -1,24 +1,25 @@
 """Names and merging of trained weights, and the folder that other tools load.
 
 Knows safetensors and the layouts of PEFT and sentence-transformers. Refuses to build a model: a
-merge streams one tensor after another, so its memory is one weights file.
+merge streams one tensor after another, so its memory is the largest tensor.
 """
 
+import dataclasses
 import hashlib
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.config import resolve_model
 from toolkit.files import BadInput, read_json, sha256_of, write_json
 from toolkit.model.backbone import DTYPES, weight_files
+from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import special_ids
 from toolkit.schema import INSTRUCTION_FORMAT, Lora
 
@@ -26,6 +27,9 @@ PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
 ORIGIN_FILE = "origin.json"  # of an encoder: what it came of
+MAX_FILE_BYTES = 5 * 10**9  # as the hub has it
+# Of the inner decoder (ours, LLM2Vec's published ones) or of a causal LM that holds it.
+_LORA_KEY = re.compile(r"base_model\.model\.(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
 def saved_name(parameter_name: str) -> str:
@@ -92,10 +96,7 @@ def model_digest(folder: Path) -> str:
 
 def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:
     """Refuse before training what `merge_weights` would refuse after it: names without a place."""
-    known: set[str] = set()
-    for file in weight_files(base):
-        with safe_open(file, framework="pt") as tensors:
-            known |= {name for key in tensors.keys() if (name := inner_name(key))}  # noqa: SIM118
+    known = set(_by_inner_name(StoredTensors(weight_files(base))))
     for name in trained:
         stem = name.removeprefix(PEFT_PREFIX).partition(".lora_")
         weight = f"{stem[0]}.weight" if stem[1] else inner_name(name)
@@ -106,36 +107,92 @@ def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:
             )
 
 
-def merge_weights(
-    base: Path, *, trained: Mapping[str, Tensor], lora: Lora | None, dtype: str, out: Path
-) -> None:
-    """Write the inner decoder of `base` with the trained weights in it, file by file.
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Low-rank updates: `tensors` under PEFT's names, `pairs` gives those of A and B for the name
+    of the weight in the inner decoder that they change. `source` is named in errors."""
 
-    With LoRA, W + alpha / rank * B A, computed in fp32 (Hu et al. 2021); without, the trained
-    tensors stand in for the base's. The language-model head is left out. Raises `BadInput` when a
-    trained weight finds no place.
+    source: str
+    scale: float
+    tensors: Mapping[str, Tensor]
+    pairs: Mapping[str, tuple[str, str]]
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], *, scale: float, source: str) -> Self:
+        """The adapter that these tensors are. Raises `BadInput` for one that has no place in it."""
+        halves: dict[str, dict[str, str]] = {}
+        for key in sorted(tensors):
+            match = _LORA_KEY.fullmatch(key)
+            if match is None:
+                raise BadInput(f"{source}: {key!r} is no LoRA matrix of a linear layer: not merged")
+            halves.setdefault(f"{match[1]}.weight", {})[match[2]] = key
+        for name, found in halves.items():
+            if len(found) != 2:
+                raise BadInput(f"{source}: {name!r} has only one of lora_A and lora_B")
+        pairs = {name: (found["A"], found["B"]) for name, found in halves.items()}
+        return cls(source, scale, tensors, pairs)
+
+    def added_to(self, weight: Tensor, *, name: str) -> Tensor:
+        """W + scale B A in fp32 (Hu et al. 2021); `weight` itself where nothing changes it."""
+        if name not in self.pairs:
+            return weight
+        a_RI, b_OR = (self.tensors[key].to(weight.device).float() for key in self.pairs[name])
+        if weight.shape != (b_OR.shape[0], a_RI.shape[1]) or a_RI.shape[0] != b_OR.shape[1]:
+            shape = tuple(weight.shape)
+            raise BadInput(f"{self.source}: does not fit {name!r} of shape {shape}: another base?")
+        # In place in the product: one matrix less at the peak.
+        return (b_OR @ a_RI).mul_(self.scale).add_(weight)
+
+
+def check_places(adapters: Iterable[Adapter], *, known: Collection[str], where: str) -> None:
+    """Refuse adapters of weights that `where` does not have."""
+    for adapter in adapters:
+        if unused := sorted(set(adapter.pairs) - set(known)):
+            raise BadInput(
+                f"{adapter.source}: adapts {unused[0]!r}, and {where} has no such weight: another "
+                "base model?"
+            )
+
+
+def merge_weights(
+    base: Path,
+    *,
+    out: Path,
+    dtype: str,
+    adapters: Sequence[Adapter] = (),
+    replaced: Mapping[str, Tensor] | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write the inner decoder of `base` with what was trained in it, one tensor after another.
+
+    Adapters are added in order; `replaced` stands in for the base's weights. The language-model
+    head is left out. What is in memory is one tensor; files end before `max_file_bytes`.
+    Raises `BadInput` when something trained finds no place.
     """
-    files = weight_files(base)
-    used: set[str] = set()
-    index: dict[str, str] = {}
-    for number, file in enumerate(files, 1):
-        target = FULL_FILE
-        if len(files) > 1:
-            target = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        merged: dict[str, Tensor] = {}
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                name = inner_name(key)
-                if name is None:
-                    continue
-                value = _merge_one(name, tensors.get_tensor(key), trained=trained, lora=lora)
-                merged[name] = value[0].to(DTYPES[dtype]).contiguous()
-                used |= value[1]
-                index[name] = target
-        save_file(merged, out / target, metadata={"format": "pt"})
-    if unused := sorted(set(trained) - used - {n for n in trained if inner_name(n) is None}):
+    stored = StoredTensors(weight_files(base))
+    keys = _by_inner_name(stored)
+    new = {} if replaced is None else replaced
+    new_keys = _by_inner_name(new)
+    check_places(adapters, known=keys, where=str(base))
+    if unused := sorted(set(new_keys) - set(keys)):
         raise BadInput(f"{base}: has no weight for the trained {unused[0]!r}: another base model?")
+    shapes = {name: stored.shape(key) for name, key in keys.items()}
+    files = _files(shapes, itemsize=DTYPES[dtype].itemsize, max_file_bytes=max_file_bytes)
+    for file, names in files.items():
+        writer = TensorWriter(
+            out / file, shapes={name: shapes[name] for name in names}, dtype=DTYPES[dtype]
+        )
+        try:
+            for name in names:
+                value = new[new_keys[name]] if name in new_keys else stored[keys[name]]
+                for adapter in adapters:
+                    value = adapter.added_to(value, name=name)
+                writer.put(name, value)
+            writer.close()
+        finally:
+            writer.abandon()
     if len(files) > 1:
+        index = {name: file for file, names in files.items() for name in names}
         write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
@@ -189,17 +246,25 @@ def write_encoder_files(
     )
 
 
-def _merge_one(
-    name: str, weight: Tensor, *, trained: Mapping[str, Tensor], lora: Lora | None
-) -> tuple[Tensor, set[str]]:
-    if lora is None:
-        for key in (name, f"model.{name}"):
-            if key in trained:
-                return trained[key], {key}
-        return weight, set()
-    stem = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
-    key_a, key_b = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
-    if key_a not in trained:
-        return weight, set()
-    delta = trained[key_b].float() @ trained[key_a].float()
-    return weight.float() + lora.alpha / lora.rank * delta, {key_a, key_b}
+def _by_inner_name(tensors: Iterable[str]) -> dict[str, str]:
+    """The keys of an inner decoder's weights by their names in it."""
+    return {name: key for key in tensors if (name := inner_name(key)) is not None}
+
+
+def _files(
+    shapes: Mapping[str, Sequence[int]], *, itemsize: int, max_file_bytes: int
+) -> dict[str, list[str]]:
+    """Which names go into which file, in order: a file ends before it would be too large."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        size = itemsize * math.prod(shape)
+        if parts[-1] and filled + size > max_file_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += size
+    if len(parts) == 1:
+        return {FULL_FILE: parts[0]}
+    total = f"{len(parts):05d}"
+    return {f"model-{n:05d}-of-{total}.safetensors": names for n, names in enumerate(parts, 1)}

@@ -25,11 +25,11 @@ from toolkit.files import (
     remove_committed,
     sha256_of,
 )
+from toolkit.model.tensor_file import Renamed, StoredTensors
 from toolkit.model.weights import saved_name
 from toolkit.parallel import zero
 from toolkit.schema import Train
 from toolkit.text.manifest import content_digest
-from toolkit.training.tensor_file import Renamed, StoredTensors
 
 CHECKPOINT_DIR = "checkpoints"
 PREFIX = "step-"

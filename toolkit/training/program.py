@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from toolkit.cluster.heartbeats import HEARTBEATS_FILE
 from toolkit.cluster.preempt import StopSignal
@@ -285,7 +284,7 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
         remove_committed(out)  # of this run when it was shorter
         try:
             write_encoder(run_dir, out=out)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             again = "the checkpoint is whole: the same command writes it again"
             raise RunFailed(f"{out}: could not be written ({error}); {again}") from error
     print(f"{kind}: done; the merged encoder is {out}")

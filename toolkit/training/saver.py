@@ -18,17 +18,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import toolkit
 from toolkit.files import RunFailed, publish, sha256_of, write_json
+from toolkit.model.tensor_file import TensorWriter
 from toolkit.model.weights import ADAPTER_FILE, FULL_FILE, adapter_config, saved_name
 from toolkit.parallel import comm, zero
 from toolkit.schema import TrainingRecipe
 from toolkit.text.manifest import content_digest
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
-from toolkit.training.tensor_file import TensorWriter
 
 WEIGHTS = "weights"
 KINDS = (WEIGHTS, *zero.MOMENTS)
@@ -60,6 +61,7 @@ class _Writer:
     def put(self, kind: str, name: str, value: Tensor) -> None:
         if self.error:
             return
+        assert value.dtype == torch.float32
         with self._remembering():
             file, shapes = self._share.files[kind]
             if kind not in self._open:

@@ -1,0 +1,161 @@
+"""Adapters in PEFT's layout upon a base model: what toolkit.export writes, and what McGill-NLP has
+published (a base, an MNTP adapter, and one of SimCSE or of supervised training).
+
+Knows adapter_config.json and who stands upon whom. Nothing of an adapter's folder is executed: of a
+config.json in it (the published ones name code of their own) nothing is read.
+"""
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+from toolkit.config import ADAPTER_CONFIG, is_adapter, resolve_model
+from toolkit.files import BadInput, read_json, sha256_of
+from toolkit.model.tensor_file import StoredTensors
+from toolkit.model.weights import (
+    ADAPTER_FILE,
+    ORIGIN_FILE,
+    Adapter,
+    base_folder,
+    check_places,
+    instruction_format_of,
+    model_digest,
+)
+
+MAX_LINKS = 8  # adapters upon each other: more is a circle
+# What changes the product B A, or trains something else, and is not merged here.
+_UNKNOWN = (
+    *("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"),
+    *("layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """A base model and the adapters that are merged into it, in order; references as given, and the
+    adapters' folders."""
+
+    base: str
+    names: tuple[str, ...]
+    folders: tuple[Path, ...]
+    tokenizer: str
+
+    def digest(self) -> str:
+        """What identifies the merged model; the base's own digest where there is no adapter."""
+        base = model_digest(base_folder(self.base))
+        if not self.folders:
+            return base
+        parts = [f"{model_digest(f)} {sha256_of(f / ADAPTER_CONFIG)}\n" for f in self.folders]
+        return hashlib.sha256("".join([f"{base}\n", *parts]).encode()).hexdigest()
+
+    def instruction_format(self) -> str:
+        """What stands before a text that has an instruction, as the last that knows was trained."""
+        known = [folder for folder in self.folders if (folder / ORIGIN_FILE).is_file()]
+        return instruction_format_of(known[-1] if known else base_folder(self.base))
+
+    def adapters(self) -> list[Adapter]:
+        """The adapters, to be read when they are merged. Raises `BadInput` (`read_adapter`)."""
+        return [read_adapter(folder) for folder in self.folders]
+
+
+def chain_of(model: str, *, adapters: Sequence[str] = ()) -> Chain:
+    """The base and the adapters behind `model`, a plain model or an adapter upon one, and upon it
+    `adapters`, each merged into what came before.
+
+    Of `adapters` it does not matter which base they name: McGill-NLP's second ones name the first
+    model, not the adapter between. Raises `BadInput` for what is not there.
+    """
+    names: list[str] = []
+    folders: list[Path] = []
+    base, tokenizer = model, ""
+    while folder := adapter_folder(base):
+        if len(names) == MAX_LINKS:
+            raise BadInput(f"model {model!r}: more than {MAX_LINKS} adapters upon each other")
+        names.insert(0, base)
+        folders.insert(0, folder)
+        if not tokenizer and (folder / "tokenizer_config.json").is_file():
+            tokenizer = str(folder)
+        base = _base_named_by(folder)
+    for name in adapters:
+        found = adapter_folder(name)
+        if found is None:
+            raise BadInput(f"adapter {name!r}: no folder or hub name with an {ADAPTER_CONFIG}")
+        names.append(name)
+        folders.append(found)
+    return Chain(base, tuple(names), tuple(folders), tokenizer or base)
+
+
+def adapter_folder(reference: str) -> Path | None:
+    """The folder of an adapter, brought to the hub's cache if need be; None for a plain model."""
+    path = Path(reference)
+    if path.exists():
+        return path if is_adapter(path) else None
+    name = resolve_model(reference)
+    try:
+        hf_hub_download(name, ADAPTER_CONFIG)
+    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        return None  # a plain model, or not to be had: who loads it says so
+    patterns = ["*.json", ADAPTER_FILE, "tokenizer.model"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises a dozen unrelated classes
+        raise BadInput(f"adapter {name!r}: not in the cache and not to be had ({error})") from error
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """The LoRA adapter in a folder. Raises `BadInput` for what cannot be merged as W + s B A."""
+    path = folder / ADAPTER_CONFIG
+    told: dict[str, Any] = read_json(path)
+    if told.get("peft_type") != "LORA":
+        raise BadInput(f"{path}: peft_type is {told.get('peft_type')!r}; only LORA can be merged")
+    for key in _UNKNOWN:
+        if told.get(key):
+            raise BadInput(f"{path}: {key} is {told[key]!r}, which is not merged here; see PEFT's")
+    if told.get("bias", "none") != "none":
+        raise BadInput(f"{path}: bias is {told['bias']!r}; only 'none' can be merged")
+    file = folder / ADAPTER_FILE
+    if not file.is_file():
+        raise BadInput(f"{folder}: has no {ADAPTER_FILE}; convert its weights to safetensors")
+    rank = int(told["r"])
+    scale = told["lora_alpha"] / (math.sqrt(rank) if told.get("use_rslora") else rank)
+    tensors = StoredTensors([file])
+    adapter = Adapter.of(tensors, scale=scale, source=str(file))
+    for key, _ in adapter.pairs.values():
+        if tensors.shape(key)[0] != rank:
+            raise BadInput(
+                f"{file}: {key} has rank {tensors.shape(key)[0]}, and {path} says {rank}"
+            )
+    return adapter
+
+
+@torch.no_grad()
+def merge_into(model: Any, *, adapters: Sequence[Adapter]) -> None:
+    """Add adapters to a loaded inner decoder's weights, in order; rounded once, at the end."""
+    parameters = dict(model.named_parameters())
+    check_places(adapters, known=parameters, where="the base model")
+    for name, parameter in parameters.items():
+        merged = parameter
+        for adapter in adapters:
+            merged = adapter.added_to(merged, name=name)
+        if merged is not parameter:
+            parameter.copy_(merged)
+
+
+def _base_named_by(folder: Path) -> str:
+    base = str(read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "")
+    try:
+        if not is_adapter(Path(base)):
+            resolve_model(base)
+    except BadInput as error:
+        raise BadInput(
+            f"{folder / ADAPTER_CONFIG}: names its base {base!r}, and {error}; give the base as "
+            "the model, and this folder among its adapters"
+        ) from error
+    return base

@@ -1,0 +1,164 @@
+"""safetensors files written one tensor after another, and read one tensor at a time.
+
+The package's own `save_file` wants all tensors in memory at once, and its reader maps the file, so
+that every page that was read counts as the process's memory; a large model must not. The format:
+8 bytes of header size, a JSON header, the tensors' bytes (huggingface.co/docs/safetensors).
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from toolkit.files import BadInput
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+PIECE = 2**24  # numbers that are converted at a time
+
+
+class TensorWriter:
+    """A file of tensors of one type whose names and shapes are known before, put in that order."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        shapes: Mapping[str, Sequence[int]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._names, self._shapes = iter(shapes), shapes
+        self._dtype = dtype
+        self._digest = hashlib.sha256()
+        code = next(code for code, known in DTYPES.items() if known == dtype)
+        sizes = [dtype.itemsize * torch.Size(shape).numel() for shape in shapes.values()]
+        ends = list(itertools.accumulate(sizes))
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        for (name, shape), size, end in zip(shapes.items(), sizes, ends, strict=True):
+            offsets = [end - size, end]
+            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        self._handle = path.open("wb")
+        self._write(len(text).to_bytes(8, "little") + text)
+
+    def put(self, name: str, value: Tensor) -> None:
+        """Write the next tensor, converted to the file's type."""
+        expected = next(self._names)
+        assert name == expected, f"{name} instead of {expected}"
+        assert tuple(value.shape) == tuple(self._shapes[name]), name
+        flat = value.reshape(-1)
+        for start in range(0, len(flat), PIECE):
+            data = flat[start : start + PIECE].to(self._dtype).contiguous().view(torch.uint8)
+            self._write(data.numpy().data)
+
+    def close(self) -> str:
+        """Bring the file to the disk; returns its sha256."""
+        assert next(self._names, None) is None, "a tensor is missing"
+        try:
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+        finally:
+            self.abandon()
+        return self._digest.hexdigest()
+
+    def abandon(self) -> None:
+        """Close a file that will not be finished; what is still in its buffer is lost."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._digest.update(data)
+        self._handle.write(data)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies: file, first byte, and what its header says of it."""
+
+    path: Path
+    start: int
+    num_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of several files by name, each read when it is asked for, into memory of its own.
+
+    Raises `BadInput` for a file that is no whole safetensors file.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._places = {name: place for path in files for name, place in _places_in(path)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        place = self._places[name]
+        if place.dtype not in DTYPES:
+            valid = ", ".join(DTYPES)
+            raise BadInput(f"{place.path}: {name} is of type {place.dtype}; valid: {valid}")
+        found = torch.empty(place.num_bytes, dtype=torch.uint8)
+        with place.path.open("rb") as handle:
+            handle.seek(place.start)
+            if place.num_bytes and handle.readinto(found.numpy().data) != place.num_bytes:
+                raise BadInput(f"{place.path}: has become shorter while it was read")
+        return found.view(DTYPES[place.dtype]).reshape(place.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read."""
+        return self._places[name].shape
+
+
+class Renamed(Mapping[str, Tensor]):
+    """Tensors under other names, still read when asked for."""
+
+    def __init__(self, values: Mapping[str, Tensor], *, names: Mapping[str, str]) -> None:
+        self._values, self._names = values, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _places_in(path: Path) -> Iterator[tuple[str, _Place]]:
+    try:
+        with safe_open(path, framework="pt"):  # its header is sound, and the file ends with it
+            pass
+    except Exception as error:  # safetensors has its own error class, without a stable home
+        raise BadInput(f"{path}: is not a whole safetensors file ({error})") from error
+    with path.open("rb") as handle:
+        num_bytes = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(num_bytes))
+    for name, told in header.items():
+        if name != "__metadata__":
+            start, end = told["data_offsets"]
+            place = (8 + num_bytes + start, end - start, told["dtype"], tuple(told["shape"]))
+            yield name, _Place(path, *place)

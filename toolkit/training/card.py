@@ -1,0 +1,202 @@
+"""The model card of an export: README.md with the front matter that the hub reads.
+
+Knows what is said to people. It names no path of this machine: folders by their last name.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from toolkit.files import BadInput, read_json
+from toolkit.schema import TrainingRecipe
+
+Scores = Mapping[str, Mapping[str, float]]
+CARD_FILE = "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class CardFacts:
+    """What a card says. `base` is what the export stands upon: of an adapter the model that it is
+    put on, else the first of all; `stages` is what was trained, first to last (`stage_of`)."""
+
+    form: str
+    base: str
+    stages: Sequence[Mapping[str, Any]]
+    width: int
+    max_tokens: int
+    instruction_format: str
+    recipe: TrainingRecipe | None = None
+    scores: Scores | None = None
+
+
+def public_name(reference: str) -> str:
+    """A hub name as it is, which has a slash; a folder's last name, which has none."""
+    path = Path(reference)
+    return path.resolve().name if path.exists() or path.is_absolute() else reference
+
+
+def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str, Any]:
+    """A stage of training as origin.json keeps it, for the cards of what is trained upon it."""
+    lora = recipe.model.lora
+    return {
+        "kind": recipe.kind,
+        "base": public_name(recipe.model.base),
+        "steps": step,
+        "rows": recipe.train.global_batch_rows,
+        "tokens": recipe.data.max_tokens,
+        "lr": recipe.train.lr,
+        "seed": recipe.train.seed,
+        "trained": f"LoRA, rank {lora.rank}, alpha {lora.alpha}" if lora else "all weights",
+        "data": f"{public_name(recipe.data.train)} ({data_digest[:12]})",
+    }
+
+
+def read_scores(path: Path) -> Scores:
+    """The scores of toolkit.evaluate: a row of numbers for each encoder, or one row."""
+    found = read_json(path)
+    rows = found if isinstance(found, dict) else {}
+    if rows and not any(isinstance(row, dict) for row in rows.values()):
+        rows = {"this encoder": rows}
+    cells = [v for row in rows.values() for v in (row.values() if isinstance(row, dict) else [row])]
+    known = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cells)
+    if not cells or not known or not all(isinstance(row, dict) for row in rows.values()):
+        raise BadInput(f"{path}: are no scores; give the scores.json of toolkit.evaluate")
+    return rows
+
+
+def model_card(facts: CardFacts, *, name: str) -> str:
+    """The text of the card of the export `name`."""
+    front = {
+        "library_name": "peft" if facts.form == "peft" else "sentence-transformers",
+        "pipeline_tag": "feature-extraction" if facts.form == "peft" else "sentence-similarity",
+        "tags": ["llm2vec", "sentence-similarity", "feature-extraction"],
+    }
+    if facts.form != "peft":
+        front["tags"] = ["sentence-transformers", *front["tags"]]
+    if "/" in facts.base:
+        front |= {"base_model": [facts.base]}
+        front |= {"base_model_relation": "adapter" if facts.form == "peft" else "finetune"}
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
+        f"# {name}\n",
+        _about(facts),
+        f"## Training\n\n{_training(facts)}",
+        f"## Scores\n\n{_scores(facts.scores)}",
+        f"## How to load it\n\n{_loading(facts, name=name)}",
+    ]
+    if facts.recipe is not None:
+        shown = yaml.safe_dump(_without_paths(facts.recipe), sort_keys=False, allow_unicode=True)
+        parts.append(f"## Recipe of the last stage\n\n```yaml\n{shown}```\n")
+    return "\n".join(parts)
+
+
+def _about(facts: CardFacts) -> str:
+    prefix = facts.instruction_format.format(instruction="INSTRUCTION")
+    what = "An adapter for" if facts.form == "peft" else "A text encoder made from"
+    return (
+        f"{what} `{facts.base}`, whose attention is bidirectional, after the recipe of LLM2Vec "
+        "(arXiv 2404.05961).\n\n"
+        f"A text becomes a vector of {facts.width} numbers: the mean of the last hidden states of "
+        "its own tokens, without the begin token, of padding and of an instruction. A text is cut "
+        f"at {facts.max_tokens} tokens. With an instruction it reads `{prefix}TEXT`.\n"
+    )
+
+
+def _training(facts: CardFacts) -> str:
+    if not facts.stages:
+        return "None: the model's own weights, made bidirectional.\n"
+    heads = ("stage", "upon", "steps", "rows a step", "tokens a row", "learning rate", "seed")
+    keys = ("kind", "base", "steps", "rows", "tokens", "lr", "seed", "trained", "data")
+    rows = [[str(stage.get(key, "not known")) for key in keys] for stage in facts.stages]
+    return _table([*heads, "trained", "data (digest)"], rows)
+
+
+def _scores(scores: Scores | None) -> str:
+    if scores is None:
+        return "None were given to the export (`--scores scores.json` of toolkit.evaluate).\n"
+    tasks = list(dict.fromkeys(task for row in scores.values() for task in row))
+    rows = [
+        [name, *(f"{row[task]:.4g}" if task in row else "" for task in tasks)]
+        for name, row in scores.items()
+    ]
+    return _table(["encoder", *tasks], rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _loading(facts: CardFacts, *, name: str) -> str:
+    text = _PEFT if facts.form == "peft" else _MERGED
+    if facts.form == "llm2vec":
+        text += _LLM2VEC
+    instruction = facts.instruction_format.format(instruction="INSTRUCTION").strip()
+    for mark, value in (("NAME", name), ("BASE", facts.base), ("PREFIX", instruction)):
+        text = text.replace(f"<{mark}>", value)
+    return text
+
+
+def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
+    told = recipe.model_dump(mode="json")
+    told["run_dir"] = public_name(told["run_dir"])
+    told["model"]["base"] = public_name(told["model"]["base"])
+    told["data"]["train"] = public_name(told["data"]["train"])
+    told["deepspeed"]["config"] = Path(told["deepspeed"]["config"]).name
+    return told
+
+
+_MERGED = """\
+```python
+# sentence-transformers >= 6
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("<NAME>").encode(["a text"])
+
+# transformers >= 5.2: bidirectional by config.json (`is_causal: false`); earlier ones stay causal
+from transformers import AutoModel
+
+hidden_states = AutoModel.from_pretrained("<NAME>")
+```
+
+vLLM (read in its source in 2026, not run): `vllm serve <NAME> --runner pooling`. Its Llama,
+Mistral, Qwen2 and Qwen3 follow `is_causal: false`, and it pools by the mean because `modules.json`
+says so; but it knows no WordWeights, so the begin token counts in that mean, and vectors differ
+from the above. For the same ones ask for the states of all tokens (`token_embed`) and average them
+without the first.
+"""
+
+_LLM2VEC = """
+```python
+# llm2vec 0.2.3 (transformers 4.44)
+from llm2vec import LLM2Vec
+
+encoder = LLM2Vec.from_pretrained("<NAME>")
+vectors = encoder.encode(["a text"])
+vectors = encoder.encode([["<PREFIX>", "a text"]])  # with an instruction
+```
+
+Beyond the limit of tokens llm2vec cuts texts between words, so that its vectors of long texts
+differ.
+"""
+
+_PEFT = """\
+The adapter stands upon `<BASE>` and nothing else: where that is itself a merged encoder (of an
+earlier stage), the model it was made from will not do.
+
+```python
+from peft import PeftModel
+from transformers import AutoConfig, AutoModel
+
+config = AutoConfig.from_pretrained("<BASE>")
+config.is_causal = False  # transformers >= 5.2
+base = AutoModel.from_pretrained("<BASE>", config=config)
+model = PeftModel.from_pretrained(base, "<NAME>")
+```
+
+In llm2vec 0.2.3, where it can load the base: `LLM2Vec.from_pretrained("<BASE>",
+peft_model_name_or_path="<NAME>")`.
+"""
