@@ -3,6 +3,7 @@ vectors (make test-llm2vec)."""
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 from tests.conftest import ROOT, need, run
 from toolkit import export, train
 from toolkit.encoding.encoder import Encoder
+from toolkit.files import read_json, write_json
 
 pytestmark = pytest.mark.slow
 PEERS = ROOT / "tests" / "benchmarks" / "peers"
 INSTRUCTION = "Given a sentence, find one that says the same"
+CHAT = "[INST] {text} [/INST]"
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +67,14 @@ def ours(
     run([python, str(PEERS / "llm2vec_model.py"), real[0], str(vocabulary)])
     run([python, str(PEERS / "llm2vec_adapters.py"), *real])
     published = Encoder.from_pretrained(real[1], adapters=[real[2]], device="cpu")
+    # What McGill-NLP's folder says of itself has llm2vec put a chat format around every text.
+    chat = folder / "real-mntp-chat"
+    shutil.copytree(real[1], chat)
+    told = read_json(chat / "config.json")
+    write_json(
+        chat / "config.json", {**told, "_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2"}
+    )
+    wrapped = Encoder.from_pretrained(str(chat), adapters=[real[2]], text_format=CHAT, device="cpu")
     again = exported(Path(real[1]), "again", "--adapters", real[2], *form)
     llama = exported(stories_model, "llama", *form)
     trained = Encoder.from_pretrained(str(simcse), device="cpu")
@@ -71,6 +82,7 @@ def ours(
         "a run, merged": ([whole, ""], trained),
         "a run's adapter upon the stage before": ([base, adapter], trained),
         "base + MNTP + SimCSE as published": ([real[1], real[2]], published),
+        "the same in a chat format": ([str(chat), real[2]], wrapped),
         "the published ones, merged by us": ([again, ""], published),
         "a llama, untrained": (
             [llama, ""],
@@ -109,21 +121,18 @@ def test_vectors(
         found, wanted = encoder.encode(sentences, prompt=prefix), np.array(theirs[name][kind])
         # A defect of llm2vec: it pools as many of the last tokens as the text has alone, which are
         # others where it has more or fewer behind an instruction.
-        alone = encoder.tokenizer.encode(sentences)
-        fair = np.array(
-            [
-                int(own_T.sum()) == len(ids_T) - 1
-                for ids_T, (_, own_T) in zip(
-                    alone, encoder.tokenizer.encode_after(prefix, sentences), strict=True
-                )
-            ]
-        )
+        before, after = CHAT.split("{text}") if "chat" in name else ("", "")
+        texts = [text + after for text in sentences]
+        alone = [len(ids_T) - 1 for ids_T in encoder.tokenizer.encode(texts)]
+        behind = encoder.tokenizer.encode_after(before + prefix, texts)
+        fair = np.array(alone) == [int(own_T.sum()) for _, own_T in behind]
         norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
         cosine_N = (found * wanted).sum(axis=1) / norms
         largest = float(np.abs(found - wanted)[fair].max())
         told = f"{cosine_N[fair].min():.7f}, of all {cosine_N.min():.4f}; difference {largest:.1e}"
         print(f"{name}, {kind}: {fair.sum()} of {len(fair)}, least cosine {told}")
-        assert fair.sum() > 100 and cosine_N[fair].min() >= 0.999
+        # With the 512 tokens of stories260K most sentences have others behind an instruction.
+        assert fair.sum() > (15 if "llama" in name else 100) and cosine_N[fair].min() >= 0.999
         assert largest <= 1e-4
         # And no other's: of the next sentence it is another vector.
         assert (found * np.roll(wanted, 1, axis=0)).sum(axis=1).min() < 0.99 * norms.min()

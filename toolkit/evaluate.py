@@ -85,13 +85,13 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
 
 
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
-    from toolkit.model.weights import base_folder, model_digest
+    from toolkit.model.adapters import chain_of
 
     found = []
     for name, settings in recipe.encoders.items():
         made_by = {
-            "model": model_digest(base_folder(settings.model)),
-            **settings.model_dump(exclude={"model", "batch_tokens"}),
+            "model": chain_of(settings.model, adapters=settings.adapters).digest(),
+            **settings.facts(),
         }
         for one in tasks:
             facts = {

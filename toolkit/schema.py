@@ -5,7 +5,7 @@ with them.
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,7 @@ Probability = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 Column = Count | Text  # a number from 1, or a name
 INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
+TEXT_FORMAT = "{text}"
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
 Kernel = Literal["torch", "liger"]
@@ -208,7 +209,8 @@ class EncoderSettings(Section):
     is 16384 on a GPU and 2048 on a CPU, whose caches hold no more.
 
     `adapters` (folders or hub names, PEFT's layout) are merged into the model in order; the model
-    may be such an adapter itself.
+    may be such an adapter itself. `text_format` is put around every text: what stands before it is
+    read like an instruction, what stands after it is pooled (LLM2Vec's chat formats).
 
     attention "packed" puts rows one after another, without padding; the others pad."""
 
@@ -219,6 +221,14 @@ class EncoderSettings(Section):
     dtype: DType = "fp32"
     attention: Attention = "packed"
     causal: bool = False
+    text_format: Annotated[str, Field(pattern=r"^[^{}]*\{text\}[^{}]*$")] = TEXT_FORMAT
+
+    def facts(self) -> dict[str, Any]:
+        """What makes the vectors, besides the model's content."""
+        found = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
+        if self.text_format == TEXT_FORMAT:  # as in what was made before there was another
+            del found["text_format"]
+        return found
 
 
 class Corpus(Section):

@@ -254,6 +254,29 @@ def test_the_digest_names_the_model(tiny_model: Path, tmp_path: Path) -> None:
     assert load_tokenizer(str(copy)).model_max_length == 512
 
 
+def test_a_text_format_is_read_before_and_pooled_after(
+    tiny_model: Path, encoders: list[Encoder]
+) -> None:
+    texts = [text for text in SENTENCES if text.strip()]
+    framed = encoder_of(tiny_model, text_format="Say: {text} (end)")
+    wanted = [f"{text.strip()} (end)" for text in texts]
+    expected = encoders[0].encode(wanted, prompt="Say: ")
+    assert distance(framed.encode(texts), expected) <= TOLERANCE
+    expected = encoders[0].encode(wanted, prompt="Say: twice; ")
+    assert distance(framed.encode(texts, prompt="twice; "), expected) <= TOLERANCE
+    for wrong in ("no place", "{text} {text}", "{text} {other}"):
+        with pytest.raises(ValueError, match="text_format"):
+            encoder_of(tiny_model, text_format=wrong)
+
+
+def test_what_makes_vectors_is_told_as_before_there_were_formats() -> None:
+    """Or encodings that were begun then would be refused."""
+    settings = EncoderSettings(model="m", adapters=("a",))
+    assert set(settings.facts()) == {"max_tokens", "dtype", "attention", "causal"}
+    other = settings.model_copy(update={"text_format": "x {text}"})
+    assert other.facts() == {**settings.facts(), "text_format": "x {text}"}
+
+
 @pytest.mark.parametrize("attention", ["packed", "sdpa"])
 def test_an_instruction_is_read_and_not_pooled(attention: str, tiny_model: Path) -> None:
     """Equal to plain transformers over both, pooled over the text's own tokens."""

@@ -22,7 +22,7 @@ from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.memory import keep_large_blocks
 from toolkit.parallel.comm import device_of
-from toolkit.schema import DType, EncoderSettings
+from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
 
 GPU_BATCH_TOKENS = 16384
@@ -64,6 +64,7 @@ class Encoder:
         """`dims`: only so many numbers of a vector, the first (of a Matryoshka-trained model)."""
         self.settings = settings
         self._packed = settings.attention == PACKED
+        self._before, self._after = settings.text_format.split("{text}")
         self.device = device or device_of(0)
         if self.device.type == "cpu":
             keep_large_blocks()
@@ -107,6 +108,7 @@ class Encoder:
         path: str,
         *,
         adapters: Sequence[str] = (),
+        text_format: str = TEXT_FORMAT,
         max_tokens: int = 512,
         dtype: DType = "fp32",
         device: str | None = None,
@@ -114,12 +116,17 @@ class Encoder:
     ) -> Self:
         """The encoder in a run directory, an exported folder, a model folder or on the hub; an
         adapter in PEFT's layout is merged into its base, and upon it `adapters`, in order.
+        `text_format`: see `EncoderSettings`.
 
         `truncate_dim` as in sentence-transformers: only so many numbers of a vector. Raises
         `BadInput` when there is none, or it cannot be used.
         """
         settings = EncoderSettings(
-            model=path, adapters=tuple(adapters), max_tokens=max_tokens, dtype=dtype
+            model=path,
+            adapters=tuple(adapters),
+            text_format=text_format,
+            max_tokens=max_tokens,
+            dtype=dtype,
         )
         place = None if device is None else torch.device(device)
         return cls(settings, device=place, dims=truncate_dim)
@@ -180,6 +187,9 @@ class Encoder:
         self, texts: Sequence[str], *, instruction: str = "", max_rows: int | None = None
     ) -> "Prepared":
         """Texts as batches in host memory: all that needs no model. Any thread may call it."""
+        if self._before or self._after:
+            texts = [text.strip() + self._after for text in texts]
+            instruction = self._before + instruction
         if not instruction:
             return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
         found = self.tokenizer.encode_after(instruction, texts)

@@ -111,7 +111,6 @@ def identity(
     Names and paths are not part of it, digests are; nor is `batch_tokens`, which moves
     a vector by no more than rounding, nor who does the work.
     """
-    settings = recipe.encoder.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
     unit_rows, max_tokens = recipe.corpus.unit_rows, recipe.encoder.max_tokens
     facts = {
         "format": FORMAT,
@@ -119,7 +118,7 @@ def identity(
         "model": model_digest,
         "rows": len(num_chars_N),
         "unit_rows": unit_rows,
-        "encoder": settings,
+        "encoder": recipe.encoder.facts(),
         "output": recipe.model_dump(mode="json", include={"vectors", "dims", "normalize"}),
         "bounds": bounds(num_chars_N, unit_rows=unit_rows, max_tokens=max_tokens, chunks=chunks),
     }
