@@ -1,5 +1,6 @@
 """Models come from a hub on the login node; jobs find them without a network, and never try it."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -9,13 +10,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, need
-from toolkit.files import read_json
+from tests.model.test_adapters import make_adapter
+from toolkit.files import read_json, write_json
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "somebody/tiny"
@@ -36,10 +38,10 @@ note("begins")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub's interface as its client needs for a public model."""
+    """As much of the hub's interface as its client needs for public models, by name."""
 
-    def __init__(self, folder: Path, *arguments: object) -> None:
-        self.folder = folder
+    def __init__(self, folders: Mapping[str, Path], *arguments: object) -> None:
+        self.folders = folders
         super().__init__(*arguments)  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
@@ -50,20 +52,25 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0]
-        files = sorted(file for file in self.folder.iterdir() if file.is_file())
+        name = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+        if name not in self.folders:
+            self.send_error(404)
+            return
+        folder = self.folders[name]
+        files = sorted(file for file in folder.iterdir() if file.is_file())
         headers = {"X-Repo-Commit": REVISION}
-        if path.startswith(f"/api/models/{MODEL}/tree/"):
+        if path.startswith(f"/api/models/{name}/tree/"):
             content = json.dumps(
                 [
                     {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": ""}
                     for f in files
                 ]
             ).encode()
-        elif path.startswith(f"/api/models/{MODEL}"):
+        elif path.startswith(f"/api/models/{name}"):
             siblings = [{"rfilename": file.name} for file in files]
-            content = json.dumps({"id": MODEL, "sha": REVISION, "siblings": siblings}).encode()
-        elif path.startswith(f"/{MODEL}/resolve/") and (self.folder / Path(path).name).is_file():
-            content = (self.folder / Path(path).name).read_bytes()
+            content = json.dumps({"id": name, "sha": REVISION, "siblings": siblings}).encode()
+        elif path.startswith(f"/{name}/resolve/") and (folder / Path(path).name).is_file():
+            content = (folder / Path(path).name).read_bytes()
             headers["ETag"] = f'"{hashlib.sha256(content).hexdigest()}"'
         else:
             self.send_error(404)
@@ -80,13 +87,20 @@ class Hub(http.server.BaseHTTPRequestHandler):
         """Not into the test's output."""
 
 
-@pytest.fixture
-def hub(tiny_model: Path) -> Iterator[str]:
-    handler = functools.partial(Hub, tiny_model)
+@contextlib.contextmanager
+def serving(folders: Mapping[str, Path]) -> Iterator[str]:
+    """The address of a hub with these models."""
+    handler = functools.partial(Hub, folders)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def hub(tiny_model: Path) -> Iterator[str]:
+    with serving({MODEL: tiny_model}) as address:
+        yield address
 
 
 def door(
@@ -139,3 +153,27 @@ def test_what_cannot_be_had_is_named(hub: str, shards: Path, tmp_path: Path) -> 
     assert not (tmp_path / "run").exists()
     done = door("toolkit.prefetch", "tiny_mntp", "data.train=nowhere", environ=cache)
     assert (done.returncode, done.stderr[:15]) == (2, "error: nowhere:")
+
+
+def test_adapters_are_fetched_with_the_base_that_they_name(
+    shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    names = [f"somebody/{name}" for name in ("tiny", "tiny-mntp", "tiny-mntp-simcse")]
+    folders = {MODEL: tiny_model}
+    for seed, name in enumerate(names[1:]):
+        folder = make_adapter(tmp_path / Path(name).name, base=tiny_model, seed=seed, head=False)
+        told = read_json(folder / "adapter_config.json")
+        write_json(folder / "adapter_config.json", {**told, "base_model_name_or_path": MODEL})
+        folders[name] = folder
+    given = ["tiny_embed", f"corpus.input={shards}", f"encoder.model={names[1]}"]
+    given += [f"encoder.adapters=[{names[2]}]", f"output_dir={tmp_path / 'out'}"]
+    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    with serving(folders) as address:
+        environ = {**cache, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
+        done = door("toolkit.prefetch", *given, environ=environ)
+    assert done.returncode == 0, done.stderr
+    assert list(read_json(tmp_path / "out" / "prefetched.json")["models"]) == names
+    done = door("toolkit.encode", *given, environ={**cache, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    plan = read_json(tmp_path / "out" / "plan.json")
+    assert (plan["model_path"], plan["adapter_paths"]) == (names[1], names[2:])

@@ -7,7 +7,6 @@ checkpoint in fp32. Needs three times the model's size on the disk, and removes 
 
 import argparse
 import json
-import resource
 import shutil
 import sys
 import tempfile
@@ -16,8 +15,8 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.harness import ROOT, Contender, machine, run_once
+from toolkit import export
 from toolkit.files import read_json, write_json
-from toolkit.model.adapters import read_adapter
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.weights import adapter_config, merge_weights
 from toolkit.schema import Lora
@@ -88,34 +87,33 @@ def make_checkpoint(path: Path, *, megabytes: int, width: int) -> Path:
 
 
 def merge(base: Path, trained: Path, out: Path) -> float:
-    """Merge an adapter's folder, or a file of all weights; returns the peak of this process so far,
-    in MiB."""
-    out.mkdir()
+    """Export with an adapter's folder, or merge a file of all weights; returns the peak of this
+    process so far, in MiB."""
     if trained.is_dir():
-        merge_weights(base, adapters=[read_adapter(trained)], dtype="bf16", out=out)
+        assert export.main([str(base), str(out), "--adapters", str(trained)]) == 0
     else:
+        out.mkdir()
         merge_weights(base, replaced=StoredTensors([trained]), dtype="bf16", out=out)
     shutil.rmtree(out)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage: its figure begins with what the process had from which this one was started.
+    (line,) = [li for li in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in li]
+    return int(line.split()[1]) / 1024
 
 
 def bench(place: Path, *, megabytes: int, width: int) -> dict[str, float]:
     """Peaks in MiB: each a process of its own, and only its files on the disk."""
+    cases = [(megabytes // 8, 1, True), (megabytes, 5, True), (megabytes, 1, True)]
+    cases += [(megabytes // 16, 1, False), (megabytes // 2, 1, False)]
     found = {}
-    for size, files in ((megabytes // 8, 1), (megabytes, 5), (megabytes, 1)):
+    for size, files, lora in cases:
         base = make_model(place / "base", megabytes=size, files=files, width=width)
-        adapter = make_adapter(place / "adapter", megabytes=size, width=width)
-        command = [sys.executable, "-m", "toolkit.export", str(base), str(place / "out")]
-        name = f"LoRA, {size} MB in {files} file{'s' if files > 1 else ''}"
-        found[name] = run_once(Contender(name, [*command, "--adapters", str(adapter)])).peak_mib
-        shutil.rmtree(place)
-    for size in (megabytes // 16, megabytes // 2):
-        base = make_model(place / "base", megabytes=size, files=1, width=width)
-        trained = make_checkpoint(place / "trained", megabytes=size, width=width)
+        make = make_adapter if lora else make_checkpoint
+        trained = make(place / "trained", megabytes=size, width=width)
         command = [sys.executable, "-m", "tests.benchmarks.bench_merge", "--child"]
-        name = f"all weights, {size} MB upon {2 * size} MB of fp32"
-        places = [str(base), str(trained), str(place / "out")]
-        found[name] = run_once(Contender(name, [*command, *places])).peak_mib
+        what = "LoRA" if lora else f"all weights, {2 * size} MB of fp32"
+        name = f"{what}, {size} MB in {files} file{'s' if files > 1 else ''}"
+        run = run_once(Contender(name, [*command, str(base), str(trained), str(place / "out")]))
+        found[name] = run.said["peaks_mib"][0]
         shutil.rmtree(place)
     return found
 
