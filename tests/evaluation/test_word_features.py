@@ -78,9 +78,9 @@ def test_vectors_of_a_real_treebank(name: str, real_data: Path) -> None:
     found = word_features(encoder_of(model, max_tokens=256), sentences, shifts=(1, 0))
     for place, shift in enumerate((1, 0)):
         expected_WD = naive(model, sentences, causal=False, shift=shift)
-        largest = np.abs(expected_WD).max()  # 16 in stories260K: 1e-5 is less than its rounding
-        difference = np.abs(found.vectors_AWD[place] - expected_WD).max()
-        assert difference <= TOLERANCE * max(1, largest / 4)
+        # The states of stories260K reach 16, and differ by up to 1.4e-5.
+        tolerance = TOLERANCE if name == "tiny-mistral" else 2 * TOLERANCE
+        assert np.abs(found.vectors_AWD[place] - expected_WD).max() <= tolerance
 
 
 @pytest.fixture(scope="module")
