@@ -18,8 +18,9 @@ from toolkit.cluster.launched import PREFETCHED_FILE
 from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed, write_json
-from toolkit.schema import EvaluateRecipe, Mteb, StageRecipe
+from toolkit.schema import EvaluateRecipe, StageRecipe
 from toolkit.stages import inputs_of, resolve
+from toolkit.task_schema import Mteb
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,8 @@ from toolkit.evaluation.mteb_tasks import MtebModel, MtebTask, tasks_of
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.files import BadInput, read_json
-from toolkit.schema import EncoderSettings, Mteb
+from toolkit.schema import EncoderSettings
+from toolkit.task_schema import Mteb
 
 ROWS = 400
 

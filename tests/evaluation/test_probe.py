@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from toolkit.evaluation.probe import Probe, dropout_mask, load_probe, train_probe, word_batches
 from toolkit.files import BadInput
-from toolkit.schema import WordTask
+from toolkit.task_schema import WordTask
 
 LABELS = ["A", "B", "C"]
 LENGTHS = [3, 1, 7, 2, 5, 2] * 10

@@ -15,7 +15,8 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.word_features import WordRows, fill, lay_words, word_features
 from toolkit.evaluation.words import read_word_data
 from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings, WordTask
+from toolkit.schema import EncoderSettings
+from toolkit.task_schema import WordTask
 from toolkit.text.tokens import Ids, TextTokenizer
 from toolkit.text_tokenizer import text_tokenizer
 

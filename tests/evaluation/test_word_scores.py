@@ -17,7 +17,8 @@ from toolkit.evaluation.word_features import word_features
 from toolkit.evaluation.word_scores import tag_scores, word_scores
 from toolkit.evaluation.words import Tagged, read_tagging, read_word_data
 from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings, EvaluateRecipe, WordTask
+from toolkit.schema import EncoderSettings, EvaluateRecipe
+from toolkit.task_schema import WordTask
 
 
 def scores(gold: Sequence[str], predicted: str, *, scheme: str) -> dict[str, float]:

@@ -8,7 +8,7 @@ import pytest
 
 from toolkit.evaluation.words import Tagged, WordData, read_word_data, scheme_of
 from toolkit.files import BadInput
-from toolkit.schema import WordTask
+from toolkit.task_schema import WordTask
 
 # As in CoNLL-2003, whose spans begin with I (IOB1).
 CONLL = """-DOCSTART- -X- -X- O

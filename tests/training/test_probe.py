@@ -12,7 +12,8 @@ from toolkit.evaluate import Embedder
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.tasks import read_retrieval
 from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings, Probe, Retrieval
+from toolkit.schema import EncoderSettings
+from toolkit.task_schema import Probe, Retrieval
 from toolkit.training.metrics import read_metrics
 from toolkit.training.probe import open_probe
 

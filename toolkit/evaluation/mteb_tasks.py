@@ -14,7 +14,7 @@ from typing import Any
 
 from toolkit.evaluation.task import Embed, Vectors, checked
 from toolkit.files import BadInput
-from toolkit.schema import Mteb
+from toolkit.task_schema import Mteb
 
 try:
     import mteb

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from toolkit.files import BadInput, read_json, write_atomic, write_json
-from toolkit.schema import WordTask
+from toolkit.task_schema import WordTask
 
 Floats = NDArray[np.float32]
 

@@ -17,7 +17,9 @@ from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.task import Task
 from toolkit.evaluation.words import read_tagging
 from toolkit.files import BadInput, sha256_of
-from toolkit.schema import EvaluateRecipe, Retrieval, Section
+from toolkit.schema import EvaluateRecipe
+from toolkit.section import Section
+from toolkit.task_schema import Retrieval
 from toolkit.text.shards import open_shards
 
 WORD_DIR = "words"

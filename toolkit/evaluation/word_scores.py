@@ -18,7 +18,7 @@ from toolkit.evaluation.probe import train_probe
 from toolkit.evaluation.word_features import TokenEncoder, WordFeatures, word_features
 from toolkit.evaluation.words import CONLLEVAL, SCHEME_LETTERS, Tagged, WordData
 from toolkit.files import BadInput
-from toolkit.schema import WordTask
+from toolkit.task_schema import WordTask
 
 
 def word_scores(

@@ -18,7 +18,7 @@ from typing import Any
 
 from toolkit.evaluation.task import Embed, EmbedTokens
 from toolkit.files import BadInput
-from toolkit.schema import Column, WordTask
+from toolkit.task_schema import Column, WordTask
 from toolkit.text.readers import DatasetRows
 from toolkit.text.sources import is_saved_dataset
 

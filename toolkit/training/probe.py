@@ -21,7 +21,7 @@ from toolkit.evaluation.task import Vectors
 from toolkit.evaluation.tasks import read_retrieval
 from toolkit.files import BadInput
 from toolkit.parallel import comm
-from toolkit.schema import Probe
+from toolkit.task_schema import Probe
 from toolkit.training.loop import Trainer
 
 SPEARMAN, NDCG = "probe_spearman", "probe_ndcg_at_10"
