@@ -150,6 +150,8 @@ def test_a_lost_node_costs_one_interval(
         told = (tmp_path / "log").read_text()
         assert f"watchdog: rank 1 on host {node} is gone at step " in told
         assert f"; running scontrol requeue {job}" in told
+        assert slurm.job(job)["ExcNodeList"] == node
+        assert read_json_lines(run_dir / STARTS_FILE)[1]["excluded"] == node
     assert_equal(run_dir, whole, folder=tmp_path)
 
 

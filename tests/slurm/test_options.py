@@ -12,6 +12,7 @@ import pytest
 
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, job_ids, launch, pipeline, wait_until
+from toolkit.files import read_json_lines
 
 pytestmark = pytest.mark.usefixtures("idle")
 
@@ -102,6 +103,7 @@ def test_a_stage_that_fails_stops_those_behind_it_and_status_says_why(
 ) -> None:
     run_dir = tmp_path / "run"
     arguments = [*pipeline(run_dir, shards=shards, num_nodes=2), "train.steps=2"]
+    arguments += ["--exclude", "n[3-4]"]
     jobs = job_ids(launch(slurm, *arguments).stdout)
     before = standing(slurm, run_dir)
     assert before["simcse"]["state"] == before["embed"]["state"] == "PENDING"
@@ -110,6 +112,8 @@ def test_a_stage_that_fails_stops_those_behind_it_and_status_says_why(
     wait_until(lambda: (run_dir / "mntp" / "config.yaml").is_file(), what="start of training")
     # What the next stage reads is gone before it begins.
     assert slurm.wait(jobs["mntp"], timeout_s=120) == "COMPLETED"
+    (start,) = read_json_lines(run_dir / "mntp" / "starts.jsonl")
+    assert start["excluded"] == "n[3-4]"
     (run_dir / "mntp" / "encoder" / "config.json").unlink()
     assert slurm.wait(jobs["simcse"], timeout_s=120) == "FAILED"
     slurm.wait(jobs["embed"], timeout_s=30)
