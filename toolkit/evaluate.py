@@ -152,7 +152,8 @@ def _collect(every: Sequence[Part], *, output_dir: Path) -> dict[str, dict[str, 
         if scores is None:
             return None
         row = found.setdefault(part.encoder.replace("_", " "), {})
-        row |= {f"{part.task} {metric}": value for metric, value in scores.items()}
+        main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
+        row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
     return found
 
 
