@@ -127,7 +127,10 @@ def test_training_is_in_the_export(exported: Path, tiny_model: Path) -> None:
 
 
 def test_a_full_run_exports_its_full_weights(
-    inputs: tuple[str, str], tiny_model: Path, tmp_path: Path
+    inputs: tuple[str, str],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """On a base model whose head is a matrix of its own: it is trained, and left out."""
     base_dir = tmp_path / "base"
@@ -153,6 +156,10 @@ def test_a_full_run_exports_its_full_weights(
         # Two AdamW steps of 1e-3 move every matrix by more than bf16 rounds away.
         assert value.ndim == 1 or not torch.equal(found[name], value.bfloat16()), name
     assert Encoder(EncoderSettings(model=str(out)), device=CPU).encode(["a bridge"]).any()
+    capsys.readouterr()
+    said = refusal(capsys, run_dir, tmp_path / "peft", "--format", "peft")
+    assert "trained all weights (model.lora is null): it has no adapter" in said
+    assert not (tmp_path / "peft").exists()
 
 
 def test_an_export_never_overwrites(

@@ -257,14 +257,10 @@ def test_an_encoder_is_exported_again_in_another_format(
 
 
 def test_what_a_format_cannot_hold_is_refused(
-    runs: Path, shards: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, form = tmp_path / "out", ("--format", "peft")
     said = refusal(capsys, runs / "mntp", out, *form, "--dtype", "bf16")
     assert "--dtype bf16: an adapter is exported as it was trained" in said
     assert "is of a run that trained an adapter" in refusal(capsys, tiny_model, out, *form)
-    full = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", "model.lora=null"]
-    assert train.main([*full, "train.steps=1", f"run_dir={tmp_path / 'full'}"]) == 0
-    said = refusal(capsys, tmp_path / "full", out, *form)
-    assert "trained all weights (model.lora is null): it has no adapter" in said
     assert not out.exists()
