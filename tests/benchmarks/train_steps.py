@@ -1,7 +1,7 @@
 """Some steps of `toolkit.train`: RECIPE key=value ...
 
-Prints real tokens and rows a second over the steps after the first, as its metrics tell them, and
-what they say of the device at the end.
+Prints real tokens and rows a second over the steps after the first (or of a single one), as its
+metrics tell them, and what they say of the device at the end.
 """
 
 import json
@@ -25,7 +25,8 @@ def main(recipe: str, *overrides: str) -> int:
         code = train.main([recipe, *given])
         if code:
             return code
-        timed = read_metrics(Path(folder) / "run")[1:]
+        told = read_metrics(Path(folder) / "run")
+    timed = told[1:] or told
     seconds = sum(row["seconds"] for row in timed)
     tokens = sum(row["tokens"] for row in timed)
     rows = len(timed) * loaded.train.global_batch_rows

@@ -1,11 +1,13 @@
 """Token batches: truncation, padding, own tokens."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from tests.conftest import run
 from toolkit.text.masking import mask_tokens
 from toolkit.text.tokens import TextTokenizer
 
@@ -28,6 +30,36 @@ def test_truncation_keeps_the_begin_token_and_the_limit(tokenizer: TextTokenizer
 def test_a_huge_text_without_spaces_is_cut_before_tokenising(tokenizer: TextTokenizer) -> None:
     (ids,) = tokenizer.encode(["漢" * 20_000_000])  # minutes and gigabytes if tokenised whole
     assert len(ids) == 16
+
+
+GROWTH = """
+import random, sys
+from pathlib import Path
+from tokenizers import Tokenizer
+from tokenizers.normalizers import Replace
+from toolkit.text.tokens import TextTokenizer
+
+def peak_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+inner = Tokenizer.from_file(sys.argv[1])
+inner.normalizer, inner.pre_tokenizer = Replace(" ", "\u0120"), None  # as Llama's and Mistral's
+tokenizer = TextTokenizer(inner, special_ids=[1, 2, 3], pad_id=3, max_tokens=8)
+rng = random.Random(0)
+words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(1, 9))) for _ in range(5000)]
+texts = [" ".join(rng.choices(words, k=40)) for _ in range(16384)]
+tokenizer.encode(texts[:64])
+before = peak_mib()
+assert len(tokenizer.encode(texts)) == len(texts)
+print(peak_mib() - before)
+"""
+
+
+def test_many_texts_at_once_take_little_memory(tiny_model: Path) -> None:
+    """MiB of the process for 16,384 sentences, of whose tokens eight are kept."""
+    command = [sys.executable, "-c", GROWTH, str(tiny_model / "tokenizer.json")]
+    assert float(run(command).splitlines()[-1]) < 16
 
 
 def test_padding_and_own_tokens(tokenizer: TextTokenizer) -> None:

@@ -1,19 +1,24 @@
 """GradCache in one process: masks replayed, one micro-batch in memory, the whole's gradient."""
 
+import json
 import sys
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.conftest import run
+from tests.conftest import run, torchrun
 from toolkit.batch import Batch, tensor
 from toolkit.model import losses
 from toolkit.model.losses import info_nce
 from toolkit.training.contrastive import cached_terms
 from toolkit.training.objective import Figures
+
+slow = pytest.mark.slow
 
 
 @pytest.fixture
@@ -107,15 +112,44 @@ def test_the_loss_in_row_chunks_and_its_gradient_are_autograds(
             torch.testing.assert_close(mine, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_vectors_are_gone_when_the_second_pass_begins(model: nn.Module) -> None:
+    """What stays of a global batch is the gradient of its vectors, and they do not stay too."""
+    vectors: list[weakref.ref[torch.UntypedStorage]] = []
+
+    def embed(batch: Batch) -> Tensor:
+        vector = model(tensor(batch, "rows"))
+        if not torch.is_grad_enabled():
+            vectors.append(weakref.ref(vector.untyped_storage()))
+        return vector
+
+    terms = cached_terms(batches(num_rows=8, size=2), embed=embed, loss=loss_sum)
+    next(terms)
+    assert [vector() for vector in vectors] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("num_layers", "rows"), [(1, (256, 2048)), pytest.param(6, (1024, 16384), marks=slow)]
+)
+def test_the_memory_of_a_step_is_flat_in_the_global_batch(
+    shards: Path, tmp_path: Path, num_layers: int, rows: tuple[int, int]
+) -> None:
+    """The peak of the whole process, within 1.2 times: micro-batches of 64 rows of 8 tokens."""
+    command = [*torchrun(1), "-m", "tests.training.growth", str(tmp_path), str(shards)]
+    printed = run([*command, str(num_layers), *map(str, rows)], timeout_s=3600)
+    few, many = json.loads(printed.splitlines()[-1])
+    assert many <= 1.2 * few
+
+
 GROWTH = """
-import resource, deepspeed, torch
+import deepspeed, torch
+from tests.training.growth import peak_mib
 from toolkit.model.losses import info_nce
 query, candidate = (torch.randn(8192, 64, requires_grad=True) for _ in range(2))
 peaks = []
 for rows in (1024, 8192):
     some, target = query[:rows], torch.arange(rows)
     info_nce(some, candidate_ND=candidate[:rows], target_B=target, scale=20.0)[0].backward()
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    peaks.append(peak_mib())
 print(peaks[1] - peaks[0])
 """
 

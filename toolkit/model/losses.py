@@ -108,7 +108,7 @@ class _ChunkedNce(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
         query_grad_BD, candidate_grad_ND = ctx.saved_tensors
         factor = gradients[0] * ctx.scale
-        return query_grad_BD * factor, candidate_grad_ND * factor, None, None, None
+        return query_grad_BD.mul_(factor), candidate_grad_ND.mul_(factor), None, None, None
 
 
 @torch.no_grad()

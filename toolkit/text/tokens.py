@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 # Texts are tokenised in parts of so many characters: the tokenizers library keeps a hundred bytes
 # for each token of a text, and gives them back only when the whole text is done.
 PART_CHARS = 2**20
+# For the same reason so many texts are given to it at a time.
+PART_TEXTS = 256
 # No tokenizer in use has ordinary tokens longer than this; text beyond it cannot reach the limit.
 MAX_CHARS_PER_TOKEN = 32
 
@@ -65,6 +67,8 @@ class TextTokenizer:
         self._whole = Tokenizer.from_str(self._tokenizer.to_str())
         self._whole.no_truncation()
         self._tokenizer.enable_truncation(max_tokens)
+        for ours in (self._tokenizer, self._whole):
+            _forget_texts(ours)
         self._special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
         self._pad_id = pad_id
         self._max_chars = max_tokens * MAX_CHARS_PER_TOKEN
@@ -134,7 +138,7 @@ class TextTokenizer:
         """Token ids of each text, special tokens included, cut at the limit."""
         # Cut before tokenising: a text of 50 MB would else be tokenised whole and thrown away.
         cut = [text[: self._max_chars] for text in texts]
-        return [np.asarray(e.ids, dtype=np.int64) for e in self._tokenizer.encode_batch(cut)]
+        return [np.asarray(e.ids, dtype=np.int64) for e in self._encodings(cut)]
 
     def encode_after(
         self, prefix: str, texts: Sequence[str]
@@ -146,7 +150,7 @@ class TextTokenizer:
         """
         cut = [prefix + text[: self._max_chars] for text in texts]
         found = []
-        for encoding in self._tokenizer.encode_batch(cut):
+        for encoding in self._encodings(cut):
             ids_T = np.asarray(encoding.ids, dtype=np.int64)
             ends_T = np.array([end for _, end in encoding.offsets], dtype=np.int64)
             found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
@@ -159,6 +163,10 @@ class TextTokenizer:
             (np.array(e.ids, dtype=np.int64), np.array(e.offsets, dtype=np.int64).reshape(-1, 2))
             for e in self._whole.encode_batch(list(texts), add_special_tokens=False)
         ]
+
+    def _encodings(self, texts: Sequence[str]) -> Iterator[Encoding]:
+        for start in range(0, len(texts), PART_TEXTS):
+            yield from self._tokenizer.encode_batch(texts[start : start + PART_TEXTS])
 
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids are a text's own tokens."""
@@ -207,6 +215,18 @@ def _groups(parts: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, i
             group, num_chars = [], 0
     if group:
         yield group
+
+
+def _forget_texts(tokenizer: Tokenizer) -> None:
+    """Have a tokenizer that does not split texts into words keep no cache of "words": ten thousand
+    whole sentences are 90 MiB, and come back an epoch later at best."""
+    text = "two words"
+    if tokenizer.normalizer is not None:
+        text = tokenizer.normalizer.normalize_str(text)
+    words = tokenizer.pre_tokenizer.pre_tokenize_str(text) if tokenizer.pre_tokenizer else [text]
+    resize = getattr(tokenizer.model, "_resize_cache", None)
+    if resize is not None and len(words) == 1:
+        resize(0)
 
 
 def part_bounds(text: str) -> list[int]:
