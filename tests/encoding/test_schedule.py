@@ -263,12 +263,10 @@ def test_a_share_is_checked_before_and_only_what_is_damaged_is_made_again(output
         assert [alone.take(), alone.take(), alone.take()] == [*damaged, None]
 
 
-def test_scheduling_a_unit_costs_little(output: Output) -> None:
-    """The bar is 10 ms a unit."""
-    unit_s = {}
+def test_a_worker_alone_takes_every_unit_once_from_its_own_on(output: Output) -> None:
+    """What that costs: tests/benchmarks/bench_scheduling.py."""
     with Leases(output.directory / plan.LEASE_DIR, lease_s=60) as leases:
         work = Claims(output, leases=leases, first=7, should_stop=lambda: False)
-        began = time.perf_counter()
         taken = []
         while unit := work.take():
             taken.append(unit)
@@ -276,9 +274,7 @@ def test_scheduling_a_unit_costs_little(output: Output) -> None:
             (output.directory / "units").mkdir(exist_ok=True)
             (output.directory / "units" / f"{unit.name}.json").touch()
             work.finish(unit)
-        unit_s["claim"] = (time.perf_counter() - began) / NUM_UNITS
     assert [unit.number for unit in taken] == [*range(7, NUM_UNITS), *range(7)]
-    assert unit_s["claim"] < 0.010
 
 
 @pytest.mark.parametrize(
