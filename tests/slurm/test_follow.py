@@ -1,5 +1,6 @@
 """`launch --check` and `launch --wait` on the real SLURM, Ctrl-C on a real terminal among it."""
 
+import json
 import os
 import pty
 import re
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import QUICKSTART
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, launch, pipeline
+from toolkit.files import read_json
 
 pytestmark = pytest.mark.usefixtures("idle")
 TINY = ("--recipe", "tiny_mntp", "--gpus-per-node", "1", "--cpus-per-task", "1")
@@ -121,3 +124,25 @@ def read_until(terminal: int, text: str, *, timeout_s: float = 60) -> str:
         plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode(errors="replace"))
         shown = " ".join(plain.split())
     return shown
+
+
+def test_an_evaluation_is_an_array_whose_tasks_share_the_work(
+    slurm: Cluster, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Two encoders, two tasks, three workers: each part is scored by one of them."""
+    encoder = {"model": str(tiny_model), "max_tokens": 32}
+    recipe = {
+        "kind": "evaluate",
+        "output_dir": str(tmp_path / "scores"),
+        "encoders": {"causal": {**encoder, "causal": True}, "both": encoder},
+        "sts": {part: str(QUICKSTART / f"sts_{part}.tsv") for part in ("dev", "test")},
+    }
+    (tmp_path / "mine.yaml").write_text(json.dumps(recipe))
+    arguments = ["--recipe", str(tmp_path / "mine.yaml"), "--nodes", "3", "--gpus-per-node", "1"]
+    done = launch(slurm, *arguments, "--cpus-per-task", "1", "--wait", timeout_s=300)
+    assert "evaluate: done" in done.stdout, done.stdout + done.stderr
+    scores = read_json(tmp_path / "scores" / "scores.json")
+    assert {name: len(row) for name, row in scores.items()} == {"causal": 8, "both": 8}
+    logs = [path.read_text() for path in (tmp_path / "scores" / "logs").rglob("*.out")]
+    assert sum(text.count("is scored") for text in logs) == 4
+    assert sum("is scored" in text for text in logs) > 1
