@@ -149,6 +149,9 @@ def test_a_corpus_is_embedded_and_searched_with_adapters(
     out = tmp_path / "encoding"
     recipe = ["tiny_embed", f"corpus.input={shards}", f"output_dir={out}", f"encoder.model={mntp}"]
     assert encode.main([*recipe, f"encoder.adapters=[{second}]", "encoder.max_tokens=16"]) == 0
+    # Again, as a second worker comes: by content it is the same, whatever the folders are called.
+    moved = shutil.copytree(second, tmp_path / "moved")
+    assert encode.main([*recipe, f"encoder.adapters=[{moved}]", "encoder.max_tokens=16"]) == 0
     encoder = encoder_of(VectorStore(out))  # which is refused unless it has the same digest
     assert float(np.abs(encoder.encode(TEXTS) - expected).max()) <= 1e-5
     assert encode.main([*recipe, "encoder.max_tokens=16"]) == 2  # another model

@@ -25,7 +25,7 @@ PLAN_FILE, MANIFEST_FILE, UNIT_DIR = "plan.json", "manifest.json", "units"
 CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equal
 CHARS_PER_ROW = 32  # what a row costs beside its text
 MAX_ROWS_FACTOR = 4
-NO_FACTS = ("digest", "model_path", "corpus_path")  # of what a plan says
+NO_FACTS = ("digest", "model_path", "adapter_paths", "corpus_path")  # of what a plan says
 
 
 @dataclasses.dataclass(frozen=True)
