@@ -109,8 +109,13 @@ class Embedder:
     """An encoder with the instruction of one task, as `toolkit.evaluation.task.Embed` says."""
 
     def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
-        self.encoder, self.name, self.revision = encoder, name, encoder.digest()
+        self.encoder, self.name = encoder, name
         self._before = encoder.before_text(instruction)
+
+    @property
+    def revision(self) -> str:
+        """What tells the encoder from others; it takes reading all of its weights."""
+        return self.encoder.digest()
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
         """Vectors (N, D), fp32, in the order of `texts`."""

@@ -20,7 +20,10 @@ class Embed(Protocol):
     """An encoder with the instruction of a task. `revision` is its digest."""
 
     name: str
-    revision: str
+
+    @property
+    def revision(self) -> str:
+        """What tells the encoder from others."""
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:
         """Texts to vectors (N, D), fp32, in their order; `instructed` puts the instruction before
