@@ -42,6 +42,7 @@ def cached_terms(
         yield loss([embed(batches[0])])
         return
     gradients, figures = _vector_gradients(batches, embed=embed, loss=loss, seed=seed)
+    give_back()
     for batch, gradient_BD in zip(_in_turn(batches, seed=seed), gradients, strict=True):
         yield (embed(batch) * gradient_BD).sum(), figures
         figures = {}
@@ -64,14 +65,13 @@ def _in_turn(batches: Sequence[Batch], *, seed: int) -> Iterator[Batch]:
     """Each micro-batch, with dropout seeded by its number.
 
     They differ in size, and the C library finds less and less room in what they leave free: it
-    gives that back now and then, and in the end.
+    gives that back now and then.
     """
     for number, batch in enumerate(batches):
-        if number % GIVE_BACK_EVERY == 0:
-            give_back()
         torch.manual_seed(seed + number)
         yield batch
-    give_back()
+        if (number + 1) % GIVE_BACK_EVERY == 0:
+            give_back()
 
 
 @torch.no_grad()
