@@ -1,5 +1,6 @@
 """`launch --check` and `launch --wait` on the real SLURM, Ctrl-C on a real terminal among it."""
 
+import itertools
 import json
 import os
 import pty
@@ -146,3 +147,17 @@ def test_an_evaluation_is_an_array_whose_tasks_share_the_work(
     logs = [path.read_text() for path in (tmp_path / "scores" / "logs").rglob("*.out")]
     assert sum(text.count("is scored") for text in logs) == 4
     assert sum("is scored" in text for text in logs) > 1
+
+
+def test_a_throttle_holds_tasks_of_an_array_back(
+    slurm: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    arguments = ["--recipe", "tiny_embed", "--nodes", "3", "--gpus-per-node", "1", "--wait"]
+    arguments += ["--cpus-per-task", "1", "--array-throttle", "1", f"corpus.input={shards}"]
+    arguments += [f"encoder.model={tiny_model}", f"output_dir={tmp_path / 'encoding'}"]
+    done = launch(slurm, *arguments, timeout_s=300)
+    (job,) = re.findall(r"embed: job (\d+)", done.stdout)
+    assert slurm.wait(job, timeout_s=200) == "COMPLETED"
+    times = sorted((task["StartTime"], task["EndTime"]) for task in slurm.jobs(job))
+    assert len(times) == 3
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times)), times
