@@ -7,7 +7,7 @@ A Mistral of the shipped model's shape with Mistral's real vocabulary of 32,000 
 LoRA of rank 16 on all linear layers, fp32. MNTP: 32 blocks of 512 tokens a step, as in the paper,
 with activation checkpointing (as there) and without. SimCSE: 128 sentences a step, limit 128; and
 1,024 with GradCache, 64 of them at a time; and ours alone at 1,024 and 16,384 rows of 8 tokens,
-for its memory, in one step (the next begins with no more: what is free is given back). Each
+for its memory, in one step (what is free at its end is given back). Each
 contender runs as a whole process; its first step, where there are more, is not counted.
 """
 
