@@ -257,6 +257,8 @@ def test_a_fault_ends_the_job_with_one_line(start: Start, fault: str, line: str,
         if rank != CULPRIT:
             assert "most recent call first" in log
             assert "in train" in log
+        elif fault == "stop":
+            assert "most recent call first" in log  # told when it goes on, wherever it is by then
         elif fault not in NO_STACKS:
             assert "in get_into_trouble" in log
 
