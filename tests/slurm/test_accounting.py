@@ -10,8 +10,9 @@ import pytest
 from tests.conftest import need
 from tests.slurm.accounting import ACCOUNT, PROGRAMS, QOS, AccountingCluster
 from tests.slurm.cluster import SEARCH_PATH, Cluster, missing_programs
-from tests.slurm.test_jobs import job_ids, launch, pipeline
+from tests.slurm.test_jobs import job_ids, launch, pipeline, wait_until
 from tests.slurm.test_options import standing
+from toolkit.cluster.queue import job_states
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +117,25 @@ def test_what_became_of_jobs_is_known_when_slurm_has_forgotten_them(
     told = [(one["state"], one["reason"]) for one in unknown.values()]
     assert told == [("UNKNOWN", "SLURM does not know it any more")] * 3
     assert unknown["mntp"]["trouble"] == found["trouble"]
+
+
+def test_a_job_that_lost_its_turn_at_once_is_told_from_one_that_a_person_cancelled(
+    accounting: AccountingCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For seconds accounting has no reason of a job whose predecessor ends at once; nor has it
+    ever one of a job that a person cancels."""
+    first, waits = (accounting.submit("--hold", "--wrap", "true") for _ in range(2))
+    behind = ["--dependency", f"afterok:{first}", "--kill-on-invalid-dep", "yes"]
+    lost = accounting.submit(*behind, "--wrap", "true")
+    accounting.run(["scancel", first, waits], check=True)
+    for name, value in accounting.environ.items():
+        monkeypatch.setenv(name, value)
+    # Only accounting can be asked.
+    (tmp_path / "sacct").symlink_to(shutil.which("sacct", path=SEARCH_PATH) or "sacct")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wait_until(
+        lambda: all(one.state == "CANCELLED" for one in job_states([first, lost, waits])),
+        what="accounting to know all three",
+    )
+    told = [one.reason for one in job_states([first, lost, waits])]
+    assert told == ["", "the job before it failed", ""]

@@ -65,8 +65,7 @@ def job_state(job: str) -> JobState:
         told, _ = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", fields)
         records = [dict(zip(_FIELDS, line.split("|"), strict=False)) for line in told]
         for record in records:
-            # A person's cancellation reads "CANCELLED by 1000" there.
-            if (record["JobState"], record["Reason"]) == ("CANCELLED", "Dependency"):
+            if _lost_its_turn(record):
                 record["Reason"] = "DependencyNeverSatisfied"
     if not records:
         return JobState(job, UNKNOWN, FORGOTTEN if "Invalid job id" in error else SILENT)
@@ -101,6 +100,16 @@ def _record(line: str) -> dict[str, str]:
     """The fields that we want of a line of scontrol, whose values may hold blanks elsewhere."""
     pairs = re.findall(rf"(?:^|\s)({'|'.join(_FIELDS)})=(.*?)(?=\s\w[\w/:]*=|$)", line)
     return dict(pairs)
+
+
+def _lost_its_turn(record: Mapping[str, str]) -> bool:
+    """Whether accounting's record is of a job that SLURM itself cancelled before it had a node.
+
+    A person's cancellation reads "CANCELLED by 1000" there. The reason is what the job last told
+    accounting: none at all, where the job before it failed sooner than that.
+    """
+    told = (record.get("JobState"), record.get("Reason"), record.get("NodeList"))
+    return told in {("CANCELLED", why, "None assigned") for why in ("Dependency", "None")}
 
 
 def _in_words(record: Mapping[str, str]) -> str:
