@@ -7,6 +7,11 @@ from collections.abc import Callable
 from tqdm import tqdm
 
 
+def warn(text: str) -> None:
+    """Say what is not as it should be, and does not end anything."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Progress:
     """Counts work towards `total`, if that is known; `shown=False` on all ranks but one."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
-from toolkit.cluster.topology import Topology, array_task, detect
+from toolkit.cluster.topology import Topology, detect, worker_of
 from toolkit.door import recipe_door
 from toolkit.encoding import plan, schedule
 from toolkit.encoding.chunks import rules_of
@@ -57,7 +57,7 @@ def _work(
         return stop.received
 
     way = schedule.way_of(recipe, topology)
-    index, count = worker_of(topology, array=array_task(environ))
+    index, count = worker_of(topology, environ=environ)
     with contextlib.ExitStack() as entered:
         if way == schedule.MPI:
             num_ranks = topology.world_size if topology.launcher == "mpi" else None
@@ -126,12 +126,6 @@ def _open(
         normalize=recipe.normalize,
     )
     return shards, encoder, output
-
-
-def worker_of(topology: Topology, *, array: tuple[int, int]) -> tuple[int, int]:
-    """Which of how many workers we are."""
-    index, count = array
-    return index * topology.world_size + topology.rank, count * topology.world_size
 
 
 def _embed(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from toolkit import reproduction
 from toolkit.cluster.preempt import StopSignal
-from toolkit.cluster.topology import array_task, detect
+from toolkit.cluster.topology import detect, worker_of
 from toolkit.door import recipe_door
 from toolkit.evaluation import parts
 from toolkit.evaluation.parts import Part
@@ -50,8 +50,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             else None
         )
         every = _parts(recipe, tasks=tasks)
-        index, count = array_task(environ)
-        index, count = index * topology.world_size + topology.rank, count * topology.world_size
+        index, count = worker_of(topology, environ=environ)
         scorer = _Scorer(recipe, tasks=tasks)
         first = index * len(every) // count
         missing = [p for p in every if parts.scores_of(p, output_dir=output_dir) is None]
@@ -67,18 +66,21 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         for part in mine:
             parts.keep(part, scorer.scores(part), output_dir=output_dir)
             print(f"evaluate: {part.encoder} on {part.task} is scored", flush=True)
-        found = _collect(every, output_dir=output_dir)
-        if found is None:
+        scored = parts.scores_of_all(every, output_dir=output_dir)
+        if scored is None:
             print("evaluate: told to stop; the same command goes on", flush=True)
             stop.leave(environ, leads=topology.rank == 0)
             return {}
+    found = _by_encoder(scored)
     # In the order of the recipe, in which the states came about.
     write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
     print(table(found))
     if reference:
-        text = reproduction.report(
-            reference, _main_scores(every, output_dir=output_dir), encoders=recipe.encoders
-        )
+        main = [
+            Scored(part.encoder, part.facts["category"], scores[part.facts["main"]])
+            for part, scores in scored
+        ]
+        text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / reproduction.REPORT_FILE, text)
         print(text)
     return found
@@ -149,26 +151,13 @@ class _Scorer:
         return self._loaded[1]
 
 
-def _collect(every: Sequence[Part], *, output_dir: Path) -> dict[str, dict[str, float]] | None:
-    """All scores by encoder; None while some are missing."""
+def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """All scores of each encoder, the main one of a task first."""
     found: dict[str, dict[str, float]] = {}
-    for part in every:
-        scores = parts.scores_of(part, output_dir=output_dir)
-        if scores is None:
-            return None
+    for part, scores in scored:
         row = found.setdefault(part.encoder.replace("_", " "), {})
         main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
-    return found
-
-
-def _main_scores(every: Sequence[Part], *, output_dir: Path) -> list[Scored]:
-    found = []
-    for part in every:
-        scores = parts.scores_of(part, output_dir=output_dir)
-        assert scores
-        value = scores[str(part.facts["main"])]
-        found.append(Scored(part.encoder, str(part.facts["category"]), value))
     return found
 
 

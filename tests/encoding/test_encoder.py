@@ -195,16 +195,18 @@ def test_what_is_no_text_is_refused(
 
 
 def test_large_tensors_leave_their_memory_to_the_next(encoders: list[Encoder]) -> None:
-    """Page faults of a forward pass that was done before: there are none to speak of."""
+    """Page faults of a forward pass that was done before: there are none to speak of. The least
+    of three, for what other threads and the heap's own trimming add is not the pass's."""
     prepared = encoders[2].prepare(["An essay on canals. " * 40] * 400)
     encoders[2].embed(prepared)
 
     def faults() -> int:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        encoders[2].embed(prepared)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-    before = faults()
-    encoders[2].embed(prepared)
-    assert faults() - before < 15_000  # 60 MiB; without, some 100 MiB a layer
+    counts = [faults() for _ in range(3)]
+    assert min(counts) < 15_000, counts  # 60 MiB; without, some 100 MiB a layer
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:

@@ -101,7 +101,7 @@ def test_no_word_and_no_token_is_lost(sentences: list[list[str]], tokenizer: Tex
     laid = lay_words(sentences, tokenizer=tokenizer)
     prefix = list(tokenizer.prefix_ids)
     texts = [" ".join(w for w in words if w.strip()) for words in sentences]
-    whole = [ids_T for ids_T, _ in tokenizer.encode_places(texts)]
+    whole = [tokens.ids_T for tokens in tokenizer.places(texts)]
     inner = [row[len(prefix) :] for row in laid.rows]
     assert all(len(row) <= 8 and list(row[: len(prefix)]) == prefix for row in laid.rows)
     assert np.array_equal(np.concatenate([[], *inner]), np.concatenate([[], *whole]))

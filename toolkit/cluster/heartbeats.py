@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.cluster.watchdog import PHASES, Seen
-from toolkit.files import BadInput, read_json
+from toolkit.files import BadInput, read_json, temporary_of
 
 HEARTBEATS_FILE = "heartbeats.json"
 
@@ -43,7 +43,7 @@ def write_forever(path: Path, look: Callable[[], list[dict[str, Any]]], *, every
     """
 
     def write() -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = temporary_of(path)
         while True:
             time.sleep(every_s)
             with contextlib.suppress(OSError):

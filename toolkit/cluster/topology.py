@@ -209,6 +209,12 @@ def array_task(environ: Mapping[str, str]) -> tuple[int, int]:
     return index, count
 
 
+def worker_of(topology: Topology, *, environ: Mapping[str, str]) -> tuple[int, int]:
+    """Which of how many workers we are: a rank of a task of an array."""
+    index, count = array_task(environ)
+    return index * topology.world_size + topology.rank, count * topology.world_size
+
+
 def _local_place(
     environ: Mapping[str, str], launcher: _Launcher, *, world_size: int
 ) -> tuple[int, int]:

@@ -48,10 +48,7 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
 
 def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRules) -> list[Chunk]:
     """Each text in chunks of at most `rules.tokens`; one without tokens is one empty chunk."""
-    prefix, suffix = (
-        np.array(ids, dtype=np.int64) for ids in (tokenizer.prefix_ids, tokenizer.suffix_ids)
-    )
-    size = rules.tokens - len(prefix) - len(suffix)
+    size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
     found = []
     for text, tokens in enumerate(tokenizer.places(texts)):
@@ -63,7 +60,7 @@ def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRul
             begin, end = (
                 (int(tokens.begin_T[start]), int(tokens.end_T[stop - 1])) if num_tokens else (0, 0)
             )
-            ids_C = np.concatenate([prefix, tokens.ids_T[start:stop], suffix])
+            ids_C = tokenizer.as_row(tokens.ids_T[start:stop])
             found.append(Chunk(text, number, begin=begin, end=end, ids_C=ids_C))
     return found
 

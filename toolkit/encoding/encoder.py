@@ -69,6 +69,7 @@ class Encoder:
         if self.device.type == "cpu":
             keep_large_blocks()
         self._chain = chain_of(settings.model, adapters=settings.adapters)
+        self._digest = ""
         config = load_config(self._chain.base, causal=settings.causal)
         width = int(config.hidden_size)
         if dims is not None and dims > width:
@@ -95,8 +96,9 @@ class Encoder:
         )
 
     def digest(self) -> str:
-        """What identifies the model: see `model_digest`."""
-        return self._chain.digest()
+        """What identifies the model (see `model_digest`); its weights are read for it once."""
+        self._digest = self._digest or self._chain.digest()
+        return self._digest
 
     def before_text(self, instruction: str) -> str:
         """What stands before a text that has this instruction, as the model was trained."""

@@ -6,13 +6,13 @@ Shapes: N texts, D width, P pairs.
 import collections
 import dataclasses
 import random
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.console import warn
 from toolkit.evaluation.labelled import LABEL, read_columns, read_labelled
 from toolkit.evaluation.sts import cosines
 from toolkit.evaluation.task import Embed, Vectors, checked
@@ -84,12 +84,12 @@ def read_classification(
     known, asked = read_labelled(train), read_labelled(test)
     if len(set(known[1])) < 2:
         raise BadInput(f"{train}: all {len(known[1])} texts have the label {known[1][0]!r}")
-    strange = [label for label in asked[1] if label not in set(known[1])]
+    trained_on = set(known[1])
+    strange = [label for label in asked[1] if label not in trained_on]
     if strange:
-        print(
-            f"warning: {name}: {len(strange)} of {len(asked[1])} texts of {test} have a label that "
-            f"{train} does not have, such as {strange[0]!r}; each counts as wrong",
-            file=sys.stderr,
+        warn(
+            f"{name}: {len(strange)} of {len(asked[1])} texts of {test} have a label that "
+            f"{train} does not have, such as {strange[0]!r}; each counts as wrong"
         )
     return ClassificationTask(known, asked, samples_per_label, experiments)
 

@@ -11,6 +11,17 @@ MAX_SHOWN = 80
 LABEL = ("label", "category", "label_text")
 
 
+class Tabs(csv.excel_tab):
+    """Fields parted by tabs, in which a quote is a character like any other."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def dialect_of(path: Path) -> type[csv.Dialect]:
+    """How the fields of a .tsv and of a .csv are parted and quoted."""
+    return Tabs if path.suffix == ".tsv" else csv.excel
+
+
 def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[str]]:
     """Of each row the values of `columns`; each is given by the names that it may have.
 
@@ -56,12 +67,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                     raise BadInput(f'{where}: is not like {{"text": "...", "label": "..."}}')
                 yield where, row
             return
-        tabs = path.suffix == ".tsv"
-        reader = csv.DictReader(
-            handle,
-            delimiter="\t" if tabs else ",",
-            quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        )
+        reader = csv.DictReader(handle, dialect=dialect_of(path))
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if None in fields:

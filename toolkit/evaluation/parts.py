@@ -55,6 +55,19 @@ def scores_of(part: Part, *, output_dir: Path) -> dict[str, float] | None:
     return None
 
 
+def scores_of_all(
+    every: Sequence[Part], *, output_dir: Path
+) -> list[tuple[Part, dict[str, float]]] | None:
+    """Each part with its scores; None while some are missing."""
+    found = []
+    for part in every:
+        scores = scores_of(part, output_dir=output_dir)
+        if scores is None:
+            return None
+        found.append((part, scores))
+    return found
+
+
 def keep(part: Part, scores: Mapping[str, float], *, output_dir: Path) -> None:
     """Write a part's scores, all or nothing."""
     path = part.path(output_dir)

@@ -6,7 +6,6 @@ Shapes: Q queries, N documents, D width.
 import csv
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
@@ -14,6 +13,7 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.console import warn
 from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.files import BadInput
 
@@ -74,7 +74,7 @@ def read_judged(path: Path, *, judgements: Path) -> Judged:
             f"{next(iter(every))!r} there and {next(iter(queries))!r} here"
         )
     if num_known < num:
-        _warn(f"{num - num_known} of {num} judgements are of no query of {path}: other ids?")
+        warn(f"{num - num_known} of {num} judgements are of no query of {path}: other ids?")
     return Judged({name: queries[name] for name in known}, known)
 
 
@@ -114,7 +114,7 @@ def check_corpus(name: str, judged: Judged, *, names: Sequence[str]) -> None:
         raise BadInput(f"{name}: no judged {kind} is in the corpus, such as {strange[0]!r}")
     if strange:
         share = f"{len(strange)} of {len(wanted)}"
-        _warn(f"{name}: judged {kind} {strange[0]!r} is not in the corpus ({share}): never found")
+        warn(f"{name}: judged {kind} {strange[0]!r} is not in the corpus ({share}): never found")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,3 @@ def _judgements(path: Path) -> Grades:
     if not grades:
         raise BadInput(f"{path}: no judgements")
     return grades
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)

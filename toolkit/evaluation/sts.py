@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
+from toolkit.evaluation.labelled import dialect_of
 from toolkit.evaluation.task import Embed, Vectors, checked, unit
 from toolkit.files import BadInput
 
@@ -39,11 +40,7 @@ def read_pairs(path: Path) -> Pairs:
     try:
         with path.open(encoding="utf-8", newline="") as handle:
             tabs = path.suffix == ".tsv"
-            reader = csv.reader(
-                handle,
-                delimiter="\t" if tabs else ",",
-                quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-            )
+            reader = csv.reader(handle, dialect=dialect_of(path))
             for row in reader:
                 rows.append(_pair(row, tabs=tabs, where=f"{path}, line {reader.line_num}"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

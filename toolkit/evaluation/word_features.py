@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.console import Progress
-from toolkit.files import BadInput
+from toolkit.files import BadInput, temporary_of
 from toolkit.schema import EncoderSettings
-from toolkit.text.tokens import Ids, TextTokenizer
+from toolkit.text.tokens import Ids, Places, TextTokenizer
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16}
 FP16_MAX = float(np.finfo(np.float16).max)
@@ -82,20 +82,17 @@ def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -
     num_words = sum(map(len, sentences))
     found = WordRows([], [], [], np.zeros(num_words, dtype=np.int64), 0)
     num_split = first_word = 0
-    prefix, suffix = (
-        np.array(x, dtype=np.int64) for x in (tokenizer.prefix_ids, tokenizer.suffix_ids)
-    )
-    room = max(1, tokenizer.max_tokens - len(prefix) - len(suffix))
+    room = max(1, tokenizer.max_tokens - tokenizer.num_added)
     # A word of blanks is no part of the text: what is cut into words must be what is tokenised.
     filled = [[n for n, word in enumerate(words) if word.strip()] for words in sentences]
     texts = [
         " ".join(words[n] for n in numbers)
         for words, numbers in zip(sentences, filled, strict=True)
     ]
-    encoded = tokenizer.encode_places(texts)
-    for words, numbers, (ids_T, place_T2) in zip(sentences, filled, encoded, strict=True):
+    encoded = tokenizer.places(texts)
+    for words, numbers, tokens in zip(sentences, filled, encoded, strict=True):
         lengths = np.array([len(words[n]) for n in numbers], dtype=np.int64)
-        from_T, to_T = _words_of(place_T2, lengths=lengths)
+        from_T, to_T = _words_of(tokens, lengths=lengths)
         cuts = _cuts(from_T, to_T, room=room) if numbers else [0]
         num_split += len(cuts) > 2
         number_of = np.array(numbers, dtype=np.int64) + first_word
@@ -104,21 +101,21 @@ def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -
             token_M = np.repeat(np.arange(start, stop), count_T)
             nth_M = np.arange(len(token_M)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
             word_M = number_of[from_T[token_M] + nth_M]
-            found.rows.append(np.concatenate([prefix, ids_T[start:stop], suffix]))
-            found.token_M.append(token_M - start + len(prefix))
+            found.rows.append(tokenizer.as_row(tokens.ids_T[start:stop]))
+            found.token_M.append(token_M - start + len(tokenizer.prefix_ids))
             found.word_M.append(word_M)
             np.add.at(found.tokens_of_W, word_M, 1)
         first_word += len(words)
     return dataclasses.replace(found, num_split=num_split)
 
 
-def _words_of(place_T2: Ids, *, lengths: NDArray[np.int64]) -> tuple[Ids, Ids]:
+def _words_of(tokens: Places, *, lengths: NDArray[np.int64]) -> tuple[Ids, Ids]:
     """The first and the last word (T,) of each token, by the characters that it stands for."""
     end_W = np.cumsum(lengths + 1) - 1  # a blank between two words
     start_W = end_W - lengths
-    from_T = np.searchsorted(end_W, place_T2[:, 0], side="right")
+    from_T = np.searchsorted(end_W, tokens.begin_T, side="right")
     from_T = np.minimum(from_T, max(0, len(lengths) - 1))
-    to_T = np.searchsorted(start_W, place_T2[:, 1], side="left") - 1
+    to_T = np.searchsorted(start_W, tokens.end_T, side="left") - 1
     # A token of a blank alone, or of no character: what begins there.
     return from_T, np.maximum(to_T, from_T)
 
@@ -211,7 +208,7 @@ def word_features(
     mapped = _opened(path, shape=shape, dtype=dtype)
     if mapped is None:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = temporary_of(path)
         try:
             mapped = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=DTYPES[dtype], shape=shape
@@ -242,6 +239,6 @@ def _key(
 ) -> str:
     """What names the vectors: all that they depend on."""
     words = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
-    settings = encoder.settings.model_dump(exclude={"model", "batch_tokens"})
+    settings = encoder.settings.facts()
     made_of = [encoder.digest(), encoder.width, settings, words, list(shifts), dtype]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]

@@ -5,18 +5,21 @@ Token accuracy, the paper's figure, counts every word. F1 is that of whole spans
 tags mark spans, and else the mean over tags. Shapes: W words, D width, A alignments.
 """
 
-import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import seqeval.metrics
+import seqeval.scheme
+from sklearn.metrics import f1_score
 
+from toolkit.console import warn
 from toolkit.evaluation.probe import train_probe
 from toolkit.evaluation.word_features import TokenEncoder, WordFeatures, word_features
-from toolkit.evaluation.words import CONLLEVAL, SCHEME_LETTERS, Tagged, WordData
+from toolkit.evaluation.words import CONLLEVAL, Tagged, WordData
 from toolkit.files import BadInput
 from toolkit.task_schema import WordTask
 
@@ -37,7 +40,6 @@ def word_scores(
     """
     if task.cache == "disk" and folder is None:
         raise BadInput("cache=disk: there is no folder to keep vectors in; use cache=memory")
-    _judges()  # what is missing is said before the work is done
     shifts = (0, 1) if task.shift == "both" else (int(task.shift),)
     train, test = (
         _features(encoder, part, task=task, shifts=shifts, folder=folder)
@@ -77,7 +79,6 @@ def tag_scores(gold: Tagged, *, predicted_W: Sequence[str], scheme: str) -> dict
     Spans of `conlleval` are read as that program does, the judge of CoNLL's tasks, in which a
     predicted I may begin a span; those of a named scheme strictly.
     """
-    f1_score, span_f1, schemes = _judges()
     gold_W = gold.all_tags
     scores = {
         "accuracy": float(np.mean([a == b for a, b in zip(gold_W, predicted_W, strict=True)]))
@@ -88,23 +89,13 @@ def tag_scores(gold: Tagged, *, predicted_W: Sequence[str], scheme: str) -> dict
     words = iter(predicted_W)
     predicted = [[next(words) for _ in row] for row in gold.tags]
     given = [list(row) for row in gold.tags]
-    reading = {} if scheme == CONLLEVAL else {"mode": "strict", "scheme": schemes[scheme]}
+    reading: dict[str, Any] = {}
+    if scheme != CONLLEVAL:
+        reading = {"mode": "strict", "scheme": getattr(seqeval.scheme, scheme.upper())}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of kinds of spans that are never predicted: their F1 is 0
-        scores["F1"] = float(span_f1(given, predicted, **reading))
+        scores["F1"] = float(seqeval.metrics.f1_score(given, predicted, **reading))
     return scores
-
-
-def _judges() -> tuple[Any, Any, Mapping[str, Any]]:
-    """scikit-learn's F1, seqeval's, and seqeval's schemes by their names here."""
-    try:
-        from seqeval import metrics, scheme
-        from sklearn.metrics import f1_score
-    except ImportError as error:
-        raise BadInput(
-            f"word tasks need {error.name}: pip install 'llm2vec-toolkit[evaluation]'"
-        ) from error
-    return f1_score, metrics.f1_score, {n: getattr(scheme, n.upper()) for n in SCHEME_LETTERS}
 
 
 def _features(
@@ -123,16 +114,10 @@ def _features(
         folder=folder if task.cache == "disk" else None,
     )
     if found.num_empty:
-        _warn(
-            f"{part.name}: {found.num_empty} words give no token: the zero vector stands for them"
-        )
+        warn(f"{part.name}: {found.num_empty} words give no token: the zero vector stands for them")
     if found.num_split:
-        _warn(
+        warn(
             f"{part.name}: {found.num_split} sentences are longer than max_tokens="
             f"{encoder.settings.max_tokens} and were encoded in pieces"
         )
     return found
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -9,13 +9,13 @@ import gzip
 import hashlib
 import json
 import re
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.console import warn
 from toolkit.evaluation.task import Embed, EmbedTokens
 from toolkit.files import BadInput
 from toolkit.task_schema import Column, WordTask
@@ -97,12 +97,10 @@ def read_tagging(name: str, asked: WordTask, *, folder: Path) -> TaggingTask:
     unseen = Counter(tag for tag in data.test.all_tags if tag not in known)
     if unseen:
         shown = ", ".join(f"{tag!r} ({count})" for tag, count in unseen.most_common(5))
-        print(
-            f"warning: {name}: {unseen.total()} of {len(data.test.all_tags)} words of "
+        warn(
+            f"{name}: {unseen.total()} of {len(data.test.all_tags)} words of "
             f"{data.test.name} have a tag that {data.train.name} does not have, such as {shown}; "
-            "each counts as wrong",
-            file=sys.stderr,
-            flush=True,
+            "each counts as wrong"
         )
     return TaggingTask(name, asked, data, folder)
 

@@ -156,13 +156,15 @@ class TextTokenizer:
             found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
         return found
 
-    def encode_places(self, texts: Sequence[str]) -> list[tuple[Ids, Ids]]:
-        """Of each text all its tokens (T,), no special ones added and none cut off, and the
-        characters (T, 2), from and to, that each stands for."""
-        return [
-            (np.array(e.ids, dtype=np.int64), np.array(e.offsets, dtype=np.int64).reshape(-1, 2))
-            for e in self._whole.encode_batch(list(texts), add_special_tokens=False)
-        ]
+    @property
+    def num_added(self) -> int:
+        """The tokens that a text begins and ends with."""
+        return len(self.prefix_ids) + len(self.suffix_ids)
+
+    def as_row(self, ids_T: Ids) -> Ids:
+        """A text's own tokens with those that it begins and ends with."""
+        row = np.concatenate([self.prefix_ids, ids_T, self.suffix_ids])
+        return row.astype(np.int64)
 
     def _encodings(self, texts: Sequence[str]) -> Iterator[Encoding]:
         for start in range(0, len(texts), PART_TEXTS):

@@ -41,6 +41,7 @@ _MEND = "remove its directory to resume from the checkpoint before it"
 class Checkpoint:
     """A checkpoint: full fp32 tensors by stored name, each read when it is asked for."""
 
+    folder: Path
     step: int
     skipped_steps: int
     weights: Mapping[str, Tensor]
@@ -119,6 +120,7 @@ def load(folder: Path) -> Checkpoint:
         return StoredTensors([folder / name for name in names if pattern.fullmatch(name)])
 
     return Checkpoint(
+        folder=folder,
         step=int(state["step"]),
         skipped_steps=int(state["skipped_steps"]),
         weights=stored(r"weights/\w+"),

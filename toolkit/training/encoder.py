@@ -43,7 +43,7 @@ from toolkit.training.card import (
     read_scores,
     stage_of,
 )
-from toolkit.training.checkpoint import Checkpoint, load_newest, newest
+from toolkit.training.checkpoint import Checkpoint, load_newest
 
 MAX_TOKENS = 512
 Form = Literal["merged", "llm2vec", "peft"]
@@ -98,7 +98,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     _check_form(export, config=config)
     with committed_directory(out) as exported:
         if export.form == "peft":
-            _write_adapter(exported, run_dir=run_dir, recipe=recipe)
+            _write_adapter(exported, checkpoint=checkpoint, recipe=recipe)
         else:
             _merge_checkpoint(checkpoint, recipe=recipe, dtype=dtype, out=exported)
             _write_files(exported, config=config, tokenizer=base, form=export.form, dtype=dtype)
@@ -218,14 +218,14 @@ def _merge_checkpoint(
     merge_weights(folder, adapters=[adapter], dtype=dtype, out=out)
 
 
-def _write_adapter(out: Path, *, run_dir: Path, recipe: TrainingRecipe) -> None:
+def _write_adapter(out: Path, *, checkpoint: Checkpoint, recipe: TrainingRecipe) -> None:
+    weights = checkpoint.folder / "weights"
     if recipe.model.lora is None:
+        run_dir = checkpoint.folder.parents[1]
         raise BadInput(f"{run_dir}: trained all weights (model.lora is null): it has no adapter")
-    weights = newest(run_dir)
-    assert weights is not None
-    shutil.copyfile(weights / "weights" / ADAPTER_FILE, out / ADAPTER_FILE)
+    shutil.copyfile(weights / ADAPTER_FILE, out / ADAPTER_FILE)
     base = resolve_model(recipe.model.base)
-    settings = read_json(weights / "weights" / ADAPTER_CONFIG)
+    settings = read_json(weights / ADAPTER_CONFIG)
     place = str(Path(base).resolve()) if Path(base).exists() else base
     write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": place})
     load_tokenizer(base).save_pretrained(out)

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 import toolkit
+from toolkit.console import warn
 from toolkit.files import RunFailed, publish, sha256_of, write_json
 from toolkit.model.tensor_file import TensorWriter
 from toolkit.model.weights import ADAPTER_FILE, FULL_FILE, adapter_config, saved_name
@@ -157,12 +157,12 @@ class Saver:
         if error:
             shutil.rmtree(pending.folder, ignore_errors=True)
             newest = checkpoint.newest_step(self._run_dir)
-            _warn(f"step {pending.step} could not be saved ({error}); the newest is step {newest}")
+            warn(f"step {pending.step} could not be saved ({error}); the newest is step {newest}")
             return
         try:
             checkpoint.prune(self._run_dir, train=self._recipe.train)
         except OSError as failed:
-            _warn(f"an old checkpoint could not be removed ({failed})")
+            warn(f"an old checkpoint could not be removed ({failed})")
 
     def _gather(self, put: Put) -> None:
         for kind in KINDS:
@@ -200,10 +200,6 @@ class _Pending:
     folder: Path
     writer: _Writer
     thread: threading.Thread | None
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _write_all(writer: _Writer, held: list[tuple[str, str, Tensor]]) -> None:
