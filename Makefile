@@ -75,8 +75,9 @@ benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B sh
 benchmark-quality: install  ## every state on every local task over three seeds, tables and plots (three hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/quality
 
-benchmark-encode: install  ## texts a second beside sentence-transformers (20 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_encode
+benchmark-encode: install $(LLM2VEC)  ## texts a second beside sentence-transformers and llm2vec; two workers (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_encode --peers $(LLM2VEC)
+	$(BIN)/python -m tests.benchmarks.bench_workers
 
 benchmark-scheduling: install  ## 100 M rows' plan, a unit's cost, a thousand simulated workers (ten minutes)
 	$(BIN)/python -m tests.benchmarks.bench_scheduling

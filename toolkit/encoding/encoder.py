@@ -21,6 +21,7 @@ from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.memory import keep_large_blocks
+from toolkit.model.onednn import lay_out_linears
 from toolkit.parallel.comm import device_of
 from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text_tokenizer import text_tokenizer
@@ -86,6 +87,8 @@ class Encoder:
         )
         merge_into(self._model, adapters=self._chain.adapters())
         self._model.eval()
+        if self.device.type == "cpu":
+            lay_out_linears(self._model)
         self._instruction_format = self._chain.instruction_format()
         prove_attention(
             self._hidden,
