@@ -11,8 +11,14 @@ from tests.conftest import need
 from tests.slurm.accounting import ACCOUNT, PROGRAMS, QOS, AccountingCluster
 from tests.slurm.cluster import SEARCH_PATH, Cluster, missing_programs
 from tests.slurm.test_jobs import job_ids, launch, pipeline, wait_until
-from tests.slurm.test_options import standing
+from tests.slurm.test_options import reserved, standing
 from toolkit.cluster.queue import job_states
+
+
+@pytest.fixture
+def reservation(accounting: AccountingCluster) -> Iterator[str]:
+    with reserved(accounting, nodes="n[2-3]") as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +36,15 @@ def of_stages(slurm: Cluster, run_dir: Path) -> dict[str, tuple[str, str]]:
 
 
 def test_account_and_qos_are_those_that_were_asked_for(
-    accounting: AccountingCluster, shards: Path, tmp_path: Path
+    accounting: AccountingCluster, reservation: str, shards: Path, tmp_path: Path
 ) -> None:
     holder = accounting.submit("--hold", "--account", ACCOUNT, "--wrap", "true")
     arguments = [*pipeline(tmp_path / "run", shards=shards, num_nodes=2)]
     arguments += ["--account", ACCOUNT, "--qos", QOS, "--partition", "urgent", "--comment", "a (b)"]
     arguments += ["--dependency", f"afterok:{holder}", "--array-throttle", "1", "--chain", "2"]
     arguments += ["--mem-gib", "3", "--mail-user", "a@example.org", "--mail-type", "END,FAIL"]
-    printed = launch(accounting, *arguments, "--constraint", "fast", "--exclude", "n4").stdout
+    arguments += ["--constraint", "fast", "--exclude", "n4", "--reservation", reservation]
+    printed = launch(accounting, *arguments).stdout
     jobs = job_ids(printed)  # of a chain the last
     assert printed.count("mntp: job ") == printed.count("simcse: job ") == 2
     first = accounting.job(int(holder) + 1)
@@ -45,6 +52,7 @@ def test_account_and_qos_are_those_that_were_asked_for(
         "Account": ACCOUNT,
         "QOS": QOS,
         "Partition": "urgent",
+        "Reservation": reservation,
         "Comment": "a (b)",
         "Features": "fast",
         "ExcNodeList": "n4",

@@ -1,5 +1,6 @@
 """Every option of the launcher as the real SLURM shows it, and what toolkit.status says of jobs."""
 
+import contextlib
 import getpass
 import json
 import subprocess
@@ -17,13 +18,20 @@ from toolkit.files import read_json_lines
 pytestmark = pytest.mark.usefixtures("idle")
 
 
-@pytest.fixture
-def reservation(slurm: Cluster) -> Iterator[str]:
+@contextlib.contextmanager
+def reserved(slurm: Cluster, *, nodes: str) -> Iterator[str]:
+    """A reservation of nodes for this user; all jobs of the user go with it."""
     create = ["scontrol", "create", "reservation", "ReservationName=ours", "StartTime=now"]
-    slurm.run([*create, "Duration=60", "Nodes=n4", f"Users={getpass.getuser()}"], check=True)
+    slurm.run([*create, "Duration=60", f"Nodes={nodes}", f"Users={getpass.getuser()}"], check=True)
     yield "ours"
     slurm.run(["scancel", f"--user={getpass.getuser()}"])  # it cannot go while a job wants it
     slurm.run(["scontrol", "delete", "ReservationName=ours"], check=True)
+
+
+@pytest.fixture
+def reservation(slurm: Cluster) -> Iterator[str]:
+    with reserved(slurm, nodes="n4") as name:
+        yield name
 
 
 def standing(
