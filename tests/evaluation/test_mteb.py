@@ -213,6 +213,8 @@ def test_names_that_mteb_does_not_have_are_refused() -> None:
         tasks_of(Mteb(tasks=("STS77",)))
     with pytest.raises(BadInput, match=r"mteb\.benchmark='MTEB\(klingon\)': MTEB has no such"):
         tasks_of(Mteb(benchmark="MTEB(klingon)"))
+    with pytest.raises(BadInput, match=r"languages=\['fin'\]: STSBenchmark has nothing"):
+        tasks_of(Mteb(tasks=("STSBenchmark",), languages=("fin",)))
 
 
 def test_data_that_is_not_here_is_named(

@@ -160,6 +160,17 @@ def judged_files(folder: Path, *, judgements: str, name: str = "qrels.trec") -> 
 
 
 @pytest.mark.parametrize(
+    "line",
+    ['{"_id": "2"}', '{"text": "a"}', '{"_id": null, "text": "a"}', '{"_id": "2", "text": 2}'],
+)
+def test_a_judged_query_that_cannot_be_read_is_named(line: str, tmp_path: Path) -> None:
+    queries, qrels = judged_files(tmp_path, judgements="1 0 a 1\n")
+    queries.write_text('{"_id": "1", "text": "wings"}\n' + line + "\n")
+    with pytest.raises(BadInput, match=r'line 2: is not like \{"_id": "...", "text": "..."\}'):
+        read_judged(queries, judgements=qrels)
+
+
+@pytest.mark.parametrize(
     ("name", "judgements"),
     [
         ("qrels.trec", "1 0 184 3\n1 0 29 -1\n2 0 31 1\n"),

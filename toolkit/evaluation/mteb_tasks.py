@@ -112,7 +112,8 @@ def load_data(task: Any) -> None:
 
 
 def tasks_of(asked: Mteb) -> Sequence[Any]:
-    """The tasks that a recipe names. Raises `BadInput` for names that MTEB does not have."""
+    """The tasks that a recipe names. Raises `BadInput` for names that MTEB does not have, and for
+    a task without anything in the languages that are asked for."""
     names = [*asked.tasks, *SUBSETS.get(asked.benchmark or "", ())]
     languages = list(asked.languages) or None
     found = []
@@ -121,13 +122,15 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
             found.append(mteb.get_task(name, languages=languages, exclusive_language_filter=True))
         except KeyError as error:
             raise BadInput(f"mteb.tasks: {error.args[0]}") from error
+        except ValueError as error:
+            raise BadInput(
+                f"mteb.languages={list(asked.languages)}: {name} has nothing in them ({error})"
+            ) from error
     if asked.benchmark is not None and asked.benchmark not in SUBSETS:
         try:
             found += list(mteb.get_benchmark(asked.benchmark).tasks)
         except KeyError as error:
             raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such") from error
-    if without := [task.metadata.name for task in found if not task.hf_subsets]:
-        raise BadInput(f"mteb: {without[0]} has nothing in the languages {asked.languages}")
     return found
 
 
