@@ -1,12 +1,14 @@
 """Recipes: strictness, overrides, pipelines, DeepSpeed layouts."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.conftest import ROOT
 from toolkit.config import (
     deepspeed_layout,
     load_recipe,
@@ -36,6 +38,15 @@ def test_every_recipe_loads_and_survives_a_round_trip(name: str, tmp_path: Path)
     assert load_recipe(str(tmp_path / "again.yaml")) == recipe
     if isinstance(recipe, PipelineRecipe):
         assert list(resolve_stages(recipe)) == list(recipe.stages)
+
+
+def test_the_recipes_of_the_readme_load(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    whole = [block for block in blocks if block.startswith("kind: ")]
+    assert whole
+    for block in whole:
+        (tmp_path / "recipe.yaml").write_text(block)
+        assert load_recipe(str(tmp_path / "recipe.yaml"))
 
 
 @pytest.mark.parametrize("family", ["mistral_7b", "llama2_7b", "llama3_8b", "sheared_llama_1b"])

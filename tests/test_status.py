@@ -185,6 +185,9 @@ def test_reasons_stand_below_a_table_that_they_would_break(width: int) -> None:
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert f"error: {tmp_path}: is no run: give the run_dir of" in capsys.readouterr().err
+    (tmp_path / "parts").mkdir()  # an evaluation that has not come to its table
+    assert status.main([str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["kind"] == "evaluate"
     assert status.main(["--all", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert status.main(["--all", str(tmp_path / "absent")]) == 2

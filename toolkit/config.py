@@ -32,14 +32,20 @@ RECIPE_DIR = Path(__file__).parent / "recipes"
 DEEPSPEED_DIR = Path(__file__).parents[1] / "ds_configs"
 ENCODER_DIR = "encoder"
 ADAPTER_CONFIG = "adapter_config.json"
-# What may differ between a run and its continuation; all else would be another run.
+# What may differ between a run and its continuation, with all below it; all else would be another
+# run.
 FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.micro_batch_rows"}
 FREE_KEYS |= {"train.micro_batch_tokens"}
 FREE_KEYS |= {"train.save_every_steps", "train.log_every_steps", "train.keep_checkpoints"}
 FREE_KEYS |= {"train.max_skipped_steps", "mntp.evaluate_every_steps", "mntp.cross_entropy"}
 FREE_KEYS |= {"train.keep_every_steps", "train.keep_best", "train.background_save"}
-FREE_KEYS |= {"train.probe.every_steps", "train.probe.sts", "train.probe"}
-FREE_KEYS |= {"train.views", "train.may_differ", "train.heartbeat_s", "train.stall_s"}
+FREE_KEYS |= {
+    "train.views",
+    "train.may_differ",
+    "train.heartbeat_s",
+    "train.stall_s",
+    "train.probe",
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -258,16 +264,20 @@ def _check_run_dir(recipe: TrainingRecipe) -> None:
     if unknown := [key for key in recipe.train.may_differ if key not in new]:
         raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe")
     free = FREE_KEYS | set(recipe.train.may_differ)
-    keys = [k for k in {**old, **new} if not {k, k.partition(".")[0]} & free]
-    differing = [
-        f"{k} was {old.get(k)}, now {new.get(k)}" for k in keys if old.get(k) != new.get(k)
-    ]
-    if differing:
+    keys = [k for k in {**old, **new} if old.get(k) != new.get(k) and not _and_above(k) & free]
+    if keys:
+        differing = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:3]]
         raise BadInput(
-            f"run_dir={recipe.run_dir} belongs to another recipe: {'; '.join(differing[:3])}. "
+            f"run_dir={recipe.run_dir} belongs to another recipe: {'; '.join(differing)}. "
             "Choose another run_dir, or give the recipe of that run; to go on with what differs, "
-            f"name it: train.may_differ=[{differing[0].partition(' ')[0]}]"
+            f"name it: train.may_differ=[{','.join(keys)}]"
         )
+
+
+def _and_above(key: str) -> set[str]:
+    """A key with those of the sections that it stands in."""
+    parts = key.split(".")
+    return {".".join(parts[:number]) for number in range(1, len(parts) + 1)}
 
 
 def _recipe_path(name: str) -> Path:

@@ -6,6 +6,7 @@
 What is scored already is not scored again: a restart goes on.
 """
 
+import hashlib
 import json
 import os
 import sys
@@ -51,7 +52,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         )
         every = _parts(recipe, tasks=tasks)
         index, count = worker_of(topology, environ=environ)
-        scorer = _Scorer(recipe, tasks=tasks)
+        scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank)
         first = index * len(every) // count
         missing = [p for p in every if parts.scores_of(p, output_dir=output_dir) is None]
         if missing:
@@ -89,7 +90,10 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     from toolkit.model.adapters import chain_of
 
-    found = []
+    found: list[Part] = []
+    shown = [_shown(name) for name in recipe.encoders]
+    if twice := [name for name in shown if shown.count(name) > 1]:
+        raise BadInput(f"encoders: two are shown as {twice[0]!r}; name one of them otherwise")
     for name, settings in recipe.encoders.items():
         made_by = {
             "model": chain_of(settings.model, adapters=settings.adapters).digest(),
@@ -112,12 +116,16 @@ class Embedder:
 
     def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
         self.encoder, self.name = encoder, name
+        self._instruction = instruction
         self._before = encoder.before_text(instruction)
 
     @property
     def revision(self) -> str:
-        """What tells the encoder from others; it takes reading all of its weights."""
-        return self.encoder.digest()
+        """What tells these vectors from others: weights, settings, instruction, and the name, of
+        which other tools keep a part only. It takes reading all of the weights."""
+        facts = [self.encoder.settings.facts(), self._instruction, self.name]
+        made_by = json.dumps([self.encoder.digest(), *facts], sort_keys=True)
+        return hashlib.sha256(made_by.encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
         """Vectors (N, D), fp32, in the order of `texts`."""
@@ -127,8 +135,8 @@ class Embedder:
 class _Scorer:
     """Keeps the encoder of the last part: the parts of one encoder follow one another."""
 
-    def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named], local_rank: int) -> None:
+        self._recipe, self._local_rank = recipe, local_rank
         self._tasks = {one.name: one.task for one in tasks}
         self._loaded: tuple[EncoderSettings, Encoder] | None = None
 
@@ -144,18 +152,24 @@ class _Scorer:
         settings = self._recipe.encoders[part.encoder]
         # Here and not above: the help text of a door must not wait for torch.
         from toolkit.encoding.encoder import Encoder
+        from toolkit.parallel.comm import device_of
 
         if self._loaded is None or self._loaded[0] != settings:
             self._loaded = None  # before the next one needs the memory
-            self._loaded = settings, Encoder(settings)
+            self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
+
+
+def _shown(name: str) -> str:
+    """An encoder's name in tables."""
+    return name.replace("_", " ")
 
 
 def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """All scores of each encoder, the main one of a task first."""
     found: dict[str, dict[str, float]] = {}
     for part, scores in scored:
-        row = found.setdefault(part.encoder.replace("_", " "), {})
+        row = found.setdefault(_shown(part.encoder), {})
         main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
     return found

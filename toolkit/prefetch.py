@@ -79,12 +79,12 @@ def _mteb_data(recipe: StageRecipe) -> list[str]:
     """Fetch the data of the MTEB tasks that an evaluation names; returns their names."""
     if not isinstance(recipe, EvaluateRecipe) or recipe.mteb == Mteb():
         return []
-    from toolkit.evaluation.mteb_tasks import load_data, tasks_of
+    from toolkit.evaluation.mteb_tasks import load_data, paths_of, tasks_of
 
     tasks = tasks_of(recipe.mteb)
     for task in tasks:
         load_data(task)
-        print(f"{task.metadata.name}: {task.metadata.dataset['path']}", flush=True)
+        print(f"{task.metadata.name}: {', '.join(paths_of(task))}", flush=True)
     return [task.metadata.name for task in tasks]
 
 

@@ -15,6 +15,7 @@ from toolkit.cluster.leases import beats_of_hosts
 from toolkit.cluster.queue import FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.config import ENCODER_DIR, load_recipe
 from toolkit.encoding.plan import LEASE_DIR, MANIFEST_FILE, PLAN_FILE, UNIT_DIR
+from toolkit.evaluation.parts import PART_DIR
 from toolkit.files import BadInput, is_committed, read_json, read_json_lines
 from toolkit.schema import PipelineRecipe, TrainingRecipe
 from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
@@ -94,7 +95,7 @@ def _is_run(path: Path) -> bool:
 def _kind_of(path: Path) -> str:
     if (path / PLAN_FILE).is_file():
         return "embed"
-    if (path / SCORES_FILE).is_file():
+    if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
         return "evaluate"
     if not (path / "config.yaml").is_file():
         raise BadInput(

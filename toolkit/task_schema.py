@@ -40,12 +40,14 @@ class Classification(Section):
 
 class Mteb(Section):
     """Tasks of MTEB by name, or all of `benchmark`: one of MTEB's, such as "MTEB(eng, v2)", or
-    "llm2vec-15", the subset of the LLM2Vec paper; of each the `languages` only, by ISO 639-3.
+    "llm2vec-15", the subset of the LLM2Vec paper. Of `tasks` and of that subset the test part
+    (where there is one) in `languages`, by ISO 639-3, English unless given; MTEB's benchmarks say
+    theirs.
     `instructions`: MTEB's own, for tasks for which the recipe has none."""
 
     tasks: tuple[Text, ...] = ()
     benchmark: Text | None = None
-    languages: tuple[Text, ...] = ("eng",)
+    languages: tuple[Text, ...] | None = None
     instructions: bool = False
 
 

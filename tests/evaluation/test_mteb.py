@@ -23,9 +23,9 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.evaluate import Embedder
 from toolkit.evaluation.classes import ClassificationTask, ClusteringTask, PairTask
 from toolkit.evaluation.labelled import read_labelled
-from toolkit.evaluation.mteb_tasks import MtebModel, MtebTask, tasks_of
+from toolkit.evaluation.mteb_tasks import MtebModel, MtebTask, load_data, paths_of, tasks_of
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
-from toolkit.evaluation.sts import StsTask, read_pairs
+from toolkit.evaluation.sts import StsTask, cosines, read_pairs, spearman
 from toolkit.files import BadInput, read_json
 from toolkit.schema import EncoderSettings
 from toolkit.task_schema import Mteb
@@ -70,6 +70,15 @@ class LocalClusters(AbsTaskClustering):
     metadata = metadata("LocalClusters", kind="Clustering", main="v_measure")
     max_fraction_of_documents_to_embed = None
     max_documents_per_cluster = ROWS
+
+
+class MoreClusters(AbsTaskClustering):
+    """With the samples that MTEB draws anew for every encoder."""
+
+    metadata = metadata("MoreClusters", kind="Clustering", main="v_measure")
+    max_fraction_of_documents_to_embed = None
+    max_document_to_embed = ROWS // 2
+    max_documents_per_cluster = 64
 
 
 class LocalEntailment(AbsTaskPairClassification):
@@ -189,14 +198,62 @@ def test_retrieval(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
 def test_what_is_scored_is_not_scored_again(
     embed: Remembering, real_data: Path, tmp_path: Path
 ) -> None:
-    pairs = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-dev.csv")
-    columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.grades_P}
-    dataset = Dataset.from_dict(columns).select(range(100))
-    task = with_data(LocalSTS(), {"test": dataset})
+    task = pairs_task(real_data)
     first = MtebTask(task, tmp_path).scores(embed)
     rows = embed.rows
     assert MtebTask(task, tmp_path).scores(embed) == first
     assert embed.rows == rows
+
+
+def pairs_task(real_data: Path) -> Any:
+    pairs = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-dev.csv")
+    columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.grades_P}
+    return with_data(LocalSTS(), {"test": Dataset.from_dict(columns).select(range(100))})
+
+
+def test_mteb_takes_no_other_encoders_result_for_ours(
+    tiny_model: Path, real_data: Path, tmp_path: Path
+) -> None:
+    """The same weights with other settings, another instruction, another name of which MTEB keeps
+    nothing: all in one folder, each with the score of its own vectors."""
+    task, found = pairs_task(real_data), {}
+    for name, causal, instruction in (
+        ("双向", False, ""),
+        ("双向", True, ""),
+        ("双向", False, "Find it."),
+        ("因果", True, ""),
+    ):
+        settings = EncoderSettings(model=str(tiny_model), max_tokens=32, causal=causal)
+        embed = Remembering(Embedder(Encoder(settings), name=name, instruction=instruction))
+        (score,) = MtebTask(task, tmp_path).scores(embed).values()
+        pairs = task.dataset["test"]
+        grades_P = np.array(pairs["score"])
+        vectors = [embed(list(pairs[column])) for column in ("sentence1", "sentence2")]
+        cosine_P = cosines(vectors[0], second_PD=vectors[1])
+        assert score == pytest.approx(spearman(cosine_P, grades_P=grades_P), abs=1e-6)
+        found[name, causal, instruction] = score
+    assert len(set(found.values())) == 3  # the causal ones are one
+
+
+def test_a_score_does_not_depend_on_who_was_scored_before(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
+    texts, labels = read_labelled(real_data / "banking77" / "test.csv")
+    dataset = Dataset.from_dict({"sentences": texts[:ROWS], "labels": labels[:ROWS]})
+    task = with_data(MoreClusters(), {"test": dataset})
+    scores = [MtebTask(task, tmp_path / name).scores(embed) for name in ("a", "b")]
+    assert scores[0] == scores[1]
+
+
+def test_an_aggregate_reads_the_data_of_its_tasks() -> None:
+    """MTEB(eng, v1) has one: the mean over twelve tasks, without data of its own."""
+    (found,) = (task for task in tasks_of(Mteb(benchmark="MTEB(eng, v1)")) if task.is_aggregate)
+    read = []
+    for one in found.tasks:
+        one.load_data = lambda name=one.metadata.name: read.append(name)
+    load_data(found)
+    assert len(read) == 12 and read[0] == "CQADupstackAndroidRetrieval"
+    assert paths_of(found)[0] == "mteb/CQADupstackAndroidRetrieval"
 
 
 def test_our_model_is_what_mteb_asks_for(embed: Remembering) -> None:
@@ -206,7 +263,9 @@ def test_our_model_is_what_mteb_asks_for(embed: Remembering) -> None:
 
 
 def test_names_that_mteb_does_not_have_are_refused() -> None:
-    assert len(tasks_of(Mteb(benchmark="llm2vec-15"))) == 15
+    subset = tasks_of(Mteb(benchmark="llm2vec-15"))
+    assert len(subset) == 15
+    assert {tuple(task.eval_splits) for task in subset} == {("test",)}
     (task,) = tasks_of(Mteb(tasks=("STS17",)))
     assert task.hf_subsets == ["en-en"]
     with pytest.raises(BadInput, match=r"'STS77' not found. Did you mean: 'STS17'"):
@@ -215,6 +274,10 @@ def test_names_that_mteb_does_not_have_are_refused() -> None:
         tasks_of(Mteb(benchmark="MTEB(klingon)"))
     with pytest.raises(BadInput, match=r"languages=\['fin'\]: STSBenchmark has nothing"):
         tasks_of(Mteb(tasks=("STSBenchmark",), languages=("fin",)))
+    with pytest.raises(
+        BadInput, match=r"languages=\['eng'\]: what MTEB\(deu, v1\) takes .* MTEB's"
+    ):
+        tasks_of(Mteb(benchmark="MTEB(deu, v1)", languages=("eng",)))
 
 
 def test_data_that_is_not_here_is_named(

@@ -187,6 +187,27 @@ def test_judgements_are_those_of_trec_and_of_beir(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("judgements", "grades"),
+    [
+        ("1\t184\t3\n2\t31\t1\n", {"1": {"184": 3}, "2": {"31": 1}}),  # without a header
+        ('1\t"184\t3\n2\t31\t1\n', {"1": {'"184': 3}, "2": {"31": 1}}),
+        ("\ufeff1\t184\t3\n", {"1": {"184": 3}}),
+    ],
+)
+def test_no_judgement_is_lost(
+    judgements: str, grades: dict[str, dict[str, int]], tmp_path: Path
+) -> None:
+    queries, qrels = judged_files(tmp_path, judgements=judgements, name="test.tsv")
+    assert read_judged(queries, judgements=qrels).grades == grades
+
+
+def test_judgements_that_find_nothing_relevant_are_refused(tmp_path: Path) -> None:
+    queries, qrels = judged_files(tmp_path, judgements="1 0 184 0\n2 0 31 -1\n")
+    with pytest.raises(BadInput, match="no judgement is above 0"):
+        read_judged(queries, judgements=qrels)
+
+
 def test_judgements_of_other_queries_are_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.config import load_recipe
+from toolkit.config import check_training, load_recipe
 from toolkit.files import BadInput
-from toolkit.schema import MntpRecipe, Train
+from toolkit.schema import MntpRecipe, Train, TrainingRecipe
 from toolkit.text.manifest import content_digest
 from toolkit.training.checkpoint import check_files, load_newest, prune
 
@@ -160,6 +160,15 @@ def test_prune_keeps_the_newest_and_what_it_is_told(
     prune(tmp_path, train=some_train(**settings))
     left = sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir())
     assert "".join(left) == kept  # 7 is not whole: not ours to count, nor to remove
+
+
+def test_a_probe_may_be_added_to_a_run(finished: Path, shards: Path, tiny_model: Path) -> None:
+    """With all that stands below it; so may a layout be another."""
+    common = [f"run_dir={finished}", f"data.train={shards}", f"model.base={tiny_model}"]
+    probe = "train.probe={retrieval: {corpus: c, queries: q, judgements: j}, every_steps: 2}"
+    recipe = load_recipe("tiny_mntp", overrides=[*common, probe, "deepspeed.config=zero1"])
+    assert isinstance(recipe, TrainingRecipe)
+    check_training(recipe, world_size=1)
 
 
 @pytest.mark.parametrize(

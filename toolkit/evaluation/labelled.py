@@ -8,6 +8,8 @@ from pathlib import Path
 from toolkit.files import BadInput
 
 MAX_SHOWN = 80
+UTF_8 = "utf-8-sig"  # with or without the mark that spreadsheets put before it
+csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's 131,072 characters
 LABEL = ("label", "category", "label_text")
 
 
@@ -55,7 +57,7 @@ def read_labelled(path: Path) -> tuple[list[str], list[str]]:
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
     # newline="": a quoted field may hold a line break, and a text of JSON U+2028.
-    with path.open(encoding="utf-8", newline="") as handle:
+    with path.open(encoding=UTF_8, newline="") as handle:
         if path.suffix == ".jsonl":
             for number, line in enumerate(handle, 1):
                 where = f"{path}, line {number}"

@@ -7,10 +7,13 @@ compute nodes are offline.
 import dataclasses
 import hashlib
 import logging
+import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from toolkit.evaluation.task import Embed, Vectors, checked
 from toolkit.files import BadInput
@@ -44,6 +47,7 @@ LLM2VEC_15 = (
     "STSBenchmark",
 )
 SUBSETS = {"llm2vec-15": LLM2VEC_15}
+ENGLISH, TEST = ("eng",), "test"
 
 
 class MtebModel:
@@ -89,6 +93,10 @@ class MtebTask:
         """MTEB's main score, the mean over splits and languages."""
         logging.getLogger("mteb").setLevel(logging.ERROR)
         load_data(self.task)
+        # A task draws samples (clustering) from a state that goes on from encoder to encoder.
+        for one in _single(self.task):
+            one.rng_state = random.Random(one.seed)  # noqa: S311 (MTEB's own)
+            one.np_rng = np.random.default_rng(one.seed)
         found = mteb.evaluate(
             MtebModel(embed),
             self.task,
@@ -102,31 +110,51 @@ class MtebTask:
 
 def load_data(task: Any) -> None:
     """Read a task's data. Raises `BadInput` when it is neither in the cache nor to be had."""
-    try:
-        task.load_data()
-    except Exception as error:  # hub, data set and file errors of a dozen unrelated classes
-        raise BadInput(
-            f"{task.metadata.name}: its data is neither in the cache nor to be had ({error}); "
-            "fetch it first: python -m toolkit.prefetch RECIPE"
-        ) from error
+    for one in _single(task):
+        try:
+            one.load_data()
+        except Exception as error:  # hub, data set and file errors of a dozen unrelated classes
+            raise BadInput(
+                f"{one.metadata.name}: its data is neither in the cache nor to be had ({error}); "
+                "fetch it first: python -m toolkit.prefetch RECIPE"
+            ) from error
+
+
+def paths_of(task: Any) -> list[str]:
+    """The data sets that a task reads, by their names on the hub."""
+    return [str(one.metadata.dataset["path"]) for one in _single(task)]
+
+
+def _single(task: Any) -> Sequence[Any]:
+    """The tasks that have data of their own: a task, or those whose mean it is."""
+    return list(task.tasks) if task.is_aggregate else [task]
 
 
 def tasks_of(asked: Mteb) -> Sequence[Any]:
     """The tasks that a recipe names. Raises `BadInput` for names that MTEB does not have, and for
     a task without anything in the languages that are asked for."""
     names = [*asked.tasks, *SUBSETS.get(asked.benchmark or "", ())]
-    languages = list(asked.languages) or None
+    languages = list(ENGLISH if asked.languages is None else asked.languages) or None
     found = []
     for name in names:
         try:
-            found.append(mteb.get_task(name, languages=languages, exclusive_language_filter=True))
+            task = mteb.get_task(name, languages=languages, exclusive_language_filter=True)
+            # Some have their validation part scored as well; no published table has.
+            if TEST in task.eval_splits:
+                task = task.filter_eval_splits([TEST])
+            found.append(task)
         except KeyError as error:
             raise BadInput(f"mteb.tasks: {error.args[0]}") from error
         except ValueError as error:
             raise BadInput(
-                f"mteb.languages={list(asked.languages)}: {name} has nothing in them ({error})"
+                f"mteb.languages={languages}: {name} has nothing in them ({error})"
             ) from error
     if asked.benchmark is not None and asked.benchmark not in SUBSETS:
+        if asked.languages is not None:
+            raise BadInput(
+                f"mteb.languages={languages}: what {asked.benchmark} takes of its tasks is "
+                "MTEB's; name the tasks instead"
+            )
         try:
             found += list(mteb.get_benchmark(asked.benchmark).tasks)
         except KeyError as error:
@@ -145,7 +173,7 @@ def digest_of(task: Any) -> str:
     made_of = (
         mteb.__version__,
         task.metadata.name,
-        task.metadata.dataset,
+        *(one.metadata.dataset for one in _single(task)),
         task.eval_splits,
         task.hf_subsets,
     )

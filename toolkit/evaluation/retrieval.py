@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.console import warn
+from toolkit.evaluation.labelled import UTF_8, Tabs
 from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.files import BadInput
 
@@ -196,7 +197,7 @@ def measured(
 def _lines(path: Path, *, hint: str) -> list[tuple[int, dict[str, object]]]:
     rows = []
     try:
-        with path.open(encoding="utf-8") as handle:  # not splitlines: a text may hold U+2028
+        with path.open(encoding=UTF_8) as handle:  # not splitlines: a text may hold U+2028
             for number, line in enumerate(handle, 1):
                 row = json.loads(line)
                 if not isinstance(row, dict):
@@ -214,11 +215,11 @@ def _lines(path: Path, *, hint: str) -> list[tuple[int, dict[str, object]]]:
 def _judgements(path: Path) -> Grades:
     grades: Grades = {}
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
+        with path.open(encoding=UTF_8, newline="") as handle:
             tabs = path.suffix == ".tsv"
-            rows = csv.reader(handle, delimiter="\t") if tabs else (line.split() for line in handle)
+            rows = csv.reader(handle, dialect=Tabs) if tabs else (line.split() for line in handle)
             for number, row in enumerate(rows, 1):
-                if tabs and number == 1:
+                if tabs and number == 1 and row and not row[-1].lstrip("-").isdecimal():
                     continue  # BEIR's header
                 try:
                     query, document, grade = row if tabs else (row[0], row[2], row[3])
@@ -230,4 +231,6 @@ def _judgements(path: Path) -> Grades:
         raise BadInput(f"{path}: cannot be read ({error})") from error
     if not grades:
         raise BadInput(f"{path}: no judgements")
+    if not any(grade for graded in grades.values() for grade in graded.values()):
+        raise BadInput(f"{path}: no judgement is above 0: nothing is relevant")
     return grades

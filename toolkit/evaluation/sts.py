@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
-from toolkit.evaluation.labelled import dialect_of
+from toolkit.evaluation.labelled import UTF_8, dialect_of
 from toolkit.evaluation.task import Embed, Vectors, checked, unit
 from toolkit.files import BadInput
 
@@ -38,7 +38,7 @@ def read_pairs(path: Path) -> Pairs:
         raise BadInput(f"{path}: graded pairs are a .tsv (score first) or a .csv (score last)")
     rows: list[tuple[float, str, str]] = []
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
+        with path.open(encoding=UTF_8, newline="") as handle:
             tabs = path.suffix == ".tsv"
             reader = csv.reader(handle, dialect=dialect_of(path))
             for row in reader:
