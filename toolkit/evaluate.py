@@ -121,9 +121,9 @@ class Embedder:
 
     @property
     def revision(self) -> str:
-        """What tells these vectors from others: weights, settings, instruction, and the name, of
-        which other tools keep a part only. It takes reading all of the weights."""
-        facts = [self.encoder.settings.facts(), self._instruction, self.name]
+        """What tells these vectors from others: weights, settings, instruction. It takes reading
+        all of the weights."""
+        facts = [self.encoder.settings.facts(), self._instruction]
         made_by = json.dumps([self.encoder.digest(), *facts], sort_keys=True)
         return hashlib.sha256(made_by.encode()).hexdigest()
 
