@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shlex
 import subprocess
@@ -39,7 +40,6 @@ SCRIPT = """\
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '{root}/slurm/env.sh'
@@ -223,10 +223,10 @@ def test_without_sbatch_nothing_is_submitted(
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("printf 'gpu:a100:8(S:0-1)\\ngpu:4\\n(null)\\n'", 8),
-        ("echo 'gpu:1'", 1),
-        ("echo '(null)'", 0),
-        ("echo 'gpu:a100:4,gpu:h100:8,nvme:2'", 8),
+        ("printf 'p|gpu:a100:8(S:0-1)\\np|gpu:4\\np|(null)\\n'", 8),
+        ("echo 'p|gpu:1'", 1),
+        ("echo 'p|(null)'", 0),
+        ("echo 'p*|gpu:a100:4,gpu:h100:8,nvme:2'", 8),
         ("true", r"partition 'p': has no nodes"),
         ("echo sinfo: down >&2; exit 1", r"sinfo failed \(sinfo: down\); give --gpus-per-node"),
     ],
@@ -242,6 +242,16 @@ def test_gpus_by_sinfo(
     else:
         with pytest.raises(BadInput, match=expected):
             submit.gpus_of_partition("p")
+
+
+def test_without_a_partition_the_default_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "#!/bin/sh\nprintf 'cpu|(null)\\na100*|gpu:a100:4\\nh100|gpu:h100:8\\n'\n"
+    (tmp_path / "sinfo").write_text(script)
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert submit.gpus_of_partition(None) == 4
 
 
 @pytest.mark.parametrize("place", ["taken", "taken/below"])
@@ -275,11 +285,35 @@ def test_a_chain_is_jobs_after_jobs_of_training_stages_only(folder: Path, tmp_pa
         assert launch.main(arguments) == 0
     after = [call.kwargs["after"] for call in submits.call_args_list]
     assert after == [None, "afterany:0", "afterok:1", "afterany:2", "afterok:3"]
+    assert [call.args[0].chained for call in submits.call_args_list] == [1, 2, 1, 2, 0]
     printed = dry_run(*arguments, folder=folder)
     assert printed.count("#SBATCH --no-requeue\n") == 2
     assert printed.count("#SBATCH --requeue\n") == 1  # the embedding
     assert printed.count("export TOOLKIT_CHAIN=1\n") == 2
     assert printed.count("# 2 such jobs, each afterany of the one before") == 2
+
+
+def test_a_check_waits_as_a_run_would(folder: Path, tmp_path: Path) -> None:
+    arguments = ["--recipe", "tiny_mntp", "--cluster", "slurm", "--gpus-per-node", "1", "--check"]
+    arguments += ["--dependency", "afterok:77", *paths(folder)[1:2], f"run_dir={tmp_path}"]
+    there = mock.Mock()
+    with mock.patch.multiple(submit, run_there=there, has_slurm=lambda: True):
+        assert launch.main(arguments) == 0
+    assert there.call_args.kwargs["after"] == "afterok:77"
+
+
+def test_an_array_of_workers_that_are_each_alone_is_refused(folder: Path) -> None:
+    arguments = ["--recipe", "tiny_embed", "--cluster", "slurm", "--gpus-per-node", "2"]
+    message = refusal(*arguments, "schedule=alone", folder=folder)
+    assert "embed: schedule=alone is for one worker, and these nodes have 2" in message
+
+
+def test_a_file_of_a_task_that_is_not_there_is_named_now(folder: Path, tmp_path: Path) -> None:
+    recipe = {"kind": "evaluate", "output_dir": "scores", "encoders": {"one": {"model": "m"}}}
+    (tmp_path / "r.yaml").write_text(json.dumps({**recipe, "sts": {"pairs": "absent.csv"}}))
+    arguments = ["--recipe", str(tmp_path / "r.yaml"), "--cluster", "slurm"]
+    message = refusal(*arguments, "--gpus-per-node", "1", folder=folder)
+    assert "evaluate: absent.csv: no such file" in message
 
 
 def test_the_site_settings_of_a_job(folder: Path, tmp_path: Path) -> None:

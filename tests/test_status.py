@@ -182,6 +182,35 @@ def test_reasons_stand_below_a_table_that_they_would_break(width: int) -> None:
     assert any("PENDING (waits for the job before it)" in line for line in wide)
 
 
+@pytest.mark.parametrize(
+    ("state", "running"),
+    [
+        ("RUNNING", True),
+        ("PENDING 1, RUNNING 4", True),
+        ("COMPLETED 1, RUNNING 3", True),
+        ("PENDING 3, COMPLETED 1", False),
+        ("running", True),
+        ("done", False),
+    ],
+)
+def test_an_array_runs_while_any_of_it_does(state: str, running: bool) -> None:
+    assert standing.is_running(state) == running
+
+
+def test_a_run_that_cannot_be_read_hides_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a pipeline leaves behind that sbatch has refused, and somebody else's file."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.yaml").write_text("foo: 1\n")
+    (tmp_path / "b" / "parts").mkdir(parents=True)
+    (tmp_path / "b" / "config.yaml").write_text("kind: evaluate\n")
+    assert status.main(["--all", str(tmp_path), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["state"] == "not readable" and "kind" in first["reason"]
+    assert second["kind"] == "evaluate"
+
+
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 2
     assert f"error: {tmp_path}: is no run: give the run_dir of" in capsys.readouterr().err

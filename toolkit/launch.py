@@ -136,10 +136,13 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             after = f"afterok:<id of {previous.name}>" if previous else arguments.dependency
             print(dry_run_text(job, after=after, cluster=cluster, setup=setup))
             if job.resources.chained:
-                print(f"# {arguments.chain} such jobs, each afterany of the one before\n")
+                print(
+                    f"# {arguments.chain} such jobs, each afterany of the one before, with its "
+                    "number in TOOLKIT_CHAIN\n"
+                )
         return
     if arguments.check:
-        run_check(jobs[0], cluster=cluster, setup=setup)
+        run_check(jobs[0], cluster=cluster, after=arguments.dependency, setup=setup)
         return
     if isinstance(whole, PipelineRecipe):
         write_atomic(run_dir / "config.yaml", to_yaml(whole))
@@ -183,12 +186,12 @@ def check_of(jobs: Sequence[PlannedJob]) -> PlannedJob:
         trained[0].resources,
         name=f"{trained[0].resources.name}-{CHECK}",
         time_min=CHECK_MIN,
-        chained=False,
+        chained=0,
     )
     return PlannedJob(CHECK, trained[0].recipe, asked, trained[0].folder.with_name(CHECK))
 
 
-def run_check(job: PlannedJob, *, cluster: str, setup: Sequence[str]) -> None:
+def run_check(job: PlannedJob, *, cluster: str, after: str | None, setup: Sequence[str]) -> None:
     """Run it to its end, showing what its first rank prints. Raises `BadInput` with what a rank has
     found, `JobFailed` where it came to no end."""
     work = CheckJob(job.recipe.model_dump(mode="json"))
@@ -196,7 +199,9 @@ def run_check(job: PlannedJob, *, cluster: str, setup: Sequence[str]) -> None:
     if cluster == "local":
         submit.run_here(job.resources, job=work, folder=job.folder, show=show)
     else:
-        submit.run_there(job.resources, job=work, folder=job.folder, setup=setup, show=show)
+        submit.run_there(
+            job.resources, job=work, folder=job.folder, after=after, setup=setup, show=show
+        )
     print("check: all ranks could start")
 
 
@@ -238,10 +243,13 @@ def submit_jobs(
     last: str | None = None
     for job in jobs:
         after = f"afterok:{last}" if last else after
-        for _ in range(chain if job.is_training else 1):
+        for number in range(1, 1 + (chain if job.is_training else 1)):
+            asked = job.resources
+            if asked.chained:
+                asked = dataclasses.replace(asked, chained=number)
             try:
                 last = submit.submit_slurm(
-                    job.resources, job=_stage(job), folder=job.folder, after=after, setup=setup
+                    asked, job=_stage(job), folder=job.folder, after=after, setup=setup
                 )
             except BadInput as error:
                 if last is None:
@@ -249,7 +257,6 @@ def submit_jobs(
                 queued = f"the jobs up to {last} are queued: scancel them"
                 raise BadInput(f"{error}; {queued}") from error
             after = f"afterany:{last}"
-            asked = job.resources
             shape = f"{asked.nodes} x {asked.tasks_per_node} ranks"
             if asked.array > 1:
                 shape = f"array of {asked.array}"

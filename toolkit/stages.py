@@ -125,7 +125,7 @@ def plan(
             throttle = arguments.array_throttle
             asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
         if isinstance(recipe, TrainingRecipe):
-            asked = dataclasses.replace(whole, chained=arguments.chain > 1)
+            asked = dataclasses.replace(whole, chained=int(arguments.chain > 1))
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / "logs" / name).absolute()))
     return jobs
@@ -168,6 +168,13 @@ def check(jobs: Sequence[PlannedJob]) -> None:
         recipe, asked = job.recipe, job.resources
         if isinstance(recipe, TrainingRecipe):
             check_training(recipe, world_size=asked.nodes * asked.tasks_per_node)
+        elif isinstance(recipe, EvaluateRecipe):
+            _check_files(recipe, stage=job.name)
+        elif recipe.schedule == "alone" and asked.array > 1:
+            raise BadInput(
+                f"{job.name}: schedule=alone is for one worker, and these nodes have {asked.array}:"
+                " each would embed everything; schedule=claim shares it"
+            )
         models, shards = inputs_of(stages, name=job.name)
         for directory in shards:
             if not is_committed(Path(directory)):
@@ -198,6 +205,18 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
         for found in (models, shards)
     ]
     return there[0], there[1]
+
+
+def _check_files(recipe: EvaluateRecipe, *, stage: str) -> None:
+    """That the files of local tasks are there; what is in them is looked at by the job."""
+    paths = [*recipe.sts.values(), *recipe.clustering.values(), *recipe.reranking.values()]
+    paths += recipe.pair_classification.values()
+    paths += [part for task in recipe.classification.values() for part in (task.train, task.test)]
+    paths += [part for task in recipe.words.values() for part in (task.train, task.test)]
+    for task in recipe.retrieval.values():
+        paths += [task.queries, *([task.judgements] if task.judgements else [])]
+    if missing := [path for path in paths if not Path(path).exists()]:
+        raise BadInput(f"{stage}: {missing[0]}: no such file")
 
 
 def _warn_if_not_here(model: str) -> None:

@@ -4,6 +4,8 @@ Knows the files of runs and encodings. Refuses to know how it is shown. No torch
 """
 
 import dataclasses
+import os
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from toolkit.cluster.heartbeats import HEARTBEATS_FILE, read_heartbeats
 from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
 from toolkit.cluster.leases import beats_of_hosts
 from toolkit.cluster.queue import FORGOTTEN, UNKNOWN, JobState, job_states
+from toolkit.cluster.topology import LOCAL
 from toolkit.config import ENCODER_DIR, load_recipe
 from toolkit.encoding.plan import LEASE_DIR, MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.evaluation.parts import PART_DIR
@@ -24,6 +27,7 @@ RECENT = 20  # logged steps or units that the speed is a median of
 QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
 TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
+UNREADABLE = "not readable"
 SCORES_FILE = "scores.json"
 # What says most comes first: others tell only that something was wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
@@ -61,10 +65,24 @@ def runs_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such directory")
     for path in sorted(folder.iterdir()):
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            continue  # somebody else's
         if _is_run(path):
             found.append(path)
         elif path.is_dir() and not path.name.startswith("."):
             found += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
+    return found
+
+
+def standings_below(folder: Path, *, now: float) -> list[Standing]:
+    """Of all runs of a folder; one that cannot be looked at has its reason for a state."""
+    found = []
+    for path in runs_below(folder):
+        try:
+            found += standings(path, now=now)
+        except (BadInput, OSError) as error:
+            why = str(error).removeprefix(f"{path}: ")
+            found.append(Standing(str(path), path.name, "", state=UNREADABLE, reason=why))
     return found
 
 
@@ -78,7 +96,9 @@ def standings(path: Path, *, now: float) -> list[Standing]:
 
 def is_running(state: str) -> bool:
     """Whether this is the state of a stage at work, by SLURM or by its files."""
-    return state.partition(" ")[0] in ("RUNNING", RUNNING, "COMPLETING")
+    # Of an array: some run, and others wait or are done.
+    words = re.findall("[A-Za-z_]+", state)
+    return any(word in ("RUNNING", RUNNING, "COMPLETING") for word in words)
 
 
 def _heartbeats(output: Path, *, kind: str, now: float) -> list[dict[str, Any]]:
@@ -119,7 +139,7 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         finished = _look_at_training(output, found, steps=stage.steps, now=now)
     if not found.jobs and (starts := read_json_lines(output / STARTS_FILE)):
         job = str(starts[-1]["job"])
-        found.jobs = () if job == "local" else (job,)
+        found.jobs = () if job == LOCAL else (job,)
     _ask(found, finished=finished)
     if is_running(found.state):
         found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)

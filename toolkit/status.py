@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.files import BadInput
-from toolkit.standing import Standing, runs_below, standings
+from toolkit.standing import Standing, standings, standings_below
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -84,14 +84,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def look(arguments: argparse.Namespace) -> list[Standing]:
     """All stages of what was asked for. Raises `BadInput` for what is no run."""
-    runs: list[Path] = list(arguments.runs)
-    if arguments.all:
-        found = runs_below(arguments.all)
-        if not found and not runs:
-            raise BadInput(f"{arguments.all}: holds no run")
-        runs += found
     now = time.time()
-    return [one for path in runs for one in standings(path, now=now)]
+    found = [one for path in arguments.runs for one in standings(path, now=now)]
+    if arguments.all:
+        found += standings_below(arguments.all, now=now)
+        if not found:
+            raise BadInput(f"{arguments.all}: holds no run")
+    return found
 
 
 def show(found: Sequence[Standing], *, console: "Console") -> None:

@@ -2,12 +2,13 @@
 
 import math
 import os
+import shutil
 import signal
 import time
 
 import pytest
 
-from toolkit.cluster.preempt import INTERRUPTED, StopSignal, seconds_to_stop
+from toolkit.cluster.preempt import INTERRUPTED, StopSignal, requeue_command, seconds_to_stop
 from toolkit.files import BadInput
 
 JOB = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "11000"}
@@ -44,6 +45,21 @@ def test_the_signal_can_be_another(capsys: pytest.CaptureFixture[str]) -> None:
         assert stop.received
     with pytest.raises(BadInput, match="TOOLKIT_STOP_SIGNAL='USR9': no signal"):
         StopSignal({"TOOLKIT_STOP_SIGNAL": "USR9"})
+
+
+def test_the_usual_signal_stays_one_beside_another() -> None:
+    """It is what the launcher and the scripts ask SLURM for."""
+    with StopSignal({"TOOLKIT_STOP_SIGNAL": "HUP"}) as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert stop.received
+
+
+def test_a_task_of_an_array_requeues_itself_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last one has the number of the array as its job's."""
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
+    task = {"SLURM_JOB_ID": "36", "SLURM_ARRAY_JOB_ID": "36", "SLURM_ARRAY_TASK_ID": "3"}
+    assert requeue_command(task) == ["scontrol", "requeue", "36_3"]
+    assert requeue_command({"SLURM_JOB_ID": "36"}) == ["scontrol", "requeue", "36"]
 
 
 def test_a_link_of_a_chain_asks_for_no_requeue(

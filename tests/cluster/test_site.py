@@ -54,6 +54,8 @@ def test_a_field_is_passed_on_exactly_or_refused(field: str, text: str) -> None:
     [
         ("constraint", "a100&(ib|roce)"),
         ("exclude", "n[001-003,7],gpu-a1"),
+        ("account", "abc@v100"),
+        ("wckey", "team7"),
         ("mail_user", "a.b+c@example.org"),
         ("mail_type", "END,FAIL"),
         ("comment", "the second try, with a larger batch (64); $5 é"),
@@ -92,8 +94,10 @@ def test_a_site_file_gives_defaults_that_the_command_line_overrides(tmp_path: Pa
         ("site: x", "unknown key 'site'"),
         ("help: x", "unknown key 'help'"),
         ("nodes: many", "nodes: must be a whole number, not 'many'"),
-        ("nodes: true", "nodes: must be a whole number, not True"),
-        ("account: 12", r"account: must be text \(put it in quotes\), not 12"),
+        ("nodes: true", "nodes: must be a whole number, not 'true'"),
+        ("time_min: 12:00:00", "time_min: must be a whole number, not '12:00:00'"),
+        ("account: [a]", r"account: must be text in one line, not \['a'\]"),
+        ("account:", "account: must be text in one line, not ''"),
         ("cluster: moon", "cluster: 'moon' is none of auto, slurm, local"),
         ("- a", "must hold lines such as 'partition: gpu'"),
         ("a: [", "cannot be read"),
@@ -102,6 +106,10 @@ def test_a_site_file_gives_defaults_that_the_command_line_overrides(tmp_path: Pa
 def test_a_site_file_is_refused_by_key(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=rf"site file .*site\.yaml: {message}"):
         defaults(text, tmp_path)
+
+
+def test_a_number_may_be_a_name(tmp_path: Path) -> None:
+    assert defaults("account: 12\nnodes: 2\n", tmp_path) == {"account": "12", "nodes": 2}
 
 
 def test_an_empty_site_file_says_nothing(tmp_path: Path) -> None:

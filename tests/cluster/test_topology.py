@@ -241,7 +241,7 @@ def test_names() -> None:
     assert detect(STEP, can_resolve=never).node_name == "n2"
     assert detect({}).job_id == "local"
     assert detect(BATCH).job_id == "3"
-    assert detect(SUBMITIT).job_id == "777"
+    assert detect(SUBMITIT).job_id == "local"
     assert resolves("localhost")
     assert not resolves("no-such-host.invalid")
     assert not resolves("")

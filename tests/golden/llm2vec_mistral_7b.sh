@@ -13,7 +13,6 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -38,7 +37,6 @@ srun --unbuffered --output /HERE/runs/llm2vec_mistral_7b/logs/mntp/%j_%t_log.out
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -64,7 +62,6 @@ srun --unbuffered --output /HERE/runs/llm2vec_mistral_7b/logs/simcse/%j_%t_log.o
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'

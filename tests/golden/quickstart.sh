@@ -13,7 +13,6 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -38,7 +37,6 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/mntp/%j_%t_log.out --kill-
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -64,7 +62,6 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/simcse/%j_%t_log.out --kil
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -90,7 +87,6 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/embed/%A_%a_%t_log.out --k
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'

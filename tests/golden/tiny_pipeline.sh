@@ -13,7 +13,6 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -38,7 +37,6 @@ srun --unbuffered --output /HERE/runs/tiny/logs/mntp/%j_%t_log.out --kill-on-bad
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'
@@ -64,7 +62,6 @@ srun --unbuffered --output /HERE/runs/tiny/logs/simcse/%j_%t_log.out --kill-on-b
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-#SBATCH --wckey=submitit
 
 # setup
 source '/ROOT/slurm/env.sh'

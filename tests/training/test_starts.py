@@ -40,6 +40,9 @@ def test_three_restarts_without_a_step_end_the_chain(tmp_path: Path) -> None:
         check_progress(tmp_path, step=7, environ=REQUEUED)
     check_progress(tmp_path, step=8, environ=REQUEUED)  # the third has made one
     check_progress(tmp_path, step=7, environ={})  # somebody wants it
+    check_progress(tmp_path, step=7, environ={"TOOLKIT_CHAIN": "1"})  # and a whole chain of it
+    with pytest.raises(RunFailed):
+        check_progress(tmp_path, step=7, environ={"TOOLKIT_CHAIN": "2"})
 
 
 @pytest.mark.parametrize(

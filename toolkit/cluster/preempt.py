@@ -26,16 +26,17 @@ INTERRUPTED = 75  # EX_TEMPFAIL: saved before its end; the same command goes on
 
 
 class StopSignal:
-    """While entered, the stop signal (USR2, or what TOOLKIT_STOP_SIGNAL names) and TERM make
-    `received` true instead of ending the process; so does the end of a SLURM job's time, for sites
-    that send no signal. However many come, it is the same wish. `avoid` are nodes that the next
-    start had better do without.
+    """While entered, the stop signals (USR2, which the launcher and the scripts ask SLURM for, and
+    what TOOLKIT_STOP_SIGNAL names) and TERM make `received` true instead of ending the process; so
+    does the end of a SLURM job's time, for sites that send no signal. However many come, it is the
+    same wish. `avoid` are nodes that the next start had better do without.
 
     Raises `BadInput` for a signal that is none.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._stop = _signal_of(environ.get(SIGNAL_VARIABLE, DEFAULT_SIGNAL))
+        names = (environ.get(SIGNAL_VARIABLE, DEFAULT_SIGNAL), DEFAULT_SIGNAL)
+        self._stops = {_signal_of(name) for name in names}
         self._told = False
         self._wants_requeue = False
         self.avoid: Sequence[str] = ()
@@ -50,7 +51,7 @@ class StopSignal:
         return self._told
 
     def __enter__(self) -> Self:
-        for number in (self._stop, signal.SIGTERM):
+        for number in {*self._stops, signal.SIGTERM}:
             self._previous[number] = signal.signal(number, self._remember)
         return self
 
@@ -65,7 +66,7 @@ class StopSignal:
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self._told = True
-        self._wants_requeue |= number == self._stop
+        self._wants_requeue |= number in self._stops
 
     def leave(self, environ: Mapping[str, str], *, leads: bool) -> None:
         """End the process after the save; the leading rank has a signalled SLURM job requeued.
@@ -79,9 +80,10 @@ class StopSignal:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
             subprocess.Popen([*avoid, *self.avoid], start_new_session=True)
         if leads and requeue:
-            before = self._previous[self._stop]
-            if callable(before):
-                before(self._stop, None)  # submitit's: it records the restart, requeues, exits
+            before = {number: self._previous[number] for number in self._stops}
+            if theirs := [pair for pair in before.items() if callable(pair[1])]:
+                number, handler = theirs[0]
+                handler(number, None)  # submitit's: it records the restart, requeues, exits
             elif command := requeue_command(environ):
                 print(f"saved; asking SLURM to requeue: {' '.join(command)}", flush=True)
                 subprocess.run(command, check=False)
@@ -95,6 +97,9 @@ def requeue_command(environ: Mapping[str, str]) -> list[str]:
     """What has this SLURM job start again; empty outside of one, and in a chain of jobs, where the
     next is waiting already."""
     job = environ.get("SLURM_JOB_ID")
+    if job and "SLURM_ARRAY_TASK_ID" in environ:
+        # The last task of an array has the array's own number, which stands for all of them.
+        job = f"{environ.get('SLURM_ARRAY_JOB_ID', job)}_{environ['SLURM_ARRAY_TASK_ID']}"
     if not job or _is_chained(environ) or not shutil.which("scontrol"):
         return []
     return ["scontrol", "requeue", job]

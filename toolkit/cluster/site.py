@@ -38,7 +38,9 @@ class Option:
 
 OPTIONS: Mapping[str, Option] = {
     "partition": Option("SLURM partition (default: the cluster's)"),
-    "account": Option("SLURM account (default: yours)"),
+    "account": Option(
+        "SLURM account (default: yours)", r"[A-Za-z0-9][A-Za-z0-9_.,:=+@-]*", f"{NAME} @ only"
+    ),
     "qos": Option("quality of service"),
     "reservation": Option("reservation"),
     "constraint": Option(
@@ -57,6 +59,7 @@ OPTIONS: Mapping[str, Option] = {
     "mail_type": Option(
         "when to write, as in END,FAIL", r"[A-Z0-9_]+(,[A-Z0-9_]+)*", "names such as END,FAIL"
     ),
+    "wckey": Option("workload characterization key, where the site wants one"),
     "comment": Option(
         "what accounting shows beside the job",
         r"[^'\"\\\x00-\x1f\x7f]{1,1000}",
@@ -102,7 +105,9 @@ def read_site(path: Path, *, parser: argparse.ArgumentParser) -> dict[str, Any]:
     Raises `BadInput` with the key that is unknown or of another type.
     """
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        # It makes texts only, as they are written: YAML 1.1 has 12:00:00 be a number.
+        text = path.read_text(encoding="utf-8")
+        found = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(
             f"site file {path}: cannot be read ({' '.join(str(error).split())})"
@@ -117,10 +122,10 @@ def read_site(path: Path, *, parser: argparse.ArgumentParser) -> dict[str, Any]:
     for key, value in found.items():
         if key not in known:
             raise BadInput(f"site file {path}: unknown key {key!r}; valid: {', '.join(known)}")
-        wanted = known[key].type or str
-        if type(value) is not wanted:
-            what = "a whole number" if wanted is int else "text (put it in quotes)"
+        is_number = known[key].type is int
+        if not isinstance(value, str) or not re.fullmatch(r"\d+" if is_number else ".+", value):
+            what = "a whole number" if is_number else "text in one line"
             raise BadInput(f"site file {path}: {key}: must be {what}, not {value!r}")
         if (choices := known[key].choices) and value not in choices:
             raise BadInput(f"site file {path}: {key}: {value!r} is none of {', '.join(choices)}")
-    return found
+    return {key: int(text) if known[key].type is int else text for key, text in found.items()}

@@ -22,13 +22,14 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from toolkit.cluster.preempt import CHAIN_VARIABLE
-from toolkit.cluster.queue import UNKNOWN, job_state
+from toolkit.cluster.queue import FORGOTTEN, SILENT, job_state
 from toolkit.cluster.site import OPTIONS, Option, check_option
 from toolkit.files import BadInput
 
 SIGNAL_DELAY_S = 120
 MAX_RESTARTS = 1000
 POLL_S = 1.0
+MOST_UNHEARD = 30  # looks in a row at which SLURM may not answer, as while it restarts
 RULE = "-" * 22
 _NAME = Option("the name of a job")
 
@@ -36,8 +37,8 @@ _NAME = Option("the name of a job")
 @dataclasses.dataclass(frozen=True)
 class Resources:
     """What one job asks for. `options` are those of `site.OPTIONS`. `array` > 1 makes it that many
-    equal tasks, each with the whole, at most `array_throttle` of them at a time. A `chained` job is
-    not requeued: the next of its kind waits already."""
+    equal tasks, each with the whole, at most `array_throttle` of them at a time. `chained` is the
+    job's number in a chain, from 1: it is not requeued, the next waits already."""
 
     name: str
     nodes: int
@@ -49,7 +50,7 @@ class Resources:
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     array: int = 1
     array_throttle: int | None = None
-    chained: bool = False
+    chained: int = 0
 
     def __post_init__(self) -> None:
         check_option("name", self.name, option=_NAME)
@@ -70,10 +71,11 @@ def has_slurm() -> bool:
 
 
 def gpus_of_partition(partition: str | None) -> int:
-    """The largest number of GPUs on a node of the partition (or of any), by sinfo."""
+    """The largest number of GPUs on a node of the partition (or of the default one), by sinfo."""
     if partition is not None:
         check_option("partition", partition, option=OPTIONS["partition"])
-    command = ["sinfo", "--noheader", "--format=%G", *(["-p", partition] if partition else [])]
+    # The default partition's name ends in a star.
+    command = ["sinfo", "--noheader", "--format=%P|%G", *(["-p", partition] if partition else [])]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except OSError as error:
@@ -83,7 +85,10 @@ def gpus_of_partition(partition: str | None) -> int:
         raise BadInput(f"sinfo failed ({why}); give --gpus-per-node") from error
     if not answer.stdout.strip():  # sinfo succeeds for a name that it does not know
         raise BadInput(f"partition {partition!r}: has no nodes, says sinfo; see sinfo --summarize")
-    counts = re.findall(r"gpu(?::[^:,(\s]+)?:(\d+)", answer.stdout)
+    lines = [line.partition("|") for line in answer.stdout.splitlines()]
+    default = [gres for name, _, gres in lines if name.strip().endswith("*")]
+    here = default if default and partition is None else [gres for _, _, gres in lines]
+    counts = re.findall(r"gpu(?::[^:,(\s]+)?:(\d+)", "\n".join(here))
     return max((int(count) for count in counts), default=0)
 
 
@@ -131,23 +136,28 @@ def run_there(
     *,
     job: Callable[[], Any],
     folder: Path,
+    after: str | None,
     setup: Sequence[str],
     show: Callable[[str], None],
 ) -> None:
-    """Submit a job and wait for its end, passing on what its first rank prints.
+    """Submit a job that waits as `after` says, and wait for its end, passing on what its first rank
+    prints.
 
     Raises `BadInput` with what any of its ranks has found, `JobFailed` when it ended otherwise.
     """
-    executor = _slurm_executor(resources, folder=folder, after=None, setup=setup)
+    executor = _slurm_executor(resources, folder=folder, after=after, setup=setup)
     with _sbatchs_words(resources):
         running = executor.submit(job)
-    job_id, shown, before = str(running.job_id), 0, ""
+    job_id, shown, before, unheard = str(running.job_id), 0, "", 0
     try:
         while True:
             state = job_state(job_id)
             shown += _show_new(running.paths.stdout, seen=shown, show=show)
-            if state.is_over or state.state == UNKNOWN:
+            unheard = unheard + 1 if state.reason == SILENT else 0
+            if state.is_over or state.reason == FORGOTTEN:
                 break
+            if unheard > MOST_UNHEARD:
+                raise JobFailed(f"{SILENT}; job {job_id} may go on: scancel {job_id} ends it")
             if state.state != before:
                 before = state.state
                 show(f"job {job_id}: {state.state}" + f" ({state.reason})" * bool(state.reason))
@@ -234,7 +244,7 @@ def _slurm_parameters(
     extra: dict[str, Any] = {"kill-on-invalid-dep": "yes"}
     extra["no-requeue" if resources.chained else "requeue"] = True
     if resources.chained:
-        setup = [f"export {CHAIN_VARIABLE}=1", *setup]
+        setup = [f"export {CHAIN_VARIABLE}={resources.chained}", *setup]
     if "reservation" in resources.options:  # which submitit does not know
         extra["reservation"] = resources.options["reservation"]
     optional = {
@@ -256,6 +266,7 @@ def _slurm_parameters(
         # srun takes --cpus-per-task from no one else since SLURM 22.05.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}"],
         "additional_parameters": extra,
+        "wckey": None,  # submitit's default is one that no site knows
         **{key: value for key, value in optional.items() if value is not None},
     }
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from toolkit.files import BadInput
 
 LOCALHOST = "127.0.0.1"
+LOCAL = "local"  # the job of a process that no scheduler has started
 # Below 32768: there the kernel gives ports to outgoing connections, and one may hold ours.
 FIRST_PORT, NUM_PORTS = 20000, 12000
 MAX_NODES = 65536  # SLURM's own limit; stops a damaged list such as n[1-9999999999]
@@ -159,7 +160,7 @@ def detect(
         ),
         main_port=_main_port(environ, launcher=name, one_node=one_node),
         launcher=name,
-        job_id=environ.get("SLURM_JOB_ID") or environ.get("SUBMITIT_LOCAL_JOB_ID") or "local",
+        job_id=environ.get("SLURM_JOB_ID") or LOCAL,
     )
 
 

@@ -18,7 +18,7 @@ import toolkit
 from toolkit.cluster.exclusion import excluded_nodes, exclusion_command
 from toolkit.cluster.heartbeats import HEARTBEATS_FILE
 from toolkit.cluster.preempt import CHAIN_VARIABLE, requeue_command
-from toolkit.cluster.topology import Topology
+from toolkit.cluster.topology import LOCAL, Topology
 from toolkit.cluster.watchdog import Job, Watchdog
 from toolkit.files import RunFailed, read_json_lines, write_atomic
 from toolkit.schema import TrainingRecipe
@@ -55,8 +55,9 @@ def watched_job(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[
 
 def is_automatic(environ: Mapping[str, str]) -> bool:
     """Whether nobody has given this start: SLURM has requeued the job, or it is one of a chain."""
-    variables = ("SLURM_RESTART_COUNT", CHAIN_VARIABLE)
-    return any(environ.get(name, "") not in ("", "0") for name in variables)
+    restarted = environ.get("SLURM_RESTART_COUNT", "") not in ("", "0")
+    # The first of a chain was somebody's wish.
+    return restarted or environ.get(CHAIN_VARIABLE, "") not in ("", "0", "1")
 
 
 def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> None:
@@ -87,7 +88,7 @@ def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, A
         "world_size": topology.world_size,
         "num_nodes": topology.num_nodes,
         "node": topology.node_name,
-        "excluded": excluded_nodes(topology.job_id) if topology.job_id != "local" else "",
+        "excluded": excluded_nodes(topology.job_id) if topology.job_id != LOCAL else "",
         "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
         **told,
         "versions": {
