@@ -93,6 +93,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             {"name": file.name, "sha256": sha256_of(file)}
             for path in files.values()
             for file in ([path] if path.is_file() else sorted(path.iterdir()))
+            if file.is_file()
         ],
         quarantine=quarantine,
     )

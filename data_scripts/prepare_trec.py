@@ -28,6 +28,7 @@ from toolkit.files import BadInput, write_atomic
 
 TEXT_FIELDS = ("text", "body")
 TITLE_FIELDS = ("title", "headline", "head")
+OPENED, TAG = re.compile(r"<(\w+)(?:\s[^<>]*)?>"), re.compile(r"</?\w+(?:\s[^<>]*)?>")
 NUMBER = re.compile(r"(?:number\s*:)?\s*(\S+)", re.IGNORECASE)
 
 
@@ -47,11 +48,23 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
         raise BadInput(f"{path}: no <{tag}> ... </{tag}> in it")
     for inner in found:
         fields: dict[str, str] = {}
-        # An old topic does not close its fields: one ends where the next begins.
-        for name, value in re.findall(r"<(\w+)>(.*?)(?=</?\w+>|$)", inner, flags):
-            text = " ".join(html.unescape(value).split())
-            fields[name.lower()] = " ".join(filter(None, [fields.get(name.lower(), ""), text]))
+        for name, value in _fields(inner):
+            text = " ".join(html.unescape(TAG.sub(" ", value)).split())
+            fields[name] = " ".join(filter(None, [fields.get(name, ""), text]))
         yield fields
+
+
+def _fields(inner: str) -> Iterator[tuple[str, str]]:
+    """Each field at the top with what is in it, tags within it too. An old topic does not close its
+    fields: one ends where the next begins."""
+    place = 0
+    while opened := OPENED.search(inner, place):
+        name, start = opened.group(1).lower(), opened.end()
+        closed = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(inner, start)
+        following = OPENED.search(inner, start)
+        end = closed.start() if closed else following.start() if following else len(inner)
+        yield name, inner[start:end]
+        place = closed.end() if closed else end
 
 
 def documents(path: Path) -> tuple[list[dict[str, str]], int]:

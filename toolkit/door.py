@@ -60,7 +60,7 @@ def recipe_door(
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     answer_shell(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # keys may stand behind an option
 
     def action() -> None:
         recipe = load_recipe(arguments.recipe, overrides=arguments.overrides)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--every-chunk", action="store_true", help="of a long text not only the best chunk")
     add("--verify", action="store_true", help="compare all files with their digests first")
     answer_shell(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # queries may stand behind options
     settings = Settings(
         top=arguments.top,
         instruction=arguments.instruction,
@@ -83,6 +83,12 @@ def main(argv: list[str] | None = None) -> int:
         queries = [*arguments.query, *read_queries(arguments.queries)]
         if bool(queries) == bool(arguments.build_index):
             raise BadInput("give queries (in quotes, or --queries FILE), or else --build-index")
+        if blank := [query for query in queries if not query.strip()]:
+            raise BadInput(f"the query {blank[0]!r} is blank")
+        from toolkit.text.tokens import is_unicode
+
+        if strange := [query for query in queries if not is_unicode(query)]:
+            raise BadInput(f"the query {strange[0]!r} is no valid Unicode; UTF-8, please")
         if queries:
             run(arguments.encoding, queries=queries, settings=settings)
         else:
@@ -96,10 +102,11 @@ def read_queries(path: Path | None) -> list[str]:
     if path is None:
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # With or without a byte order mark; a query may hold U+2028.
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"--queries {path}: cannot be read as UTF-8 text ({error})") from error
-    queries = [line for line in lines if line.strip()]
+    queries = [line for line in lines if line]
     if not queries:
         raise BadInput(f"--queries {path}: has no line; write a query a line")
     return queries

@@ -59,6 +59,22 @@ def test_fields_that_are_closed_and_fields_that_are_not(
     assert judged.grades == {"301": {"FT-1": 1}, "7": {"2": 0}}
 
 
+def test_no_text_is_lost_at_a_tag_within_a_field(tmp_path: Path) -> None:
+    """As in TREC's disks: paragraphs in a text and in a headline, attributes, a lonely <."""
+    assert (
+        prepared(
+            tmp_path,
+            documents="<DOC><DOCNO> LA-1 </DOCNO><HEADLINE><P>Wings</P></HEADLINE>"
+            '<TEXT type="a"><P>One <i>two</i> three.</P><P>4 < 5</P></TEXT></DOC>',
+            judgements="301 0 LA-1 1\n",
+        )
+        == 0
+    )
+    assert lines(tmp_path / "out" / "documents.jsonl") == [
+        {"id": "LA-1", "title": "Wings", "text": "One two three. 4 < 5"}
+    ]
+
+
 def test_judgements_that_number_queries_in_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -195,6 +195,10 @@ def test_progress_counts_texts(
         (["corpus.chunk_overlap=2"], "chunk_overlap=2: needs corpus.chunk_tokens"),
         (["corpus.chunk_tokens=8", "corpus.chunk_overlap=5"], "at most half of chunk_tokens=8"),
         (["corpus.chunk_tokens=7"], "corpus.chunk_tokens"),
+        (
+            ["corpus.chunk_tokens=8", 'encoder.text_format="<{text}>"'],
+            r"chunks have no encoder\.text_format",
+        ),
     ],
 )
 def test_what_cannot_be_is_named(overrides: list[str], message: str) -> None:

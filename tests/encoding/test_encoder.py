@@ -4,6 +4,7 @@ import itertools
 import resource
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -304,3 +305,34 @@ def test_an_instruction_is_read_and_not_pooled(attention: str, tiny_model: Path)
             hidden = backbone(torch.tensor([tokens["input_ids"]])).last_hidden_state[0]
         assert distance(vector, hidden[own].mean(dim=0).numpy()) <= TOLERANCE
     assert distance(found, encoder.encode(texts)) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"truncate_dim": 0}, "dims=0: the vectors of .* have 256 numbers"),
+        ({"truncate_dim": -1}, "dims=-1"),
+        ({"max_tokens": 4}, "max_tokens: input should be greater"),
+        ({"dtype": "fp8"}, "dtype: input should be"),
+        ({"text_format": "foo"}, "text_format: "),
+        ({"device": "nonsense"}, "device='nonsense': "),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(
+    arguments: dict[str, Any], message: str, tiny_model: Path
+) -> None:
+    with pytest.raises(BadInput, match=f"(?i){message}"):
+        Encoder.from_pretrained(str(tiny_model), **arguments)
+
+
+def test_an_instruction_that_leaves_nothing_of_a_text_is_refused(encoders: list[Encoder]) -> None:
+    limit = encoders[0].settings.max_tokens
+    with pytest.raises(BadInput, match=f"fills all of max_tokens={limit}"):
+        encoders[0].encode(["the cat sat"], prompt="Find the passage. " * limit)
+
+
+def test_half_a_surrogate_pair_is_named(encoders: list[Encoder]) -> None:
+    with pytest.raises(BadInput, match=r"sentences\[1\] is '.udc00x': is no valid Unicode"):
+        encoders[0].encode(["a", "\udc00x"])
+    with pytest.raises(BadInput, match=r"instruction .* is no valid Unicode"):
+        encoders[0].encode(["a"], prompt="\udc00x")

@@ -1,7 +1,9 @@
 """Indexes by faiss: recall beside the exact search, kills, and what is refused."""
 
 import json
+import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -119,6 +121,26 @@ def test_a_killed_build_goes_on(
     times = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     build_index(store, kind=kind)
     assert times == {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+
+def test_what_somebody_else_is_writing_stays(store: VectorStore) -> None:
+    """Another builder of the same kind; what a killed one has left long ago goes."""
+    folder = store.directory / INDEX_DIR
+    folder.mkdir()
+    here = socket.gethostname()
+    stay = [f".flat.faiss.{here}.{os.getppid()}.tmp", ".flat.faiss.other.7.tmp"]
+    go = [
+        f".flat.faiss.{here}.99999999.tmp",
+        ".flat.faiss.other.8.tmp",
+        "flat-0123456789abcdef.faiss",
+    ]
+    for name in (*stay, *go):
+        (folder / name).touch()
+    os.utime(folder / go[1], (0, 0))
+    build_index(store, kind="flat")
+    assert all((folder / name).exists() for name in stay)
+    assert not any((folder / name).exists() for name in go)
+    assert len(list(folder.glob("flat-*.faiss"))) == 1
 
 
 @pytest.mark.parametrize("harm", ["flipped", "cut", "missing", "no record", "record cut"])

@@ -142,11 +142,14 @@ def test_without_its_corpus_hits_have_no_snippet_and_that_is_said_once(
 def test_queries_from_a_file(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "queries.txt").write_text("a dam\n\nLöwe\n", encoding="utf-8")
+    text = "a dam\r\n\nLö\u2028we\n"
+    (tmp_path / "queries.txt").write_text(text, encoding="utf-8-sig")
     asked = ["--queries", str(tmp_path / "queries.txt"), "--json"]
-    assert search.main([str(whole), "a bridge", *asked]) == 0
+    assert search.main([str(whole), *asked, "a bridge"]) == 0  # behind an option
     answers = [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()]
-    assert answers == ["a bridge", "a dam", "Löwe"]
+    assert answers == ["a bridge", "a dam", "Lö\u2028we"]
+    assert "the query ' ' is blank" in refusal(capsys, whole, " ")
+    assert "is no valid Unicode" in refusal(capsys, whole, "caf\udce9")
     (tmp_path / "queries.txt").write_text("\n \n")
     assert "has no line; write a query a line" in refusal(capsys, whole, *asked)
     (tmp_path / "queries.txt").write_bytes(b"\xff\xfe")

@@ -137,6 +137,13 @@ def test_a_written_encoding_is_read_back(tmp_path: Path) -> None:
     assert (found.num_rows, found.units) == (5, made)
     np.testing.assert_array_equal(found.vectors(), np.concatenate(expected))
     assert found.ids() == ["0", "1", "0", "1", "0"]
+    mask = np.array([False, True, False, False, True])
+    np.testing.assert_array_equal(found.read(mask), found.vectors()[[1, 4]])
+    with pytest.raises(BadInput, match=r"a mask of \(4,\): .* has 5 rows"):
+        found.read(mask[:4])
+    with pytest.raises(BadInput, match="rows are float64: give whole numbers"):
+        found.read(np.array([1.5]))
+    assert found.read([]).shape == (0, 3)
     assert found.records(made[0])[1] == {"id": "1", "title": "Tïtle 1", "empty": False}
     marker = read_json(unit_files(tmp_path, unit=made[2]).marker)
     assert (marker["start"], marker["rows"], marker["width"]) == (4, 1, 3)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.encoding.plan import ChunkRules
 from toolkit.files import BadInput
-from toolkit.schema import EmbedRecipe
+from toolkit.schema import TEXT_FORMAT, EmbedRecipe
 from toolkit.text.tokens import TextTokenizer
 
 
@@ -40,6 +40,11 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
         raise BadInput(
             f"corpus.chunk_tokens={tokens}: the encoder takes encoder.max_tokens="
             f"{recipe.encoder.max_tokens}"
+        )
+    if recipe.encoder.text_format != TEXT_FORMAT:
+        raise BadInput(
+            f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format (it is "
+            f"{recipe.encoder.text_format!r}), and queries would have it"
         )
     if overlap > tokens // 2:
         raise BadInput(f"corpus.chunk_overlap={overlap}: at most half of chunk_tokens={tokens}")

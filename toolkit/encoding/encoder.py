@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from toolkit.batch import Batch, embed_rows, lay_out, place, to_device, token_states
 from toolkit.console import Progress
@@ -24,6 +25,7 @@ from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
 from toolkit.parallel.comm import device_of
 from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
+from toolkit.text.tokens import is_unicode
 from toolkit.text_tokenizer import text_tokenizer
 
 GPU_BATCH_TOKENS = 16384
@@ -73,9 +75,9 @@ class Encoder:
         self._digest = ""
         config = load_config(self._chain.base, causal=settings.causal)
         width = int(config.hidden_size)
-        if dims is not None and dims > width:
+        if dims is not None and not 1 <= dims <= width:
             raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
-        self.width = dims or width
+        self.width = width if dims is None else dims
         self.tokenizer = text_tokenizer(self._chain.tokenizer, max_tokens=settings.max_tokens)
         self._model = load_backbone(
             self._chain.base,
@@ -126,14 +128,21 @@ class Encoder:
         `truncate_dim` as in sentence-transformers: only so many numbers of a vector. Raises
         `BadInput` when there is none, or it cannot be used.
         """
-        settings = EncoderSettings(
-            model=path,
-            adapters=tuple(adapters),
-            text_format=text_format,
-            max_tokens=max_tokens,
-            dtype=dtype,
-        )
-        place = None if device is None else torch.device(device)
+        try:
+            settings = EncoderSettings(
+                model=path,
+                adapters=tuple(adapters),
+                text_format=text_format,
+                max_tokens=max_tokens,
+                dtype=dtype,
+            )
+        except ValidationError as error:
+            (key, *_), why = error.errors()[0]["loc"], error.errors()[0]["msg"]
+            raise BadInput(f"{key}: {why}") from error
+        try:
+            place = None if device is None else torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise BadInput(f"device={device!r}: {str(error).splitlines()[0]}") from error
         return cls(settings, device=place, dims=truncate_dim)
 
     def encode(
@@ -158,6 +167,8 @@ class Encoder:
         for number, text in enumerate(texts):
             if not isinstance(text, str):
                 raise BadInput(f"sentences[{number}] is {text!r}: give texts")
+            if not is_unicode(text):
+                raise BadInput(f"sentences[{number}] is {text[:80]!r}: is no valid Unicode")
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size={batch_size}: at least 1")
         progress = Progress("encode", total=len(texts), unit="rows", shown=show_progress_bar)
@@ -195,6 +206,14 @@ class Encoder:
         if self._before or self._after:
             texts = [text.strip() + self._after for text in texts]
             instruction = self._before + instruction
+        if not is_unicode(instruction):
+            raise BadInput(f"the instruction {instruction[:80]!r} is no valid Unicode")
+        limit = self.settings.max_tokens
+        if instruction and len(self.tokenizer.encode([instruction])[0]) >= limit:
+            raise BadInput(
+                f"an instruction of {len(instruction)} characters fills all of max_tokens={limit}: "
+                "nothing of a text is left"
+            )
         if not instruction:
             return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
         found = self.tokenizer.encode_after(instruction, texts)

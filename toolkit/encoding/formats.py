@@ -6,7 +6,8 @@ for numpy, and its reader no memory map.
 
     fp32, fp16, bf16    the numbers, rounded
     int8                round(v / scale), and scales (R, 1) in fp32: a row's largest number is 127
-    binary              the signs, eight to a byte, the first in the highest bit; read as -1 and 1
+    binary              the signs, eight to a byte, the first in the highest bit; read as -1 and 1.
+                        Where a row is the zero vector, scales (R, 1) in fp32: 0 for it, else 1
 
 What a row becomes depends on that row alone. Shapes: R rows, D width.
 """
@@ -43,6 +44,9 @@ def encode(vectors_RD: Vectors, *, form: VectorFormat) -> bytes:
     arrays = {VECTORS: _packed(vectors_RD, form=form)}
     if form == "int8":
         arrays[SCALES] = _scales(vectors_RD)
+    counts_R1 = np.asarray(vectors_RD.any(axis=1, keepdims=True), dtype=np.float32)
+    if form == "binary" and not counts_R1.all():
+        arrays[SCALES] = counts_R1
     names = {VECTORS: _DTYPES[form][0], SCALES: "F32"}
     header: dict[str, Any] = {}
     end = 0
@@ -78,7 +82,9 @@ class MappedVectors:
             return (packed.astype(np.uint32) << 16).view(np.float32)
         if self.form == "binary":
             bits = np.unpackbits(packed, axis=1, count=self.width)
-            return bits.astype(np.float32) * 2 - 1
+            signs = bits.astype(np.float32) * 2 - 1
+            # Plus 0: no zero has a sign.
+            return signs * self.arrays[SCALES][which] + 0 if SCALES in self.arrays else signs
         if self.form == "int8":
             return np.asarray(packed * self.arrays[SCALES][which], dtype=np.float32)
         return np.asarray(packed, dtype=np.float32)

@@ -8,8 +8,10 @@ else builds at the same time. An index proposes rows; their cosines are those of
 Knows faiss, which is optional. Shapes: Q queries, C candidates, K hits, D width.
 """
 
+import contextlib
 import dataclasses
 import functools
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,7 @@ INDEX_DIR = "index"
 FLAT, IVF, HNSW, PQ = "flat", "ivf", "hnsw", "pq"
 KINDS = (FLAT, IVF, HNSW, PQ)
 SAVE_EVERY_S = 600.0
+YOUNG_S = 6 * SAVE_EVERY_S
 TRAINING_ROWS = 39  # a centroid; faiss warns below
 MOST_TRAINING_ROWS = 2**18
 CANDIDATES = 4  # a hit
@@ -210,10 +213,27 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
     sync(folder)
     record = Record(**wanted, file=path.name, sha256=digest, bytes=size, rows=int(index.ntotal))
     write_json(folder / f"{kind}.json", dataclasses.asdict(record))
-    for old in [*folder.glob(f"{kind}-*.faiss"), *folder.glob(f".{kind}.*.tmp")]:
-        if old != path:
+    # Somebody else may build the same: what their record names by now stays, and what they write.
+    with contextlib.suppress(BadInput):
+        named = {path.name, _record(folder, kind=kind).file}
+        for old in folder.glob(f"{kind}-*.faiss"):
+            if old.name not in named:
+                old.unlink(missing_ok=True)
+    for old in folder.glob(f".{kind}.*.tmp"):
+        if _is_abandoned(old):
             old.unlink(missing_ok=True)
     return record
+
+
+def _is_abandoned(temporary: Path) -> bool:
+    """Whether nobody writes it any more: its process here is gone, or it is elsewhere and old."""
+    rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
+    if rest.endswith(f".{socket.gethostname()}"):
+        return not Path(f"/proc/{process}").exists()
+    try:
+        return time.time() - temporary.stat().st_mtime > YOUNG_S
+    except FileNotFoundError:
+        return False
 
 
 def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:

@@ -119,8 +119,8 @@ class VectorStore:
         return found.take(pa.array(places, pa.int64()))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows (K,) that have these ids. All ids are looked through, a unit at a time.
-        `BadInput` for an id that no row or more than one has."""
+        """The rows (K,) that have these ids, of chunks the first. All ids are looked through, a
+        unit at a time. `BadInput` for an id that no row, or more than one text, has."""
         wanted = pa.array(ids, pa.string())
         rows = np.full(len(ids), -1, dtype=np.int64)
         for unit in self.units:
@@ -158,7 +158,16 @@ class VectorStore:
     def _numbers(self, rows: Rows) -> NDArray[np.int64]:
         if isinstance(rows, slice):
             return np.arange(*rows.indices(self.num_rows), dtype=np.int64)
-        found = np.asarray(rows, dtype=np.int64)
+        given = np.asarray(rows)
+        if given.dtype == bool:
+            if given.shape != (self.num_rows,):
+                raise BadInput(
+                    f"a mask of {given.shape}: {self.directory} has {self.num_rows} rows"
+                )
+            return np.flatnonzero(given)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise BadInput(f"rows are {given.dtype}: give whole numbers, a mask or a slice")
+        found = given.astype(np.int64)
         if (wrong := np.flatnonzero((found < 0) | (found >= self.num_rows))).size:
             where = f"{self.directory} has rows 0 to {self.num_rows - 1}"
             raise BadInput(f"row {found[wrong[0]]}: {where}")

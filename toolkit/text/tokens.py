@@ -56,6 +56,15 @@ class Places:
     end_T: Ids
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class TextTokenizer:
     """A truncating tokenizer. `special_ids` are never a text's own tokens."""
 
