@@ -216,3 +216,35 @@ def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(
         pass
     assert set(descendants(os.getpid())) <= before
     assert not broken.folder.exists()
+
+
+def test_a_task_of_an_array_is_requeued_alone(slurm: Cluster, tmp_path: Path) -> None:
+    """The last one has the number of the array as its job's; the others go on."""
+    ask = (
+        "import os, subprocess; from toolkit.cluster.preempt import requeue_command;"
+        "subprocess.run(requeue_command(os.environ), check=True)"
+    )
+    script = tmp_path / "script.sh"
+    script.write_text(
+        "#!/bin/bash\n"
+        f"echo start >> {tmp_path}/$SLURM_ARRAY_TASK_ID\n"
+        'if [ "$SLURM_JOB_ID" = "$SLURM_ARRAY_JOB_ID" ] && [ -z "$SLURM_RESTART_COUNT" ]; then\n'
+        f'  {sys.executable} -c "{ask}"\n  sleep 60\nfi\n'
+        f"while [ ! -e {tmp_path}/go ]; do sleep 0.2; done\n"
+    )
+    job = slurm.submit(
+        *("--array=0-2", "--requeue", "-o", str(tmp_path / "log%a"), str(script)),
+        environ={"PYTHONPATH": str(REPOSITORY)},
+    )
+    deadline = time.monotonic() + 60
+    while not any(one["Restarts"] == "1" for one in slurm.jobs(job)):
+        assert time.monotonic() < deadline, slurm.jobs(job)
+        time.sleep(0.2)
+    restarts = {one["ArrayTaskId"]: one["Restarts"] for one in slurm.jobs(job)}
+    assert sorted(restarts.values()) == ["0", "0", "1"]
+    (task,) = (name for name, count in restarts.items() if count == "1")
+    slurm.start_now(f"{job}_{task}")
+    (tmp_path / "go").touch()
+    assert slurm.wait(job) == "COMPLETED"
+    starts = [(tmp_path / str(number)).read_text().count("start") for number in range(3)]
+    assert sorted(starts) == [1, 1, 2]
