@@ -73,7 +73,9 @@ def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
     }
     zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
     moments = dict.fromkeys(zero.MOMENTS, zeros)
-    return Checkpoint(step=0, skipped_steps=0, weights=weights, moments=moments, state={})
+    return Checkpoint(
+        step=0, skipped_steps=0, weights=weights, moments=moments, state={}, folder=Path()
+    )
 
 
 def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
