@@ -69,7 +69,9 @@ def job_state(job: str) -> JobState:
                 record["Reason"] = "DependencyNeverSatisfied"
     if not records:
         return JobState(job, UNKNOWN, FORGOTTEN if "Invalid job id" in error else SILENT)
-    states = Counter(record.get("JobState", UNKNOWN).partition(" ")[0] for record in records)
+    states: Counter[str] = Counter()
+    for record in records:
+        states[record.get("JobState", UNKNOWN).partition(" ")[0]] += _num_tasks(record)
     shown = ", ".join(f"{name} {count}" for name, count in states.items())
     reasons = {_in_words(record) for record in records} - {""}
     nodes = {record.get("NodeList", "") for record in records} - {"", "(null)", "None assigned"}
@@ -98,8 +100,19 @@ def _ask(*command: str) -> tuple[list[str], str]:
 
 def _record(line: str) -> dict[str, str]:
     """The fields that we want of a line of scontrol, whose values may hold blanks elsewhere."""
-    pairs = re.findall(rf"(?:^|\s)({'|'.join(_FIELDS)})=(.*?)(?=\s\w[\w/:]*=|$)", line)
-    return dict(pairs)
+    names = "|".join((*_FIELDS, "ArrayTaskId"))
+    return dict(re.findall(rf"(?:^|\s)({names})=(.*?)(?=\s\w[\w/:]*=|$)", line))
+
+
+def _num_tasks(record: Mapping[str, str]) -> int:
+    """Of an array, those that have not begun share a record: 4-31%4 are 28, at most four a time."""
+    found = 0
+    for part in record.get("ArrayTaskId", "").partition("%")[0].split(","):
+        numbers = [int(number) for number in re.findall(r"\d+", part)] or [0]
+        last = numbers[1] if len(numbers) > 1 else numbers[0]
+        step = numbers[2] if len(numbers) > 2 else 1
+        found += (last - numbers[0]) // step + 1
+    return found
 
 
 def _lost_its_turn(record: Mapping[str, str]) -> bool:
