@@ -39,13 +39,8 @@ FREE_KEYS |= {"train.micro_batch_tokens"}
 FREE_KEYS |= {"train.save_every_steps", "train.log_every_steps", "train.keep_checkpoints"}
 FREE_KEYS |= {"train.max_skipped_steps", "mntp.evaluate_every_steps", "mntp.cross_entropy"}
 FREE_KEYS |= {"train.keep_every_steps", "train.keep_best", "train.background_save"}
-FREE_KEYS |= {
-    "train.views",
-    "train.may_differ",
-    "train.heartbeat_s",
-    "train.stall_s",
-    "train.probe",
-}
+FREE_KEYS |= {"train.probe"}
+FREE_KEYS |= {"train.views", "train.may_differ", "train.heartbeat_s", "train.stall_s"}
 
 
 class _Loader(yaml.SafeLoader):

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,18 @@ def temporary_of(path: Path) -> Path:
     """Where a path's content is written before it is whole, beside it."""
     # Host and process in the name: two writers of one path must never share a temporary.
     return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def is_abandoned(temporary: Path, *, old_s: float) -> bool:
+    """Whether nobody writes a `temporary_of` any more: its process here is gone, or it is of
+    another host and was not written to for `old_s` seconds."""
+    rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
+    if rest.endswith(f".{socket.gethostname()}"):
+        return not Path(f"/proc/{process}").exists()
+    try:
+        return time.time() - temporary.stat().st_mtime > old_s
+    except FileNotFoundError:
+        return False
 
 
 def sync(path: Path) -> None:

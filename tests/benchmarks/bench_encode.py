@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 from toolkit import export
+from toolkit.evaluation.sts import cosines
 from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import merge_weights, write_encoder_files
@@ -97,8 +98,7 @@ def check(folder: Path, *, names: Sequence[str], whole_N: NDArray[np.bool_]) -> 
     ours_ND = np.load(folder / "ours.npy").astype(np.float64)
     for name in names:
         theirs_ND = np.load(folder / f"{name}.npy").astype(np.float64)
-        norms_N = np.linalg.norm(ours_ND, axis=1) * np.linalg.norm(theirs_ND, axis=1)
-        cosine_N = (ours_ND * theirs_ND).sum(axis=1) / np.maximum(norms_N, 1e-12)
+        cosine_N = cosines(ours_ND, second_PD=theirs_ND)
         least = float(cosine_N[whole_N if name == "llm2vec" else slice(None)].min())
         assert least >= LEAST_COSINE[name], f"{name}: a vector differs, cosine {least}"
         told.append(f"{name} {least:.6f}")

@@ -29,7 +29,7 @@ import matplotlib
 import yaml
 from matplotlib.figure import Figure
 
-from tests.benchmarks.harness import REAL_DATA, ROOT, machine
+from tests.benchmarks.harness import REAL_DATA, ROOT, machine, make_shards
 from toolkit.files import is_committed
 
 SENTENCES = 10_240  # seen by each SimCSE run
@@ -68,8 +68,7 @@ def prepare(data: Path, runs: Path) -> None:
     source = runs / "texts.jsonl"
     runs.mkdir(parents=True, exist_ok=True)
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts(data)))
-    python = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(source)]
-    subprocess.run([*python, "--output", str(runs / "shards")], cwd=ROOT, check=True)
+    make_shards(source, output=runs / "shards")
     if not (runs / "pairs").exists():
         python = [sys.executable, "data_scripts/prepare_pairs.py"]
         python += ["--input", str(data / "snli_devtest"), "--output", str(runs / "pairs")]
@@ -81,9 +80,7 @@ def prepare(data: Path, runs: Path) -> None:
         python += ["--queries", str(folder / "cran.qry.xml")]
         python += ["--judgements", str(folder / "cranqrel.trec.txt")]
         subprocess.run(python, cwd=ROOT, check=True)
-        python = [sys.executable, "data_scripts/shard_wikipedia.py"]
-        python += ["--input", str(output / "documents.jsonl"), "--output", str(output / "shards")]
-        subprocess.run(python, cwd=ROOT, check=True)
+        make_shards(output / "documents.jsonl", output=output / "shards")
 
 
 def train(runs: Path, *, seed: int, batches: Sequence[int], steps_scale: float) -> dict[str, Path]:

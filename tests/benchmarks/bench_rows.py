@@ -10,7 +10,6 @@ are. Every row must be there.
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
-from tests.benchmarks.harness import ROOT, Contender, machine, run_once
+from tests.benchmarks.harness import ROOT, Contender, machine, make_shards, run_once
 from toolkit.encoding.store import VectorStore
 from toolkit.model.tokenizer import load_tokenizer
 
@@ -53,9 +52,7 @@ def write_corpus(folder: Path, *, rows: int) -> None:
         for number in range(rows):
             text = f"{number} {' '.join(rng.choices(words, k=8))}"
             handle.write(json.dumps({"id": str(number), "text": text}) + "\n")
-    script = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(source)]
-    script += ["--output", str(folder)]
-    subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    make_shards(source, output=folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

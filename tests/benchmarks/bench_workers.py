@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.bench_encode import MODEL, texts_of
-from tests.benchmarks.harness import ROOT, machine, options
+from tests.benchmarks.harness import ROOT, machine, make_shards, options
 from tests.mpi import mpi_command
 from toolkit.encoding.plan import UNIT_DIR
 from toolkit.files import sha256_of
@@ -70,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         texts = texts_of(arguments.data, kind="natural", rows=arguments.rows)
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         (folder / "texts.jsonl").write_text(lines, encoding="utf-8")
-        script = [sys.executable, "data_scripts/shard_wikipedia.py"]
-        script += ["--input", str(folder / "texts.jsonl"), "--output", str(folder / "shards")]
-        subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        make_shards(folder / "texts.jsonl", output=folder / "shards")
         seconds: dict[str, list[float]] = {way: [] for way in WAYS}
         digests = None
         for number in range(arguments.runs):

@@ -115,6 +115,13 @@ def options(
     return parser
 
 
+def make_shards(source: Path, *, output: Path) -> None:
+    """Shards of a file of texts."""
+    script = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(source)]
+    script += ["--output", str(output)]
+    subprocess.run(script, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+
+
 def machine() -> str:
     """What it ran on, in a line."""
     model = next(

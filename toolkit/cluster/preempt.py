@@ -80,10 +80,9 @@ class StopSignal:
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
             subprocess.Popen([*avoid, *self.avoid], start_new_session=True)
         if leads and requeue:
-            before = {number: self._previous[number] for number in self._stops}
-            if theirs := [pair for pair in before.items() if callable(pair[1])]:
-                number, handler = theirs[0]
-                handler(number, None)  # submitit's: it records the restart, requeues, exits
+            theirs = [number for number in self._stops if callable(self._previous[number])]
+            if theirs:  # submitit's: it records the restart, requeues, exits
+                self._previous[theirs[0]](theirs[0], None)
             elif command := requeue_command(environ):
                 print(f"saved; asking SLURM to requeue: {' '.join(command)}", flush=True)
                 subprocess.run(command, check=False)

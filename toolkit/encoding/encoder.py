@@ -206,16 +206,16 @@ class Encoder:
         if self._before or self._after:
             texts = [text.strip() + self._after for text in texts]
             instruction = self._before + instruction
+        if not instruction:
+            return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
         if not is_unicode(instruction):
             raise BadInput(f"the instruction {instruction[:80]!r} is no valid Unicode")
         limit = self.settings.max_tokens
-        if instruction and len(self.tokenizer.encode([instruction])[0]) >= limit:
+        if len(self.tokenizer.encode([instruction])[0]) >= limit:
             raise BadInput(
                 f"an instruction of {len(instruction)} characters fills all of max_tokens={limit}: "
                 "nothing of a text is left"
             )
-        if not instruction:
-            return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
         found = self.tokenizer.encode_after(instruction, texts)
         rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
         return self.prepare_rows(rows, owns=owns, max_rows=max_rows)

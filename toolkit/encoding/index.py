@@ -11,7 +11,6 @@ Knows faiss, which is optional. Shapes: Q queries, C candidates, K hits, D width
 import contextlib
 import dataclasses
 import functools
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,16 @@ from numpy.typing import NDArray
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.search import Found
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, RunFailed, read_json, sha256_of, sync, temporary_of, write_json
+from toolkit.files import (
+    BadInput,
+    RunFailed,
+    is_abandoned,
+    read_json,
+    sha256_of,
+    sync,
+    temporary_of,
+    write_json,
+)
 from toolkit.text.manifest import SELF_DIGEST
 
 FORMAT = "toolkit-index/1"
@@ -220,20 +228,9 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
             if old.name not in named:
                 old.unlink(missing_ok=True)
     for old in folder.glob(f".{kind}.*.tmp"):
-        if _is_abandoned(old):
+        if is_abandoned(old, old_s=YOUNG_S):
             old.unlink(missing_ok=True)
     return record
-
-
-def _is_abandoned(temporary: Path) -> bool:
-    """Whether nobody writes it any more: its process here is gone, or it is elsewhere and old."""
-    rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
-    if rest.endswith(f".{socket.gethostname()}"):
-        return not Path(f"/proc/{process}").exists()
-    try:
-        return time.time() - temporary.stat().st_mtime > YOUNG_S
-    except FileNotFoundError:
-        return False
 
 
 def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:
