@@ -1,5 +1,6 @@
 """Packed attention: each row equals the row alone, for every family; nothing leaks."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
 from toolkit.model import attention
-from toolkit.model.attention import PACKED, pack_padded, register, unpack
+from toolkit.model.attention import PACKED, pack_padded, packed_attention, register, unpack
 from toolkit.model.bidirectional import NotIsolated, prove_bidirectional, prove_isolated
 
 SMALL = {
@@ -81,6 +82,64 @@ def test_packed_rows_equal_rows_alone(family: str, causal: bool) -> None:
         else:
             difference = (mine.grad - other.grad).norm() / other.grad.norm().clamp(min=1e-6)
             assert float(difference) < 1e-4, name
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize(
+    "lengths",
+    # alike side by side, apart, beside longer and shorter ones, and too unlike to share a group
+    [(5, 5, 5), (5, 3, 5), (3, 5, 5), (9, 5, 5, 5, 2), (8,), (90, 90, 20, 90, 1, 1), (4, 0, 4)],
+)
+def test_rows_of_like_length_in_any_order_equal_rows_alone(
+    lengths: tuple[int, ...], window: int | None
+) -> None:
+    generator = torch.Generator().manual_seed(2)
+
+    def heads(count: int) -> Tensor:
+        return torch.randn(1, sum(lengths), count, 8, generator=generator).transpose(1, 2)
+
+    query, key, value = heads(4), heads(2), heads(2)
+    bound_S = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    found, _ = packed_attention(
+        torch.nn.Identity(),
+        query,
+        key,
+        value,
+        cu_seq_lens_q=bound_S,
+        max_length_q=max(lengths),
+        is_causal=False,
+        sliding_window=window,
+    )
+    for first, last in itertools.pairwise(bound_S.tolist()):
+        row = slice(first, last)
+        place = torch.arange(last - first)
+        seen = (place[:, None] - place).abs() <= (window or last)
+        alone = torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, row],
+            key[:, :, row].repeat_interleave(2, dim=1),
+            value[:, :, row].repeat_interleave(2, dim=1),
+            attn_mask=seen,
+        )
+        torch.testing.assert_close(found[:, row], alone.transpose(1, 2), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(3, 5), (5, 5), (5, 3, 5)])
+def test_rows_can_be_trained_on_after_they_were_encoded(lengths: tuple[int, ...]) -> None:
+    """What is kept for the next layer must not be of inference mode."""
+    attention._grouped.cache_clear()
+    query, key, value = (torch.randn(1, 2, sum(lengths), 4) for _ in range(3))
+    settings = {
+        "cu_seq_lens_q": torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
+        "max_length_q": max(lengths),
+        "is_causal": False,
+    }
+    with torch.inference_mode():
+        wanted, _ = packed_attention(torch.nn.Identity(), query, key, value, **settings)
+    query.requires_grad_()
+    found, _ = packed_attention(torch.nn.Identity(), query, key, value, **settings)
+    found.sum().backward()
+    torch.testing.assert_close(found.detach(), wanted.clone())
+    assert query.grad is not None and bool(query.grad.any())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

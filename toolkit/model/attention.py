@@ -96,10 +96,11 @@ def packed_attention(
     )
     if rules.kernel == VARLEN:
         return _varlen(query, key, value, bound_S=bound_S, max_length=max_length, rules=rules), None
-    groups, order_T = _grouped(tuple(bound_S.tolist()))
+    groups, order_T = _grouped(tuple(bound_S.tolist()), query.device)
     parts = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, heads, E), in memory so
     outputs = [_group_output(group, *parts, rules=rules) for group in groups]
-    return torch.cat(outputs).index_select(0, order_T.to(query.device))[None], None
+    output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    return (output if order_T is None else output.index_select(0, order_T))[None], None
 
 
 def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: float | None) -> str:
@@ -147,17 +148,23 @@ def _window(width: int | None, *, causal: bool, max_length: int) -> tuple[int, i
 class _Group:
     """Rows of like length, to be computed at once: n rows of at most t tokens.
 
-    `token_n_t` are places in the packed sequence; beyond a row's end some place or other.
-    `length_n` is None when all rows are t long.
+    `place_N` are their places in the packed sequence, N = n * t; beyond a row's end some place or
+    other. `inside_n11t` tells which are the row's; None when all rows are t long. `start` is where
+    they begin if that is so and they lie side by side; else -1.
     """
 
-    token_n_t: Tensor
-    length_n: Tensor | None
+    num_rows: int
+    num_tokens: int
+    place_N: Tensor
+    inside_n11t: Tensor | None
+    start: int
 
 
 @functools.lru_cache(maxsize=64)  # every layer of a forward pass asks again
-def _grouped(bounds: tuple[int, ...]) -> tuple[list[_Group], Tensor]:
-    """The groups of rows, and where each token (T,) is in the outputs of all groups, joined.
+@torch.inference_mode(mode=False)  # and a backward pass may need what an encoder asked for first
+def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group], Tensor | None]:
+    """The groups of rows, and where each token (T,) is in the outputs of all groups, joined; None
+    when it is where it was.
 
     Rows go into one group while padding them all to the longest wastes less than a call of its own
     would cost.
@@ -165,14 +172,15 @@ def _grouped(bounds: tuple[int, ...]) -> tuple[list[_Group], Tensor]:
     lengths = [b - a for a, b in itertools.pairwise(bounds)]
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     groups: list[list[int]] = []
-    for row in rows:
+    for length, found in itertools.groupby(rows, key=lambda row: lengths[row]):
+        run = list(found)
         longest = lengths[groups[-1][0]] if groups else 0
-        waste = (longest - lengths[row]) * longest
+        waste = (longest - length) * longest * len(run)
         if groups and waste <= MAX_WASTE:
-            groups[-1].append(row)
+            groups[-1].extend(run)
         else:
-            groups.append([row])
-    found, order, first = [], torch.empty(bounds[-1], dtype=torch.long), 0
+            groups.append(run)
+    order, first, made = torch.empty(bounds[-1], dtype=torch.long), 0, []
     for group in groups:
         start_n = torch.tensor([bounds[row] for row in group])
         length_n = torch.tensor([lengths[row] for row in group])
@@ -182,30 +190,38 @@ def _grouped(bounds: tuple[int, ...]) -> tuple[list[_Group], Tensor]:
         place_n_t = first + torch.arange(token_n_t.numel()).view_as(token_n_t)
         order[token_n_t[inside_n_t]] = place_n_t[inside_n_t]
         first += token_n_t.numel()
-        found.append(_Group(token_n_t, None if bool(inside_n_t.all()) else length_n))
-    return found, order
+        equal = bool(inside_n_t.all())
+        in_a_piece = equal and group == list(range(group[0], group[0] + len(group)))
+        made.append(
+            _Group(
+                num_rows=len(group),
+                num_tokens=len(steps_t),
+                place_N=token_n_t.flatten().to(device),
+                inside_n11t=None if equal else inside_n_t[:, None, None].to(device),
+                start=bounds[group[0]] if in_a_piece else -1,
+            )
+        )
+    in_place = torch.equal(order, torch.arange(first))
+    return made, None if in_place else order.to(device)
 
 
 def _group_output(
     group: _Group, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, *, rules: _Rules
 ) -> Tensor:
     """Attention of the rows of a group: (n * t, H, E), whatever where there is no token."""
-    num_rows, num_tokens = group.token_n_t.shape
-    token = group.token_n_t.to(query_THE.device)
+    num_rows, num_tokens = group.num_rows, group.num_tokens
 
     def rows_of(part_THE: Tensor) -> Tensor:
-        if num_rows == 1:
-            start = int(group.token_n_t[0, 0])
-            return part_THE[start : start + num_tokens].transpose(0, 1)[None]
-        rows = part_THE.index_select(0, token.flatten())
+        if group.start >= 0:
+            rows = part_THE[group.start : group.start + num_rows * num_tokens]
+        else:
+            rows = part_THE.index_select(0, group.place_N)
         return rows.view(num_rows, num_tokens, *part_THE.shape[1:]).transpose(1, 2)
 
     query, key, value = (rows_of(part) for part in (query_THE, key_TKE, value_TKE))
     mask = _seen(num_tokens, window=rules.window, device=query.device)
-    if group.length_n is not None:
-        length_n = group.length_n.to(query.device)
-        inside = torch.arange(num_tokens, device=query.device)[None] < length_n[:, None]
-        mask = inside[:, None, None, :] if mask is None else mask & inside[:, None, None, :]
+    if group.inside_n11t is not None:
+        mask = group.inside_n11t if mask is None else mask & group.inside_n11t
     if rules.kernel == BY_HAND:
         out = _by_hand(query, key, value, mask=mask, rules=rules)
     else:
