@@ -84,6 +84,32 @@ def test_packed_rows_equal_rows_alone(family: str, causal: bool) -> None:
             assert float(difference) < 1e-4, name
 
 
+def bounds(lengths: tuple[int, ...]) -> list[int]:
+    return [0, *itertools.accumulate(lengths)]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    lengths: tuple[int, ...],
+    window: int | None = None,
+) -> Tensor:
+    """Packed attention in both directions over rows of these lengths."""
+    found, _ = packed_attention(
+        torch.nn.Identity(),
+        query,
+        key,
+        value,
+        cu_seq_lens_q=torch.tensor(bounds(lengths), dtype=torch.int32),
+        max_length_q=max(lengths),
+        is_causal=False,
+        sliding_window=window,
+    )
+    return found
+
+
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize(
     "lengths",
@@ -99,18 +125,8 @@ def test_rows_of_like_length_in_any_order_equal_rows_alone(
         return torch.randn(1, sum(lengths), count, 8, generator=generator).transpose(1, 2)
 
     query, key, value = heads(4), heads(2), heads(2)
-    bound_S = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
-    found, _ = packed_attention(
-        torch.nn.Identity(),
-        query,
-        key,
-        value,
-        cu_seq_lens_q=bound_S,
-        max_length_q=max(lengths),
-        is_causal=False,
-        sliding_window=window,
-    )
-    for first, last in itertools.pairwise(bound_S.tolist()):
+    found = attend(query, key, value, lengths=lengths, window=window)
+    for first, last in itertools.pairwise(bounds(lengths)):
         row = slice(first, last)
         place = torch.arange(last - first)
         seen = (place[:, None] - place).abs() <= (window or last)
@@ -128,15 +144,10 @@ def test_rows_can_be_trained_on_after_they_were_encoded(lengths: tuple[int, ...]
     """What is kept for the next layer must not be of inference mode."""
     attention._grouped.cache_clear()
     query, key, value = (torch.randn(1, 2, sum(lengths), 4) for _ in range(3))
-    settings = {
-        "cu_seq_lens_q": torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32),
-        "max_length_q": max(lengths),
-        "is_causal": False,
-    }
     with torch.inference_mode():
-        wanted, _ = packed_attention(torch.nn.Identity(), query, key, value, **settings)
+        wanted = attend(query, key, value, lengths=lengths)
     query.requires_grad_()
-    found, _ = packed_attention(torch.nn.Identity(), query, key, value, **settings)
+    found = attend(query, key, value, lengths=lengths)
     found.sum().backward()
     torch.testing.assert_close(found.detach(), wanted.clone())
     assert query.grad is not None and bool(query.grad.any())

@@ -12,18 +12,18 @@ import torch
 from toolkit.model.memory import keep_large_blocks
 
 
-def of_this_process(name):
+def resident_kib():
     rollup = pathlib.Path("/proc/self/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith(name))
+    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:"))
 
 
 if sys.argv[1] == "kept":
     keep_large_blocks()
-before = of_this_process("Rss:")
+before = resident_kib()
 tensors = [torch.ones(2**20) for _ in range(32)]  # of 4 MiB
-print((of_this_process("Rss:") - before) // 1024)
+print((resident_kib() - before) // 1024)
 del tensors
-print((of_this_process("Rss:") - before) // 1024)
+print((resident_kib() - before) // 1024)
 """
 
 

@@ -148,16 +148,16 @@ def _window(width: int | None, *, causal: bool, max_length: int) -> tuple[int, i
 class _Group:
     """Rows of like length, to be computed at once: n rows of at most t tokens.
 
-    `place_N` are their places in the packed sequence, N = n * t; beyond a row's end some place or
-    other. `inside_n11t` tells which are the row's; None when all rows are t long. `start` is where
-    they begin if that is so and they lie side by side; else -1.
+    `inside_n11t` tells which tokens are the row's; None when all rows are t long. `place_N` are
+    their places in the packed sequence (N = n * t), beyond a row's end some place or other; None
+    when all rows are t long and lie side by side from `start` on.
     """
 
     num_rows: int
     num_tokens: int
-    place_N: Tensor
-    inside_n11t: Tensor | None
     start: int
+    place_N: Tensor | None
+    inside_n11t: Tensor | None
 
 
 @functools.lru_cache(maxsize=64)  # every layer of a forward pass asks again
@@ -190,15 +190,15 @@ def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group
         place_n_t = first + torch.arange(token_n_t.numel()).view_as(token_n_t)
         order[token_n_t[inside_n_t]] = place_n_t[inside_n_t]
         first += token_n_t.numel()
-        equal = bool(inside_n_t.all())
+        equal = lengths[group[0]] == lengths[group[-1]]  # the longest and the shortest
         in_a_piece = equal and group == list(range(group[0], group[0] + len(group)))
         made.append(
             _Group(
                 num_rows=len(group),
                 num_tokens=len(steps_t),
-                place_N=token_n_t.flatten().to(device),
+                start=bounds[group[0]],
+                place_N=None if in_a_piece else token_n_t.flatten().to(device),
                 inside_n11t=None if equal else inside_n_t[:, None, None].to(device),
-                start=bounds[group[0]] if in_a_piece else -1,
             )
         )
     in_place = torch.equal(order, torch.arange(first))
@@ -212,7 +212,7 @@ def _group_output(
     num_rows, num_tokens = group.num_rows, group.num_tokens
 
     def rows_of(part_THE: Tensor) -> Tensor:
-        if group.start >= 0:
+        if group.place_N is None:
             rows = part_THE[group.start : group.start + num_rows * num_tokens]
         else:
             rows = part_THE.index_select(0, group.place_N)
