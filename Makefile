@@ -24,8 +24,11 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 quickstart: install  ## the whole pipeline on what the project ships, with a table of scores
 	$(BIN)/python -m toolkit.quickstart
 
+# A test that hangs fails after ten minutes and says where; one that Python cannot interrupt ends
+# its worker, with the stacks of all threads.
+LIMITS := --timeout 600 -o faulthandler_timeout=660 -o faulthandler_exit_on_timeout=true
 test: install  ## all tests (a real SLURM among them where it is installed)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(LIMITS) --durations 10
 
 test-slow: install  ## the tests that take minutes each, with their full bars
 	$(BIN)/python -m pytest -m slow
@@ -75,9 +78,10 @@ benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B sh
 benchmark-quality: install  ## every state on every local task over three seeds, tables and plots (three hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/quality
 
-benchmark-encode: install $(LLM2VEC)  ## texts a second beside sentence-transformers and llm2vec; two workers (an hour)
+benchmark-encode: install $(LLM2VEC)  ## texts a second beside sentence-transformers and llm2vec; two workers; a million rows (three hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_encode --peers $(LLM2VEC)
 	$(BIN)/python -m tests.benchmarks.bench_workers
+	$(BIN)/python -m tests.benchmarks.bench_rows
 
 benchmark-scheduling: install  ## 100 M rows' plan, a unit's cost, a thousand simulated workers (ten minutes)
 	$(BIN)/python -m tests.benchmarks.bench_scheduling

@@ -1,5 +1,7 @@
 """Fixtures that all tests share."""
 
+import contextlib
+import itertools
 import os
 import socket
 import subprocess
@@ -10,6 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+FIRST_PORT, NUM_PORTS = 19100, 900
+# Other processes that test meanwhile begin elsewhere.
+_ports = (FIRST_PORT + (os.getpid() * 31 + n) % NUM_PORTS for n in itertools.count())
 QUICKSTART = ROOT / "toolkit" / "quickstart"
 # Several ranks share two cores here; torch's threads would fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -79,10 +84,14 @@ def run(command: list[str], *, code: int = 0, cwd: Path = ROOT, timeout_s: float
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that the kernel gives to no outgoing connection before it
+    is used: below 32768, between those of the test clusters and those of toolkit.cluster.topology.
+    """
+    for port in itertools.islice(_ports, NUM_PORTS):
+        with contextlib.suppress(OSError):
+            socket.create_server(("", port)).close()
+            return port
+    raise AssertionError(f"no free port from {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1}")
 
 
 def torchrun(ranks: int, *, python: str = sys.executable) -> list[str]:

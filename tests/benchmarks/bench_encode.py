@@ -3,11 +3,12 @@ bf16 beside them.
 
     python -m tests.benchmarks.bench_encode --runs 5 [--peers PYTHON]
 
-The shipped tiny model, in both directions. Texts: BoolQ's passages and WikiSplit's sentences as
-they are (natural); their first eight words (short); sentences with a hundredth of texts of some
-2,000 tokens among them (tail), which are cut to 1,024. Each contender is a whole process, in turn;
-counted is its `encode` alone, without the loading. Vectors must agree: cosine >= 0.9999, in bf16
-0.999; with llm2vec, which pools other tokens of a text that it cuts, of texts that are whole.
+The shipped tiny model, in both directions. Texts: drawn from all real data sets as they are
+(natural); sentences or passages alone; the first eight words of the natural ones (short); sentences
+with a hundredth of texts of some 2,000 tokens among them (tail), which are cut to 1,024. Each
+contender is a whole process, in turn; counted is its `encode` alone, without the loading. Vectors
+must agree: cosine >= 0.9999, in bf16 0.999; with llm2vec, which pools other tokens of a text that
+it cuts, of texts that are whole.
 """
 
 import itertools
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
+from tests.benchmarks.real_texts import read_all, read_passages, read_sentences
 from toolkit import export
 from toolkit.evaluation.sts import cosines
 from toolkit.model.backbone import load_config
@@ -31,31 +33,26 @@ from toolkit.text_tokenizer import text_tokenizer
 
 MODEL = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 PEERS = Path(__file__).with_name("peers")
-KINDS = ("natural", "short", "tail")
+KINDS = ("natural", "sentences", "passages", "short", "tail")
 MAX_TOKENS = 1024
 LEAST_COSINE = {"ours, bf16": 0.999, "sentence-transformers": 0.9999, "llm2vec": 0.9999}
 
 
 def texts_of(data: Path, *, kind: str, rows: int) -> list[str]:
     """So many texts, in an order that a seed decides."""
-    lines = (data / "boolq_passages" / "boolq.jsonl").read_text(encoding="utf-8").splitlines()
-    passages = list(
-        dict.fromkeys(json.loads(line)["query"].removeprefix("Passage: ") for line in lines)
-    )
-    tables = ((data / "wikisplit" / f"{name}.tsv").read_text("utf-8") for name in ("test", "tune"))
-    split = (line.split("\t")[0] for text in tables for line in text.splitlines())
-    sentences = list(dict.fromkeys(split))
+    found = {"passages": read_passages, "sentences": read_sentences, "tail": read_sentences}.get(
+        kind, read_all
+    )(data)
     rng = random.Random(0)
-    if kind == "tail":
-        found = sentences[:rows]
-        source = itertools.cycle(passages)
-        for place in rng.sample(range(len(found)), max(1, len(found) // 100)):
-            found[place] = " ".join(next(source) for _ in range(16))
-        return found
-    found = passages + sentences
     rng.shuffle(found)
     found = found[:rows]
-    return [" ".join(text.split()[:8]) for text in found] if kind == "short" else found
+    if kind == "short":
+        return [" ".join(text.split()[:8]) for text in found]
+    if kind == "tail":
+        source = itertools.cycle(read_passages(data))
+        for place in rng.sample(range(len(found)), max(1, len(found) // 100)):
+            found[place] = " ".join(next(source) for _ in range(16))
+    return found
 
 
 def write_models(folder: Path) -> None:

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.bench_workers --runs 5
 
-The shipped tiny model in fp32, a thread a worker, real texts (BoolQ's passages, WikiSplit's
-sentences). All ways in turn. Counted is the time from when the last worker is ready (model loaded,
-plan read) to the end of the last; vectors must be those of one worker, byte by byte.
+The shipped tiny model in fp32, a thread a worker, texts of all real data sets. All ways in turn.
+Counted is the time from when the last worker is ready (model loaded, plan read) to the end of the
+last; vectors must be those of one worker, byte by byte.
 """
 
 import json

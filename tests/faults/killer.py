@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 from tests.conftest import ROOT, free_port
 
 SOURCE = Path(__file__).with_name("killer.c")
+END_TIMEOUT_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,19 +98,29 @@ def trainer(library: Path, *, folder: Path) -> Iterator[Trainer]:
         yield Trainer(process, folder=folder)
 
 
-def served(module: str, *, library: Path | None) -> "subprocess.Popen[str]":
+@contextlib.contextmanager
+def served(module: str, *, library: Path | None) -> Iterator["subprocess.Popen[str]"]:
     """A module that runs as a program, with the shim if there is one, and answers each line of JSON
-    by a line (`ask`). To be entered: the end of its standard input is its end."""
+    by a line (`ask`). It ends with the context; where that takes long or something failed, it is
+    killed, and all that it has started."""
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environ |= {"HF_HUB_OFFLINE": "1"} | ({"LD_PRELOAD": str(library)} if library else {})
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", module],
         cwd=ROOT,
         env=environ,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+    with process:
+        try:
+            yield process
+            process.communicate(timeout=END_TIMEOUT_S)  # the end of its standard input is its end
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def ask(process: "subprocess.Popen[str]", asked: Mapping[str, Any]) -> Any:

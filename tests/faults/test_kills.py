@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 
 from tests.conftest import ROOT
-from tests.faults.killer import Call, Run, Trainer
+from tests.faults.killer import Call, Run, Trainer, served
 from toolkit import verify
 from toolkit.files import BadInput
 from toolkit.training import checkpoint
@@ -292,3 +292,9 @@ def test_the_shim_kills_before_the_call_and_sees_rust_and_relative_paths(
         code, _, before = scripted(library, folder=folder, call=call)
         assert (code, len(before)) == (KILLED, call)
         assert sorted(path.name for path in folder.iterdir()) == left
+
+
+def test_what_was_started_ends_with_a_test_that_fails() -> None:
+    with pytest.raises(ZeroDivisionError), served("tests.faults.killer", library=None) as process:
+        print(1 / 0)
+    assert process.returncode == KILLED
