@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from tests.conftest import need
 from toolkit.files import BadInput
 from toolkit.model import losses
-from toolkit.model.losses import FalseNegatives, info_nce, masked_token_nll, matryoshka
+from toolkit.model.losses import (
+    FILLER,
+    FalseNegatives,
+    info_nce,
+    masked_token_nll,
+    matryoshka,
+)
 from toolkit.model.pooling import mean_pool
 from toolkit.schema import Kernel
 
@@ -33,7 +39,7 @@ def test_false_negatives_are_left_out_as_the_loops_say(margin: float | None) -> 
     torch.manual_seed(1)
     query, candidate = torch.randn(6, 4), torch.randn(15, 4)
     target = torch.tensor([0, 1, 2, 3, 4, 5])
-    hashes = torch.tensor([7, 8, 9, 7, 5, 6, 7, 1, 2, 8, 11, 12, 3, 4, 4])
+    hashes = torch.tensor([7, 8, 9, 7, 5, 6, 7, 1, 2, 8, 11, 12, 3, FILLER, 4])
     false = FalseNegatives(
         query_B=torch.tensor([11, 12, 13, 14, 11, 16]),
         positive_B=hashes[:6],
@@ -46,7 +52,7 @@ def test_false_negatives_are_left_out_as_the_loops_say(margin: float | None) -> 
         cosine = torch.nn.functional.cosine_similarity(query[i][None], candidate, dim=-1)
         kept = []
         for j in range(15):
-            same = hashes[j] in (hashes[i], false.query_B[i])
+            same = hashes[j] in (hashes[i], false.query_B[i], FILLER)
             same |= j < 6 and false.query_B[j] == false.query_B[i]
             same |= margin is not None and bool(cosine[j] > cosine[i] + margin)
             if j == i or not same:

@@ -52,6 +52,8 @@ SLURM_CONF = """\
 ClusterName=toolkit
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+# Another cluster of this machine has other jobs: the ports of their ranks come of their numbers.
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 # A socket of our own: no system-wide munged is needed, used or disturbed.
@@ -363,6 +365,7 @@ class Cluster:
         ]
         values = {"host": host, "port": port, "user": getpass.getuser(), "folder": self.folder}
         values["accounting"] = self._accounting(port)
+        values["first_job"] = 1 + 300 * ((port - FIRST_PORT) // BLOCK_PORTS) % 9000
         self.conf.write_text(SLURM_CONF.format(nodes="\n".join(nodes), **values))
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         (self.folder / "state").mkdir()

@@ -37,11 +37,13 @@ Found = dict[str, Tensor]
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pairs with everything that a loss must mind: the same positive twice, a hard negative that is
-    another's positive, a query twice, no negatives at all, instructions on one side or both."""
+    another's positive, a query twice, fewer negatives than others or none, instructions on one side
+    or both."""
     topics = ("rivers", "mountains", "towns", "trees")
     texts = [f"A sentence number {n} about {topics[n % 4]}." for n in range(60)]
     rows = [
-        Pair(f"What is {n}?", texts[n], (texts[n + 20], texts[(n + 1) % 20])) for n in range(20)
+        Pair(f"What is {n}?", texts[n], (texts[n + 20], texts[(n + 1) % 20])[: n % 4])
+        for n in range(20)
     ]
     rows += [
         Pair("What is 3?", texts[50]),
@@ -256,6 +258,7 @@ def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     assert len({pair.positive for pair in pairs}) < len(pairs) or any(
         pair.positive in other.negatives for pair in pairs for other in pairs
     )
+    assert any(len(pair.negatives) < 2 for pair in pairs)
     candidates = [(pair.positive, pair.query) for pair in pairs]
     candidates += [(text, "") for pair in pairs for text in pair.negatives[:2]]
     vectors = [vector(text, task.document_instruction) for text, _ in candidates]

@@ -25,21 +25,31 @@ def test_a_skipped_step_leaves_no_trace_on_any_rank(shards: Path) -> None:
     run([*torchrun(2), "tests/training/skipping.py", str(shards), *CASES])
 
 
+@pytest.mark.parametrize(
+    ("skipped", "stage"), [(1, 3), *((0, stage) for stage in range(4)), (0, "3_offload")]
+)
 def test_a_run_with_a_skipped_step_goes_on_as_if_it_had_not_stopped(
-    shards: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    skipped: int,
+    stage: int | str,
+    shards: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """AdamW's own count of steps is one less than the run's: its bias correction shows it."""
+    """AdamW's own count of steps is one less than the run's: its bias correction shows it. Before
+    the first step that was taken it has no state at all."""
     do_step = Trainer.do_step
 
     def spoil(self: Trainer, step: int, **rest: Any) -> Step:
-        if step == 1:
+        if step == skipped:
             spoiled: Any = Spoiled(self.objective, how="gradient", rank=0)
             self = dataclasses.replace(self, objective=spoiled)
         return do_step(self, step, **rest)
 
     monkeypatch.setattr(Trainer, "do_step", spoil)
     arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
-    for name, pieces in (("whole", [4]), ("pieces", [2, 3, 4])):
+    arguments.append(f"deepspeed.config=zero{stage}")
+    for name, pieces in (("whole", [4]), ("pieces", [skipped + 1, 3, 4])):
         for steps in pieces:
             assert (
                 train.main([*arguments, f"run_dir={tmp_path / name}", f"train.steps={steps}"]) == 0

@@ -12,6 +12,7 @@ from toolkit import train
 from toolkit.batch import tensor
 from toolkit.encoding.encoder import Encoder
 from toolkit.files import BadInput
+from toolkit.model.losses import FILLER
 from toolkit.model.weights import model_digest
 from toolkit.schema import Supervised
 from toolkit.text.pair_stream import PairStream, TaskPair
@@ -95,7 +96,7 @@ def test_an_instruction_that_fills_the_row_is_refused(
 def test_every_pair_brings_the_same_number_of_texts(
     wanted: int, tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:
-    """A pair without negatives brings its positive again, which counts for nothing."""
+    """A pair without negatives brings a token instead, which is a negative of nobody."""
     pairs = [Pair("q1", "p1"), Pair("q2", "p2", ("n1",)), Pair("q3", "p3", ("n2", "n3", "n4"))]
     samples = samples_of(tmp_path, pairs)
     encoded = objective(num_hard_negatives=wanted).encode(samples, tokenizer=tokenizer)
@@ -110,13 +111,15 @@ def test_every_pair_brings_the_same_number_of_texts(
     ]
     for column, pair in zip(hashes[2:].T, opened, strict=True):
         given = pair.negative_hashes[:used]
-        assert column.tolist() == [*given, *[pair.positive_hash] * (used - len(given))]
+        assert column.tolist() == [*given, *[FILLER] * (used - len(given))]
     bounds = tensor(batch, "bound_S").tolist()
     assert len(bounds) == 3 * (2 + used) + 1
     ids = tensor(batch, "ids_BT")[0].numpy()
     rows = [ids[a:b] for a, b in itertools.pairwise(bounds)]
     assert np.array_equal(rows[1], tokenizer.encode(["q2"])[0])
     assert np.array_equal(rows[3], tokenizer.encode(["p1"])[0])
+    if used:
+        assert rows[6].tolist() == [BOS]
 
 
 def test_a_data_set_may_have_a_scale_of_its_own(tmp_path: Path, tokenizer: TextTokenizer) -> None:

@@ -79,10 +79,10 @@ class Dealing:
                     self._stopped = True
                 elif error:
                     self._book.lose(0)
-        else:
-            self._send("bye", None)
         self._end.set()
         self._thread.join()
+        if self.rank != 0:
+            self._send("bye", None)  # no beat after it: that would say that we are back
 
     def deal(self, pieces: list[int]) -> None:
         """Rank 0: begin to deal these."""

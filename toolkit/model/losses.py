@@ -19,16 +19,17 @@ CHUNK_ELEMENTS = 2**22
 # Logits that are looked at in fp32 at one time.
 CHUNK_LOGITS = 2**22
 LIGER: Kernel = "liger"
+FILLER = 0  # the hash of a candidate that is there for its place alone, and a negative of nobody
 
 
 @dataclass(frozen=True)
 class FalseNegatives:
     """What tells that a candidate is no negative of a query, though it is not its positive either.
 
-    Hashes of texts: of each query (B,), of its positive (B,), of each candidate (N,), and the query
-    that a candidate is the positive of (N,), 0 for hard negatives. Candidates more than `margin`
-    more similar than the positive are left out too, when it is given (as in NV-Retriever, de Souza
-    P. Moreira et al. 2024, "perc/margin" mining, applied at training time).
+    Hashes of texts: of each query (B,), of its positive (B,), of each candidate (N,), FILLER for
+    none, and the query that a candidate is the positive of (N,), 0 for hard negatives. Candidates
+    more than `margin` more similar than the positive are left out too, when it is given (as in
+    NV-Retriever, de Souza P. Moreira et al. 2024, "perc/margin" mining, applied at training time).
     """
 
     query_B: Tensor
@@ -116,6 +117,7 @@ def _no_negative(cosine_BN: Tensor, target_B1: Tensor, false: FalseNegatives) ->
     found_BN = false.candidate_N == false.positive_B[:, None]
     found_BN |= false.candidate_N == false.query_B[:, None]
     found_BN |= false.answers_N == false.query_B[:, None]
+    found_BN |= false.candidate_N == FILLER
     if false.margin is not None:
         found_BN |= cosine_BN > cosine_BN.gather(1, target_B1) + false.margin
     found_BN.scatter_(1, target_B1, False)

@@ -133,15 +133,17 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 def value_at(
     engine: Any, parameter: nn.Parameter, *, moment: str | None, owner: int
 ) -> Tensor | None:
-    """The fp32 master of a parameter, or that AdamW moment of it, on the CPU of rank `owner`; None
-    on the others. It may share memory with the engine: copy what is to outlive the next step.
-    Collective: every rank calls it."""
+    """The fp32 master of a parameter, or that AdamW moment of it (zeros before the first step that
+    was taken), on the CPU of rank `owner`; None on the others. It may share memory with the engine:
+    copy what is to outlive the next step. Collective: every rank calls it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    if moment is not None and not _has_moments(engine):
+        return torch.zeros(full_shape(parameter)) if comm.rank() == owner else None
     if not engine.zero_optimization():
         value: Tensor | None = parameter
-        if moment is not None:  # there is none before the first step that was taken
-            value = engine.optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
+        if moment is not None:
+            value = engine.optimizer.state[parameter][moment]
     elif engine.zero_optimization_partition_weights():
         return _gathered(parameter, moment=moment, owner=owner)
     elif moment is None:
@@ -149,6 +151,12 @@ def value_at(
     else:
         value = safe_get_full_optimizer_state(parameter, moment)
     return _on_cpu(value, parameter) if comm.rank() == owner else None
+
+
+def _has_moments(engine: Any) -> bool:
+    """Whether AdamW has made its state, which it does in the first step that is taken."""
+    adamw = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+    return any(MOMENTS[0] in state for state in adamw.state.values())
 
 
 def _gathered(parameter: Any, *, moment: str | None, owner: int) -> Tensor | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from toolkit.batch import Batch, embed_rows, lay_out, place, tensor
 from toolkit.files import BadInput
-from toolkit.model.losses import FalseNegatives, info_nce, matryoshka
+from toolkit.model.losses import FILLER, FalseNegatives, info_nce, matryoshka
 from toolkit.parallel import comm
 from toolkit.schema import Supervised
 from toolkit.text.pair_stream import TaskPair
@@ -64,35 +64,32 @@ class SupervisedObjective:
     ) -> list[PairTokens]:
         """The texts of pairs of one data set as tokens.
 
-        Where a pair has fewer negatives than its data set, its own positive stands in: it has the
-        positive's hash, so that it counts for nothing, and every rank brings the same number.
+        Where a pair has fewer negatives than its data set, the first token of its positive stands
+        in, a negative of nobody: every rank brings the same number of rows.
         """
         task = samples[0].content.task
         num_negatives = min(self.settings.num_hard_negatives, task.max_negatives)
         pairs = [sample.content.pair for sample in samples]
-        padded = [
-            (pair.negatives + (pair.positive,) * num_negatives)[:num_negatives] for pair in pairs
-        ]
         queries = self._encode([p.query for p in pairs], task.query_instruction, tokenizer)
         texts = [
-            text
-            for pair, found in zip(pairs, padded, strict=True)
-            for text in (pair.positive, *found)
+            text for pair in pairs for text in (pair.positive, *pair.negatives[:num_negatives])
         ]
-        documents = self._encode(texts, task.document_instruction, tokenizer)
-        size = 1 + num_negatives
-        return [
-            PairTokens(
-                rows=[query, *documents[number * size : (number + 1) * size]],
-                hashes=(
-                    pair.query_hash,
-                    pair.positive_hash,
-                    *(pair.negative_hashes + (pair.positive_hash,) * size)[:num_negatives],
-                ),
-                scale=self.settings.scales.get(task.name, self.settings.scale),
+        documents = iter(self._encode(texts, task.document_instruction, tokenizer))
+        found = []
+        for pair, query in zip(pairs, queries, strict=True):
+            positive = next(documents)
+            negatives = [next(documents) for _ in pair.negatives[:num_negatives]]
+            missing = num_negatives - len(negatives)
+            filler = (positive[0][:1], positive[1][:1])
+            hashes = (*pair.negative_hashes[:num_negatives], *[FILLER] * missing)
+            found.append(
+                PairTokens(
+                    rows=[query, positive, *negatives, *[filler] * missing],
+                    hashes=(pair.query_hash, pair.positive_hash, *hashes),
+                    scale=self.settings.scales.get(task.name, self.settings.scale),
+                )
             )
-            for number, (pair, query) in enumerate(zip(pairs, queries, strict=True))
-        ]
+        return found
 
     def collate(self, encoded: Sequence[PairTokens], *, tokenizer: TextTokenizer) -> Batch:
         """All queries, then all positives, then each negative in turn (see `lay_out`), with
