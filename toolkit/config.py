@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from toolkit.files import BadInput, is_committed
 from toolkit.schema import (
     KINDS,
+    MntpRecipe,
     PipelineRecipe,
     Recipe,
     SimcseRecipe,
@@ -163,8 +164,25 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
         )
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
+    _check_schedule(recipe)
     _check_run_dir(recipe)
     return micro, accumulation
+
+
+def _check_schedule(recipe: TrainingRecipe) -> None:
+    train = recipe.train
+    if train.steps > train.horizon_steps:
+        raise BadInput(
+            f"train.steps={train.steps} is beyond train.horizon_steps={train.horizon_steps}, where "
+            "the learning rate reaches zero; raise that as well (of a run that has begun, with "
+            "train.may_differ=[train.horizon_steps])"
+        )
+    held_out = isinstance(recipe, MntpRecipe) and recipe.mntp.held_out_blocks
+    if train.keep_best and not train.probe and not held_out:
+        raise BadInput(
+            "train.keep_best=true: nothing says which checkpoint is best; give train.probe, or of "
+            "MNTP mntp.held_out_blocks"
+        )
 
 
 def deepspeed_layout(name: str) -> dict[str, Any]:

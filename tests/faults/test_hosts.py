@@ -131,7 +131,8 @@ def test_a_cable_that_is_pulled_ends_the_run_and_names_the_host(
     hosts: Hosts, given: list[str], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    started = hosts.start(*given, *HEART, "train.steps=100000", f"run_dir={run_dir}")
+    long = ["train.steps=100000", "train.horizon_steps=100000"]
+    started = hosts.start(*given, *HEART, *long, f"run_dir={run_dir}")
     until = time.monotonic() + 90
     while len(read_metrics(run_dir) if run_dir.is_dir() else []) < 2:
         assert time.monotonic() < until, hosts.log(0).read_text()

@@ -164,6 +164,7 @@ def test_a_corpus_is_embedded_and_searched_with_adapters(
         ({"use_dora": True}, "use_dora is True, which is not merged here"),
         ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern is {'q_proj': 4}, which is not"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\], which is not"),
+        ({"init_lora_weights": "pissa"}, "'pissa', which changes the base's weights"),
         ({"bias": "all"}, "bias is 'all'; only 'none'"),
         ({"r": 8}, "lora_A.weight has rank 4, and .*adapter_config.json says 8"),
     ],

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
+from toolkit.files import BadInput
 from toolkit.model import attention
-from toolkit.model.attention import PACKED, pack_padded, packed_attention, register, unpack
+from toolkit.model.attention import (
+    PACKED,
+    check_dropout,
+    pack_padded,
+    packed_attention,
+    register,
+    unpack,
+)
 from toolkit.model.bidirectional import NotIsolated, prove_bidirectional, prove_isolated
 
 SMALL = {
@@ -185,6 +193,15 @@ def test_transformers_own_attention_leaks_and_the_proof_says_so() -> None:
 
     with pytest.raises(NotIsolated, match="see each other"):
         prove_isolated(forward, vocab_size=100, device=torch.device("cpu"))
+
+
+def test_dropout_that_no_kernel_has_is_refused_before_a_model_is_loaded() -> None:
+    given: dict[str, Any] = {"attention": PACKED, "dtype": torch.bfloat16, "on_gpu": True}
+    with pytest.raises(BadInput, match=r"attention_dropout=0.3: .*use model.attention=sdpa"):
+        check_dropout(0.3, **given)
+    check_dropout(0.0, **given)
+    for other in ({"attention": "sdpa"}, {"dtype": torch.float32}, {"on_gpu": False}):
+        check_dropout(0.3, **{**given, **other})
 
 
 def test_dropout_is_applied_in_training_only() -> None:

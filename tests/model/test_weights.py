@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, read_json, write_json
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import Adapter, inner_name, merge_weights, saved_name
@@ -116,6 +116,16 @@ def test_code_in_a_model_folder_is_refused(tiny_model: Path, tmp_path: Path) -> 
     (copy / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(BadInput, match="auto_map"):
         load_config(str(copy))
+
+
+def test_the_dropout_of_a_base_gives_way_to_a_recipes(tiny_model: Path, tmp_path: Path) -> None:
+    copy = copied(tiny_model, tmp_path)
+    write_json(copy / "config.json", {**read_json(copy / "config.json"), "attention_dropout": 0.1})
+    found = [
+        load_config(str(copy), attention_dropout=rate).attention_dropout for rate in (0.0, 0.3)
+    ]
+    assert found == [0.0, 0.3]
+    assert load_config(str(copy)).attention_dropout == 0.1
 
 
 def test_special_ids_leave_unknown_words_in(tiny_model: Path) -> None:

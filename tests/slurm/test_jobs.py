@@ -258,7 +258,7 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(
     run_dir = tmp_path / "run"
     arguments = ["--recipe", "tiny_mntp", "--nodes", "2", "--cpus-per-task", "1"]
     arguments += ["--time-min", "10", f"run_dir={run_dir}", f"data.train={shards}"]
-    arguments += ["train.steps=400", "train.save_every_steps=5"]
+    arguments += ["train.steps=400", "train.horizon_steps=400", "train.save_every_steps=5"]
     job = job_ids(launch(slurm, *arguments).stdout)["mntp"]
 
     def saved() -> int:

@@ -36,6 +36,7 @@ VARIANTS = {
     "one": ["train.micro_batch_rows=1"],
     "short": ["data.max_tokens=8"],
     "full": ["model.lora=null"],
+    "recomputed": ["model.activation_checkpointing=true"],
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
 }

@@ -24,6 +24,7 @@ CASES = (
     *("supervised-full:1", "supervised-cached-full:3", "supervised-sdpa:3"),
     *("supervised-matryoshka:3", "supervised-cached-matryoshka:3"),
     *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
+    *("mntp-recomputed:3", "simcse-cached-recomputed:3"),
 )
 # A rank of four has two rows: GradCache needs micro-batches of one.
 FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
@@ -146,6 +147,8 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
 @pytest.mark.parametrize(
     ("case", "whole"),
     [
+        ("mntp-recomputed:3", "mntp:3"),
+        ("simcse-cached-recomputed:3", "simcse:3"),
         ("simcse-cached-full:3", "simcse-full:3"),
         ("simcse-cached-full:0", "simcse-full:3"),
         ("supervised-cached-full:3", "supervised-full:1"),

@@ -176,6 +176,10 @@ def test_a_probe_may_be_added_to_a_run(finished: Path, shards: Path, tiny_model:
     [
         ("train.lr=2e-3", r"belongs to another recipe: train\.lr was 0\.001, now 0\.002"),
         ("model.lora.rank=4", r"model\.lora\.rank was 8, now 4"),
+        ("train.steps=1", r"has step \d+ already, and train\.steps=1; give at least"),
+        ("train.steps=101", r"train\.steps=101 is beyond train\.horizon_steps=100"),
+        ("train.keep_best=true", r"train\.keep_best=true: nothing says which checkpoint is best"),
+        ("train.probe={sts: no.tsv, every_steps: 2}", r"no\.tsv: cannot be read"),
     ],
 )
 def test_a_run_directory_of_another_recipe_is_refused(
@@ -199,6 +203,7 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on(
 ) -> None:
     arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
     arguments += [f"run_dir={tmp_path / 'run'}", "train.save_every_steps=1000"]
+    arguments.append("train.horizon_steps=1000")
     command = [sys.executable, "-m", "toolkit.train", *arguments, "train.steps=1000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
@@ -242,7 +247,15 @@ def test_every_layout_trains_saves_and_goes_on(
 
 @pytest.mark.parametrize(
     ("stage", "message"),
-    [(0, "stage 0 keeps no fp32 masters"), (4, "stage is 4; valid: 0, 1, 2, 3"), (None, "is None")],
+    [
+        (0, "stage 0 keeps no fp32 masters"),
+        (
+            1,
+            "stage 1 with data_types.grad_accum_dtype=fp32 is an optimizer that cannot be restored",
+        ),
+        (4, "stage is 4; valid: 0, 1, 2, 3"),
+        (None, "is None"),
+    ],
 )
 def test_a_stage_that_cannot_be_is_refused(
     stage: int | None,
@@ -255,7 +268,8 @@ def test_a_stage_that_cannot_be_is_refused(
     from toolkit import train
 
     layout = tmp_path / "layout.json"
-    layout.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    types = {"grad_accum_dtype": "fp32"}
+    layout.write_text(json.dumps({"zero_optimization": {"stage": stage}, "data_types": types}))
     arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
     arguments += [f"deepspeed.config={layout}", "model.dtype=bf16", f"run_dir={tmp_path / 'run'}"]
     assert train.main(arguments) == 2

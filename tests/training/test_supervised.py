@@ -129,7 +129,9 @@ def test_a_data_set_may_have_a_scale_of_its_own(tmp_path: Path, tokenizer: TextT
         assert found.scale == wanted
 
 
-def test_a_run_learns_and_leaves_an_encoder(tmp_path: Path) -> None:
+def test_a_run_learns_and_leaves_an_encoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     subjects = ("The old bridge", "A grey cat", "My neighbour", "The long winter", "Our engine")
     verbs = ("crosses", "follows", "remembers", "repairs", "hides")
     things = ("the river", "a mouse", "the harvest", "an old clock", "every secret")
@@ -143,6 +145,8 @@ def test_a_run_learns_and_leaves_an_encoder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     arguments = [f"run_dir={run}", f"data.train={tmp_path / 'pairs'}", f"model.base={TINY}"]
     form = 'supervised.instruction_format="Instruct: {instruction} Query: "'
+    assert train.main(["tiny_supervised", *arguments, "supervised.scales={two: 5.0}"]) == 2
+    assert "'two' is no data set of" in capsys.readouterr().err
     code = train.main(["tiny_supervised", *arguments, form, "train.steps=12"])
     assert code == 0
     rows = read_metrics(run)

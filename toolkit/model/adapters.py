@@ -34,7 +34,11 @@ MAX_LINKS = 8  # adapters upon each other: more is a circle
 _UNKNOWN = (
     *("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"),
     *("layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
+    *("alora_invocation_tokens", "use_qalora", "use_bdlora"),
 )
+# Ways to begin that leave the base's weights alone. Others, such as PiSSA, subtract from them what
+# the adapter begins with, whenever PEFT loads it.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +122,12 @@ def read_adapter(folder: Path) -> Adapter:
     for key in _UNKNOWN:
         if told.get(key):
             raise BadInput(f"{path}: {key} is {told[key]!r}, which is not merged here; see PEFT's")
+    start = told.get("init_lora_weights", True)
+    if isinstance(start, str) and start not in _PLAIN_STARTS:
+        raise BadInput(
+            f"{path}: init_lora_weights is {start!r}, which changes the base's weights; have PEFT "
+            "convert it (path_initial_model_for_weight_conversion)"
+        )
     if told.get("bias", "none") != "none":
         raise BadInput(f"{path}: bias is {told['bias']!r}; only 'none' can be merged")
     file = folder / ADAPTER_FILE

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from toolkit.files import BadInput
+
 PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
 VARLEN, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
@@ -109,6 +111,16 @@ def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: flo
         return VARLEN
     # The fused kernels lack both on a CPU.
     return BY_HAND if softcap or dropout else SDPA
+
+
+def check_dropout(rate: float, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
+    """Raise `BadInput` for a dropout of attention that no kernel has."""
+    varlen = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=rate, softcap=None) == VARLEN
+    if rate and attention == PACKED and varlen:
+        raise BadInput(
+            f"model.attention_dropout={rate}: packed attention on CUDA in {dtype} has no dropout; "
+            "use model.attention=sdpa"
+        )
 
 
 def attention_in_use(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> str:

@@ -36,9 +36,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_config(
-    reference: str, *, causal: bool = False, attention_dropout: float = 0.0
+    reference: str, *, causal: bool = False, attention_dropout: float | None = None
 ) -> PretrainedConfig:
-    """The model's configuration, its attention set to both directions unless `causal`.
+    """The model's configuration, its attention set to both directions unless `causal`, its dropout
+    of attention that which is given, instead of its own.
 
     `config.is_causal` is honoured by every decoder of transformers >= 5.2: mask and kernel both
     follow it. A model that brings its own code is refused: nothing of a model folder is executed.
@@ -52,10 +53,10 @@ def load_config(
         raise BadInput(f"model {reference!r} wants to run code of its own (auto_map): refused")
     config.is_causal = causal
     config.use_cache = False
-    if attention_dropout:
-        if not hasattr(config, "attention_dropout"):
-            raise BadInput(f"model.attention_dropout: {config.model_type} has no such setting")
+    if attention_dropout is not None and hasattr(config, "attention_dropout"):
         config.attention_dropout = attention_dropout
+    elif attention_dropout:
+        raise BadInput(f"model.attention_dropout: {config.model_type} has no such setting")
     return config
 
 

@@ -46,6 +46,12 @@ def engine_settings(
             "deepspeed.config: stage 0 keeps no fp32 masters of bf16 weights; "
             "use zero1, or model.dtype=fp32"
         )
+    grad_dtype = layout.get("data_types", {}).get("grad_accum_dtype")
+    if stage == 1 and bf16 and grad_dtype in ("fp32", "float32"):
+        raise BadInput(
+            "deepspeed.config: stage 1 with data_types.grad_accum_dtype=fp32 is an optimizer that "
+            "cannot be restored; use zero2, or leave grad_accum_dtype out"
+        )
     zero = dict(layout["zero_optimization"])
     if zero.get("zero_hpz_partition_size", 1) > 1:
         zero["zero_hpz_partition_size"] = ranks_per_node

@@ -6,6 +6,7 @@ Knows which source each kind of recipe reads.
 from pathlib import Path
 
 from toolkit.console import Progress
+from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
@@ -57,10 +58,17 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
 
 def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
     """What identifies the content of `data.train`. Raises `BadInput` when it is absent, damaged (of
-    files, with `verify`), or of the wrong kind."""
+    files, with `verify`), or of the wrong kind, or lacks a data set that the recipe names."""
     directory = Path(recipe.data.train)
     if isinstance(recipe, SupervisedRecipe):
-        return open_pairs(directory, verify=verify).digest
+        pairs = open_pairs(directory, verify=verify)
+        names = sorted(task.name for task in pairs.tasks)
+        if unknown := sorted(set(recipe.supervised.scales) - set(names)):
+            raise BadInput(
+                f"supervised.scales: {unknown[0]!r} is no data set of {directory}; it has "
+                f"{', '.join(names)}"
+            )
+        return pairs.digest
     return open_shards(directory, verify=verify).digest
 
 

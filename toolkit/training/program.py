@@ -21,7 +21,7 @@ from toolkit.files import (
     remove_temporaries,
     write_atomic,
 )
-from toolkit.model.attention import attention_in_use
+from toolkit.model.attention import attention_in_use, check_dropout
 from toolkit.model.backbone import (
     DTYPES,
     add_lora,
@@ -52,6 +52,7 @@ from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTS_FILE
 from toolkit.training.objectives import build_objective, check_objective
 from toolkit.training.preflight import NONCE, preflight
+from toolkit.training.probe import open_probe
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
 from toolkit.training.starts import Place, check_progress, record_start, watched_job
@@ -141,7 +142,13 @@ def check(
         clip_norm=recipe.train.clip_norm,
         bf16=recipe.model.dtype == "bf16",
     )
-    load_config(recipe.model.base)
+    check_dropout(
+        recipe.model.attention_dropout,
+        attention=recipe.model.attention,
+        dtype=DTYPES[recipe.model.dtype],
+        on_gpu=torch.cuda.is_available(),
+    )
+    load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
     check_views(recipe.train.views)
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
@@ -149,7 +156,13 @@ def check(
     origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
     if leads:
         checkpoint.check_origin(run_dir, origin=origin)
+        open_probe(recipe.train.probe)
         step = checkpoint.newest_step(run_dir)
+        if step > recipe.train.steps:
+            raise BadInput(
+                f"run_dir={run_dir} has step {step} already, and train.steps={recipe.train.steps}; "
+                f"give at least {step}, or another run_dir"
+            )
         check_progress(run_dir, step=step, environ=environ)
     return settings, origin
 
