@@ -105,7 +105,7 @@ def check(folder: Path, *, names: Sequence[str], whole_N: NDArray[np.bool_]) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the input, run, print a table a kind of texts."""
     parser = options(__doc__, peers="llm2vec 0.2.3")
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rows", type=int, help="texts; 20,000 natural ones, 1,000 of other kinds")
     parser.add_argument("--only", choices=KINDS, action="append")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_models(folder)
         tokenizer = text_tokenizer(str(MODEL), max_tokens=2 * MAX_TOKENS)
         for kind in arguments.only or KINDS:
-            texts = texts_of(arguments.data, kind=kind, rows=arguments.rows)
+            rows = arguments.rows or (20_000 if kind == "natural" else 1000)
+            texts = texts_of(arguments.data, kind=kind, rows=rows)
             lines = "".join(json.dumps(text) + "\n" for text in texts)
             (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
             whole_N = np.array([len(ids_T) <= MAX_TOKENS for ids_T in tokenizer.encode(texts)])
