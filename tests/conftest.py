@@ -13,8 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FIRST_PORT, NUM_PORTS = 19100, 900
-# Other processes that test meanwhile begin elsewhere.
-_ports = (FIRST_PORT + (os.getpid() * 31 + n) % NUM_PORTS for n in itertools.count())
+# The two workers of xdist begin half a circle apart, other runs of the tests somewhere else.
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_first = os.getppid() * 31 + _worker * NUM_PORTS // 2
+_ports = (FIRST_PORT + (_first + n) % NUM_PORTS for n in itertools.count())
 QUICKSTART = ROOT / "toolkit" / "quickstart"
 # Several ranks share two cores here; torch's threads would fight for them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -180,8 +180,8 @@ def _check_schedule(recipe: TrainingRecipe) -> None:
     held_out = isinstance(recipe, MntpRecipe) and recipe.mntp.held_out_blocks
     if train.keep_best and not train.probe and not held_out:
         raise BadInput(
-            "train.keep_best=true: nothing says which checkpoint is best; give train.probe, or of "
-            "MNTP mntp.held_out_blocks"
+            f"train.keep_best=true: nothing says which checkpoint of {recipe.kind} is best; give "
+            "train.probe, or of MNTP mntp.held_out_blocks (in a pipeline, STAGE.train.keep_best)"
         )
 
 

@@ -34,6 +34,7 @@ class Model(Section):
     """What is trained. `base` is a hub name, a model folder, or a finished run directory.
 
     attention "packed" puts a batch's texts one after another, without padding; the others pad.
+    `attention_dropout` stands in place of the base's own.
     """
 
     base: Text

@@ -197,11 +197,13 @@ def test_transformers_own_attention_leaks_and_the_proof_says_so() -> None:
 
 def test_dropout_that_no_kernel_has_is_refused_before_a_model_is_loaded() -> None:
     given: dict[str, Any] = {"attention": PACKED, "dtype": torch.bfloat16, "on_gpu": True}
+    config = AutoConfig.for_model("llama", attention_dropout=0.3)
     with pytest.raises(BadInput, match=r"attention_dropout=0.3: .*use model.attention=sdpa"):
-        check_dropout(0.3, **given)
-    check_dropout(0.0, **given)
+        check_dropout(config, **given)
     for other in ({"attention": "sdpa"}, {"dtype": torch.float32}, {"on_gpu": False}):
-        check_dropout(0.3, **{**given, **other})
+        check_dropout(config, **{**given, **other})
+    check_dropout(AutoConfig.for_model("llama"), **given)
+    check_dropout(AutoConfig.for_model("gemma2", attention_dropout=0.3), **given)  # by hand
 
 
 def test_dropout_is_applied_in_training_only() -> None:

@@ -178,7 +178,10 @@ def test_a_probe_may_be_added_to_a_run(finished: Path, shards: Path, tiny_model:
         ("model.lora.rank=4", r"model\.lora\.rank was 8, now 4"),
         ("train.steps=1", r"has step \d+ already, and train\.steps=1; give at least"),
         ("train.steps=101", r"train\.steps=101 is beyond train\.horizon_steps=100"),
-        ("train.keep_best=true", r"train\.keep_best=true: nothing says which checkpoint is best"),
+        (
+            "train.keep_best=true",
+            r"train\.keep_best=true: nothing says which checkpoint of mntp is best",
+        ),
         ("train.probe={sts: no.tsv, every_steps: 2}", r"no\.tsv: cannot be read"),
     ],
 )

@@ -37,8 +37,8 @@ _UNKNOWN = (
     *("alora_invocation_tokens", "use_qalora", "use_bdlora"),
 )
 # Ways to begin that leave the base's weights alone. Others, such as PiSSA, subtract from them what
-# the adapter begins with, whenever PEFT loads it.
-_PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
+# the adapter begins with, when PEFT trains it or loads it.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def read_adapter(folder: Path) -> Adapter:
         if told.get(key):
             raise BadInput(f"{path}: {key} is {told[key]!r}, which is not merged here; see PEFT's")
     start = told.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in _PLAIN_STARTS:
+    if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
         raise BadInput(
             f"{path}: init_lora_weights is {start!r}, which changes the base's weights; have PEFT "
             "convert it (path_initial_model_for_weight_conversion)"

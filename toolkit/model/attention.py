@@ -113,10 +113,12 @@ def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: flo
     return BY_HAND if softcap or dropout else SDPA
 
 
-def check_dropout(rate: float, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
-    """Raise `BadInput` for a dropout of attention that no kernel has."""
-    varlen = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=rate, softcap=None) == VARLEN
-    if rate and attention == PACKED and varlen:
+def check_dropout(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
+    """Raise `BadInput` for a dropout of attention that the model's kernel lacks."""
+    rate = getattr(config, "attention_dropout", 0.0) or 0.0
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    kernel = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=rate, softcap=softcap)
+    if rate and attention == PACKED and kernel == VARLEN:
         raise BadInput(
             f"model.attention_dropout={rate}: packed attention on CUDA in {dtype} has no dropout; "
             "use model.attention=sdpa"

@@ -38,8 +38,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def load_config(
     reference: str, *, causal: bool = False, attention_dropout: float | None = None
 ) -> PretrainedConfig:
-    """The model's configuration, its attention set to both directions unless `causal`, its dropout
-    of attention that which is given, instead of its own.
+    """The model's configuration, its attention set to both directions unless `causal`, and its
+    dropout of attention to `attention_dropout` where that is given.
 
     `config.is_causal` is honoured by every decoder of transformers >= 5.2: mask and kernel both
     follow it. A model that brings its own code is refused: nothing of a model folder is executed.

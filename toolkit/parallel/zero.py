@@ -20,6 +20,7 @@ from toolkit.files import BadInput
 from toolkit.parallel import comm
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+FP32_NAMES = ("fp32", "float32", "torch.float32", "float")  # as DeepSpeed reads them
 
 
 def engine_settings(
@@ -36,7 +37,8 @@ def engine_settings(
 
     A secondary partition (hpZ) is as large as a node, whatever the layout says: spanning two nodes
     it would gather over the network what it exists to keep off it. Raises `BadInput` for a ZeRO
-    stage other than 0 to 3, and for bf16 under stage 0, which has no fp32 masters.
+    stage other than 0 to 3, for bf16 under stage 0, which has no fp32 masters, and for what has
+    DeepSpeed choose an optimizer of another kind.
     """
     stage = layout.get("zero_optimization", {}).get("stage")
     if stage not in (0, 1, 2, 3):
@@ -47,7 +49,8 @@ def engine_settings(
             "use zero1, or model.dtype=fp32"
         )
     grad_dtype = layout.get("data_types", {}).get("grad_accum_dtype")
-    if stage == 1 and bf16 and grad_dtype in ("fp32", "float32"):
+    offload = layout["zero_optimization"].get("offload_optimizer", {}).get("device")
+    if stage == 1 and bf16 and offload != "cpu" and grad_dtype in FP32_NAMES:
         raise BadInput(
             "deepspeed.config: stage 1 with data_types.grad_accum_dtype=fp32 is an optimizer that "
             "cannot be restored; use zero2, or leave grad_accum_dtype out"

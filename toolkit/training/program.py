@@ -142,13 +142,13 @@ def check(
         clip_norm=recipe.train.clip_norm,
         bf16=recipe.model.dtype == "bf16",
     )
+    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
     check_dropout(
-        recipe.model.attention_dropout,
+        config,
         attention=recipe.model.attention,
         dtype=DTYPES[recipe.model.dtype],
         on_gpu=torch.cuda.is_available(),
     )
-    load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
     check_views(recipe.train.views)
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
