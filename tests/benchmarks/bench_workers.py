@@ -32,7 +32,7 @@ def encode(folder: Path, *, way: str, number: int) -> tuple[float, dict[str, str
     output = folder / f"{way}{number}"
     command = [sys.executable, "-m", "toolkit.encode", "embed_corpus", f"output_dir={output}"]
     command += [f"encoder.model={MODEL}", "encoder.dtype=fp32", f"corpus.input={folder / 'shards'}"]
-    command += ["corpus.unit_rows=32", f"schedule={way}"]
+    command += ["corpus.unit_rows=64", f"schedule={way}"]
     commands = [command] * WAYS[way]
     if way == "mpi":
         commands = [mpi_command(commands)]
@@ -63,7 +63,7 @@ def encode(folder: Path, *, way: str, number: int) -> tuple[float, dict[str, str
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the corpus, run, print a table."""
     parser = options(__doc__)
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=6000)
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
