@@ -33,16 +33,20 @@ from toolkit.text_tokenizer import text_tokenizer
 
 MODEL = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 PEERS = Path(__file__).with_name("peers")
-KINDS = ("natural", "sentences", "passages", "short", "tail")
+SOURCES = {
+    "natural": read_all,
+    "sentences": read_sentences,
+    "passages": read_passages,
+    "short": read_all,
+    "tail": read_sentences,
+}
 MAX_TOKENS = 1024
 LEAST_COSINE = {"ours, bf16": 0.999, "sentence-transformers": 0.9999, "llm2vec": 0.9999}
 
 
 def texts_of(data: Path, *, kind: str, rows: int) -> list[str]:
     """So many texts, in an order that a seed decides."""
-    found = {"passages": read_passages, "sentences": read_sentences, "tail": read_sentences}.get(
-        kind, read_all
-    )(data)
+    found = SOURCES[kind](data)
     rng = random.Random(0)
     rng.shuffle(found)
     found = found[:rows]
@@ -106,13 +110,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make the input, run, print a table a kind of texts."""
     parser = options(__doc__, peers="llm2vec 0.2.3")
     parser.add_argument("--rows", type=int, help="texts; 20,000 natural ones, 1,000 of other kinds")
-    parser.add_argument("--only", choices=KINDS, action="append")
+    parser.add_argument("--only", choices=SOURCES, action="append")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder)
         tokenizer = text_tokenizer(str(MODEL), max_tokens=2 * MAX_TOKENS)
-        for kind in arguments.only or KINDS:
+        for kind in arguments.only or SOURCES:
             rows = arguments.rows or (20_000 if kind == "natural" else 1000)
             texts = texts_of(arguments.data, kind=kind, rows=rows)
             lines = "".join(json.dumps(text) + "\n" for text in texts)

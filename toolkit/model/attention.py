@@ -115,24 +115,27 @@ def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: flo
 
 def check_dropout(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
     """Raise `BadInput` for a dropout of attention that the model's kernel lacks."""
-    rate = getattr(config, "attention_dropout", 0.0) or 0.0
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    kernel = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=rate, softcap=softcap)
-    if rate and attention == PACKED and kernel == VARLEN:
+    kernel, dropout = _kernel_of(config, dtype=dtype, on_gpu=on_gpu)
+    if dropout and attention == PACKED and kernel == VARLEN:
         raise BadInput(
-            f"model.attention_dropout={rate}: packed attention on CUDA in {dtype} has no dropout; "
-            "use model.attention=sdpa"
+            f"model.attention_dropout={dropout}: packed attention on CUDA in {dtype} has no "
+            "dropout; use model.attention=sdpa"
         )
 
 
 def attention_in_use(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> str:
     """What computes attention while a model of this configuration trains, for its record."""
-    dropout = getattr(config, "attention_dropout", 0.0) or 0.0
+    kernel, dropout = _kernel_of(config, dtype=dtype, on_gpu=on_gpu)
     if attention != PACKED:
         return f"padded, {attention}, dropout {dropout}"
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    kernel = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=dropout, softcap=softcap)
     return f"packed, {kernel}, dropout {dropout}"
+
+
+def _kernel_of(config: Any, *, dtype: torch.dtype, on_gpu: bool) -> tuple[str, float]:
+    """What computes a model's packed attention in training, and its dropout."""
+    dropout = getattr(config, "attention_dropout", 0.0) or 0.0
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    return kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=dropout, softcap=softcap), dropout
 
 
 def register() -> None:
