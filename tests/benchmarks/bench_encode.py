@@ -6,9 +6,10 @@ bf16 beside them.
 The shipped tiny model, in both directions. Texts: drawn from all real data sets as they are
 (natural); sentences or passages alone; the first eight words of the natural ones (short); sentences
 with a hundredth of texts of some 2,000 tokens among them (tail), which are cut to 1,024. Each
-contender is a whole process, in turn; counted is its `encode` alone, without the loading. Vectors
-must agree: cosine >= 0.9999, in bf16 0.999; with llm2vec, which pools other tokens of a text that
-it cuts, of texts that are whole.
+contender is a whole process, in turn, as a user would start it: on all cores, or on as many as
+`OMP_NUM_THREADS` says. Counted is its `encode` alone, without the loading. Vectors must agree:
+cosine >= 0.9999, in bf16 0.999; with llm2vec, which pools other tokens of a text that it cuts, of
+texts that are whole.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
@@ -125,7 +127,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             every = contenders(folder, kind=kind, peers=arguments.peers)
             found = compare(every, runs=arguments.runs, warmup=0)
             told = check(folder, names=[one.name for one in every[1:]], whole_N=whole_N)
-            print(f"\n{kind}, {len(texts):,} texts, median of {arguments.runs}; {machine()}")
+            print(
+                f"\n{kind}, {len(texts):,} texts, median of {arguments.runs}; "
+                f"{torch.get_num_threads()} threads, {machine()}"
+            )
             print(f"{told}\n")
             figures = {
                 "texts/s": lambda run: float(run.said["rows_per_s"]),

@@ -1,7 +1,9 @@
 """A vector depends on its text alone, and is what a plain computation gives."""
 
 import itertools
+import json
 import resource
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from toolkit.encoding.encoder import Encoder, token_batches
 from toolkit.files import BadInput
+from toolkit.model.backbone import check_positions, load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.schema import EncoderSettings
 
@@ -336,3 +339,40 @@ def test_half_a_surrogate_pair_is_named(encoders: list[Encoder]) -> None:
         encoders[0].encode(["a", "\udc00x"])
     with pytest.raises(BadInput, match=r"instruction .* is no valid Unicode"):
         encoders[0].encode(["a"], prompt="\udc00x")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("rope", "longest"),
+    [
+        ({"rope_type": "dynamic", "factor": 2.0}, 1024),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 16}, 16),
+    ],
+)
+def test_positions_that_depend_on_the_batch_are_refused(
+    tiny_model: Path, rope: dict[str, Any], longest: int, nested: bool
+) -> None:
+    config = load_config(str(tiny_model))
+    plain = {"rope_type": "default", "rope_theta": 1e4}
+    config.rope_parameters = (
+        {"sliding_attention": plain, "full_attention": rope} if nested else rope
+    )
+    check_positions(config, max_tokens=longest)
+    with pytest.raises(BadInput, match=f"at most {longest}"):
+        check_positions(config, max_tokens=longest + 1)
+    config.rope_parameters = plain
+    check_positions(config, max_tokens=longest + 1)
+
+
+def test_an_encoder_of_dynamic_positions_beyond_their_length_is_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dynamic"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config["max_position_embeddings"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    encoder_of(folder, max_tokens=16)
+    with pytest.raises(BadInput, match=r"max_tokens=17: beyond 16 tokens .* 'dynamic'"):
+        encoder_of(folder, max_tokens=17)

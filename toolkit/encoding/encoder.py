@@ -19,11 +19,12 @@ from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
-from toolkit.model.backbone import load_backbone, load_config
+from toolkit.model.backbone import check_positions, load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
 from toolkit.parallel.comm import device_of
+from toolkit.parallel.threads import side_by_side
 from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text.tokens import is_unicode
 from toolkit.text_tokenizer import text_tokenizer
@@ -74,6 +75,7 @@ class Encoder:
         self._chain = chain_of(settings.model, adapters=settings.adapters)
         self._digest = ""
         config = load_config(self._chain.base, causal=settings.causal)
+        check_positions(config, max_tokens=settings.max_tokens)
         width = int(config.hidden_size)
         if dims is not None and not 1 <= dims <= width:
             raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
@@ -244,14 +246,17 @@ class Encoder:
             batches.append(PreparedBatch(numbers, batch, sum(len(row) for row in some)))
         return Prepared(batches, num_rows=len(rows))
 
-    @torch.inference_mode()
     def embed(
         self, prepared: "Prepared", *, on_rows: Callable[[int, int], None] | None = None
     ) -> Vectors:
         """The vectors of prepared texts, as `encode` gives them."""
         pieces = []
-        for batch in prepared.batches:
-            pieces.append(embed_rows(self._model, to_device(batch.content, device=self.device)))
+        each: Callable[..., Iterator[torch.Tensor]] = (
+            side_by_side if self.device.type == "cpu" else map
+        )
+        batches = prepared.batches
+        for batch, piece in zip(batches, each(self._vectors, batches), strict=True):
+            pieces.append(piece)
             if on_rows:
                 on_rows(len(batch.numbers), batch.num_tokens)
         if not pieces:
@@ -271,6 +276,10 @@ class Encoder:
         for batch in self.prepare_rows(rows).batches:
             content = to_device(batch.content, device=self.device)
             yield batch.numbers, token_states(self._model, content)[:, : self.width]
+
+    @torch.inference_mode()
+    def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
+        return embed_rows(self._model, to_device(batch.content, device=self.device))
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state

@@ -60,6 +60,23 @@ def load_config(
     return config
 
 
+def check_positions(config: PretrainedConfig, *, max_tokens: int) -> None:
+    """Raise `BadInput` where positions of a token would depend on the longest row of its batch:
+    dynamic NTK and LongRoPE choose frequencies by it, beyond the length before scaling."""
+    found = getattr(config, "rope_parameters", None) or {}
+    every = [found, *(part for part in found.values() if isinstance(part, dict))]
+    for rope in every:  # of all layers, or of each type of layer
+        kind = rope.get("rope_type", "default")
+        if kind not in ("dynamic", "longrope"):
+            continue
+        longest = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+        if max_tokens > longest:
+            raise BadInput(
+                f"max_tokens={max_tokens}: beyond {longest} tokens this model's {kind!r} positions "
+                f"depend on the longest text of a batch; at most {longest}"
+            )
+
+
 def load_backbone(
     reference: str,
     *,
