@@ -47,16 +47,22 @@ def test_an_array_that_loses_a_node_loses_nothing(
         cwd=REPOSITORY,
     )
     wait_for_units(array, number=4)
+    (lost,) = [task["ArrayTaskId"] for task in slurm.jobs(job) if task["NodeList"] == "n2"]
     slurm.kill_node("n2")
     try:
         deadline = time.monotonic() + 180
         while not (array / "manifest.json").exists():
             assert time.monotonic() < deadline, logs(tmp_path)
             time.sleep(0.2)
+        # The others may be done before SLURM notices: a node that is back by then keeps its task.
+        slurm.wait_state(f"{job}_{lost}", state="PENDING", timeout_s=90)
     finally:
         slurm.start_node("n2")
     slurm.wait_idle()
-    slurm.run(["scancel", job])  # a requeued task would wait for its time to begin
+    slurm.start_now(f"{job}_{lost}")
+    assert slurm.wait(job, timeout_s=120) == "COMPLETED", logs(tmp_path)
+    assert slurm.job(f"{job}_{lost}")["Restarts"] == "1"
+    assert "embed: all " in (tmp_path / f"{lost}.log").read_text()
     door("encode", "tiny_embed", *overrides, f"output_dir={tmp_path / 'one'}")
     VectorStore(array, verify=True)
     assert contents(array / "units") == contents(tmp_path / "one" / "units")
