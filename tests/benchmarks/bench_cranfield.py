@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = arguments.data / "cranfield"
         with tempfile.TemporaryDirectory() as output:
             store = encoded(folder, output=Path(output), encoder=settings)
-            rows[name.removeprefix("causal:")] = scores_of(store, folder)
+            label = f"{name.removeprefix('causal:')}, causal" if causal else name
+            rows[label] = scores_of(store, folder)
     print("\n| | nDCG@10 | R@100 |\n|---|---|---|")
     for name, scores in rows.items():
         print(f"| {name} | {scores['ndcg_cut_10']:.4f} | {scores['recall_100']:.4f} |")
