@@ -21,6 +21,10 @@ def threads_as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def ignore(_: object) -> None:
+    pass
+
+
 def lane_of(_: int) -> tuple[str, int]:
     time.sleep(0.05)
     return threading.current_thread().name, torch.get_num_threads()
@@ -41,7 +45,7 @@ def test_every_lane_has_its_share_of_the_threads(
     threads: int, items: int, lanes: int, share: int
 ) -> None:
     torch.set_num_threads(threads)
-    found = list(side_by_side(lane_of, range(items)))
+    found = side_by_side(lane_of, range(items), on_done=ignore)
     assert len({name for name, _ in found}) == lanes
     assert {each for _, each in found} == {share}
     assert torch.get_num_threads() == threads
@@ -49,12 +53,30 @@ def test_every_lane_has_its_share_of_the_threads(
 
 def test_threads_to_come_begin_as_before() -> None:
     torch.set_num_threads(3)
-    list(side_by_side(lane_of, range(6)))
+    side_by_side(lane_of, range(6), on_done=ignore)
     found: list[int] = []
     later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
     later.start()
     later.join()
     assert found == [3]
+
+
+def test_who_comes_meanwhile_waits_for_its_turn() -> None:
+    torch.set_num_threads(6)
+    shares: list[int] = []
+
+    def call() -> None:
+        found = side_by_side(lane_of, range(2), on_done=ignore)
+        shares.extend(share for _, share in found)
+
+    callers = [threading.Thread(target=call) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+        time.sleep(0.02)
+    for caller in callers:
+        caller.join()
+    assert shares == [3] * 6
+    test_threads_to_come_begin_as_before()
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -64,8 +86,10 @@ def test_results_come_in_the_order_of_the_items() -> None:
         time.sleep(0.1 if item == 0 else 0.0)
         return item
 
-    assert list(side_by_side(slow_first, range(20))) == list(range(20))
-    assert list(side_by_side(slow_first, [])) == []
+    done: list[int] = []
+    found = side_by_side(slow_first, range(20), on_done=done.append)
+    assert found == done == list(range(20))
+    assert side_by_side(slow_first, [], on_done=done.append) == []
 
 
 def test_an_error_is_raised_and_what_has_not_begun_is_left() -> None:
@@ -80,9 +104,27 @@ def test_an_error_is_raised_and_what_has_not_begun_is_left() -> None:
         return item
 
     with pytest.raises(MemoryError, match="no room"):
-        list(side_by_side(fail, range(1000)))
+        side_by_side(fail, range(1000), on_done=ignore)
     assert len(begun) < 20
     assert torch.get_num_threads() == 2
+    assert len(side_by_side(lane_of, range(2), on_done=ignore)) == 2
+
+
+def test_an_error_of_who_is_told_leaves_no_turn_taken() -> None:
+    torch.set_num_threads(2)
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        side_by_side(lane_of, range(9), on_done=interrupt)
+    assert len(side_by_side(lane_of, range(3), on_done=ignore)) == 3
+
+
+def test_one_at_a_time_has_all_threads_and_no_lane() -> None:
+    torch.set_num_threads(4)
+    found = side_by_side(lane_of, range(3), on_done=ignore, most=1)
+    assert found == [(threading.current_thread().name, 4)] * 3
 
 
 def test_vectors_are_those_of_one_thread(tiny_model: Path) -> None:

@@ -24,7 +24,7 @@ from toolkit.model.bidirectional import prove_attention
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
 from toolkit.parallel.comm import device_of
-from toolkit.parallel.threads import side_by_side
+from toolkit.parallel.threads import MOST_LANES, side_by_side
 from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text.tokens import is_unicode
 from toolkit.text_tokenizer import text_tokenizer
@@ -250,15 +250,12 @@ class Encoder:
         self, prepared: "Prepared", *, on_rows: Callable[[int, int], None] | None = None
     ) -> Vectors:
         """The vectors of prepared texts, as `encode` gives them."""
-        pieces = []
-        each: Callable[..., Iterator[torch.Tensor]] = (
-            side_by_side if self.device.type == "cpu" else map
+        pieces = side_by_side(
+            self._vectors,
+            prepared.batches,
+            on_done=lambda done: on_rows(len(done.numbers), done.num_tokens) if on_rows else None,
+            most=MOST_LANES if self.device.type == "cpu" else 1,
         )
-        batches = prepared.batches
-        for batch, piece in zip(batches, each(self._vectors, batches), strict=True):
-            pieces.append(piece)
-            if on_rows:
-                on_rows(len(batch.numbers), batch.num_tokens)
         if not pieces:
             return np.zeros((0, self.width), dtype=np.float32)
         # One copy for all: a copy after each batch would have the device wait for the next.
