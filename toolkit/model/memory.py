@@ -5,21 +5,19 @@ Knows glibc's malloc; another C library is left as it is. Refuses to know what t
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_large_blocks() -> None:
     """Have it keep the memory of large tensors for the next ones.
 
     It gives each back to the kernel, which has to clear it anew: of a forward pass over short texts
-    that was a tenth of the time and more. All threads share one heap: in one of its own, of 64 MiB,
-    a thread would have no room for what it should keep.
+    that was a tenth of the time and more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**30)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_ARENA_MAX, 1)
 
 
 def give_back() -> None:
