@@ -30,6 +30,14 @@ def lane_of(_: int) -> tuple[str, int]:
     return threading.current_thread().name, torch.get_num_threads()
 
 
+def threads_of_a_later_thread() -> int:
+    found: list[int] = []
+    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    later.start()
+    later.join()
+    return found[0]
+
+
 @pytest.mark.parametrize(
     ("threads", "items", "lanes", "share"),
     [
@@ -54,11 +62,7 @@ def test_every_lane_has_its_share_of_the_threads(
 def test_threads_to_come_begin_as_before() -> None:
     torch.set_num_threads(3)
     side_by_side(lane_of, range(6), on_done=ignore)
-    found: list[int] = []
-    later = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    later.start()
-    later.join()
-    assert found == [3]
+    assert threads_of_a_later_thread() == 3
 
 
 def test_who_comes_meanwhile_waits_for_its_turn() -> None:
@@ -76,7 +80,7 @@ def test_who_comes_meanwhile_waits_for_its_turn() -> None:
     for caller in callers:
         caller.join()
     assert shares == [3] * 6
-    test_threads_to_come_begin_as_before()
+    assert threads_of_a_later_thread() == 6
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
