@@ -1,12 +1,20 @@
 """Atomic files and committed directories."""
 
+import errno
+import json
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from toolkit import files
 from toolkit.files import (
     BadInput,
     committed_directory,
+    create_atomic,
+    create_json,
     is_committed,
     newest_committed,
     read_json,
@@ -99,3 +107,106 @@ def test_json_and_digest(tmp_path: Path) -> None:
         read_json(path)
     with pytest.raises(BadInput, match="cannot be read"):
         read_json(tmp_path / "none.json")
+
+
+def no_links(source: Path, target: Path) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted", str(source), None, str(target))
+
+
+def linked_and_not_heard(source: Path, target: Path) -> None:
+    """NFS: the answer to the first try was lost, and the second finds what the first has made."""
+    real_link(source, target)
+    real_link(source, target)
+
+
+real_link = os.link
+FILE_SYSTEMS: dict[str, Callable[[Path, Path], None]] = {
+    "with hard links": real_link,
+    "without hard links": no_links,
+}
+
+
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+def test_of_many_who_create_a_file_at_once_one_has_and_readers_see_it_whole(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have written what they mean to create, and none has created it, when they go on."""
+    monkeypatch.setattr(os, "link", FILE_SYSTEMS[kind])
+    writers, rounds = 4, 25
+    barrier, over = threading.Barrier(writers), threading.Event()
+    won: list[tuple[int, int]] = []
+    seen: list[str] = []
+
+    def place(temporary: Path, path: Path) -> bool:
+        barrier.wait(timeout=60)
+        return real_place(temporary, path)
+
+    real_place = files.place_new
+    monkeypatch.setattr(files, "place_new", place)
+
+    def create(writer: int) -> None:
+        for number in range(rounds):
+            if create_json(tmp_path / f"{number}.json", [writer] * 5000):
+                won.append((number, writer))
+
+    def read() -> None:
+        while not over.is_set():
+            seen.extend(path.read_text() for path in tmp_path.glob("[0-9]*.json"))
+
+    threads = [threading.Thread(target=create, args=(writer,)) for writer in range(writers)]
+    reader = threading.Thread(target=read)
+    reader.start()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    over.set()
+    reader.join()
+    assert sorted(number for number, _ in won) == list(range(rounds))
+    for number, writer in won:
+        assert read_json(tmp_path / f"{number}.json") == [writer] * 5000
+    assert {len(json.loads(text)) for text in seen} <= {5000}
+    assert len(list(tmp_path.iterdir())) == rounds
+
+
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+def test_a_file_that_is_there_is_not_created_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", FILE_SYSTEMS[kind])
+    path = tmp_path / "new" / "file"
+    assert create_atomic(path, "first")
+    assert not create_atomic(path, "second")
+    assert path.read_text() == "first"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_an_answer_that_the_network_lost_is_no_other_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", linked_and_not_heard)
+    assert create_atomic(tmp_path / "file", "ours")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_whoever_was_killed_while_it_created_without_links_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", no_links)
+    monkeypatch.setattr(files, "TURN_S", 0.1)
+    (tmp_path / ".file.turn").touch()
+    with pytest.raises(BadInput, match=r"\.file\.turn: .*if nobody is, delete this file"):
+        create_atomic(tmp_path / "file", "ours")
+    assert [entry.name for entry in tmp_path.iterdir()] == [".file.turn"]
+
+
+def test_a_disk_without_room_is_an_error_and_nobody_s_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space left"):
+        create_atomic(tmp_path / "file", "ours")
+    assert list(tmp_path.iterdir()) == []

@@ -124,6 +124,7 @@ def _open(
         plan.units(facts["bounds"]),
         form=recipe.vectors,
         normalize=recipe.normalize,
+        has_chunks=chunks is not None,
     )
     return shards, encoder, output
 

@@ -4,17 +4,22 @@ Knows the file system. Refuses to know what is inside a file.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 COMMIT_MARKER = "COMMITTED"
+# What `link` says where a file system has no hard links (FAT, some network and user file systems).
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+TURN_S, TURN_POLL_S = 10.0, 0.02
 
 
 class RunFailed(RuntimeError):
@@ -34,6 +39,82 @@ class BadInput(ValueError):
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part."""
+    with _written(path, content) as temporary:
+        os.replace(temporary, path)
+    sync(path.parent)
+
+
+def create_atomic(path: Path, content: bytes | str) -> bool:
+    """Write `content` if there is no such file yet; whether we have. Of many who do so at the same
+    moment one has, and a reader sees no file or the whole one.
+
+    To claim a directory, create its file so and then read it back, whoever has created it: who
+    looks first and then writes may find that somebody else has done the same in between.
+    """
+    with _written(path, content) as temporary:
+        ours = place_new(temporary, path)
+        if not ours:
+            temporary.unlink(missing_ok=True)
+    return ours
+
+
+def place_new(temporary: Path, path: Path) -> bool:
+    """Give a finished temporary file beside `path` that name, unless there is such a file by now;
+    whether it has the name. The temporary is gone if so."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # NFS may lose an answer and ask again: then what is in our way is our own file.
+        if not _is_same(temporary, path):
+            return False
+    except FileNotFoundError:
+        # Who took us for dead has removed the temporary: all one, if there is such a file by now.
+        if not path.exists():
+            raise
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not _place_in_turn(temporary, path):
+            return False
+    temporary.unlink(missing_ok=True)
+    sync(path.parent)
+    return True
+
+
+def _place_in_turn(temporary: Path, path: Path) -> bool:
+    """`place_new` without hard links: one looks and renames at a time, who has made a file."""
+    turn, until = path.with_name(f".{path.name}.turn"), time.monotonic() + TURN_S
+    while True:
+        try:
+            os.close(os.open(turn, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            break
+        except FileExistsError:
+            if path.exists():
+                return False
+            if time.monotonic() > until:
+                why = f"for {TURN_S:.0f} s somebody has been creating {path.name}"
+                raise BadInput(f"{turn}: {why}; if nobody is, delete this file") from None
+            time.sleep(TURN_POLL_S)
+    try:
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
+    finally:
+        turn.unlink(missing_ok=True)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: bytes | str) -> Iterator[Path]:
+    """A temporary file beside `path` with this content, on disk; it goes when anything fails."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
@@ -42,16 +123,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        yield temporary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, in an order that does not depend on how it was built."""
-    write_atomic(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_atomic(path, _as_json(content))
+
+
+def create_json(path: Path, content: Any) -> bool:
+    """Write JSON as `create_atomic` does; whether we have."""
+    return create_atomic(path, _as_json(content))
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -163,8 +252,9 @@ def newest_committed(parent: Path, prefix: str) -> Path | None:
 
 def temporary_of(path: Path) -> Path:
     """Where a path's content is written before it is whole, beside it."""
-    # Host and process in the name: two writers of one path must never share a temporary.
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    # Host, process and thread in the name: two writers of a path must never share a temporary.
+    writer = f"{socket.gethostname()}.{os.getpid()}-{threading.get_native_id()}"
+    return path.with_name(f".{path.name}.{writer}.tmp")
 
 
 def is_abandoned(temporary: Path, *, old_s: float) -> bool:
@@ -172,7 +262,7 @@ def is_abandoned(temporary: Path, *, old_s: float) -> bool:
     another host and was not written to for `old_s` seconds."""
     rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
     if rest.endswith(f".{socket.gethostname()}"):
-        return not Path(f"/proc/{process}").exists()
+        return not Path(f"/proc/{process.partition('-')[0]}").exists()
     try:
         return time.time() - temporary.stat().st_mtime > old_s
     except FileNotFoundError:

@@ -37,7 +37,7 @@ def output_of(
         **({"chunks": chunks} if chunks else {}),
     }
     claim_directory(directory, facts=facts, model="m", corpus="c")
-    return Output(directory, DIGEST, units(bounds), form=form)
+    return Output(directory, DIGEST, units(bounds), form=form, has_chunks=chunks is not None)
 
 
 def write_all(output: Output, vectors_ND: NDArray[np.float32]) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import even_bounds, output_of, write_all
-from toolkit.encoding.output import Output, is_finished, unit_files, write_unit
+from toolkit.encoding.output import Output, unit_files, write_unit
 from toolkit.encoding.plan import (
     CHARS_PER_ROW,
     CHARS_PER_TOKEN,
@@ -180,7 +180,7 @@ def test_no_encoding_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["missing", "flipped", "cut", "empty"])
 def test_a_damaged_unit_is_not_finished(kind: str, harm: str, tmp_path: Path) -> None:
     write(tmp_path, UNIT)
-    assert is_finished(tmp_path, unit=UNIT, digest=DIGEST)
+    assert Output(tmp_path, DIGEST, [UNIT]).is_finished(UNIT)
     path: Path = getattr(unit_files(tmp_path, unit=UNIT), kind)
     if harm == "missing":
         path.unlink()
@@ -188,15 +188,15 @@ def test_a_damaged_unit_is_not_finished(kind: str, harm: str, tmp_path: Path) ->
         flip_a_byte(path)
     else:
         path.write_bytes(path.read_bytes()[:-9] if harm == "cut" else b"{}")
-    assert not is_finished(tmp_path, unit=UNIT, digest=DIGEST)
+    assert not Output(tmp_path, DIGEST, [UNIT]).is_finished(UNIT)
     write(tmp_path, UNIT)
-    assert is_finished(tmp_path, unit=UNIT, digest=DIGEST)
+    assert Output(tmp_path, DIGEST, [UNIT]).is_finished(UNIT)
 
 
 def test_a_unit_of_another_encoding_is_refused(tmp_path: Path) -> None:
     write(tmp_path, UNIT, digest="1" * 64)
     with pytest.raises(BadInput, match=r"00001\.json: belongs to another encoding"):
-        is_finished(tmp_path, unit=UNIT, digest=DIGEST)
+        Output(tmp_path, DIGEST, [UNIT]).is_finished(UNIT)
 
 
 def test_a_reader_names_a_damaged_file(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
 from toolkit.encoding.formats import Vectors, encode, unit_length
 from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit
 from toolkit.files import (
@@ -55,26 +56,6 @@ def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
         vectors=stem / f"{unit.name}.safetensors",
         ids=stem / f"{unit.name}.ids.parquet",
         marker=stem / f"{unit.name}.json",
-    )
-
-
-def is_finished(output_dir: Path, *, unit: Unit, digest: str) -> bool:
-    """Whether a unit was written whole for this encoding; its digests are checked.
-
-    A damaged file, the marker included, is an unfinished unit: it is made again.
-    """
-    files = unit_files(output_dir, unit=unit)
-    try:
-        marker = read_json(files.marker)
-        encoding, digests = marker["encoding"], marker["sha256"]
-        expected = [digests[path.name] for path in (files.vectors, files.ids)]
-    except (BadInput, KeyError, TypeError):
-        return False
-    if encoding != digest:
-        raise BadInput(f"{files.marker}: belongs to another encoding; choose another output_dir")
-    return all(
-        path.is_file() and sha256_of(path) == wanted
-        for path, wanted in zip((files.vectors, files.ids), expected, strict=True)
     )
 
 
@@ -151,6 +132,7 @@ class Output:
     units: Sequence[Unit]
     form: VectorFormat = "fp32"
     normalize: bool = False
+    has_chunks: bool = False
 
     def finished(self) -> set[str]:
         """The names of the units that have a marker, by a single look; no digest is checked."""
@@ -158,7 +140,8 @@ class Output:
             entries = os.listdir(self.directory / UNIT_DIR)
         except FileNotFoundError:
             return set()
-        return {e.removesuffix(".json") for e in entries if e.endswith(".json") and e[0] != "."}
+        there = {entry.removesuffix(".json") for entry in entries if entry.endswith(".json")}
+        return there.intersection(unit.name for unit in self.units)
 
     def unfinished(self) -> list[Unit]:
         """The units without a marker, in order."""
@@ -176,12 +159,32 @@ class Output:
     def damaged(self, some: Iterable[Unit]) -> list[Unit]:
         """Those of `some` units that have a marker, and are not what it says."""
         finished = self.finished()
-        return [
-            unit
-            for unit in some
-            if unit.name in finished
-            and not is_finished(self.directory, unit=unit, digest=self.digest)
-        ]
+        return [unit for unit in some if unit.name in finished and not self.is_finished(unit)]
+
+    def is_finished(self, unit: Unit) -> bool:
+        """Whether a unit was written whole for this encoding; the digests of its files are checked.
+
+        A damaged file, the marker included, is an unfinished unit: it is made again.
+        """
+        files, marker = unit_files(self.directory, unit=unit), self._marker(unit)
+        return marker is not None and all(
+            path.is_file() and sha256_of(path) == marker["sha256"][path.name]
+            for path in (files.vectors, files.ids)
+        )
+
+    def _marker(self, unit: Unit) -> dict[str, Any] | None:
+        """What a unit's marker says; None when that is not of this unit, and it is to be made
+        again. `BadInput` for a unit of another encoding, which somebody has put here."""
+        path = unit_files(self.directory, unit=unit).marker
+        try:
+            marker: dict[str, Any] = read_json(path)
+        except BadInput:
+            return None
+        fault = marker_fault(marker, unit=unit, digest=self.digest, has_chunks=self.has_chunks)
+        if fault == FOREIGN:
+            again = "delete it, and the same toolkit.encode makes the unit anew"
+            raise BadInput(f"{path}: {FOREIGN}; choose another output_dir, or {again}")
+        return None if fault else marker
 
     def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, Any]]) -> None:
         """Write a unit (`write_unit`), its vectors divided by their length if that is asked for."""
@@ -197,21 +200,25 @@ class Output:
     def write_manifest(self) -> list[Unit]:
         """Write the manifest if every unit is there; returns those that are not. Any worker may.
 
-        What killed writers have left is removed before.
+        Raises `BadInput` for a unit, or a plan, of another encoding. What killed writers have left
+        is removed before.
         """
-        missing, entries = [], {}
-        for unit in self.units:
-            try:
-                entries[unit.name] = read_json(unit_files(self.directory, unit=unit).marker)
-            except BadInput:
-                missing.append(unit)
-        if not missing:
-            for folder in (self.directory, self.directory / UNIT_DIR):
-                remove_temporaries(folder)
-            content = {**read_json(self.directory / PLAN_FILE), "units": entries}
-            sealed = {**content, SELF_DIGEST: content_digest(content)}
-            write_json(self.directory / MANIFEST_FILE, sealed)
-        return missing
+        found = {unit.name: self._marker(unit) for unit in self.units}
+        markers = {name: marker for name, marker in found.items() if marker is not None}
+        if missing := [unit for unit in self.units if unit.name not in markers]:
+            return missing
+        if fault := width_fault(markers):
+            again = "delete the one that is wrong, and the same toolkit.encode makes it anew"
+            raise BadInput(f"{self.directory / UNIT_DIR / fault}; {again}")
+        plan = read_json(self.directory / PLAN_FILE)
+        if not isinstance(plan, dict) or plan.get("digest") != self.digest:
+            raise BadInput(f"{self.directory / PLAN_FILE}: {FOREIGN}; choose another output_dir")
+        for folder in (self.directory, self.directory / UNIT_DIR):
+            remove_temporaries(folder)
+        content = {**plan, "units": markers}
+        sealed = {**content, SELF_DIGEST: content_digest(content)}
+        write_json(self.directory / MANIFEST_FILE, sealed)
+        return []
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
         """Whether there is a manifest that tells these units as their markers do."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.cluster.launched import LAUNCHED_FILE, PREFETCHED_FILE
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.files import BadInput, create_json, read_json
 from toolkit.schema import EmbedRecipe
 
 FORMAT = "toolkit-encoding/2"
@@ -136,7 +136,8 @@ def claim_directory(
     corpus: str,
     adapters: Sequence[str] = (),
 ) -> None:
-    """Write the plan into a new output directory, or check that the one there is the same.
+    """Create the plan in a new output directory, or check that the one there is the same. Of two
+    workers with other facts that arrive together one has the directory.
 
     Raises `BadInput` with the differing facts: vectors of two models must never mix.
     """
@@ -145,25 +146,35 @@ def claim_directory(
         raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
     # Listed BEFORE the plan is looked for: another worker may be writing it at this moment.
     foreign = output_dir.is_dir() and any(not _ours(e.name) for e in output_dir.iterdir())
-    if path.is_file():
-        there = read_json(path)
-        differing = [
-            key
-            for key in {**facts, **there}
-            if key not in NO_FACTS and there.get(key) != facts.get(key)
-        ]
-        if len(differing) > 1 and "bounds" in differing:  # they follow from the others
-            differing.remove("bounds")
-        if differing:
+    if not path.is_file():
+        if foreign:
             raise BadInput(
-                f"output_dir={output_dir} holds an encoding of another "
-                f"{' and '.join(differing)}; choose another output_dir"
+                f"output_dir={output_dir} is neither empty nor an encoding; choose another"
             )
-        return
-    if foreign:
-        raise BadInput(f"output_dir={output_dir} is neither empty nor an encoding; choose another")
-    paths = {"model_path": model, "adapter_paths": list(adapters), "corpus_path": corpus}
-    write_json(path, {**facts, **paths})
+        paths = {"model_path": model, "adapter_paths": list(adapters), "corpus_path": corpus}
+        create_json(path, {**facts, **paths})
+    # Read by whoever has created it too: another worker may have been quicker.
+    _require_same(output_dir, there=read_json(path), facts=facts)
+
+
+def _require_same(output_dir: Path, *, there: Any, facts: dict[str, Any]) -> None:
+    damaged = f"{output_dir / PLAN_FILE}: is damaged; choose another output_dir"
+    if not isinstance(there, dict):
+        raise BadInput(damaged)
+    differing = [
+        key
+        for key in {**facts, **there}
+        if key not in NO_FACTS and there.get(key) != facts.get(key)
+    ]
+    if len(differing) > 1 and "bounds" in differing:  # they follow from the others
+        differing.remove("bounds")
+    if differing:
+        raise BadInput(
+            f"output_dir={output_dir} holds an encoding of another "
+            f"{' and '.join(differing)}; choose another output_dir"
+        )
+    if there.get("digest") != facts["digest"]:  # of facts that are the same
+        raise BadInput(damaged)
 
 
 def _ours(name: str) -> bool:

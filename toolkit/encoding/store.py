@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
 from toolkit.encoding.output import CHUNK_FACTS, FACTS, unit_files
 from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, units
@@ -58,7 +59,7 @@ class VectorStore:
             raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
         self.form: VectorFormat = self.manifest["output"]["vectors"]
         # The units of the plan, by the rows that they have here: with chunks more than texts.
-        planned = units(self.manifest["bounds"])
+        planned = agreed_units(output_dir, self.manifest)
         markers = [self.manifest["units"][unit.name] for unit in planned]
         self.units = units(list(itertools.accumulate((m["rows"] for m in markers), initial=0)))
         self.num_rows = self.units[-1].stop if self.units else 0
@@ -186,9 +187,12 @@ class VectorStore:
     def _records(self, unit: Unit) -> pa.Table:
         path = self._checked(unit_files(self.directory, unit=unit).ids, unit=unit)
         try:
-            return pq.read_table(path)
+            table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
+        if len(table) != unit.stop - unit.start:
+            raise _damaged(path)
+        return table
 
     def _check_files(self) -> None:
         """The manifest is to be believed: is everything else as it says?"""
@@ -201,7 +205,10 @@ class VectorStore:
             if read_json(files.marker) != self.manifest["units"][unit.name]:
                 raise _damaged(files.marker)
             self._checked(files.vectors, unit=unit)
-            self._checked(files.ids, unit=unit)
+        planned = units(self.manifest["bounds"])
+        check_ids(
+            self.directory, planned, records=lambda unit: self._records(self.units[unit.number])
+        )
 
     def _checked(self, path: Path, *, unit: Unit) -> Path:
         """The path, if the file still has the digest of the manifest; it is read anyway."""
