@@ -74,16 +74,56 @@ def test_a_directory_of_somebody_else_is_never_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_the_first_of_two_writers_wins(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with committed_directory(target) as outer:
-        (outer / "file").write_text("outer")
-        inner = tmp_path / "inner"
-        inner.mkdir()
-        (inner / "file").write_text("inner")
-        inner.rename(target)
-        (target / "COMMITTED").write_text("")
-    assert (target / "file").read_text() == "inner"
+def commit(target: Path, content: str) -> None:
+    with committed_directory(target) as folder:
+        (folder / "file").write_text(content)
+
+
+@pytest.mark.parametrize("moment", ["before it is filled", "before it is renamed"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_the_first_of_two_writers_wins_and_the_other_is_told(
+    moment: str, equal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one comes and goes between our look at the name and our rename."""
+    target, rename = tmp_path / "out", os.rename
+    theirs = "ours" if equal else "other"
+
+    def quicker(*paths: Path) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        other_process(target, theirs)
+        rename(*paths)
+
+    if moment == "before it is renamed":
+        monkeypatch.setattr(os, "rename", quicker)
+    caught = ""
+    try:
+        with committed_directory(target) as folder:
+            (folder / "file").write_text("ours")
+            if moment == "before it is filled":
+                other_process(target, theirs)
+    except BadInput as error:
+        caught = str(error)
+    assert (target / "file").read_text() == theirs
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert ("somebody else has made one with other content" in caught) is not equal
+
+
+def other_process(target: Path, content: str) -> None:
+    """As a thread, which has a temporary of its own too."""
+    thread = threading.Thread(target=commit, args=(target, content))
+    thread.start()
+    thread.join()
+
+
+def test_a_directory_that_is_there_is_made_again_only_with_the_same_content(
+    tmp_path: Path,
+) -> None:
+    commit(tmp_path / "out", "first")
+    (tmp_path / "out" / ".cache").mkdir()  # what readers leave there is no content
+    commit(tmp_path / "out", "first")
+    with pytest.raises(BadInput, match="with other content"):
+        commit(tmp_path / "out", "second")
+    assert (tmp_path / "out" / "file").read_text() == "first"
 
 
 def test_newest_committed_ignores_what_is_not_whole(tmp_path: Path) -> None:

@@ -176,9 +176,8 @@ def committed_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory that becomes `path` whole, or not at all.
 
     Order: files, fsync, marker, fsync, one rename: there is no moment at which `path` is a part.
-    When another process has committed the same path in the meantime, its directory stands and ours
-    is dropped. Raises `BadInput` when
-    `path` holds what we did not write: it is never removed.
+    Raises `BadInput` when another process has committed other files there in the meantime: they
+    stand, and ours are dropped. Also when `path` holds what we did not write: it is never removed.
     """
     _refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,26 +186,43 @@ def committed_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        publish(temporary, path)
+        if not publish(temporary, path):
+            raise BadInput(
+                f"{path}: somebody else has made one with other content; choose another, or remove "
+                "it first"
+            )
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
-    """Make a finished temporary directory the committed `path`, as `committed_directory` does."""
+def publish(temporary: Path, path: Path) -> bool:
+    """Make a finished temporary directory the committed `path`, as `committed_directory` does;
+    whether its files are there now. If not, another process has committed others, which stand."""
     for file in sorted(temporary.rglob("*")):
         sync(file)
     write_atomic(temporary / COMMIT_MARKER, "")
-    if is_committed(path):
-        return
-    _refuse_foreign(path)
-    try:
-        os.rename(temporary, path)
-    except OSError:
-        if is_committed(path):  # another process was quicker
-            return
-        raise
-    sync(path.parent)
+    if not is_committed(path):
+        _refuse_foreign(path)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not is_committed(path):  # else another process was quicker
+                raise
+        else:
+            sync(path.parent)
+            return True
+    return all(
+        _has_content_of(file, path / file.relative_to(temporary))
+        for file in temporary.rglob("*")
+        if file.is_file()
+    )
+
+
+def _has_content_of(one: Path, other: Path) -> bool:
+    """Whether two files are equal, or one and the same; a link is not read."""
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    return _is_same(one, other) or sha256_of(one) == sha256_of(other)
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pairs of every layout, whole directories or none, and batches of one data set each."""
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -288,3 +289,25 @@ def test_sets_have_batches_in_proportion_and_steps_are_found_at_once() -> None:
         for start in (0, 121)
     )
     assert first != second
+
+
+def test_of_two_writers_that_arrive_together_one_is_told_that_it_has_not_written(
+    tmp_path: Path,
+) -> None:
+    """The other one makes its whole directory while we read our pairs."""
+
+    def write(query: str, *, meanwhile: str = "") -> None:
+        def pairs() -> Iterator[Pair]:
+            yield Pair(query, "answer")
+            if meanwhile:
+                thread = threading.Thread(target=write, args=(meanwhile,))
+                thread.start()
+                thread.join()
+
+        write_pairs([(PairTask("a"), pairs())], output=tmp_path / "p", sources=[], quarantine=[])
+
+    with pytest.raises(BadInput, match="somebody else has made one with other content"):
+        write("ours", meanwhile="theirs")
+    assert open_pairs(tmp_path / "p").pair(0, 0).query == "theirs"
+    write("theirs", meanwhile="theirs")  # the same is all one
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p"]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -471,6 +472,32 @@ def test_two_workers_may_finish_at_once(
     finish(work, max_bad_fraction=0.0)
     assert len(calls) == 2
     assert contents(work.output) == whole
+
+
+@pytest.mark.parametrize("moment", ["_place_shards", "_seal"])
+def test_of_two_workers_with_other_inputs_that_arrive_together_one_is_told(
+    moment: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal settings, equal names, other rows: the other one commits before we do. Its parts are
+    elsewhere, ours go when it has committed."""
+    ours, moved = work_on(folder, tmp_path / "out"), tmp_path / "elsewhere" / "in"
+    shutil.copytree(folder, moved)
+    (moved / "a.jsonl").write_text(lines_of([article(n) for n in range(100, 108)]))
+    theirs = work_on(moved, tmp_path / "out")
+    for work in (ours, theirs):
+        make_parts(work, executor=InProcess(), width=1)
+    real = getattr(assembly, moment)
+
+    def after_the_other(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(assembly, moment, real)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(finish, theirs, max_bad_fraction=0.0).result()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(assembly, moment, after_the_other)
+    with pytest.raises(BadInput, match=r"/out: .*(with other content|made with other input)"):
+        finish(ours, max_bad_fraction=0.0)
+    assert written(theirs)
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_output(

@@ -89,13 +89,12 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
             shards = _place_shards(work, folder=folder, parts=parts, documents=documents)
             _seal(work, folder=folder, shards=shards, summary=summary)
     except FileNotFoundError:
-        # Another worker has committed, and removed the parts under our hands.
+        # Another worker has committed, and removed the parts under our hands: perhaps of others.
         if not is_committed(work.output):
             raise
-    # Settings are compared: it may be another worker's, on other terms. Files just written are not
-    # hashed again.
+        _require_same(work, checked_manifest(work.output, verify=False))
+    # Files just written are not hashed again.
     manifest = checked_manifest(work.output, verify=False)
-    _require_same(work, manifest, sources=False)
     for place in work.output.parent.glob(f".{work.output.name}.parts-*"):
         shutil.rmtree(place, ignore_errors=True)
     return manifest
@@ -107,13 +106,13 @@ def written(work: Work) -> Manifest | None:
     if not is_committed(work.output):
         return None
     manifest = checked_manifest(work.output, verify=True)
-    _require_same(work, manifest, sources=True)
+    _require_same(work, manifest)
     return manifest
 
 
-def _require_same(work: Work, manifest: Manifest, *, sources: bool) -> None:
+def _require_same(work: Work, manifest: Manifest) -> None:
     same = manifest["settings"] == _plain(work.settings)
-    if not same or (sources and manifest["sources"] != _sources(work)):
+    if not same or manifest["sources"] != _sources(work):
         names = ", ".join(source["name"] for source in manifest["sources"][:NUM_SHOWN])
         raise BadInput(
             f"{work.output}: holds shards of {names} made with other input or settings; give "

@@ -190,7 +190,11 @@ class Saver:
             **pending.facts,
         }
         write_json(folder / checkpoint.STATE_FILE, {**state, "digest": content_digest(state)})
-        publish(folder, folder.with_name(f"{checkpoint.PREFIX}{pending.step:08d}"))
+        path = folder.with_name(f"{checkpoint.PREFIX}{pending.step:08d}")
+        if not publish(folder, path):
+            raise FileExistsError(
+                f"{path}: another job has written it: two share the run directory"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
