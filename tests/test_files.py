@@ -12,12 +12,14 @@ import pytest
 from toolkit import files
 from toolkit.files import (
     BadInput,
+    append_line,
     committed_directory,
     create_atomic,
     create_json,
     is_committed,
     newest_committed,
     read_json,
+    read_json_lines,
     remove_committed,
     remove_temporaries,
     sha256_of,
@@ -250,3 +252,21 @@ def test_a_disk_without_room_is_an_error_and_nobody_s_file(
     with pytest.raises(OSError, match="No space left"):
         create_atomic(tmp_path / "file", "ours")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_line_of_others_is_lost_or_joined_with_a_cut_one(tmp_path: Path) -> None:
+    path, writers, lines = tmp_path / "lines.jsonl", 4, 25
+    path.write_text('{"half": ')
+    threads = [
+        threading.Thread(
+            target=lambda n=number: [append_line(path, json.dumps([n, k])) for k in range(lines)]
+        )
+        for number in range(writers)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(list, read_json_lines(path))) == [
+        [number, k] for number in range(writers) for k in range(lines)
+    ]

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT, run
 from toolkit import launch
 from toolkit.cluster import submit
+from toolkit.config import load_recipe, to_yaml
 from toolkit.files import BadInput
+from toolkit.schema import PipelineRecipe
 
 DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate", "verify", "status"]
 DOORS += ["prefetch", "report"]
@@ -330,3 +332,17 @@ def test_the_site_settings_of_a_job(folder: Path, tmp_path: Path) -> None:
             lines("it's.sh")
         with pytest.raises(BadInput, match=r"TOOLKIT_ENV_SH='absent\.sh': no such file"):
             lines("absent.sh")
+
+
+def test_a_pipeline_does_not_write_over_a_run(tmp_path: Path) -> None:
+    """Nor over the configuration that a run writes while the pipeline is being launched."""
+    pipeline = load_recipe("tiny_pipeline", overrides=[f"run_dir={tmp_path}"])
+    assert isinstance(pipeline, PipelineRecipe)
+    launch.claim_pipeline(tmp_path, pipeline)
+    launch.claim_pipeline(tmp_path, pipeline)
+    assert (tmp_path / "config.yaml").read_text() == to_yaml(pipeline)
+    of_a_run = to_yaml(load_recipe("tiny_mntp"))
+    (tmp_path / "config.yaml").write_text(of_a_run)
+    with pytest.raises(BadInput, match="is a run of kind 'mntp'; choose another run_dir"):
+        launch.claim_pipeline(tmp_path, pipeline)
+    assert (tmp_path / "config.yaml").read_text() == of_a_run

@@ -165,7 +165,7 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
     _check_schedule(recipe)
-    _check_run_dir(recipe)
+    check_run_dir(recipe)
     return micro, accumulation
 
 
@@ -266,7 +266,8 @@ def _check_instruction_format(text: str) -> None:
         )
 
 
-def _check_run_dir(recipe: TrainingRecipe) -> None:
+def check_run_dir(recipe: TrainingRecipe) -> None:
+    """Raise `BadInput` where the run directory belongs to another recipe."""
     path = Path(recipe.run_dir)
     if path.exists() and not path.is_dir():
         raise BadInput(f"run_dir={recipe.run_dir} is a file: choose another")

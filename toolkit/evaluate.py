@@ -54,20 +54,21 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         index, count = worker_of(topology, environ=environ)
         scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank)
         first = index * len(every) // count
-        missing = [p for p in every if parts.scores_of(p, output_dir=output_dir) is None]
+        scores = parts.Scores(output_dir)
+        missing = [part for part in every if scores.of(part) is None]
         if missing:
             scorer.load(missing[min(first, len(missing) - 1)])
         mine = parts.share(
             every,
-            output_dir=output_dir,
+            scores=scores,
             lease_s=recipe.lease_s,
             first=first,
             should_stop=lambda: stop.received,
         )
         for part in mine:
-            parts.keep(part, scorer.scores(part), output_dir=output_dir)
+            scores.keep(part, scorer.scores(part))
             print(f"evaluate: {part.encoder} on {part.task} is scored", flush=True)
-        scored = parts.scores_of_all(every, output_dir=output_dir)
+        scored = scores.of_all(every)
         if scored is None:
             print("evaluate: told to stop; the same command goes on", flush=True)
             stop.leave(environ, leads=topology.rank == 0)
@@ -78,8 +79,8 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
     print(table(found))
     if reference:
         main = [
-            Scored(part.encoder, part.facts["category"], scores[part.facts["main"]])
-            for part, scores in scored
+            Scored(part.encoder, part.facts["category"], one[part.facts["main"]])
+            for part, one in scored
         ]
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / reproduction.REPORT_FILE, text)

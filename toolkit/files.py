@@ -153,6 +153,18 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: is not valid JSON ({error})") from error
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which others may do at the same moment: theirs are kept. A line that a
+    killed writer has cut short is ended first."""
+    with path.open("a+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, end - 1))
+        is_cut = handle.read(1) not in (b"", b"\n")
+        handle.write(f"{chr(10) * is_cut}{line}\n".encode())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a file, in order; none where there is no file. A line that a killed writer
     has cut short is left out."""
@@ -245,12 +257,13 @@ def remove_committed(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def remove_temporaries(parent: Path, *names: str) -> None:
-    """Remove what killed writers of these names (of any) left in `parent`; only where there is a
-    single writer."""
+def remove_temporaries(parent: Path, *names: str, old_s: float | None = None) -> None:
+    """Remove what killed writers of these names (of any) left in `parent`. Where others may write
+    at this moment, give `old_s`: then only what `is_abandoned` goes."""
     for name in names or ("*",):
         for path in parent.glob(f".{name}.*tmp"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            if old_s is None or is_abandoned(path, old_s=old_s):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def newest_committed(parent: Path, prefix: str) -> Path | None:

@@ -18,9 +18,9 @@ from pathlib import Path
 from toolkit.cluster import site, submit
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.completion import answer_shell
-from toolkit.config import recipe_names, to_yaml
+from toolkit.config import load_recipe, recipe_names, to_yaml
 from toolkit.door import guarded
-from toolkit.files import BadInput, write_atomic
+from toolkit.files import BadInput, create_atomic, write_atomic
 from toolkit.follow import follow
 from toolkit.jobs import CHECK, CheckJob, StageJob
 from toolkit.planning import gpu_of
@@ -145,7 +145,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         run_check(jobs[0], cluster=cluster, after=arguments.dependency, setup=setup)
         return
     if isinstance(whole, PipelineRecipe):
-        write_atomic(run_dir / "config.yaml", to_yaml(whole))
+        claim_pipeline(run_dir, whole)
     if cluster == "local":
         write_launched(run_dir, [launched(job) for job in jobs])
         run_jobs_here(jobs)
@@ -160,6 +160,16 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         print(f"see python -m toolkit.status {run_dir}")
         if arguments.wait and not follow(run_dir):
             raise submit.JobFailed(f"{run_dir}: not all stages are done")
+
+
+def claim_pipeline(run_dir: Path, whole: PipelineRecipe) -> None:
+    """Write config.yaml of a pipeline; raises `BadInput` where that of a run stands, which the run
+    could not go on without. Each stage claims its own directory."""
+    path, text = run_dir / "config.yaml", to_yaml(whole)
+    if not create_atomic(path, text):
+        if (kind := load_recipe(str(path)).kind) != whole.kind:
+            raise BadInput(f"run_dir={run_dir} is a run of kind {kind!r}; choose another run_dir")
+        write_atomic(path, text)
 
 
 def environment_script(environ: Mapping[str, str]) -> list[str]:

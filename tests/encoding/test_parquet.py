@@ -1,5 +1,7 @@
 """An encoding as one Parquet file, as others read it."""
 
+import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +47,50 @@ def test_a_killed_export_leaves_nothing_that_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, out = encoding(tmp_path / "enc"), tmp_path / "all.parquet"
-    (tmp_path / ".all.parquet.node7.12.tmp").write_bytes(b"of a killed one")
+    killed_before = tmp_path / ".all.parquet.node7.12.tmp"
+    killed_before.write_bytes(b"of a killed one")
+    os.utime(killed_before, (0, 0))
 
-    def killed(self: Path, target: Path) -> None:
+    def killed(source: Path, target: Path) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", killed)
+        patch.setattr(os, "link", killed)
         with pytest.raises(KeyboardInterrupt):
             write_parquet(folder, out=out)
     assert [path.name for path in tmp_path.iterdir()] == ["enc"]
     assert write_parquet(folder, out=out) == ROWS
+
+
+def test_of_two_exports_to_one_file_one_is_told_that_it_has_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has all its rows in a temporary file when the first gives its file the name."""
+    out, both, link = tmp_path / "all.parquet", threading.Barrier(2), os.link
+    refused: list[str] = []
+
+    def together(source: Path, target: Path) -> None:
+        both.wait(timeout=60)
+        link(source, target)
+
+    def write(seed: int) -> None:
+        try:
+            write_parquet(encodings[seed], out=out)
+        except BadInput as error:
+            refused.append(f"{seed}: {error}")
+
+    encodings = [encoding(tmp_path / "ten", rows=10), encoding(tmp_path / "twenty", rows=20)]
+    monkeypatch.setattr(os, "link", together)
+    threads = [threading.Thread(target=write, args=(seed,)) for seed in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    loser, said = int(refused[0][0]), refused[0][3:]
+    assert len(refused) == 1
+    assert said == f"{out}: is there already; choose another"
+    assert pq.read_metadata(out).num_rows == (20, 10)[loser]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all.parquet", "ten", "twenty"]
 
 
 def test_what_cannot_be_exported_is_named(tmp_path: Path) -> None:

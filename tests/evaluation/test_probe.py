@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.evaluation.probe import Probe, dropout_mask, load_probe, train_probe, word_batches
-from toolkit.files import BadInput
+from toolkit.files import BadInput, sha256_of
 from toolkit.task_schema import WordTask
 
 LABELS = ["A", "B", "C"]
@@ -103,7 +103,20 @@ def test_a_file_that_others_can_read(tmp_path: Path) -> None:
     assert torch.equal(tensors["weight"], torch.from_numpy(probe.weight_LD))
     assert torch.equal(tensors["bias"], torch.from_numpy(probe.bias_L))
     about = json.loads((tmp_path / "pos" / "probe.json").read_text())
-    assert about == {"labels": LABELS, "shift": True}
+    digest = sha256_of(tmp_path / "pos" / "probe.safetensors")
+    assert about == {"labels": LABELS, "shift": True, "sha256": digest}
+
+
+def test_a_probe_of_two_writers_is_refused_and_an_older_one_read(tmp_path: Path) -> None:
+    """The weights of one and the labels of the other, as two evaluations at once may leave it."""
+    trained().save(tmp_path / "a", about={})
+    Probe(LABELS, -trained().weight_LD, trained().bias_L).save(tmp_path / "b", about={})
+    mine, theirs = (tmp_path / name / "probe.safetensors" for name in ("a", "b"))
+    mine.write_bytes(theirs.read_bytes())
+    with pytest.raises(BadInput, match=r"probe\.safetensors: is not of probe\.json beside it"):
+        load_probe(tmp_path / "a")
+    (tmp_path / "a" / "probe.json").write_text(json.dumps({"labels": LABELS}))
+    assert load_probe(tmp_path / "a").labels == LABELS
 
 
 def test_a_damaged_probe_is_named(tmp_path: Path) -> None:

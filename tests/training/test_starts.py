@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from toolkit import train
-from toolkit.files import RunFailed, read_json_lines
+from toolkit.config import load_recipe, to_yaml
+from toolkit.files import RunFailed, append_line, read_json_lines, write_atomic
+from toolkit.training import program
+from toolkit.training.checkpoint import newest_step
+from toolkit.training.recorder import Recorder
 from toolkit.training.starts import STARTS_FILE, check_progress
 
 REQUEUED = {"SLURM_RESTART_COUNT": "2"}
@@ -70,3 +75,52 @@ def test_the_door_ends_a_chain_that_gets_nowhere(
     arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
     assert train.main([*arguments, f"run_dir={tmp_path}"]) == 1
     assert "made no step beyond 0" in capsys.readouterr().err
+
+
+def test_a_run_directory_that_another_recipe_takes_while_we_load_is_not_shared(
+    shards: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing was there when we looked; the other job writes its config.yaml before we do."""
+    given = [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={tmp_path / 'run'}"]
+    theirs = to_yaml(load_recipe("tiny_mntp", overrides=[*given, "train.lr=5e-4"]))
+    prove = program.prove
+
+    def after_the_other(*args: Any, **kwargs: Any) -> None:
+        prove(*args, **kwargs)
+        write_atomic(tmp_path / "run" / "config.yaml", theirs)
+
+    monkeypatch.setattr(program, "prove", after_the_other)
+    assert train.main(["tiny_mntp", *given, "train.steps=1"]) == 2
+    assert "belongs to another recipe: train.lr was 0.0005, now" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_text() == theirs
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_of_two_jobs_in_one_run_the_earlier_ends_and_saves_nothing_more(
+    shards: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same command given twice: the second one has started after our third step."""
+    on_step = Recorder.on_step
+
+    def before_the_other(self: Recorder, done: Any) -> None:
+        on_step(self, done)
+        if done.step == 3:
+            append_line(tmp_path / STARTS_FILE, json.dumps({"process": {"pid": 1}}))
+
+    monkeypatch.setattr(Recorder, "on_step", before_the_other)
+    given = [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={tmp_path}"]
+    assert train.main(["tiny_mntp", *given, "train.steps=6", "train.save_every_steps=2"]) == 1
+    said = "another job has started in this run directory since; this one ends, unsaved"
+    assert f"{tmp_path}: {said}" in capsys.readouterr().err
+    assert newest_step(tmp_path) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
+    monkeypatch.setattr(Recorder, "on_step", on_step)
+    assert train.main(["tiny_mntp", *given, "train.steps=6"]) == 0  # and may be started again

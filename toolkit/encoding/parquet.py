@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 
 from toolkit.console import Progress
 from toolkit.encoding.store import VectorStore, vector_column
-from toolkit.files import BadInput, remove_temporaries, sync, temporary_of
+from toolkit.files import BadInput, place_new, remove_temporaries, sync, temporary_of
 from toolkit.text.manifest import SELF_DIGEST
+
+OLD_S = 3600.0  # another host that has not written for so long was killed
 
 
 def write_parquet(encoding: Path, *, out: Path) -> int:
@@ -27,7 +29,7 @@ def write_parquet(encoding: Path, *, out: Path) -> int:
     if not store.num_rows:
         raise BadInput(f"{encoding}: has no rows to export")
     out.parent.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out.parent, out.name)
+    remove_temporaries(out.parent, out.name, old_s=OLD_S)
     temporary = temporary_of(out)
     progress = Progress("export", total=store.num_rows, unit="rows")
     schema = store.table([]).schema.with_metadata({"encoding": store.manifest[SELF_DIGEST]})
@@ -39,9 +41,9 @@ def write_parquet(encoding: Path, *, out: Path) -> int:
                 writer.write_table(table)
                 progress.advance(len(table))
         sync(temporary)
-        temporary.replace(out)
+        if not place_new(temporary, out):  # somebody else has made it since we looked
+            raise BadInput(f"{out}: is there already; choose another")
     finally:
         progress.close()
         temporary.unlink(missing_ok=True)
-    sync(out.parent)
     return store.num_rows

@@ -40,39 +40,44 @@ def file_name(name: str) -> str:
     return name
 
 
-def scores_of(part: Part, *, output_dir: Path) -> dict[str, float] | None:
-    """The scores that are there for these very facts; None when they are to be made."""
-    path = part.path(output_dir)
-    if not path.is_file():
-        return None
-    try:
-        found = read_json(path)
-        if found["facts"] == dict(part.facts):
+class Scores:
+    """The scores of parts in a directory. What was seen once stays known: another evaluation, whose
+    parts have the same names and other facts, may write over the files meanwhile."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.output_dir = output_dir
+        self._seen: dict[Path, tuple[Mapping[str, Any], dict[str, float]]] = {}
+
+    def of(self, part: Part) -> dict[str, float] | None:
+        """The scores that are there for these very facts; None when they are to be made."""
+        path = part.path(self.output_dir)
+        if path in self._seen and self._seen[path][0] == part.facts:
+            return self._seen[path][1]
+        try:
+            found = read_json(path)
+            if found["facts"] != dict(part.facts):
+                return None
             scores: dict[str, float] = found["scores"]
-            return scores
-    except (BadInput, KeyError, TypeError):  # half a file, or somebody else's
-        return None
-    return None
-
-
-def scores_of_all(
-    every: Sequence[Part], *, output_dir: Path
-) -> list[tuple[Part, dict[str, float]]] | None:
-    """Each part with its scores; None while some are missing."""
-    found = []
-    for part in every:
-        scores = scores_of(part, output_dir=output_dir)
-        if scores is None:
+        except (BadInput, KeyError, TypeError):  # none, half a file, or somebody else's
             return None
-        found.append((part, scores))
-    return found
+        self._seen[path] = part.facts, scores
+        return scores
 
+    def of_all(self, every: Sequence[Part]) -> list[tuple[Part, dict[str, float]]] | None:
+        """Each part with its scores; None while some are missing."""
+        found = []
+        for part in every:
+            scores = self.of(part)
+            if scores is None:
+                return None
+            found.append((part, scores))
+        return found
 
-def keep(part: Part, scores: Mapping[str, float], *, output_dir: Path) -> None:
-    """Write a part's scores, all or nothing."""
-    path = part.path(output_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"scores": dict(scores), "facts": dict(part.facts)})
+    def keep(self, part: Part, scores: Mapping[str, float]) -> None:
+        """Write a part's scores, all or nothing."""
+        path = part.path(self.output_dir)
+        write_json(path, {"scores": dict(scores), "facts": dict(part.facts)})
+        self._seen[path] = part.facts, dict(scores)
 
 
 def main_scores(output_dir: Path) -> list[str]:
@@ -87,7 +92,7 @@ def main_scores(output_dir: Path) -> list[str]:
 def share(
     parts: Sequence[Part],
     *,
-    output_dir: Path,
+    scores: Scores,
     lease_s: float,
     first: int,
     should_stop: Callable[[], bool],
@@ -98,8 +103,8 @@ def share(
     A part must be kept before the next is asked for.
     """
     order = [*parts[first:], *parts[:first]]
-    with Leases(output_dir / LEASE_DIR, lease_s=lease_s) as leases:
-        while missing := [p for p in order if scores_of(p, output_dir=output_dir) is None]:
+    with Leases(scores.output_dir / LEASE_DIR, lease_s=lease_s) as leases:
+        while missing := [part for part in order if scores.of(part) is None]:
             taken = leases.taken()
             for part in missing:
                 name = f"{part.encoder}.{part.task}"
@@ -107,7 +112,7 @@ def share(
                     return
                 if not leases.take(name, generation=taken.get(name)):
                     continue
-                if scores_of(part, output_dir=output_dir) is None:
+                if scores.of(part) is None:
                     yield part
                 leases.give_back(name)
                 break

@@ -5,6 +5,7 @@ encoding costs. Shapes: W words, D width, L labels, S sentences.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,8 +45,11 @@ class Probe:
     def save(self, folder: Path, *, about: Mapping[str, Any]) -> None:
         """Write the weights (safetensors) and, beside them, the labels in the order of the rows and
         `about` (JSON)."""
-        write_atomic(folder / WEIGHTS, save({"weight": self.weight_LD, "bias": self.bias_L}))
-        write_json(folder / ABOUT, {**about, "labels": list(self.labels)})
+        weights = save({"weight": self.weight_LD, "bias": self.bias_L})
+        write_atomic(folder / WEIGHTS, weights)
+        # Two evaluations may write here at once: whose weights these are must be seen.
+        digest = hashlib.sha256(weights).hexdigest()
+        write_json(folder / ABOUT, {**about, "labels": list(self.labels), "sha256": digest})
 
 
 def load_probe(folder: Path) -> Probe:
@@ -55,10 +59,14 @@ def load_probe(folder: Path) -> Probe:
     if not isinstance(labels, list):
         raise BadInput(f"{folder / ABOUT}: has no labels")
     try:
-        tensors = load((folder / WEIGHTS).read_bytes())
+        weights = (folder / WEIGHTS).read_bytes()
+        tensors = load(weights)
         probe = Probe(labels, tensors["weight"], tensors["bias"])
     except Exception as error:  # safetensors has its own error class, without a stable home
         raise BadInput(f"{folder / WEIGHTS}: is no whole probe ({error})") from error
+    digest = hashlib.sha256(weights).hexdigest()
+    if about.get("sha256", digest) != digest:  # those of before have none
+        raise BadInput(f"{folder / WEIGHTS}: is not of {ABOUT} beside it; evaluate again")
     if not len(labels) == len(probe.weight_LD) == len(probe.bias_L):
         raise BadInput(f"{folder}: {len(labels)} labels, {len(probe.weight_LD)} rows of weights")
     return probe

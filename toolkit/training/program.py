@@ -13,13 +13,12 @@ from toolkit.cluster.heartbeats import HEARTBEATS_FILE
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
+from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout
 from toolkit.files import (
     BadInput,
     RunFailed,
     remove_committed,
     remove_temporaries,
-    write_atomic,
 )
 from toolkit.model.attention import attention_in_use, check_dropout
 from toolkit.model.backbone import (
@@ -38,7 +37,7 @@ from toolkit.model.weights import (
 )
 from toolkit.parallel import comm, zero
 from toolkit.schema import TrainingRecipe
-from toolkit.training import checkpoint
+from toolkit.training import checkpoint, starts
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import (
     digest_of_data,
@@ -55,7 +54,6 @@ from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.probe import open_probe
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
-from toolkit.training.starts import Place, check_progress, record_start, watched_job
 from toolkit.training.views import check_views
 
 CHECK_S = 60.0  # a rank that does not answer so long is not there
@@ -70,12 +68,12 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     """
     topology = detect(environ)
     settings, origin = check(recipe, topology=topology, environ=environ)
-    job = watched_job(recipe, topology=topology, environ=environ)
+    job = starts.watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
         device = join(topology, timeout_s=recipe.train.stall_s + STALL_MARGIN_S)
-        place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
+        place = starts.Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
         except BaseException:
@@ -163,7 +161,7 @@ def check(
                 f"run_dir={run_dir} has step {step} already, and train.steps={recipe.train.steps}; "
                 f"give at least {step}, or another run_dir"
             )
-        check_progress(run_dir, step=step, environ=environ)
+        starts.check_progress(run_dir, step=step, environ=environ)
     return settings, origin
 
 
@@ -172,7 +170,7 @@ def _run_on_ranks(
     *,
     settings: dict[str, Any],
     origin: Origin,
-    place: Place,
+    place: starts.Place,
     stop: StopSignal,
 ) -> int:
     """Returns the number of whole steps."""
@@ -202,10 +200,10 @@ def _run_on_ranks(
     place.watchdog.enter("load", step=0)
     prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
     if leads:  # only now: whatever can be refused above leaves nothing behind
-        write_atomic(run_dir / "config.yaml", to_yaml(recipe))
+        starts.claim_run_dir(recipe)
         _tidy(run_dir, recipe=recipe)
         told = {"attention": _attention(recipe, trainer), "preflight": figures}
-        record_start(run_dir, step=first_step, place=place, told=told)
+        starts.record_start(run_dir, step=first_step, place=place, told=told)
     done = train_and_save(
         recipe,
         trainer=trainer,

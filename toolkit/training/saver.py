@@ -30,6 +30,7 @@ from toolkit.schema import TrainingRecipe
 from toolkit.text.manifest import content_digest
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
+from toolkit.training.starts import is_latest_start
 
 WEIGHTS = "weights"
 KINDS = (WEIGHTS, *zero.MOMENTS)
@@ -104,9 +105,11 @@ class Saver:
         whole on return, unless it is the `last`.
 
         Values are fp32 masters, so that a bf16 run resumes bit for bit. A failure is reported;
-        of the last save it is raised as `RunFailed` on all ranks.
+        of the last save it is raised as `RunFailed` on all ranks, and so it is when another job
+        has started in the run directory.
         """
         self.settle(wait=True)
+        self._end_if_another_job_has_started()
         folder = self._run_dir / checkpoint.CHECKPOINT_DIR / f".{checkpoint.PREFIX}{step:08d}.tmp"
         writer = _Writer(folder, share=self._share)
         if self._leads:
@@ -125,6 +128,12 @@ class Saver:
             error = self.settle(wait=True)
             if error and last:
                 raise RunFailed(f"{self._run_dir}: step {step} could not be saved ({error})")
+
+    def _end_if_another_job_has_started(self) -> None:
+        ours = not self._leads or is_latest_start(self._run_dir)
+        why = "another job has started in this run directory since; this one ends, unsaved"
+        if any(comm.gather_texts("" if ours else why)):
+            raise RunFailed(f"{self._run_dir}: {why}")
 
     def settle(self, *, wait: bool) -> str:
         """Commit a save that all ranks have written; with `wait`, when they have. Returns the

@@ -17,10 +17,12 @@ import torch
 import toolkit
 from toolkit.cluster.exclusion import excluded_nodes, exclusion_command
 from toolkit.cluster.heartbeats import HEARTBEATS_FILE
+from toolkit.cluster.leases import this_process
 from toolkit.cluster.preempt import CHAIN_VARIABLE, requeue_command
 from toolkit.cluster.topology import LOCAL, Topology
 from toolkit.cluster.watchdog import Job, Watchdog
-from toolkit.files import RunFailed, read_json_lines, write_atomic
+from toolkit.config import check_run_dir, to_yaml
+from toolkit.files import RunFailed, append_line, create_atomic, read_json_lines, write_atomic
 from toolkit.schema import TrainingRecipe
 from toolkit.training.metrics import STARTS_FILE
 
@@ -76,6 +78,15 @@ def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> N
         )
 
 
+def claim_run_dir(recipe: TrainingRecipe) -> None:
+    """Write config.yaml: of two recipes that arrive together in a new directory one has it. Raises
+    `BadInput` for the other, which found nothing when it looked, minutes ago."""
+    path = Path(recipe.run_dir) / "config.yaml"
+    if not create_atomic(path, to_yaml(recipe)):
+        check_run_dir(recipe)
+        write_atomic(path, to_yaml(recipe))  # some keys may differ from one start to the next
+
+
 def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, Any]) -> None:
     """Append the start of a run that goes on after `step`, and what else was `told` of it."""
     on_gpu, topology = place.device.type == "cuda", place.topology
@@ -90,12 +101,18 @@ def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, A
         "node": topology.node_name,
         "excluded": excluded_nodes(topology.job_id) if topology.job_id != LOCAL else "",
         "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
+        "process": this_process(),
         **told,
         "versions": {
             "toolkit": toolkit.__version__,
             **{package: importlib.metadata.version(package) for package in PACKAGES},
         },
     }
-    starts = [*read_json_lines(run_dir / STARTS_FILE), start]
-    text = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in starts)
-    write_atomic(run_dir / STARTS_FILE, text)
+    append_line(run_dir / STARTS_FILE, json.dumps(start, ensure_ascii=False))
+
+
+def is_latest_start(run_dir: Path) -> bool:
+    """Whether no other process has started this run since ours: of two jobs in one run directory
+    the later goes on, since the earlier may be one that was taken for dead."""
+    starts = read_json_lines(run_dir / STARTS_FILE)
+    return not starts or starts[-1].get("process") in (None, this_process())
