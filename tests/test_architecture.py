@@ -75,6 +75,46 @@ def misplaced_imports(name: str, source: str) -> list[str]:
     return faults
 
 
+LOOKS = ("exists", "is_file", "is_dir", "is_committed", "iterdir", "isdir", "isfile")
+WRITES = ("write_atomic", "write_json", "rename", "write_text", "write_bytes")
+# Functions that look at names and then write over one, each with why two of them that come together
+# do no harm. What claims a name for one writer uses `create_atomic`, `place_new` or
+# `committed_directory`, and reads back what is there.
+MAY_LOOK_AND_WRITE = {
+    "toolkit/cluster/heartbeats.py:write": "asks only whether the run has begun; the last is right",
+    "toolkit/cluster/heartbeats.py:write_forever": "as `write`, which stands in it",
+    "toolkit/evaluate.py:run": "asks for a file in the place of its directory; scores.json is made "
+    "whole from what this evaluation has seen, and the last to end is right",
+    "toolkit/files.py:_place_in_turn": "looks and renames while it alone may",
+    "toolkit/files.py:publish": "a rename onto a directory that is not empty fails, and is handled",
+    "toolkit/files.py:remove_committed": "of two that rename it away one fails, removing nothing",
+    "toolkit/prefetch.py:prefetch": "looks at shards, not at what it writes",
+    "toolkit/text/assembly.py:_seal": "in a temporary directory of its own",
+    "toolkit/text/assembly.py:finish": "what it writes is in a temporary directory of its own",
+    "toolkit/training/encoder.py:_seal": "in a temporary directory of its own",
+    "toolkit/training/encoder.py:_write_adapter": "in a temporary directory of its own",
+    "toolkit/training/preflight.py:_look": "a file whose name has the job's id, for a moment",
+}
+
+
+def looks_and_writes(name: str, source: str) -> list[str]:
+    """Functions that look whether something is there, and write where somebody else may have
+    written since."""
+    faults = []
+    for node in functions(ast.parse(source)):
+        called = set()
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Call) and isinstance(inner.func, ast.Attribute | ast.Name):
+                what = inner.func.attr if isinstance(inner.func, ast.Attribute) else inner.func.id
+                # A path's has one argument, a text's two, that of a data class has keywords.
+                is_move = what == "replace" and not inner.keywords
+                is_move &= len(inner.args) == 1 or ast.unparse(inner.func) == "os.replace"
+                called.add("rename" if is_move else what)
+        if called & set(LOOKS) and called & set(WRITES):
+            faults.append(f"{name}:{node.name}")
+    return faults
+
+
 def names_and_sources() -> dict[str, str]:
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in SOURCES}
 
@@ -87,6 +127,11 @@ def test_sizes() -> None:
 
 def test_no_twin_functions() -> None:
     assert twins(names_and_sources()) == []
+
+
+def test_nobody_looks_and_then_writes_where_another_may_have_come_between() -> None:
+    found = [f for name, text in names_and_sources().items() for f in looks_and_writes(name, text)]
+    assert sorted(found) == sorted(MAY_LOOK_AND_WRITE)
 
 
 def test_one_home_for_deepspeed_and_torch_distributed() -> None:
@@ -109,6 +154,21 @@ def test_size_guard_fails_on_a_planted_fault(source: str, fault: str) -> None:
 def test_twin_guard_fails_on_a_planted_fault() -> None:
     body = "    a = x + 1\n    b = a * 2\n    return b\n"
     assert twins({"one.py": f"def f(x):\n{body}", "two.py": f"def g(x):\n{body}"})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "if not path.is_file():\n        write_json(path, {})",
+        "if out.exists():\n        raise BadInput\n    temporary.replace(out)",
+        "if os.path.exists(path):\n        return\n    os.replace(temporary, path)",
+    ],
+)
+def test_claim_guard_fails_on_a_planted_fault(body: str) -> None:
+    assert looks_and_writes("planted.py", f"def claim(path):\n    {body}\n") == ["planted.py:claim"]
+    assert not looks_and_writes(
+        "planted.py", "def f(p):\n    return p.exists() and 'a'.replace('a', 'b')"
+    )
 
 
 @pytest.mark.parametrize("line", ["import deepspeed", "from deepspeed.utils import x"])
