@@ -23,9 +23,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from toolkit.cluster.leases import Leases
 from toolkit.door import guarded
 from toolkit.files import BadInput, write_atomic
 
+LEASE, LEASE_S = "prepare", 60.0  # of the three files, which are of one collection
 TEXT_FIELDS = ("text", "body")
 TITLE_FIELDS = ("title", "headline", "head")
 OPENED, TAG = re.compile(r"<(\w+)(?:\s[^<>]*)?>"), re.compile(r"</?\w+(?:\s[^<>]*)?>")
@@ -129,13 +131,15 @@ def run(arguments: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     output: Path = arguments.output
-    output.mkdir(parents=True, exist_ok=True)
-    _write_lines(output / "documents.jsonl", kept)
-    rows = [{"_id": name, "text": text} for name, text in asked.items()]
-    _write_lines(output / "queries.jsonl", rows)
-    lines = ["query-id\tcorpus-id\tscore"]
-    lines += ["\t".join(map(str, row)) for row in judged]
-    write_atomic(output / "judgements.tsv", "\n".join(lines) + "\n")
+    with Leases(output / "leases", lease_s=LEASE_S) as leases:
+        if not leases.take(LEASE, generation=leases.taken().get(LEASE)):
+            raise BadInput(f"{output}: somebody else is writing there; choose another --output")
+        _write_lines(output / "documents.jsonl", kept)
+        rows = [{"_id": name, "text": text} for name, text in asked.items()]
+        _write_lines(output / "queries.jsonl", rows)
+        lines = ["query-id\tcorpus-id\tscore"]
+        lines += ["\t".join(map(str, row)) for row in judged]
+        write_atomic(output / "judgements.tsv", "\n".join(lines) + "\n")
     print(
         f"next: python data_scripts/shard_wikipedia.py --input {output / 'documents.jsonl'} "
         f"--output {output / 'shards'}"

@@ -108,6 +108,31 @@ def test_what_cannot_be_read_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_two_collections_do_not_mix_in_one_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one comes when we have written the first of the three files."""
+    write, codes = prepare_trec._write_lines, list[int]()
+
+    def before_the_other(path: Path, rows: list[dict[str, str]]) -> None:
+        write(path, rows)
+        if path.name == "documents.jsonl":
+            (tmp_path / "theirs").mkdir()
+            documents = str(tmp_path / "theirs" / "documents")
+            Path(documents).write_text(DOCUMENTS.replace("FT-1", "FT-2"))
+            given = ["--queries", str(tmp_path / "queries"), "--documents", documents]
+            given += ["--judgements", str(tmp_path / "judgements")]
+            codes.append(prepare_trec.main([*given, "--output", str(tmp_path / "out")]))
+
+    monkeypatch.setattr(prepare_trec, "_write_lines", before_the_other)
+    assert prepared(tmp_path) == 0
+    assert codes == [2]
+    assert "out: somebody else is writing there; choose another" in capsys.readouterr().err
+    assert lines(tmp_path / "out" / "documents.jsonl")[0]["id"] == "FT-1"
+    names = ["documents.jsonl", "judgements.tsv", "queries.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+
+
 def test_cranfield(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Beside another reading of the same files; its trap is told when it is walked into."""
     folder = real_data / "cranfield"

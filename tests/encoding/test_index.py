@@ -143,6 +143,24 @@ def test_what_somebody_else_is_writing_stays(store: VectorStore) -> None:
     assert len(list(folder.glob("flat-*.faiss"))) == 1
 
 
+def test_an_index_that_another_builder_removes_before_it_is_named_is_written_again(
+    store: VectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two build the same kind: one tidies up between the other's file and its name."""
+    real, removed = indexing.write_json, list[Path]()
+
+    def after_the_other(path: Path, content: dict[str, object]) -> None:
+        if not removed:
+            removed.append(path.with_name(str(content["file"])))
+            removed[0].unlink()
+        real(path, content)
+
+    monkeypatch.setattr(indexing, "write_json", after_the_other)
+    record = build_index(store, kind="flat")
+    assert [store.directory / INDEX_DIR / record.file] == removed
+    Index(store, kind="flat")
+
+
 @pytest.mark.parametrize("harm", ["flipped", "cut", "missing", "no record", "record cut"])
 def test_a_damaged_index_is_made_anew(
     harm: str, store: VectorStore, capsys: pytest.CaptureFixture[str]

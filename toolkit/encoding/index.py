@@ -25,8 +25,8 @@ from toolkit.encoding.store import VectorStore
 from toolkit.files import (
     BadInput,
     RunFailed,
-    is_abandoned,
     read_json,
+    remove_temporaries,
     sha256_of,
     sync,
     temporary_of,
@@ -227,10 +227,9 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
         for old in folder.glob(f"{kind}-*.faiss"):
             if old.name not in named:
                 old.unlink(missing_ok=True)
-    for old in folder.glob(f".{kind}.*.tmp"):
-        if is_abandoned(old, old_s=YOUNG_S):
-            old.unlink(missing_ok=True)
-    return record
+    remove_temporaries(folder, kind, old_s=YOUNG_S)
+    # They may do so too, between our file and its name.
+    return record if path.is_file() else _save(index, folder=folder, wanted=wanted)
 
 
 def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:
