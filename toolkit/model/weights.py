@@ -218,6 +218,9 @@ def write_encoder_files(
     tokenizer.save_pretrained(out)
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     vocab = [by_id.get(number, f"<unused {number}>") for number in range(max(by_id) + 1)]
+    weights = {vocab[number]: 0.0 for number in special_ids(tokenizer)}
+    # sentence-transformers looks up a word that has no weight in small letters: <S> as <s>.
+    weights |= {word: 1.0 for word in vocab if word not in weights and word.lower() in weights}
     module = "sentence_transformers.models."
     names = {"": "Transformer", "1_WordWeights": "WordWeights", "2_Pooling": "Pooling"}
     modules = [
@@ -236,7 +239,7 @@ def write_encoder_files(
         out / "1_WordWeights" / "config.json",
         {
             "vocab": vocab,
-            "word_weights": {vocab[number]: 0.0 for number in special_ids(tokenizer)},
+            "word_weights": weights,
             "unknown_word_weight": 1.0,
         },
     )
