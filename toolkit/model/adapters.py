@@ -154,6 +154,7 @@ def read_adapter(folder: Path) -> Adapter:
 def merge_into(model: Any, *, adapters: Sequence[Adapter]) -> None:
     """Add adapters to a loaded inner decoder's weights, in order; rounded once, at the end."""
     parameters = dict(model.named_parameters())
+    adapters = [adapter.of_inner(model.base_model_prefix) for adapter in adapters]
     check_places(adapters, known=parameters, where="the base model")
     for name, parameter in parameters.items():
         merged = parameter
