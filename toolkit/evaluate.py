@@ -90,16 +90,16 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
 
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     from toolkit.model.adapters import chain_of
+    from toolkit.model.declared import Use
 
     found: list[Part] = []
     shown = [_shown(name) for name in recipe.encoders]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise BadInput(f"encoders: two are shown as {twice[0]!r}; name one of them otherwise")
     for name, settings in recipe.encoders.items():
-        made_by = {
-            "model": chain_of(settings.model, adapters=settings.adapters).digest(),
-            **settings.facts(),
-        }
+        chain = chain_of(settings.model, adapters=settings.adapters)
+        chain.check(Use(settings.causal, max_tokens=settings.max_tokens))  # now, not hours later
+        made_by = {"model": chain.digest(), **settings.facts()}
         for one in tasks:
             facts = {
                 "encoder": made_by,

@@ -12,9 +12,7 @@ from toolkit.evaluation.retrieval import (
     Judged,
     RerankingTask,
     RetrievalTask,
-    best_of,
     check_corpus,
-    measured,
     read_judged,
     read_queries,
     read_reranking,
@@ -25,11 +23,17 @@ from toolkit.files import BadInput
 def scored(
     scores: Sequence[Sequence[float]], grades: Sequence[dict[str, int]], *, names: str
 ) -> dict[str, float]:
-    run = {
-        str(query): best_of(np.array(row, dtype=np.float32), names=names)
-        for query, row in enumerate(scores)
-    }
-    return measured(run, grades={str(query): graded for query, graded in enumerate(grades)})
+    """Of the task, with vectors that give these scores: queries are directions."""
+    length = 1 + max(abs(score) for row in scores for score in row)
+    directions = np.eye(len(scores) + 1)
+    vectors = {f"q{number}": [*directions[number]] for number in range(len(scores))}
+    for name, column in zip(range(len(names)), zip(*scores, strict=True), strict=True):
+        short = np.array(column) / length / len(scores)
+        vectors[f"d{name}"] = [*short, np.sqrt(1 - (short**2).sum())]
+    queries = {str(number): f"q{number}" for number in range(len(scores))}
+    judged = Judged(queries, {str(number): graded for number, graded in enumerate(grades)})
+    texts = [f"d{name}" for name in range(len(names))]
+    return RetrievalTask(judged, list(names), texts).scores(Table(vectors))
 
 
 @pytest.mark.parametrize(
@@ -51,8 +55,9 @@ def scored(
         # A judged document that is not in the corpus is one that is not found.
         ([[0.1, 0.9, 0.5, 0.2]], [{"b": 1, "x": 1}], "R@100", 0.5),
         ([[9, 0, 0, 0], [1, 9, 0, 0]], [{"a": 1}, {"a": 1}], "MRR@10", 0.75),
-        # trec_eval puts equal scores in the order of names, backwards.
-        ([[0.5, 0.5, 0.5, 0.5]], [{"d": 1}], "MRR@10", 1.0),
+        # Equal scores stand in no order: each place has the same chance.
+        ([[0.5, 0.5, 0.5, 0.5]], [{"d": 1}], "MRR@10", (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4),
+        ([[0.9, 0.5, 0.5, 0.5]], [{"d": 1}], "recall@3", 2 / 3),
     ],
 )
 def test_measures_of_cases_worked_out_by_hand(
@@ -62,7 +67,8 @@ def test_measures_of_cases_worked_out_by_hand(
 
 
 def test_a_title_of_several_rows_is_found_once() -> None:
-    assert best_of(np.array([1, 3, 2], dtype=np.float32), names="aab") == {"a": 3.0, "b": 2.0}
+    for grades, place in (({"a": 1}, 1), ({"b": 1}, 2), ({"c": 1}, 3)):
+        assert scored([[1, 3, 2, 0]], [grades], names="aabc")["MRR@10"] == pytest.approx(1 / place)
 
 
 class Table:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from toolkit.files import BadInput
+from toolkit.model.attention import PACKED, register
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import (
     NotBidirectional,
@@ -65,6 +66,40 @@ def test_other_families_are_bidirectional_by_configuration(family: str) -> None:
         vocab_size=64,
         device=CPU,
     )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PACKED])
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_a_short_window_is_not_causal(window: int, attention: str) -> None:
+    """Two layers see at most ten tokens ahead; what is causal is refused all the same."""
+    import transformers
+
+    config = transformers.MistralConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=window,
+        attn_implementation=attention,
+    )
+    register()
+
+    def prove(*, causal: bool) -> None:
+        config.is_causal = causal
+        torch.manual_seed(0)
+        model = transformers.MistralModel(config).eval()
+        prove_attention(
+            lambda **arguments: model(**arguments).last_hidden_state,
+            packed=attention == PACKED,
+            vocab_size=64,
+            device=CPU,
+        )
+
+    prove(causal=False)
+    with pytest.raises(NotBidirectional, match="changing all later tokens left the first output"):
+        prove(causal=True)
 
 
 def test_a_model_that_cannot_look_ahead_is_refused() -> None:

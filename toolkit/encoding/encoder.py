@@ -21,6 +21,7 @@ from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import check_positions, load_backbone, load_config
 from toolkit.model.bidirectional import prove_attention
+from toolkit.model.declared import Use
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
 from toolkit.parallel.comm import device_of
@@ -75,6 +76,7 @@ class Encoder:
         self._chain = chain_of(settings.model, adapters=settings.adapters)
         self._digest = ""
         config = load_config(self._chain.base, causal=settings.causal)
+        self._chain.check(Use(settings.causal, max_tokens=settings.max_tokens, dims=dims))
         check_positions(config, max_tokens=settings.max_tokens)
         width = int(config.hidden_size)
         if dims is not None and not 1 <= dims <= width:

@@ -1,12 +1,13 @@
-"""Retrieval and reranking: do the right documents come first? Scored by trec_eval's own code.
+"""Retrieval and reranking: do the right documents come first? Scored as trec_eval does, but with
+equal scores in no order (`toolkit.evaluation.ranking`).
 
-Shapes: Q queries, N documents, D width.
+Shapes: Q queries, N documents, U different texts, V different vectors, D width.
 """
 
 import csv
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 
 from toolkit.console import warn
 from toolkit.evaluation.labelled import UTF_8, Tabs
+from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_of
 from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.files import BadInput
 
-DEPTH = 1000  # documents of a query that count, as in MTEB
-MEASURES = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "recall@3": "recall_3"}
+DEPTH = 100  # the deepest place that a measure of retrieval looks at
+SCORING = "equal scores in no order"  # in digests: scores of an older version are made again
 QUERY_BLOCK = 64
 TITLES_HINT = '{"query": "...", "relevant": ["title"]}'
 Grades = dict[str, dict[str, int]]
@@ -94,14 +96,50 @@ class RetrievalTask:
         relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
         texts = [judged.queries[name] for name in relevant]
         query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
-        corpus_ND = checked(embed(self.texts, instructed=False), texts=self.texts)
-        corpus_ND = unit(corpus_ND).astype(np.float32)
-        run: dict[str, dict[str, float]] = {}
+        some = list(dict.fromkeys(self.texts))
+        place = {text: number for number, text in enumerate(some)}
+        text_UD = unit(checked(embed(some, instructed=False), texts=some)).astype(np.float32)
+        first, number_U = equal_rows(text_UD)
+        vector_VD, vector_N = text_UD[first], number_U[[place[text] for text in self.texts]]
+        documents = _Documents.of(self.names)
+        rankings = []
         for start in range(0, len(relevant), QUERY_BLOCK):
-            score_QN = query_QD[start : start + QUERY_BLOCK] @ corpus_ND.T
+            score_QN = (query_QD[start : start + QUERY_BLOCK] @ vector_VD.T)[:, vector_N]
             for name, score_N in zip(relevant[start:], score_QN, strict=False):
-                run[name] = best_of(score_N, names=self.names)
-        return measured(run, grades={name: judged.grades[name] for name in relevant})
+                rankings.append(documents.ranking(score_N, grades=judged.grades[name]))
+        return {
+            "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
+            "R@100": _mean(ranking.recall(DEPTH) for ranking in rankings),
+            "recall@3": _mean(ranking.recall(3) for ranking in rankings),
+            "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Documents:
+    """Rows of a corpus by name; of a name that several rows have, the best row counts."""
+
+    number: Mapping[str, int]
+    number_N: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "_Documents":
+        number = {name: place for place, name in enumerate(dict.fromkeys(names))}
+        return cls(number, np.array([number[name] for name in names], dtype=np.int64))
+
+    def ranking(self, score_N: NDArray[np.float32], *, grades: Mapping[str, int]) -> Ranking:
+        """The ranking of a query, as deep as a measure looks."""
+        if len(self.number) < len(score_N):
+            best = np.full(len(self.number), -np.inf, dtype=np.float32)
+            np.maximum.at(best, self.number_N, score_N)
+            score_N = best
+        grade_N = np.zeros(len(score_N), dtype=np.int64)
+        for name, grade in grades.items():
+            if name in self.number:
+                grade_N[self.number[name]] = grade
+        rows = best_rows(score_N, depth=DEPTH)
+        wanted = [grade for grade in grades.values() if grade > 0]
+        return ranking_of(score_N[rows], grade_N=grade_N[rows], wanted=wanted)
 
 
 def check_corpus(name: str, judged: Judged, *, names: Sequence[str]) -> None:
@@ -133,13 +171,19 @@ class RerankingTask:
         place = {text: number for number, text in enumerate(texts)}
         query_QD = unit(checked(embed(self.queries), texts=self.queries))
         text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
-        run, grades = {}, {}
+        rankings = []
         for number, query_D in enumerate(query_QD):
             right = {place[text] for text in self.positive[number]}
-            some = sorted(right | {place[text] for text in self.negative[number]})
-            run[str(number)] = {str(n): float(text_ND[n] @ query_D) for n in some}
-            grades[str(number)] = {str(n): int(n in right) for n in some}
-        return measured(run, grades=grades, measures={self.main: "map", "nDCG@10": "ndcg_cut_10"})
+            some = [*right, *({place[text] for text in self.negative[number]} - right)]
+            score_N = np.array([text_ND[n] @ query_D for n in some])
+            grade_N = np.arange(len(some)) < len(right)
+            wanted = [1] * len(right)
+            rankings.append(ranking_of(score_N, grade_N=grade_N.astype(np.int64), wanted=wanted))
+        return {
+            self.main: _mean(ranking.average_precision() for ranking in rankings),
+            "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
+            "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
+        }
 
 
 def read_reranking(path: Path) -> RerankingTask:
@@ -160,38 +204,8 @@ def _texts(some: object) -> TypeGuard[list[str]]:
     return isinstance(some, list) and bool(some) and all(isinstance(text, str) for text in some)
 
 
-def best_of(score_N: NDArray[np.float32], *, names: Sequence[str]) -> dict[str, float]:
-    """The documents of the highest scores; of a name that several rows have, the best row."""
-    found: dict[str, float] = {}
-    top = np.argsort(-score_N, kind="stable")
-    for row in top:
-        if len(found) == DEPTH:
-            break
-        found.setdefault(names[int(row)], float(score_N[row]))
-    return found
-
-
-def measured(
-    run: Mapping[str, Mapping[str, float]],
-    *,
-    grades: Grades,
-    measures: Mapping[str, str] = MEASURES,
-) -> dict[str, float]:
-    """Means over queries, and MRR@10. trec_eval puts equal scores in the order of names."""
-    import pytrec_eval
-
-    evaluator = pytrec_eval.RelevanceEvaluator(grades, {*measures.values()})
-    told = evaluator.evaluate(run)
-    found = {
-        name: float(np.mean([told[query][measure] for query in grades]))
-        for name, measure in measures.items()
-    }
-    first = {
-        query: dict(sorted(scores.items(), key=lambda pair: (pair[1], pair[0]), reverse=True)[:10])
-        for query, scores in run.items()
-    }
-    ranks = pytrec_eval.RelevanceEvaluator(grades, {"recip_rank"}).evaluate(first)
-    return found | {"MRR@10": float(np.mean([ranks[query]["recip_rank"] for query in grades]))}
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _lines(path: Path, *, hint: str) -> list[tuple[int, dict[str, object]]]:

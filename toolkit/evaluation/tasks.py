@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.evaluation.classes import read_classification, read_clustering, read_pair_task
 from toolkit.evaluation.retrieval import (
+    SCORING,
     RetrievalTask,
     check_corpus,
     read_judged,
@@ -77,7 +78,8 @@ def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
     for name, path in recipe.pair_classification.items():
         yield Named(name, "PairClassification", read_pair_task(Path(path)), _digest([path]))
     for name, path in recipe.reranking.items():
-        yield Named(name, "Reranking", read_reranking(Path(path)), _digest([path]))
+        reranking = read_reranking(Path(path))
+        yield Named(name, "Reranking", reranking, _digest([path], extra=SCORING))
     for name, asked_words in recipe.words.items():
         tagging = read_tagging(name, asked_words, folder=Path(recipe.output_dir) / WORD_DIR)
         digest = _digest([], settings=asked_words, extra=tagging.data.digest)
@@ -108,7 +110,7 @@ def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
     names = [record["title" if judged.by_title else "id"] for record in records]
     check_corpus(name, judged, names=names)
     task = RetrievalTask(judged, names, [record["text"] for record in records])
-    return task, _digest(files, extra=shards.digest)
+    return task, _digest(files, extra=f"{shards.digest} {SCORING}")
 
 
 def _digest(files: Sequence[str], *, settings: Section | None = None, extra: str = "") -> str:

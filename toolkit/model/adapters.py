@@ -18,6 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 
 from toolkit.config import ADAPTER_CONFIG, is_adapter, resolve_model
 from toolkit.files import BadInput, read_json, sha256_of
+from toolkit.model.declared import Use, check_declared
 from toolkit.model.tensor_file import StoredTensors
 from toolkit.model.weights import (
     ADAPTER_FILE,
@@ -50,6 +51,10 @@ class Chain:
     names: tuple[str, ...]
     folders: tuple[Path, ...]
     tokenizer: str
+
+    def check(self, use: Use) -> None:
+        """Raise `BadInput` where a folder says that its vectors are made in another way."""
+        check_declared([base_folder(self.base), *self.folders], tokenizer=self.tokenizer, use=use)
 
     def digest(self) -> str:
         """What identifies the merged model; the base's own digest where there is no adapter."""
@@ -149,6 +154,7 @@ def read_adapter(folder: Path) -> Adapter:
 def merge_into(model: Any, *, adapters: Sequence[Adapter]) -> None:
     """Add adapters to a loaded inner decoder's weights, in order; rounded once, at the end."""
     parameters = dict(model.named_parameters())
+    adapters = [adapter.of_inner(model.base_model_prefix) for adapter in adapters]
     check_places(adapters, known=parameters, where="the base model")
     for name, parameter in parameters.items():
         merged = parameter

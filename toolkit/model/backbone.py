@@ -18,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -114,11 +115,23 @@ def load_backbone(
         raise BadInput(f"model {reference!r}: cannot be loaded ({first_line(error)})") from error
     except RuntimeError as error:
         # Under ZeRO-3 transformers raises what it reports elsewhere, in a text of many lines.
+        if "automatic conversion" in str(error):  # of experts, which transformers fuses
+            raise BadInput(
+                f"model {reference!r}: weights are missing, or have another shape than their "
+                f"likes, so that transformers cannot put them together; {AGAIN}"
+            ) from error
         found = re.search(r"size mismatch for ([^:]+):", str(error))
         if not found:
             raise
         raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({found[1]}, ...)") from error
-    if missing := sorted(report["missing_keys"]):
+    missing = sorted(report["missing_keys"])
+    inside = f"{getattr(model, 'base_model_prefix', '')}."
+    if head and missing and not any(key.startswith(inside) for key in missing):
+        raise BadInput(
+            f"model {reference!r}: has no language-model head ({missing[0]}): it was saved without "
+            "one, as encoders are; use the causal model that it was made from"
+        )
+    if missing:
         raise BadInput(
             f"model {reference!r}: {len(missing)} weights are missing: {missing[0]}, ...; {AGAIN}"
         )
@@ -135,6 +148,15 @@ def add_lora(model: Any, *, lora: Lora) -> Any:
     """
     inner = inner_decoder(model)
     found = {n.rpartition(".")[2] for n, m in inner.named_modules() if isinstance(m, nn.Linear)}
+    if not found:
+        # GPT-2's Conv1D among them: its transposed weights are not merged here.
+        kinds = {type(m).__name__ for m in inner.modules() if hasattr(m, "weight")}
+        others = sorted(kind for kind in kinds if "Norm" not in kind and kind != "Embedding")
+        raise BadInput(
+            f"model.lora.targets: {lora.targets[0]!r} is no linear layer of this model, and it has "
+            f"none that an adapter could be put on (its layers are {', '.join(others)}); "
+            "model.lora=null trains all weights"
+        )
     if unknown := [target for target in lora.targets if target not in found]:
         raise BadInput(
             f"model.lora.targets: {unknown[0]!r} is no linear layer of this model; "
@@ -182,6 +204,17 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
+def inner_class(config: PretrainedConfig) -> Any:
+    """The class of a model without its language-model head; None for a type that is not known."""
+    found = MODEL_MAPPING.get(type(config), None)
+    return found[0] if isinstance(found, tuple) else found
+
+
+def inner_prefix(config: PretrainedConfig) -> str:
+    """What stands before a weight's name where the decoder is part of a causal model."""
+    return str(getattr(inner_class(config), "base_model_prefix", "") or "model")
+
+
 def inner_decoder(model: Any) -> Any:
     """The decoder without its language-model head."""
     return getattr(model, model.base_model_prefix, model)
@@ -194,7 +227,8 @@ def _check_files(name: str, *, config: PretrainedConfig) -> None:
     """
     files = weight_files(Path(name)) if Path(name).is_dir() else []
     names = [key for path in files for key in _names_in(path)]
-    found = [re.match(r"(?:model\.)?layers\.(\d+)\.", key) for key in names]
+    prefix = re.escape(inner_prefix(config))
+    found = [re.match(rf"(?:{prefix}\.)?(?:layers|h|blocks)\.(\d+)\.", key) for key in names]
     num_layers = max((int(match[1]) + 1 for match in found if match), default=0)
     wanted = getattr(config, "num_hidden_layers", num_layers)
     # Multi-token prediction (DeepSeek, GLM) stores more layers on purpose.

@@ -1,6 +1,6 @@
 """The proof that a loaded model attends in both directions.
 
-Knows nothing of how a model is made bidirectional: it only changes a later token and looks at an
+Knows nothing of how a model is made bidirectional: it only changes later tokens and looks at an
 earlier output. Silent causality is the recurring failure of this field, so the proof runs at load
 on the path in use.
 
@@ -21,7 +21,7 @@ LEAK = 1e-3  # a real leak changes the neighbour about as much as the row itself
 
 
 class NotBidirectional(BadInput):
-    """A later token does not reach an earlier output: this model cannot become an encoder."""
+    """Later tokens do not reach an earlier output: this model cannot become an encoder."""
 
 
 class NotIsolated(BadInput):
@@ -59,7 +59,7 @@ def prove_attention(
 
 
 def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
-    """Raise `NotBidirectional` unless a later token changes the first own output of every row.
+    """Raise `NotBidirectional` unless later tokens change the first own output of every row.
 
     `forward(ids_BT, mask_BT)` gives outputs whose first two axes are B and T (hidden states or
     logits). Tried for batch 1 and for a batch with left and right padding, since mask builders take
@@ -69,8 +69,8 @@ def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.devi
         changed = influence(forward, mask_BT=mask_BT, vocab_size=vocab_size)
         if not bool((changed > 0).all()):
             raise NotBidirectional(
-                f"attention is causal ({name}): changing the last token left the first output as "
-                "it was. This model or attention backend ignores config.is_causal=False: choose "
+                f"attention is causal ({name}): changing all later tokens left the first output "
+                "as it was. This model or attention backend ignores config.is_causal=False: choose "
                 "another model, or another model.attention"
             )
 
@@ -96,16 +96,18 @@ def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -
 
 @torch.no_grad()
 def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int) -> Tensor:
-    """Largest absolute change (B,) of each row's first own output when its last token changes."""
+    """Largest absolute change (B,) of each row's first own output when all later tokens change.
+
+    All, and not the last one: a sliding window may be shorter than the row.
+    """
     num_rows, num_tokens = mask_BT.shape
     steps = torch.arange(num_rows * num_tokens, device=mask_BT.device)
     ids_BT = (7 + 13 * steps).view(num_rows, num_tokens) % vocab_size
-    positions_T = torch.arange(num_tokens, device=mask_BT.device)
     first_B = mask_BT.int().argmax(dim=1)
-    last_B = (mask_BT.int() * positions_T).argmax(dim=1)
     rows_B = torch.arange(num_rows, device=mask_BT.device)
-    other_BT = ids_BT.clone()
-    other_BT[rows_B, last_B] = (ids_BT[rows_B, last_B] + vocab_size // 2) % vocab_size
+    later_BT = mask_BT.bool()  # no padding: it must not make up for attention that is missing
+    later_BT[rows_B, first_B] = False
+    other_BT = torch.where(later_BT, (ids_BT + vocab_size // 2) % vocab_size, ids_BT)
     before = forward(ids_BT, mask_BT)[rows_B, first_B].float()
     after = forward(other_BT, mask_BT)[rows_B, first_B].float()
     return _change(after, before)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.config import resolve_model
 from toolkit.files import BadInput, read_json, sha256_of, write_json
-from toolkit.model.backbone import DTYPES, weight_files
+from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import special_ids
 from toolkit.schema import INSTRUCTION_FORMAT, Lora
@@ -96,15 +96,22 @@ def model_digest(folder: Path) -> str:
 
 def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:
     """Refuse before training what `merge_weights` would refuse after it: names without a place."""
-    known = set(_by_inner_name(StoredTensors(weight_files(base))))
-    for name in trained:
-        stem = name.removeprefix(PEFT_PREFIX).partition(".lora_")
-        weight = f"{stem[0]}.weight" if stem[1] else inner_name(name)
-        if weight is not None and weight not in known:
-            raise BadInput(
-                f"{base}: {weight!r} is trained, but the weights files name it otherwise, so it "
-                "could not be merged; save the model with transformers' save_pretrained first"
-            )
+    stored, prefix, names = StoredTensors(weight_files(base)), prefix_of(base), list(trained)
+    known = _by_inner_name(stored, prefix=prefix)
+    stems = [name.removeprefix(PEFT_PREFIX).partition(".lora_") for name in names]
+    adapted = {f"{stem}.weight" for stem, lora, _ in stems if lora}
+    weights = adapted or set(_by_inner_name(names, prefix=prefix))
+    if not (strange := sorted(weights - known.keys())):
+        return
+    # transformers fuses or renames such weights when it loads them, and undoes it when it saves.
+    told = f"{base}: {strange[0]!r} is trained, but stored in another form, so it cannot be merged"
+    if adapted:
+        raise BadInput(f"{told}; leave {strange[0].split('.')[-2]!r} out of model.lora.targets")
+    matrices = [name for name in weights & known.keys() if len(stored.shape(known[name])) == 2]
+    layers = sorted({name.split(".")[-2] for name in matrices if re.search(r"\.\d+\.", name)})
+    raise BadInput(
+        f"{told}; train adapters (model.lora) on what is stored as it is: {', '.join(layers)}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +138,11 @@ class Adapter:
                 raise BadInput(f"{source}: {name!r} has only one of lora_A and lora_B")
         pairs = {name: (found["A"], found["B"]) for name, found in halves.items()}
         return cls(source, scale, tensors, pairs)
+
+    def of_inner(self, prefix: str) -> "Adapter":
+        """The same, named by the inner decoder where it was trained as part of a causal model."""
+        pairs = {name.removeprefix(f"{prefix}."): pair for name, pair in self.pairs.items()}
+        return dataclasses.replace(self, pairs=pairs)
 
     def added_to(self, weight: Tensor, *, name: str) -> Tensor:
         """W + scale B A in fp32 (Hu et al. 2021); `weight` itself where nothing changes it."""
@@ -169,10 +181,11 @@ def merge_weights(
     head is left out. What is in memory is one tensor; files end before `max_file_bytes`.
     Raises `BadInput` when something trained finds no place.
     """
-    stored = StoredTensors(weight_files(base))
-    keys = _by_inner_name(stored)
+    stored, prefix = StoredTensors(weight_files(base)), prefix_of(base)
+    keys = _by_inner_name(stored, prefix=prefix)
     new = {} if replaced is None else replaced
-    new_keys = _by_inner_name(new)
+    new_keys = _by_inner_name(new, prefix=prefix)
+    adapters = [adapter.of_inner(prefix) for adapter in adapters]
     check_places(adapters, known=keys, where=str(base))
     if unused := sorted(set(new_keys) - set(keys)):
         raise BadInput(f"{base}: has no weight for the trained {unused[0]!r}: another base model?")
@@ -196,11 +209,16 @@ def merge_weights(
         write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
 
 
-def inner_name(key: str) -> str | None:
+def prefix_of(folder: Path) -> str:
+    """What stands before the names of the inner decoder's weights in a causal model's files."""
+    return inner_prefix(load_config(str(folder)))
+
+
+def inner_name(key: str, *, prefix: str = "model") -> str | None:
     """A weight's name in the inner decoder; None for the language-model head."""
     if key.startswith(("lm_head.", "score.")):
         return None
-    return key.removeprefix("model.")
+    return key.removeprefix(f"{prefix}.")
 
 
 def write_encoder_files(
@@ -212,12 +230,15 @@ def write_encoder_files(
     WordWeights module that gives special tokens the weight 0 makes both the same.
     """
     config.is_causal = False
-    config.architectures = [re.sub(r"ForCausalLM$", "Model", a) for a in config.architectures or []]
+    config.architectures = [inner.__name__] if (inner := inner_class(config)) else None
     config.dtype = DTYPES[dtype]
     config.save_pretrained(out)
     tokenizer.save_pretrained(out)
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     vocab = [by_id.get(number, f"<unused {number}>") for number in range(max(by_id) + 1)]
+    weights = {vocab[number]: 0.0 for number in special_ids(tokenizer)}
+    # sentence-transformers looks up a word that has no weight in small letters: <S> as <s>.
+    weights |= {word: 1.0 for word in vocab if word not in weights and word.lower() in weights}
     module = "sentence_transformers.models."
     names = {"": "Transformer", "1_WordWeights": "WordWeights", "2_Pooling": "Pooling"}
     modules = [
@@ -236,7 +257,7 @@ def write_encoder_files(
         out / "1_WordWeights" / "config.json",
         {
             "vocab": vocab,
-            "word_weights": {vocab[number]: 0.0 for number in special_ids(tokenizer)},
+            "word_weights": weights,
             "unknown_word_weight": 1.0,
         },
     )
@@ -246,9 +267,15 @@ def write_encoder_files(
     )
 
 
-def _by_inner_name(tensors: Iterable[str]) -> dict[str, str]:
-    """The keys of an inner decoder's weights by their names in it."""
-    return {name: key for key in tensors if (name := inner_name(key)) is not None}
+def _by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:
+    """The keys of an inner decoder's weights by their names in it.
+
+    Where keys have the prefix, they are of a causal model, and what lacks it is its head: by
+    whatever name, which GPT-NeoX's files have as embed_out.
+    """
+    keys = list(tensors)
+    inner = [key for key in keys if key.startswith(f"{prefix}.")] or keys
+    return {name: key for key in inner if (name := inner_name(key, prefix=prefix)) is not None}
 
 
 def _files(

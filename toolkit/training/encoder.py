@@ -21,6 +21,7 @@ from toolkit.files import (
 )
 from toolkit.model.adapters import chain_of
 from toolkit.model.backbone import load_config
+from toolkit.model.declared import Use
 from toolkit.model.llm2vec_format import config_of_4_44, rewrite_for_llm2vec
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import (
@@ -120,6 +121,7 @@ def write_chain(
         raise BadInput("--format peft: is of a run that trained an adapter; give its directory")
     chain = chain_of(model, adapters=adapters)
     folder, config = base_folder(chain.base), load_config(chain.base)
+    chain.check(Use(causal=False))
     _check_form(export, config=config)
     stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
     dtype = export.dtype or ("bf16" if stored == "bfloat16" else "fp32")

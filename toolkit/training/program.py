@@ -29,12 +29,8 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
-from toolkit.model.weights import (
-    base_folder,
-    check_mergeable,
-    model_digest,
-    saved_name,
-)
+from toolkit.model.declared import digest_of_base
+from toolkit.model.weights import base_folder, check_mergeable, saved_name
 from toolkit.parallel import comm, zero
 from toolkit.schema import TrainingRecipe
 from toolkit.training import checkpoint, starts
@@ -150,7 +146,7 @@ def check(
     check_views(recipe.train.views)
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
-    digest = model_digest(base_folder(recipe.model.base)) if leads else ""
+    digest = digest_of_base(recipe.model.base) if leads else ""
     origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
     if leads:
         checkpoint.check_origin(run_dir, origin=origin)

@@ -1,0 +1,264 @@
+"""What a model folder itself says of how its texts become vectors.
+
+Knows the files of sentence-transformers (its old layouts and that of version 6) and of llm2vec.
+Refuses to honour them: a folder that says anything but what this toolkit computes (attention as
+asked for, the mean over a text's own tokens, nothing before or after) is refused by the setting's
+name. Vectors other than its makers meant would look like any others.
+"""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from toolkit.files import BadInput, read_json
+from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
+from toolkit.model.tokenizer import load_tokenizer, special_ids
+from toolkit.model.weights import ORIGIN_FILE, base_folder, model_digest
+
+MODULES_FILE = "modules.json"
+SETTINGS_FILE = "config_sentence_transformers.json"
+_WAY_OUT = (
+    "it is not computed here; to use the weights as those of a plain decoder, give a copy of the "
+    f"folder without {MODULES_FILE} and {LLM2VEC_CONFIG}"
+)
+_VALID_MODULES = "valid: Transformer, WordWeights (0 for special tokens), Pooling by the mean"
+_EFFECTS = {
+    "Normalize": "divides each vector by its length",
+    "Dense": "multiplies each vector with a matrix",
+    "LayerNorm": "normalises each vector",
+    "Dropout": "drops numbers of each vector",
+    "SpladePooling": "makes sparse vectors",
+    "Router": "sends texts through different modules",
+}
+_OLD_POOLING = {  # in sentence-transformers before 6, a flag for each
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+# The prompts that encode_query and encode_document put before a text without being told to.
+_UNASKED_PROMPTS = ("query", "document", "passage", "corpus")
+_TRANSFORMER_FILES = [
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+_LAST_STATES = {"method": "forward", "method_output_name": "last_hidden_state"}
+# Arguments of from_pretrained that change no vector.
+_PLAIN_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation"}
+_ARGUMENT_KEYS = (
+    *("model_args", "tokenizer_args", "config_args"),
+    *("model_kwargs", "processor_kwargs", "config_kwargs"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How a folder is to be used, where it could say otherwise. None: the use does not depend on
+    it. `max_tokens` is where texts are cut, `dims` how many numbers of a vector are kept."""
+
+    causal: bool | None
+    max_tokens: int | None = None
+    dims: int | None = None
+
+
+def check_declared(folders: Sequence[Path], *, tokenizer: str, use: Use) -> None:
+    """Raise `BadInput` when a model's folder, or that of an adapter upon it, says that its vectors
+    are computed otherwise than here.
+
+    `folders` are the model's and its adapters'; `tokenizer` is where theirs is read. A folder that
+    says nothing (a plain decoder) passes.
+    """
+    for folder in folders:
+        if (folder / LLM2VEC_CONFIG).is_file():
+            _check_llm2vec(folder / LLM2VEC_CONFIG)
+        if (folder / MODULES_FILE).is_file():
+            _check_modules(folder, tokenizer=tokenizer)
+            _check_settings(folder / SETTINGS_FILE, use=use)
+            _check_attention(folder, base=folders[0], use=use)
+        _check_length(folder, use=use)
+
+
+def digest_of_base(reference: str) -> str:
+    """What identifies the model that a training run begins with. Raises `BadInput` as
+    `check_declared` does, but for causal attention, which training is there to change."""
+    folder = base_folder(reference)
+    check_declared([folder], tokenizer=reference, use=Use(causal=None))
+    return model_digest(folder)
+
+
+def _refused(path: Path, what: str) -> BadInput:
+    return BadInput(f"{path}: {what}: {_WAY_OUT}")
+
+
+def _check_llm2vec(path: Path) -> None:
+    told = _mapping(path)
+    if (mode := told.get("pooling_mode", "mean")) != "mean":
+        raise _refused(path, f"pooling_mode is {mode!r}, another pooling than 'mean'")
+    if not told.get("skip_instruction", True):
+        raise _refused(path, "skip_instruction is false, which pools instructions too")
+    known = ("pooling_mode", "skip_instruction", "max_length", "doc_max_length")
+    _refuse_unknown(path, told, known=known)
+
+
+def _check_modules(folder: Path, *, tokenizer: str) -> None:
+    """The modules in order: a Transformer, perhaps WordWeights, a Pooling."""
+    path = folder / MODULES_FILE
+    modules = read_json(path)
+    whole = isinstance(modules, list) and all(isinstance(module, dict) for module in modules)
+    if not whole or not all(isinstance(m.get(k), str) for m in modules for k in ("type", "path")):
+        raise BadInput(f"{path}: is no list of modules with a type and a path")
+    kinds = []
+    for module in modules:
+        package, _, kind = module["type"].rpartition(".")
+        kinds.append(kind)
+        if package.partition(".")[0] != "sentence_transformers":
+            raise _refused(path, f"{module['type']!r} is a module of its own; {_VALID_MODULES}")
+        if kind not in ("Transformer", "WordWeights", "Pooling"):
+            effect = f"{kind} {_EFFECTS.get(kind, 'is another way to a vector')}"
+            raise _refused(path, f"{effect}; {_VALID_MODULES}")
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "WordWeights", "Pooling"]):
+        raise _refused(path, f"the modules are {', '.join(kinds) or 'none'}; {_VALID_MODULES}")
+    if modules[0]["path"]:
+        raise _refused(path, f"the Transformer is in {modules[0]['path']!r}, not in this folder")
+    _check_transformer(folder)
+    _check_pooling(folder / modules[-1]["path"] / "config.json")
+    loaded = load_tokenizer(tokenizer)
+    if len(kinds) == 3:
+        _check_word_weights(folder / modules[1]["path"] / "config.json", tokenizer=loaded)
+    elif around := sorted({*loaded("")["input_ids"]} & {*special_ids(loaded)}):
+        tokens = ", ".join(map(repr, loaded.convert_ids_to_tokens(around)))
+        what = f"Pooling takes {tokens} into the mean, without WordWeights that leave it out"
+        raise _refused(path, what)
+
+
+def _check_transformer(folder: Path) -> None:
+    for path in _transformer_files(folder):
+        told = _mapping(path)
+        if told.get("do_lower_case"):
+            raise _refused(path, "do_lower_case is true, which lowers a text's letters")
+        if (task := told.get("transformer_task", "feature-extraction")) != "feature-extraction":
+            raise _refused(path, f"transformer_task is {task!r}, another than 'feature-extraction'")
+        # With "message" a text is put into the tokenizer's chat template.
+        for name, output in _part(path, told, "modality_config").items():
+            if name != "text" or output != _LAST_STATES:
+                raise _refused(path, f"modality_config has {name!r}: {output}, not only plain text")
+        if (name := told.get("module_output_name", "token_embeddings")) != "token_embeddings":
+            raise _refused(path, f"module_output_name is {name!r}, another than 'token_embeddings'")
+        for key in _ARGUMENT_KEYS:
+            # Set to False it may change vectors too: is_causal does.
+            for name, value in _part(path, told, key).items():
+                if name not in _PLAIN_ARGUMENTS:
+                    raise _refused(path, f"{key}.{name} is {value!r}, an unknown setting")
+        known = ("do_lower_case", "transformer_task", "modality_config", "module_output_name")
+        _refuse_unknown(
+            path, told, known=(*known, "max_seq_length", "unpad_inputs", *_ARGUMENT_KEYS)
+        )
+
+
+def _check_pooling(path: Path) -> None:
+    told = _mapping(path)
+    flags = tuple(mode for key, mode in _OLD_POOLING.items() if told.get(key))
+    modes = told.get("pooling_mode", flags or ("mean",))
+    modes = tuple(modes) if isinstance(modes, list | tuple) else (modes,)
+    if modes != ("mean",):
+        shown = " and ".join(map(repr, modes))
+        raise _refused(path, f"the pooling mode is {shown}, another pooling than 'mean'")
+    # include_prompt only matters with a prompt, and those are checked.
+    known = ("pooling_mode", "embedding_dimension", "word_embedding_dimension", "include_prompt")
+    _refuse_unknown(path, told, known=(*known, *_OLD_POOLING))
+
+
+def _check_word_weights(path: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Special tokens have the weight 0, all others 1, as sentence-transformers looks them up."""
+    told = _mapping(path)
+    weights, default = _part(path, told, "word_weights"), told.get("unknown_word_weight", 1)
+    words, special = told.get("vocab"), set(special_ids(tokenizer))
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise BadInput(f"{path}: vocab is no list of words")
+    for number, word in enumerate(words):
+        weight = weights.get(word, weights.get(word.lower(), default))
+        if weight != (number not in special):
+            told_weight = f"WordWeights gives {word!r} the weight {weight}"
+            raise _refused(path, f"{told_weight}; valid: 0 for special tokens, 1 for all others")
+
+
+def _check_settings(path: Path, *, use: Use) -> None:
+    told = _mapping(path) if path.is_file() else {}
+    if (kind := told.get("model_type") or "SentenceTransformer") != "SentenceTransformer":
+        raise _refused(path, f"model_type is {kind!r}, another than 'SentenceTransformer'")
+    prompts = _part(path, told, "prompts")
+    default = str(told.get("default_prompt_name"))
+    for name in (default, *_UNASKED_PROMPTS):
+        if prompts.get(name):
+            which = "the default prompt" if name == default else f"the prompt of {name!r}"
+            raise _refused(path, f"{which} puts {prompts[name]!r} before each text")
+    if (dims := told.get("truncate_dim")) not in (None, use.dims):
+        raise _refused(path, f"truncate_dim keeps {dims} numbers of each vector")
+    known = ("model_type", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name")
+    _refuse_unknown(path, told, known=(*known, "requirements", "__version__"))
+
+
+def _check_attention(folder: Path, *, base: Path, use: Use) -> None:
+    """sentence-transformers follows config.json, in which decoders are causal unless it says so."""
+    told = _mapping(base / "config.json")
+    both = told.get("is_causal") is False or told.get("use_bidirectional_attention") in (
+        True,
+        "all",
+    )
+    # Who asks for a causal model has asked.
+    if use.causal is False and not both:
+        raise BadInput(
+            f"{folder / MODULES_FILE}: makes vectors by causal attention (no is_causal=false in "
+            f"{base / 'config.json'}), and here it would be bidirectional; for what its makers "
+            "meant give encoder.causal=true; to make it bidirectional all the same, give a copy of "
+            f"the folder without {MODULES_FILE}"
+        )
+
+
+def _check_length(folder: Path, *, use: Use) -> None:
+    """Where texts are cut; of our own exports it is a figure for others."""
+    if use.max_tokens is None or (folder / ORIGIN_FILE).is_file():
+        return
+    places = [(folder / LLM2VEC_CONFIG, "max_length")]
+    if (folder / MODULES_FILE).is_file():
+        old = [path for path in _transformer_files(folder) if "max_seq_length" in _mapping(path)]
+        places += [(path, "max_seq_length") for path in old]
+        places += [] if old else [(folder / "tokenizer_config.json", "model_max_length")]
+    for path, key in places:
+        limit = _mapping(path).get(key) if path.is_file() else None
+        if isinstance(limit, int | float) and use.max_tokens > limit:
+            raise BadInput(
+                f"max_tokens={use.max_tokens}: texts of this model are cut at {limit} tokens "
+                f"({path}: {key}); give at most {limit}"
+            )
+
+
+def _transformer_files(folder: Path) -> list[Path]:
+    """The settings of the Transformer module: of several files the first counts."""
+    return [path for name in _TRANSFORMER_FILES if (path := folder / name).is_file()][:1]
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    told = read_json(path)
+    if not isinstance(told, dict):
+        raise BadInput(f"{path}: holds no settings (a mapping)")
+    return told
+
+
+def _part(path: Path, told: dict[str, Any], key: str) -> dict[str, Any]:
+    """Settings within settings; none where they are not there or null."""
+    found = told.get(key) or {}
+    if not isinstance(found, dict):
+        raise BadInput(f"{path}: {key} is {found!r}, and should be a mapping")
+    return found
+
+
+def _refuse_unknown(path: Path, told: dict[str, Any], *, known: Collection[str]) -> None:
+    """A setting that nobody here knows might change vectors; unset ones change none."""
+    if strange := sorted(key for key, value in told.items() if value and key not in known):
+        raise _refused(path, f"{strange[0]} is {told[strange[0]]!r}, an unknown setting")
