@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, sha256_of
+from toolkit.text.manifest import write_manifest
 from toolkit.text.pair_formats import read_pairs
 from toolkit.text.pair_stream import PairStream
 from toolkit.text.pairs import Pair, PairTask, open_pairs, text_hash, write_pairs
+from toolkit.text.verify import verify
 
 Bad = list[tuple[str, str]]
 
@@ -191,9 +193,43 @@ def test_pairs_come_back_with_hashes_and_tasks(tmp_path: Path) -> None:
         *("query 1 2", "positive 2"),
         ("negative 2",),
     )
-    assert found.query_hash == text_hash("Query 1  2!")
+    assert found.query_hash == text_hash("query 1 2")
     assert found.positive_hash == opened.pair(0, 2).positive_hash
     assert found.negative_hashes == (text_hash("negative 2"),)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("C++", "C#"), ("5", "-5"), ("a < b", "a > b"), ("resume", "re\u0301sume\u0301"), ("a", "A")],
+)
+def test_only_identical_texts_share_a_hash(one: str, other: str, tmp_path: Path) -> None:
+    """A hard negative that differs in a sign is one: it must not be masked as its positive."""
+    sets = [(PairTask("one"), [Pair("q", one, (other, one))])]
+    write_pairs(sets, output=tmp_path / "pairs", sources=[], quarantine=[])
+    found = open_pairs(tmp_path / "pairs").pair(0, 0)
+    assert [found.positive_hash == number for number in found.negative_hashes] == [False, True]
+
+
+def test_pairs_of_format_1_open_without_their_hashes(tmp_path: Path) -> None:
+    """Their hashes did not see signs: C++ and C# had one and the same."""
+    directory = tmp_path / "pairs"
+    pairs = [Pair("Which language?", "C++", ("C#",)), Pair("q", "p")]
+    write_pairs([(PairTask("one"), pairs)], output=directory, sources=[], quarantine=[])
+    path = directory / "pairs-00000-00000.parquet"
+    table = pq.read_table(path)
+    for name in ("query_hash", "positive_hash"):
+        table = table.append_column(name, pa.array([7, 7], pa.int64()))
+    hashes = pa.array([[7], []], pa.list_(pa.int64()))
+    pq.write_table(table.append_column("negative_hashes", hashes), path)
+    manifest = json.loads((directory / "manifest.json").read_text()) | {"format": "toolkit-pairs/1"}
+    (shard,) = manifest["sets"][0]["shards"]
+    shard |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    del manifest["manifest_sha256"]
+    write_manifest(directory, manifest)
+    opened = open_pairs(directory)
+    assert [opened.pair(0, row) for row in range(2)] == pairs
+    assert opened.pair(0, 0).negative_hashes == (text_hash("C#"),)
+    assert verify(directory) == []
 
 
 def test_equal_input_gives_equal_bytes_and_another_task_another_digest(tmp_path: Path) -> None:
