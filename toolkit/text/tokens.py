@@ -17,8 +17,17 @@ from tokenizers import Encoding, Tokenizer
 PART_CHARS = 2**20
 # For the same reason so many texts are given to it at a time.
 PART_TEXTS = 256
-# No tokenizer in use has ordinary tokens longer than this; text beyond it cannot reach the limit.
-MAX_CHARS_PER_TOKEN = 32
+# A text that is cut is tokenised as far as its first tokens can need: at first so many characters
+# for each of them and some more, then `GROWTH` times as many, until the rest can change nothing.
+CHARS_PER_TOKEN = 8
+LOOKAHEAD_CHARS = 256
+GROWTH = 4
+# What follows a word of more characters than this is not waited for. Only a tokenizer that looks
+# at the whole word (Viterbi's, or digits in threes from the right) could tell.
+MAX_WORD_CHARS = 2**16
+# Nor is anything waited for beyond so many characters: a text of which they hold fewer tokens than
+# the limit (blanks without end, where blanks are folded) ends there.
+MAX_CUT_CHARS = 2**20
 
 Ids = NDArray[np.int64]
 
@@ -80,7 +89,6 @@ class TextTokenizer:
             _forget_texts(ours)
         self._special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
         self._pad_id = pad_id
-        self._max_chars = max_tokens * MAX_CHARS_PER_TOKEN
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.max_tokens = max_tokens
         # What a text begins and ends with, such as the begin token.
@@ -89,6 +97,8 @@ class TextTokenizer:
         first = next(k for k in range(len(whole)) if whole[k : k + len(inner)] == inner)
         self.prefix_ids: tuple[int, ...] = tuple(whole[:first])
         self.suffix_ids: tuple[int, ...] = tuple(whole[first + len(inner) :])
+        longest = max(map(len, self._tokenizer.get_vocab()))
+        self._lookahead = max(LOOKAHEAD_CHARS, 2 * longest)
 
     @property
     def digest(self) -> str:
@@ -144,10 +154,9 @@ class TextTokenizer:
         return [Places(*np.concatenate(one).T) for one in pieces]
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text, special tokens included, cut at the limit."""
-        # Cut before tokenising: a text of 50 MB would else be tokenised whole and thrown away.
-        cut = [text[: self._max_chars] for text in texts]
-        return [np.asarray(e.ids, dtype=np.int64) for e in self._encodings(cut)]
+        """Token ids of each text, special tokens included, cut at the limit: those of the whole
+        text and no others, though a long text is tokenised only as far as it must be."""
+        return [np.asarray(e.ids, dtype=np.int64) for e in self._encodings(texts)]
 
     def encode_after(
         self, prefix: str, texts: Sequence[str]
@@ -157,9 +166,8 @@ class TextTokenizer:
         The prefix, an instruction, is never pooled. A token that holds its end and the beginning of
         the text belongs to the text.
         """
-        cut = [prefix + text[: self._max_chars] for text in texts]
         found = []
-        for encoding in self._encodings(cut):
+        for encoding in self._encodings([prefix + text for text in texts]):
             ids_T = np.asarray(encoding.ids, dtype=np.int64)
             ends_T = np.array([end for _, end in encoding.offsets], dtype=np.int64)
             found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
@@ -177,7 +185,42 @@ class TextTokenizer:
 
     def _encodings(self, texts: Sequence[str]) -> Iterator[Encoding]:
         for start in range(0, len(texts), PART_TEXTS):
-            yield from self._tokenizer.encode_batch(texts[start : start + PART_TEXTS])
+            yield from self._cut(texts[start : start + PART_TEXTS])
+
+    def _cut(self, texts: Sequence[str]) -> list[Encoding]:
+        """The first tokens of each text, which no character behind what was tokenised can change:
+        a text of 50 MB would else be tokenised whole and thrown away."""
+        size = self.max_tokens * CHARS_PER_TOKEN + 2 * self._lookahead
+        limit = max(MAX_CUT_CHARS, GROWTH * size)
+        found: list[Encoding] = self._tokenizer.encode_batch([text[:size] for text in texts])
+        open_ones = [n for n, text in enumerate(texts) if len(text) > size]
+        while size < limit and (
+            open_ones := [
+                n for n in open_ones if not self._is_settled(found[n], texts[n], size=size)
+            ]
+        ):
+            size = min(GROWTH * size, limit)
+            for group in _groups([(n, 0, min(size, len(texts[n]))) for n in open_ones]):
+                again = self._tokenizer.encode_batch([texts[n][:end] for n, _, end in group])
+                for (n, _, _), encoding in zip(group, again, strict=True):
+                    found[n] = encoding
+        return found
+
+    def _is_settled(self, encoding: Encoding, text: str, *, size: int) -> bool:
+        """Whether the tokens of the first `size` characters are those that the whole text has.
+
+        They are where the last one begins in a word that has ended, and the characters behind that
+        word are so many that no token reaches beyond them. Blanks at the end do not count: what
+        follows may take them all for itself.
+        """
+        if len(text) <= size:
+            return True
+        last = self.max_tokens - len(self.suffix_ids) - 1
+        if len(encoding) < self.max_tokens or last < 0:
+            return False
+        begin = encoding.offsets[last][0]
+        words = text[:size].rstrip()[: -self._lookahead].rsplit(None, 1)
+        return size - begin >= MAX_WORD_CHARS or (len(words) == 2 and begin < len(words[0]))
 
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids are a text's own tokens."""
