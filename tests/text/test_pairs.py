@@ -24,13 +24,20 @@ Bad = list[tuple[str, str]]
 
 
 def read(path: Path, *, max_negatives: int = 7) -> tuple[list[Pair], Bad]:
+    pairs, bad, _ = read_and_count(path, max_negatives=max_negatives)
+    return pairs, bad
+
+
+def read_and_count(path: Path, *, max_negatives: int = 7) -> tuple[list[Pair], Bad, dict[str, int]]:
     bad: Bad = []
+    left_out: Counter[str] = Counter()
     pairs = read_pairs(
         path,
         max_negatives=max_negatives,
         on_bad=lambda place, reason, note: bad.append((place, reason)),
+        left_out=left_out,
     )
-    return list(pairs), bad
+    return list(pairs), bad, dict(+left_out)
 
 
 def as_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -117,9 +124,65 @@ def test_nli_gives_triplets_from_any_layout(tmp_path: Path) -> None:
         read(folder)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from("PQR"),
+            st.sampled_from("abcd"),
+            st.sampled_from(
+                ["entailment", 0, "contradiction", 2, 2.0, "neutral", 1, "-", -1]
+                + ["Entailment", "", None, 3, True, ["entailment"], "maybe"]
+            ),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    max_negatives=st.integers(0, 3),
+)
+def test_every_row_of_nli_is_in_one_count(
+    rows: list[tuple[str, str, Any]], max_negatives: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A pair, a negative, left out for a reason, or bad: nothing vanishes."""
+    names = ("premise", "hypothesis", "label")
+    path = tmp_path_factory.mktemp("nli") / "x.jsonl"
+    as_jsonl(path, [dict(zip(names, row, strict=True)) for row in rows])
+    pairs, bad, left_out = read_and_count(path, max_negatives=max_negatives)
+    negatives = {(pair.query, text) for pair in pairs for text in pair.negatives}
+    assert len(pairs) + len(negatives) + len(bad) + sum(left_out.values()) == len(rows)
+    known = ("entailment", "neutral", "contradiction", "-")
+    strange = [label for *_, label in rows if label is True or label not in (*known, *range(-1, 3))]
+    assert Counter(reason for _, reason in bad) == Counter(
+        f"unknown label {str(label)!r}" for label in strange
+    )
+    assert left_out.get("no gold label", 0) == sum(label in ("-", -1) for *_, label in rows)
+    assert all(pair.positive not in pair.negatives for pair in pairs)
+
+
+def test_a_quote_in_a_tsv_swallows_no_rows_and_a_tab_too_many_is_told(tmp_path: Path) -> None:
+    lines = ["query\tpositive", '"Hello\tp1', "q2\tp2", 'q3"\tp3', "q4\tp4\textra", "q5"]
+    (tmp_path / "x.tsv").write_text("\n".join(lines))
+    pairs, bad = read(tmp_path / "x.tsv")
+    assert pairs == [Pair('"Hello', "p1"), Pair("q2", "p2"), Pair('q3"', "p3")]
+    assert bad == [("line 5", "more fields than the header has"), ("line 6", "no positive")]
+    (tmp_path / "x.csv").write_text(f"query,positive\nq,{'long ' * 40_000}\n")
+    assert len(read(tmp_path / "x.csv")[0][0].positive) == 200_000
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"query": ["q" * 9] * 999, "positive": ["p"] * 999}), path)
+    data = bytearray(path.read_bytes())
+    data[4:60] = b"\0" * 56
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"x\.parquet: is damaged or of another kind"):
+        read(path)
+
+
 def test_real_nli(real_data: Path) -> None:
-    pairs, bad = read(real_data / "snli_devtest")
+    pairs, bad, left_out = read_and_count(real_data / "snli_devtest")
     assert bad == []
+    assert left_out["neutral"] > 6_000
     assert len(pairs) > 5_800
     assert len({pair.query for pair in pairs}) > 5_800
     assert all(pair.negatives and pair.positive not in pair.negatives for pair in pairs)

@@ -457,7 +457,9 @@ def test_shards_of_the_older_meaning_of_exact_open_and_are_not_taken_for_new_one
     del manifest["settings"]["keys"], manifest["manifest_sha256"]
     write_manifest(output, manifest)
     assert open_shards(output).num_rows == 2
-    with pytest.raises(BadInput, match="holds shards of x.jsonl made with other input or settings"):
+    with pytest.raises(
+        BadInput, match=r"holds shards of x\.jsonl made with other input or settings"
+    ):
         shard(path, output=output, deduplicate="exact")
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.console import warn
-from toolkit.evaluation.labelled import UTF_8, Tabs
 from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.files import BadInput
+from toolkit.text.delimited import UTF_8, Tabs
 
 DEPTH = 1000  # documents of a query that count, as in MTEB
 MEASURES = {"nDCG@10": "ndcg_cut_10", "R@100": "recall_100", "recall@3": "recall_3"}

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,11 +99,13 @@ def write_pairs(
     output: Path,
     sources: Sequence[dict[str, Any]],
     quarantine: Sequence[str],
+    counts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Manifest:
     """Write a whole directory, or nothing; returns its manifest.
 
     `quarantine` holds JSON lines and is read after the last pair, so that a lazy reader can fill
-    it. Equal input gives equal bytes. Raises `BadInput` when a data set has no pair.
+    it; so are the `counts` of what gave no pair, which become part of a data set's entry by its
+    name. Equal input gives equal bytes. Raises `BadInput` when a data set has no pair.
     """
     with committed_directory(output) as folder:
         entries = []
@@ -116,6 +118,7 @@ def write_pairs(
                 "max_negatives": max(shard["max_negatives"] for shard in shards),
                 "rows": sum(shard["rows"] for shard in shards),
             }
+            told |= (counts or {}).get(task.name, {})
             entries.append({**told, "shards": shards})
         if quarantine:
             write_atomic(folder / QUARANTINE, "".join(quarantine))
