@@ -7,6 +7,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ import yaml
 
 from toolkit.door import guarded
 from toolkit.files import BadInput, sha256_of
-from toolkit.text.pair_formats import TABLES, read_pairs
+from toolkit.text.delimited import TABLES
+from toolkit.text.pair_formats import read_pairs
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 
 E5_INSTRUCTIONS = Path(__file__).with_name("e5_instructions.yaml")
@@ -69,16 +71,27 @@ def prepare(arguments: argparse.Namespace) -> None:
     instructions = read_instructions(arguments.instructions)
     files = find_files(arguments.input)
     quarantine: list[str] = []
+    # Of each data set what gave no pair: in the manifest too, so that every row is in a count.
+    counts: dict[str, dict[str, Counter[str]]] = {}
 
     def pairs_of(name: str, path: Path) -> Iterator[Pair]:
+        told = counts[name] = {"left_out": Counter(), "quarantined": Counter()}
+
         def on_bad(place: str, reason: str, note: str) -> None:
+            told["quarantined"][reason] += 1
             entry = {"file": name, "place": place, "reason": reason, "note": note}
             quarantine.append(json.dumps(entry, ensure_ascii=False) + "\n")
 
         count, before = 0, len(quarantine)
-        for pair in read_pairs(path, max_negatives=arguments.max_negatives, on_bad=on_bad):
+        for pair in read_pairs(
+            path,
+            max_negatives=arguments.max_negatives,
+            on_bad=on_bad,
+            left_out=told["left_out"],
+        ):
             count += 1
             yield pair
+        told["left_out"] = +told["left_out"]  # without the reasons that no row had
         bad = len(quarantine) - before
         if bad > arguments.max_bad_fraction * (count + bad):
             raise BadInput(
@@ -96,11 +109,14 @@ def prepare(arguments: argparse.Namespace) -> None:
             if file.is_file()
         ],
         quarantine=quarantine,
+        counts=counts,
     )
     for entry in manifest["sets"]:
         asked = entry["query_instruction"] or "no instruction"
         both = " (both sides)" if entry["document_instruction"] else ""
         print(f"{entry['rows']:>12,} pairs  {entry['name']}: {asked}{both}")
+        for reason, count in entry["left_out"].items():
+            print(f"{count:>12,} rows left out: {reason}")
     if manifest["quarantined"]:
         where = arguments.output / "quarantine.jsonl"
         print(f"{manifest['quarantined']:>12,} bad rows, listed in {where}")

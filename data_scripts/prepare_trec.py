@@ -48,6 +48,12 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
     found = re.findall(rf"<{tag}>(.*?)</{tag}>", content, flags)
     if not found:
         raise BadInput(f"{path}: no <{tag}> ... </{tag}> in it")
+    num_opened = len(re.findall(rf"<{tag}>", content, flags))
+    if num_opened != len(found):  # one that is not closed would take the next one into it
+        raise BadInput(
+            f"{path}: {num_opened} <{tag}> and {len(found)} that are closed by </{tag}>: close "
+            "every one; is the file whole?"
+        )
     for inner in found:
         fields: dict[str, str] = {}
         for name, value in _fields(inner):

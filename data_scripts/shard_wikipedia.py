@@ -102,7 +102,8 @@ def _add_filters(group: Any) -> None:
         "--deduplicate",
         choices=DEDUPLICATE,
         default="none",
-        help="texts that repeat an earlier one exactly, or nearly (MinHash); default %(default)s",
+        help="texts that repeat an earlier one: to the character (exact); but for case, white "
+        "space and composition (normalized); or nearly, by their words (near); default %(default)s",
     )
 
 

@@ -16,14 +16,19 @@ from toolkit.text.token_shards import (
 from toolkit.text.tokens import TextTokenizer
 
 
-def text_tokenizer(reference: str, *, max_tokens: int) -> TextTokenizer:
-    """The tokenizer of a model (hub name, folder, run directory), cutting texts at a length."""
+def text_tokenizer(
+    reference: str, *, max_tokens: int, num_embeddings: int | None = None
+) -> TextTokenizer:
+    """The tokenizer of a model (hub name, folder, run directory), cutting texts at a length.
+
+    With `num_embeddings` it refuses what the model has no vector of (see `TextTokenizer`)."""
     tokenizer = load_tokenizer(reference)
     return TextTokenizer(
         tokenizer.backend_tokenizer,
         special_ids=special_ids(tokenizer),
         pad_id=tokenizer.pad_token_id,
         max_tokens=max_tokens,
+        num_embeddings=num_embeddings,
     )
 
 

@@ -77,6 +77,24 @@ def test_bad_rows_are_listed_until_they_are_too_many(tmp_path: Path) -> None:
     assert (tmp_path / "pairs" / "quarantine.jsonl").read_text().count("\n") == 2
 
 
+def test_rows_that_give_no_pair_are_counted_by_reason(tmp_path: Path) -> None:
+    labels = ["entailment", "contradiction", "neutral", "-", "-", "maybe"]
+    rows = [
+        {"premise": "P", "hypothesis": f"h{n}", "label": label} for n, label in enumerate(labels)
+    ]
+    path = write(tmp_path / "nli.jsonl", *rows)
+    failed = run("--input", path, "--output", "pairs", cwd=tmp_path)
+    assert failed.returncode == 2
+    assert "unknown label 'maybe'" in failed.stderr
+    done = run("--input", path, "--output", "pairs", "--max-bad-fraction", "0.5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "           2 rows left out: no gold label\n" in done.stdout
+    manifest = json.loads((tmp_path / "pairs" / "manifest.json").read_text())
+    (entry,) = manifest["sets"]
+    assert entry["left_out"] == {"neutral": 1, "no gold label": 2}
+    assert entry["quarantined"] == {"unknown label 'maybe'": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

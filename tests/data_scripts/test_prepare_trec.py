@@ -149,3 +149,12 @@ def test_cranfield(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     judged = read_judged(tmp_path / "queries.jsonl", judgements=tmp_path / "judgements.tsv")
     assert judged.queries == queries
     assert judged.grades == grades
+
+
+def test_a_document_that_is_not_closed_does_not_swallow_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor is one at the end of half a file lost: both are refused."""
+    for documents in (DOCUMENTS.replace("</DOC>", ""), f"{DOCUMENTS}<doc><docno>3</docno><text>x"):
+        assert prepared(tmp_path, documents=documents) == 2
+        assert "documents: " in (told := capsys.readouterr().err) and "that are closed by" in told

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers
 
 from tests.encoding.conftest import contents, embed
 from tests.encoding.making import output_of, write_chunks
 from tests.encoding.test_encode import array_task
 from tests.text.making import shard_articles
+from tests.text.tokenizers_at_hand import TRAINED, as_ours
 from toolkit import search
 from toolkit.config import load_recipe
 from toolkit.encoding.chunks import chunks_of, rules_of
@@ -32,6 +34,7 @@ from toolkit.text.tokens import TextTokenizer
 from toolkit.text_tokenizer import text_tokenizer
 
 SIZE, OVERLAP = 16, 4
+TRAINED_ONCE = {name: TRAINED[name]() for name in ("shipped", "word_piece")}
 CHUNKS = (f"corpus.chunk_tokens={SIZE}", f"corpus.chunk_overlap={OVERLAP}")
 # Two long texts of each language, that begin alike.
 CHINESE = "运河把两条河流连接起来，船只可以从北方航行到南方。" * 6
@@ -104,6 +107,73 @@ def test_chunks_hold_every_token_and_share_what_they_should(
                 # Without overlap a blank between two may be of neither.
                 overlap == 0 and not text[before.end : after.begin].strip()
             )
+
+
+NORMALIZERS = {
+    "none": normalizers.Sequence([]),
+    "NFC": normalizers.NFC(),
+    "NFKC": normalizers.NFKC(),
+    "NFD": normalizers.NFD(),
+    "lower case": normalizers.Lowercase(),
+    "no accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+    "no accents, NFC after": normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.NFC()]
+    ),
+    "blanks folded": normalizers.Replace(Regex(r"\s+"), " "),
+    "BERT": normalizers.BertNormalizer(),
+}
+# Letters with marks of their own, two characters that compose, one that becomes several, Hangul in
+# pieces, marks without a letter, marks in another order than the canonical one.
+MARKED = ["a", "é", "e\u0301", "\u0301", "ﬁ", "İ", "ß", "\u1112\u1161\u11ab", "a\u0323\u0301"]
+MARKED += [
+    "a\u0301\u0323",
+    "½",
+    " ",
+    "  ",
+    "\n",
+    "\u00a0",
+    "word",
+    "\u200b",
+    "\u00ad",
+    "漢",
+    "👩‍👩‍👧",
+]
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+@pytest.mark.parametrize("kind", ["shipped", "word_piece"])
+@settings(deadline=None, max_examples=25)
+@given(
+    text=st.lists(st.sampled_from(MARKED), max_size=60).map("".join) | st.text(max_size=100),
+    size=st.integers(4, 12),
+    data=st.data(),
+)
+def test_chunks_cover_every_character_whatever_the_normaliser_makes_of_it(
+    name: str, kind: str, text: str, size: int, data: st.DataObject
+) -> None:
+    inner = TRAINED_ONCE[kind]
+    inner.normalizer = NORMALIZERS[name]
+    tokenizer = as_ours(inner, max_tokens=size)
+    overlap = data.draw(st.integers(0, (size - tokenizer.num_added) // 2))
+    chunks = chunks_of([text], tokenizer=tokenizer, rules=ChunkRules(size, overlap))
+    ends = [0, *(chunk.end for chunk in chunks)]
+    begins = [*(chunk.begin for chunk in chunks), len(text)]
+    for end, begin in zip(ends, begins, strict=True):
+        assert not text[end:begin].strip()
+    assert all(chunk.begin <= chunk.end <= len(text) for chunk in chunks)
+    assert sorted(begins) == begins and sorted(ends) == ends
+
+
+def test_a_mark_that_is_composed_stays_with_its_letter() -> None:
+    inner = TRAINED["shipped"]()
+    inner.normalizer = normalizers.NFC()
+    tokenizer = as_ours(inner, max_tokens=8)
+    text = "cafe\u0301 " * 20
+    chunks = chunks_of([text], tokenizer=tokenizer, rules=ChunkRules(8, 0))
+    shown = [text[chunk.begin : chunk.end] for chunk in chunks]
+    assert len(shown) > 3
+    assert not any(piece.startswith("\u0301") for piece in shown)
+    assert "".join("".join(shown).split()) == text.replace(" ", "")
 
 
 def test_a_text_that_fits_is_one_chunk_of_what_it_is_encoded_as(tokenizer: TextTokenizer) -> None:

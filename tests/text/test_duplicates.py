@@ -11,9 +11,9 @@ from toolkit.text.duplicates import (
     as_keys,
     key_of,
     nearly_repeated,
+    normalized,
     repeated,
     signature,
-    text_key,
 )
 
 
@@ -32,10 +32,51 @@ def test_equal_to_the_naive_loop(rows: list[tuple[int, bool]]) -> None:
     assert repeated(keys, among=among, reason="x") == wanted
 
 
-def test_a_text_is_the_same_whatever_its_case_punctuation_and_spacing() -> None:
-    assert text_key("A cat,  sat.") == text_key("a CAT sat")
-    assert text_key("A cat sat") != text_key("A cat sits")
-    assert text_key("...") != text_key("!!!")
+# Texts of equal letters and other content: signs, marks, digits in another place, other scripts.
+DIFFERENT = [
+    ("C++", "C#"),
+    ("5", "-5"),
+    ("a < b", "a > b"),
+    ("x = y", "x y"),
+    ("10\u00b2", "102"),
+    ("3.5", "35"),
+    ("re\u0301sume\u0301", "resume"),
+    ("\u0915\u093f", "\u0915\u0940"),  # Devanagari: ki with a short and with a long vowel sign
+    ("\u0e01\u0e34", "\u0e01\u0e35"),  # the same in Thai
+    ("\u05d1\u05bc", "\u05d1"),  # Hebrew: with a dot and without
+    ("\u0645\u06cc\u200c\u062e\u0648", "\u0645\u06cc\u062e\u0648"),  # Persian: two words joined
+    ("Let's eat, Grandma", "Let's eat Grandma"),
+    ("...", "!!!"),
+]
+# What a normalised text folds, and nothing but an identical text shares exactly.
+FOLDED = [
+    ("A cat sat", "a CAT sat"),
+    ("A cat sat", " A\tcat\n\u00a0sat "),
+    ("caf\u00e9", "cafe\u0301"),
+    ("STRASSE", "stra\u00dfe"),
+    ("\u0391\u03a3", "\u03b1\u03c2"),  # the two small letters of a Greek capital
+]
+
+
+@pytest.mark.parametrize(("one", "other"), DIFFERENT)
+def test_signs_and_marks_make_another_text(one: str, other: str) -> None:
+    assert key_of(one) != key_of(other)
+    assert normalized(one) != normalized(other)
+    assert (signature(one) != signature(other)).any()
+
+
+@pytest.mark.parametrize(("one", "other"), FOLDED)
+def test_only_normalised_texts_fold_case_space_and_composition(one: str, other: str) -> None:
+    assert key_of(one) != key_of(other)
+    assert normalized(one) == normalized(other)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.text(), st.text())
+def test_exact_means_identical_and_normalising_again_changes_nothing(one: str, other: str) -> None:
+    assert (key_of(one) == key_of(other)) == (one == other)
+    assert normalized(normalized(one)) == normalized(one)
+    assert normalized(f" {one}\n") == normalized(one)
 
 
 def words(count: int, *, seed: int) -> list[str]:

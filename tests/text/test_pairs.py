@@ -14,22 +14,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, sha256_of
+from toolkit.text.manifest import write_manifest
 from toolkit.text.pair_formats import read_pairs
 from toolkit.text.pair_stream import PairStream
 from toolkit.text.pairs import Pair, PairTask, open_pairs, text_hash, write_pairs
+from toolkit.text.verify import verify
 
 Bad = list[tuple[str, str]]
 
 
 def read(path: Path, *, max_negatives: int = 7) -> tuple[list[Pair], Bad]:
+    pairs, bad, _ = read_and_count(path, max_negatives=max_negatives)
+    return pairs, bad
+
+
+def read_and_count(path: Path, *, max_negatives: int = 7) -> tuple[list[Pair], Bad, dict[str, int]]:
     bad: Bad = []
+    left_out: Counter[str] = Counter()
     pairs = read_pairs(
         path,
         max_negatives=max_negatives,
         on_bad=lambda place, reason, note: bad.append((place, reason)),
+        left_out=left_out,
     )
-    return list(pairs), bad
+    return list(pairs), bad, dict(+left_out)
 
 
 def as_jsonl(path: Path, rows: list[Any]) -> Path:
@@ -116,9 +125,65 @@ def test_nli_gives_triplets_from_any_layout(tmp_path: Path) -> None:
         read(folder)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from("PQR"),
+            st.sampled_from("abcd"),
+            st.sampled_from(
+                ["entailment", 0, "contradiction", 2, 2.0, "neutral", 1, "-", -1]
+                + ["Entailment", "", None, 3, True, ["entailment"], "maybe"]
+            ),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    max_negatives=st.integers(0, 3),
+)
+def test_every_row_of_nli_is_in_one_count(
+    rows: list[tuple[str, str, Any]], max_negatives: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A pair, a negative, left out for a reason, or bad: nothing vanishes."""
+    names = ("premise", "hypothesis", "label")
+    path = tmp_path_factory.mktemp("nli") / "x.jsonl"
+    as_jsonl(path, [dict(zip(names, row, strict=True)) for row in rows])
+    pairs, bad, left_out = read_and_count(path, max_negatives=max_negatives)
+    negatives = {(pair.query, text) for pair in pairs for text in pair.negatives}
+    assert len(pairs) + len(negatives) + len(bad) + sum(left_out.values()) == len(rows)
+    known = ("entailment", "neutral", "contradiction", "-")
+    strange = [label for *_, label in rows if label is True or label not in (*known, *range(-1, 3))]
+    assert Counter(reason for _, reason in bad) == Counter(
+        f"unknown label {str(label)!r}" for label in strange
+    )
+    assert left_out.get("no gold label", 0) == sum(label in ("-", -1) for *_, label in rows)
+    assert all(pair.positive not in pair.negatives for pair in pairs)
+
+
+def test_a_quote_in_a_tsv_swallows_no_rows_and_a_tab_too_many_is_told(tmp_path: Path) -> None:
+    lines = ["query\tpositive", '"Hello\tp1', "q2\tp2", 'q3"\tp3', "q4\tp4\textra", "q5"]
+    (tmp_path / "x.tsv").write_text("\n".join(lines))
+    pairs, bad = read(tmp_path / "x.tsv")
+    assert pairs == [Pair('"Hello', "p1"), Pair("q2", "p2"), Pair('q3"', "p3")]
+    assert bad == [("line 5", "more fields than the header has"), ("line 6", "no positive")]
+    (tmp_path / "x.csv").write_text(f"query,positive\nq,{'long ' * 40_000}\n")
+    assert len(read(tmp_path / "x.csv")[0][0].positive) == 200_000
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"query": ["q" * 9] * 999, "positive": ["p"] * 999}), path)
+    data = bytearray(path.read_bytes())
+    data[4:60] = b"\0" * 56
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"x\.parquet: is damaged or of another kind"):
+        read(path)
+
+
 def test_real_nli(real_data: Path) -> None:
-    pairs, bad = read(real_data / "snli_devtest")
+    pairs, bad, left_out = read_and_count(real_data / "snli_devtest")
     assert bad == []
+    assert left_out["neutral"] > 6_000
     assert len(pairs) > 5_800
     assert len({pair.query for pair in pairs}) > 5_800
     assert all(pair.negatives and pair.positive not in pair.negatives for pair in pairs)
@@ -192,9 +257,43 @@ def test_pairs_come_back_with_hashes_and_tasks(tmp_path: Path) -> None:
         *("query 1 2", "positive 2"),
         ("negative 2",),
     )
-    assert found.query_hash == text_hash("Query 1  2!")
+    assert found.query_hash == text_hash("query 1 2")
     assert found.positive_hash == opened.pair(0, 2).positive_hash
     assert found.negative_hashes == (text_hash("negative 2"),)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("C++", "C#"), ("5", "-5"), ("a < b", "a > b"), ("resume", "re\u0301sume\u0301"), ("a", "A")],
+)
+def test_only_identical_texts_share_a_hash(one: str, other: str, tmp_path: Path) -> None:
+    """A hard negative that differs in a sign is one: it must not be masked as its positive."""
+    sets = [(PairTask("one"), [Pair("q", one, (other, one))])]
+    write_pairs(sets, output=tmp_path / "pairs", sources=[], quarantine=[])
+    found = open_pairs(tmp_path / "pairs").pair(0, 0)
+    assert [found.positive_hash == number for number in found.negative_hashes] == [False, True]
+
+
+def test_pairs_of_format_1_open_without_their_hashes(tmp_path: Path) -> None:
+    """Their hashes did not see signs: C++ and C# had one and the same."""
+    directory = tmp_path / "pairs"
+    pairs = [Pair("Which language?", "C++", ("C#",)), Pair("q", "p")]
+    write_pairs([(PairTask("one"), pairs)], output=directory, sources=[], quarantine=[])
+    path = directory / "pairs-00000-00000.parquet"
+    table = pq.read_table(path)
+    for name in ("query_hash", "positive_hash"):
+        table = table.append_column(name, pa.array([7, 7], pa.int64()))
+    hashes = pa.array([[7], []], pa.list_(pa.int64()))
+    pq.write_table(table.append_column("negative_hashes", hashes), path)
+    manifest = json.loads((directory / "manifest.json").read_text()) | {"format": "toolkit-pairs/1"}
+    (shard,) = manifest["sets"][0]["shards"]
+    shard |= {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    del manifest["manifest_sha256"]
+    write_manifest(directory, manifest)
+    opened = open_pairs(directory)
+    assert [opened.pair(0, row) for row in range(2)] == pairs
+    assert opened.pair(0, 0).negative_hashes == (text_hash("C#"),)
+    assert verify(directory) == []
 
 
 def test_equal_input_gives_equal_bytes_and_another_task_another_digest(tmp_path: Path) -> None:

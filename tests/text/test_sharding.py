@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from toolkit.files import BadInput
 from toolkit.text import assembly
 from toolkit.text.assembly import Unfinished, finish, written
 from toolkit.text.filters import Filters
+from toolkit.text.manifest import write_manifest
 from toolkit.text.records import Article
 from toolkit.text.sharding import PartMaker, Work, all_parts, load_part, make_parts
 from toolkit.text.shards import ShardRules, open_shards
@@ -405,25 +407,61 @@ def test_files_that_are_cut_short_are_in_the_quarantine_and_the_rest_goes_on(
 
 @pytest.mark.parametrize(
     ("deduplicate", "kept"),
-    [("none", [0, 1, 2, 3, 4, 5]), ("exact", [0, 1, 3, 4]), ("near", [0, 1, 4])],
+    [
+        ("none", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ("exact", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ("normalized", [0, 1, 3, 4, 6, 7, 8, 9]),
+        ("near", [0, 1, 4, 6, 7, 8, 9]),
+    ],
 )
 def test_repeated_texts_are_left_out_when_asked(
     deduplicate: str, kept: list[int], tmp_path: Path
 ) -> None:
     long = " ".join(f"word{n}" for n in range(500))
-    texts = [long, "Another text.", long.upper() + ".", long + " more", "A third.", "another text"]
+    texts = [long, "Another text.", long.upper(), long + " more", "A third.", "another  text."]
+    texts += ["In C++", "In C#", "t = -5", "t = 5", "In C#"]
     path = tmp_path / "x.jsonl"
     path.write_text(lines_of([article(n, text=text) for n, text in enumerate(texts)]))
     output = shard(
         path, output=tmp_path / "out", rules=ShardRules(rows_per_shard=2), deduplicate=deduplicate
     )
-    assert [record["id"] for record in open_shards(output).records(0, 9)] == [
+    assert [record["id"] for record in open_shards(output).records(0, len(kept))] == [
         f"id{n}" for n in kept
     ]
     summary = json.loads((output / "summary.json").read_text())
-    assert sum(summary["dropped"].values()) == 6 - len(kept)
-    if deduplicate == "near":
-        assert summary["dropped"] == {"duplicate text": 2, "near duplicate": 1}
+    wanted = {
+        "none": {},
+        "exact": {"duplicate text": 1},
+        "normalized": {
+            "duplicate text": 1,
+            "duplicate text but for case, white space or composition": 2,
+        },
+        "near": {"duplicate text": 1, "near duplicate": 3},
+    }
+    assert summary["dropped"] == wanted[deduplicate]
+    assert sum(summary["dropped"].values()) == len(texts) - len(kept)
+    if deduplicate != "none":
+        table = pq.read_table(output / "duplicates.parquet").to_pylist()
+        assert Counter(row["reason"] for row in table) == wanted[deduplicate]
+        assert {row["row"] for row in table} == set(range(len(texts))) - set(kept)
+        assert [row["of_row"] for row in table if row["row"] == 10] == [7]
+
+
+def test_shards_of_the_older_meaning_of_exact_open_and_are_not_taken_for_new_ones(
+    tmp_path: Path,
+) -> None:
+    """Until KEYS were counted, "exact" folded punctuation, and settings did not say so."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(lines_of([article(0, text="In C++"), article(1, text="In C#")]))
+    output = shard(path, output=tmp_path / "out", deduplicate="exact")
+    manifest = json.loads((output / "manifest.json").read_text())
+    del manifest["settings"]["keys"], manifest["manifest_sha256"]
+    write_manifest(output, manifest)
+    assert open_shards(output).num_rows == 2
+    with pytest.raises(
+        BadInput, match=r"holds shards of x\.jsonl made with other input or settings"
+    ):
+        shard(path, output=output, deduplicate="exact")
 
 
 def test_filters_are_named_and_counted(tmp_path: Path) -> None:

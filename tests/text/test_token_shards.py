@@ -1,5 +1,6 @@
 """Token files: every token of every document once, restarts, damage, and the reference's blocks."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from tests.text.making import shard_articles
@@ -201,3 +204,47 @@ def test_ten_thousand_shards_open_without_being_read(files: TokenFiles) -> None:
     last = opened.block(opened.num_blocks - 1)
     assert sum(map(len, last)) > 0
     assert len(os.listdir("/proc/self/fd")) <= before + 2
+
+
+def test_ids_beyond_the_number_of_tokens_are_kept(tmp_path: Path) -> None:
+    """A vocabulary may have gaps: its largest id, not its size, decides how ids are stored."""
+    sparse = Tokenizer(WordLevel({"<unk>": 0, "a": 70_000, "b": 3}, unk_token="<unk>"))
+    sparse.pre_tokenizer = Whitespace()
+    shards = shard_articles([Article("0", "", "", "a b a")], output=tmp_path / "s")
+    opened = made(TokenFiles(shards=shards, tokenizer=of(sparse), block_tokens=32))
+    assert opened.document(0, 0).tolist() == [70_000, 3, 70_000]
+
+
+def read_all(files: TokenFiles) -> None:
+    opened = open_tokens(files)
+    for index in range(opened.num_blocks):
+        opened.block(index)
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_tokens_that_the_model_has_no_vector_of_are_refused_when_opened(
+    files: TokenFiles, inner: Tokenizer, is_older: bool
+) -> None:
+    """Before the first step; files of an older version, which do not say, when they are read."""
+    made(files)
+    if is_older:
+        listed = files.directory / files.manifest
+        content = json.loads(listed.read_text())
+        for entry in content["token_files"]:
+            del entry["max_id"]
+        listed.write_text(json.dumps(content))
+    largest = max(max(row, default=0) for row in whole_documents(files, inner))
+    for num_embeddings in (largest + 1, largest):
+        tokenizer = TextTokenizer(
+            inner,
+            special_ids=[BOS, EOS, PAD],
+            pad_id=PAD,
+            max_tokens=32,
+            num_embeddings=num_embeddings,
+        )
+        again = dataclasses.replace(files, tokenizer=tokenizer)
+        if num_embeddings > largest:
+            assert open_tokens(again).num_blocks > 0
+            continue
+        with pytest.raises(BadInput, match=rf"tokens-0000.\.safetensors: holds .*id {largest}\)"):
+            read_all(again)

@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
 from tests.conftest import run
+from toolkit.files import BadInput
 from toolkit.text.masking import mask_tokens
 from toolkit.text.tokens import TextTokenizer
 
@@ -82,6 +84,49 @@ def test_mask_policies(policy: str, masked: float) -> None:
     kept = 0.1 if policy == "bert" else 0.0
     assert (corrupted[hidden] == ids[hidden]).mean() == pytest.approx(kept, abs=0.01)
     assert (corrupted[~hidden] == ids[~hidden]).all()
+
+
+def test_random_replacements_are_of_every_token_that_the_model_has(tiny_model: Path) -> None:
+    """Special ones too, as in the paper's code; none that was added to the tokenizer alone."""
+    inner = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    known = inner.get_vocab_size()
+    inner.add_tokens([f"added{number}" for number in range(known)])
+    ours = TextTokenizer(
+        inner, special_ids=[BOS, 2, PAD], pad_id=PAD, max_tokens=16, num_embeddings=known
+    )
+    assert (ours.vocab_size, ours.num_ids) == (known, 2 * known)
+    ids = np.full(3_000_000, 50)
+    corrupted, hidden = mask_tokens(
+        ids,
+        own_T=np.ones(len(ids), dtype=bool),
+        probability=0.9,
+        policy="bert",
+        mask_id=7,
+        vocab_size=ours.vocab_size,
+        rng=np.random.default_rng(0),
+    )
+    replaced = corrupted[hidden & (corrupted != 7) & (corrupted != 50)]
+    assert replaced.max() == known - 1
+    assert {0, BOS, 2, PAD} <= set(replaced[replaced < 8].tolist())
+
+
+def test_a_token_that_the_model_has_no_vector_of_is_refused_by_name(tiny_model: Path) -> None:
+    inner = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    known = inner.get_vocab_size()
+    inner.add_tokens(["zebra"])
+    roles: dict[str, Any] = {"special_ids": [BOS, 2, PAD], "max_tokens": 16}
+    ours = TextTokenizer(inner, **roles, pad_id=PAD, num_embeddings=known)
+    assert len(ours.encode(["A horse.", "a " * 100 + "zebra"])) == 2  # one is cut before it
+    message = rf"the text '.*zebra.*': holds the token 'zebra' \(id {known}\), and the model has"
+    for refused in (
+        lambda: ours.encode(["A horse.", "A zebra."]),
+        lambda: ours.encode_after("Find the zebra; ", ["A horse."]),
+        lambda: ours.places(["A horse.", "A zebra."]),
+    ):
+        with pytest.raises(BadInput, match=message):
+            refused()
+    with pytest.raises(BadInput, match=r"what stands around every text: holds the token 'zebra'"):
+        TextTokenizer(inner, **roles, pad_id=known, num_embeddings=known)
 
 
 def test_masks_spare_special_tokens_and_the_first_place() -> None:

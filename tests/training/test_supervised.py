@@ -165,7 +165,7 @@ def test_shards_are_no_pairs(
 ) -> None:
     arguments = [f"run_dir={tmp_path}/run", f"data.train={shards}", f"model.base={TINY}"]
     assert train.main(["tiny_supervised", *arguments]) == 2
-    assert "is not a manifest of the format toolkit-pairs/1" in capsys.readouterr().err
+    assert "is not a manifest of the format toolkit-pairs/2" in capsys.readouterr().err
     for text in ("no field", "{other}", "{0}", "{"):
         given = f"supervised.instruction_format='{text}'"
         assert train.main(["tiny_supervised", *arguments, given]) == 2

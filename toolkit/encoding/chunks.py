@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from toolkit.encoding.plan import ChunkRules
 from toolkit.files import BadInput
 from toolkit.schema import TEXT_FORMAT, EmbedRecipe
-from toolkit.text.tokens import TextTokenizer
+from toolkit.text.tokens import Places, TextTokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
     """A piece of a text: the characters from `begin` to `end`, and its tokens with those that every
-    text begins and ends with."""
+    text begins and ends with.
+
+    Between two neighbours, before the first and behind the last lies nothing but white space.
+    """
 
     text: int
     number: int
@@ -56,18 +59,31 @@ def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRul
     size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
     found = []
-    for text, tokens in enumerate(tokenizer.places(texts)):
+    for number_of_text, tokens in enumerate(tokenizer.places(texts)):
         num_tokens = len(tokens.ids_T)
         # The last one has a token of its own beside what it shares.
         starts = range(0, max(1, num_tokens - rules.overlap), step)
         for number, start in enumerate(starts):
             stop = min(start + size, num_tokens)
-            begin, end = (
-                (int(tokens.begin_T[start]), int(tokens.end_T[stop - 1])) if num_tokens else (0, 0)
-            )
+            begin, end = _span(texts[number_of_text], tokens, start=start, stop=stop)
             ids_C = tokenizer.as_row(tokens.ids_T[start:stop])
-            found.append(Chunk(text, number, begin=begin, end=end, ids_C=ids_C))
+            found.append(Chunk(number_of_text, number, begin=begin, end=end, ids_C=ids_C))
     return found
+
+
+def _span(text: str, tokens: Places, *, start: int, stop: int) -> tuple[int, int]:
+    """The characters of the tokens from `start` to before `stop`.
+
+    A normaliser composes a letter and its mark, or drops the mark: no token says that it stands for
+    that one. What lies between two tokens and is no white space belongs to the first of them.
+    """
+    num_tokens = len(tokens.ids_T)
+    begin = int(tokens.begin_T[start]) if num_tokens else len(text)
+    if start == 0:
+        begin = len(text[:begin]) - len(text[:begin].lstrip())
+    end = int(tokens.end_T[stop - 1]) if num_tokens else 0
+    following = int(tokens.begin_T[stop]) if stop < num_tokens else len(text)
+    return begin, max(begin, end + len(text[end:following].rstrip()))
 
 
 def records_of(

@@ -19,7 +19,12 @@ from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
-from toolkit.model.backbone import check_positions, load_backbone, load_config
+from toolkit.model.backbone import (
+    check_positions,
+    load_backbone,
+    load_config,
+    num_embeddings,
+)
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.declared import Use
 from toolkit.model.memory import keep_large_blocks
@@ -82,7 +87,11 @@ class Encoder:
         if dims is not None and not 1 <= dims <= width:
             raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
         self.width = width if dims is None else dims
-        self.tokenizer = text_tokenizer(self._chain.tokenizer, max_tokens=settings.max_tokens)
+        self.tokenizer = text_tokenizer(
+            self._chain.tokenizer,
+            max_tokens=settings.max_tokens,
+            num_embeddings=num_embeddings(config),
+        )
         self._model = load_backbone(
             self._chain.base,
             config=config,

@@ -16,7 +16,7 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.search import nearest_rows
 from toolkit.encoding.store import VectorStore
-from toolkit.text.pairs import HashedPair, PairTask, text_hash
+from toolkit.text.pairs import Pair, PairTask, text_hash
 
 Ints = NDArray[np.int64]
 
@@ -51,8 +51,8 @@ class Miner:
         self.left_out: Counter[str] = Counter()
 
     def mine(
-        self, pairs: Sequence[HashedPair], *, task: PairTask, batch: int
-    ) -> Iterator[tuple[HashedPair, tuple[str, ...]]]:
+        self, pairs: Sequence[Pair], *, task: PairTask, batch: int
+    ) -> Iterator[tuple[Pair, tuple[str, ...]]]:
         """Each pair of a data set with its negatives, the hardest first. The corpus is read once
         for every `batch` pairs."""
         answers = answers_of(pairs)
@@ -96,7 +96,7 @@ class Miner:
         return tuple(chosen.values())
 
 
-def answers_of(pairs: Sequence[HashedPair]) -> dict[int, frozenset[int]]:
+def answers_of(pairs: Sequence[Pair]) -> dict[int, frozenset[int]]:
     """The hashes of all positives of each query, by the query's hash."""
     found: dict[int, set[int]] = {}
     for pair in pairs:

@@ -6,22 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.files import BadInput
+from toolkit.text.delimited import UTF_8, dialect_of
 
 MAX_SHOWN = 80
-UTF_8 = "utf-8-sig"  # with or without the mark that spreadsheets put before it
-csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's 131,072 characters
 LABEL = ("label", "category", "label_text")
-
-
-class Tabs(csv.excel_tab):
-    """Fields parted by tabs, in which a quote is a character like any other."""
-
-    quoting = csv.QUOTE_NONE
-
-
-def dialect_of(path: Path) -> type[csv.Dialect]:
-    """How the fields of a .tsv and of a .csv are parted and quoted."""
-    return Tabs if path.suffix == ".tsv" else csv.excel
 
 
 def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[str]]:

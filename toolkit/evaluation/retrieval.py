@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.console import warn
-from toolkit.evaluation.labelled import UTF_8, Tabs
 from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_of
 from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.files import BadInput
+from toolkit.text.delimited import UTF_8, Tabs
 
 DEPTH = 100  # the deepest place that a measure of retrieval looks at
 SCORING = "equal scores in no order"  # in digests: scores of an older version are made again

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
-from toolkit.evaluation.labelled import UTF_8, dialect_of
 from toolkit.evaluation.task import Embed, Vectors, checked, unit
 from toolkit.files import BadInput
+from toolkit.text.delimited import UTF_8, dialect_of
 
 MAX_SHOWN = 80
 MOST_VECTORS = 4096  # of which uniformity compares every two

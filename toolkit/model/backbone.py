@@ -61,6 +61,12 @@ def load_config(
     return config
 
 
+def num_embeddings(config: PretrainedConfig) -> int | None:
+    """How many tokens the model has vectors of, which its tokenizer may exceed."""
+    found: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    return found
+
+
 def check_positions(config: PretrainedConfig, *, max_tokens: int) -> None:
     """Raise `BadInput` where positions of a token would depend on the longest row of its batch:
     dynamic NTK and LongRoPE choose frequencies by it, beyond the length before scaling."""

@@ -39,6 +39,7 @@ from toolkit.text.sources import Input, noun_of
 
 SUMMARY, QUARANTINE, DUPLICATES = "summary.json", "quarantine.jsonl", "duplicates.parquet"
 DUPLICATE_ID, SAME_TEXT, NEARLY_SAME = "duplicate id", "duplicate text", "near duplicate"
+SAME_NORMALIZED = "duplicate text but for case, white space or composition"
 NUM_SHOWN = 3
 
 
@@ -135,6 +136,8 @@ def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
     leave_out(repeated(whole["id"], among=among, reason=DUPLICATE_ID))
     if "text" in whole:
         leave_out(repeated(whole["text"], among=among, reason=SAME_TEXT))
+    if "normalized" in whole:
+        leave_out(repeated(whole["normalized"], among=among, reason=SAME_NORMALIZED))
     if "signature" in whole:
         leave_out(nearly_repeated(whole["signature"], among=among, reason=NEARLY_SAME))
     duplicates.sort(key=lambda duplicate: duplicate.number)
@@ -170,7 +173,7 @@ def _keys(work: Work, part: Part) -> dict[str, NDArray[Any]]:
         stem = work.stem(file=part.file, unit=part.unit)
         table = pq.read_table(work.parts / f"{stem}.keys.parquet")
     found: dict[str, NDArray[Any]] = {"row": table["row"].to_numpy().astype(np.int64)}
-    for name in ("id", "text"):
+    for name in ("id", "text", "normalized"):
         if name in table.column_names:
             found[name] = as_keys(table[name].to_pylist())
     if "signature" in table.column_names:

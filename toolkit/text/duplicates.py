@@ -10,6 +10,7 @@ estimated Jaccard similarity reaches `NEAR`. Shapes: N documents, P permutations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ NEAR = 0.8
 SHINGLE_WORDS = 5
 SEED = 1
 KEY_BYTES = 16
+KEYS = 2  # raise it when a document gets another key or signature
 
 Keys = NDArray[np.void]
 _WORD = re.compile(r"\w+")
@@ -41,20 +43,32 @@ def key_of(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
-def text_key(text: str) -> bytes:
-    """`key_of` what does not depend on case, punctuation and spacing."""
-    return key_of(" ".join(_WORD.findall(text.casefold())) or text)
+def normalized(text: str) -> str:
+    """The text without three differences, and with all others.
+
+    Folded are: case (as Unicode's full case folding does, so that a sharp s is ss); white space (a
+    run of it, of whatever characters, is one blank, and none stands at the ends); and the two ways
+    to write one accented character (NFC). Kept are punctuation, signs, digits and combining marks,
+    which make other words of the same letters: C++ and C#, 5 and -5, 10 with a superscript 2 and
+    102.
+    """
+    composed = unicodedata.normalize("NFC", text)
+    return " ".join(unicodedata.normalize("NFC", composed.casefold()).split())
 
 
 def signature(text: str) -> NDArray[np.uint32]:
-    """The MinHash signature (P,) of a text."""
+    """The MinHash signature (P,) of a text.
+
+    A shingle is of words, and words are of letters and digits alone. A text of fewer words than
+    that has nothing to be nearly the same in: its shingle is the whole text, normalised.
+    """
     from rensa import RMinHash  # here: only who asks for near duplicates needs it
 
     words = _WORD.findall(text.casefold())
     shingles = [
-        " ".join(words[start : start + SHINGLE_WORDS]) or text
-        for start in range(max(1, len(words) - SHINGLE_WORDS + 1))
-    ]
+        " ".join(words[start : start + SHINGLE_WORDS])
+        for start in range(len(words) - SHINGLE_WORDS + 1)
+    ] or [normalized(text)]
     found = RMinHash(num_perm=NUM_PERMUTATIONS, seed=SEED)
     found.update(shingles)
     return np.array(found.digest(), dtype=np.uint32)

@@ -6,7 +6,7 @@ Knows JSON and digests. Refuses to know what the files hold.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
     return sealed
 
 
-def read_manifest(directory: Path, *, form: str, how_to_make: str) -> Manifest:
-    """The manifest of a directory that is whole; `BadInput` says how to make one."""
+def read_manifest(
+    directory: Path, *, form: str, how_to_make: str, older: Sequence[str] = ()
+) -> Manifest:
+    """The manifest of a directory that is whole, of the format `form` or one of the `older` ones;
+    `BadInput` says how to make one."""
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory; {how_to_make} {directory}")
     if not is_committed(directory):
@@ -34,7 +37,7 @@ def read_manifest(directory: Path, *, form: str, how_to_make: str) -> Manifest:
         raise BadInput(f"{directory}: {state}; {how_to_make} {directory}")
     path = directory / MANIFEST
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format") != form:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (form, *older):
         raise BadInput(f"{path}: is not a manifest of the format {form}; {again(directory)}")
     if manifest.get(SELF_DIGEST) != content_digest(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); {again(directory)}")

@@ -2,6 +2,11 @@
 
 LLM2Vec (arXiv 2404.05961, section 2.2 and appendix D): BERT's 80/10/10, or all hidden tokens
 replaced; the hidden token i is predicted at position i - 1.
+
+A random replacement is any token of the tokenizer, special ones included: the paper's code inherits
+its collator from transformers' DataCollatorForLanguageModeling, which draws from all len(tokenizer)
+ids, and we do as it does (three of 32,000 in Mistral's; 0.0002 % of all tokens). Only what the
+model has no vector of is never drawn.
 """
 
 import numpy as np
@@ -20,7 +25,8 @@ def mask_tokens(
     vocab_size: int,
     rng: np.random.Generator,
 ) -> tuple[Ids, NDArray[np.bool_]]:
-    """The corrupted ids (T,) and which positions (T,) are hidden.
+    """The corrupted ids (T,) and which positions (T,) are hidden. Random replacements are below
+    `vocab_size`.
 
     Only a text's own tokens are hidden, and never the first position, which nothing precedes. Of a
     row that could hide a token at least one is hidden.

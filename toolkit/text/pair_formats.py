@@ -6,43 +6,65 @@ Knows names of columns. Refuses to know what becomes of a pair.
 
 import csv
 import io
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from toolkit.files import BadInput
+from toolkit.text.delimited import TABLES, UTF_8, dialect_of
 from toolkit.text.pairs import Pair
 from toolkit.text.readers import Lines, ParquetRows, text_problem
-from toolkit.text.records import Damaged
+from toolkit.text.records import Damaged, read_errors
 
 QUERIES = ("query", "anchor", "question")
 POSITIVES = ("positive", "pos", "positives", "positive_passages", "answer", "document", "passage")
 NEGATIVES = ("negatives", "negative", "neg", "negative_passages", "hard_negatives")
 PREMISES, HYPOTHESES = ("premise", "sentence1"), ("hypothesis", "sentence2")
 LABELS = ("label", "gold_label")
+ENTAILMENT, NEUTRAL, CONTRADICTION = "entailment", "neutral", "contradiction"
+# SNLI's sentence pairs on whose label people did not agree (Bowman et al. 2015, section 2.2).
+NO_GOLD = "no gold label"
 # By their names, and by their numbers in the data sets of Hugging Face's hub.
-ENTAILED, CONTRADICTED = {"entailment", "0", 0}, {"contradiction", "2", 2}
-TABLES = (".csv", ".tsv")
+NLI_LABELS: Mapping[Any, str] = {
+    **dict.fromkeys((ENTAILMENT, "0", 0), ENTAILMENT),
+    **dict.fromkeys((NEUTRAL, "1", 1), NEUTRAL),
+    **dict.fromkeys((CONTRADICTION, "2", 2), CONTRADICTION),
+    **dict.fromkeys(("-", "-1", -1), NO_GOLD),
+}
+BLANK_LINE, REPEATED, NO_CONTRADICTION, NO_ENTAILMENT, TOO_MANY, CONTRARY = (
+    "blank line",
+    "repeats an earlier row",
+    "entailed by a premise that contradicts nothing",
+    "contradicted by a premise that entails nothing",
+    "contradicted, beyond --max-negatives",
+    "contradicted and entailed",
+)
+MAX_SHOWN = 40
 
 Row = Mapping[str, Any]
 OnBad = Callable[[str, str, str], None]
 
 
-def read_pairs(path: Path, *, max_negatives: int, on_bad: OnBad) -> Iterator[Pair]:
+def read_pairs(
+    path: Path, *, max_negatives: int, on_bad: OnBad, left_out: Counter[str]
+) -> Iterator[Pair]:
     """The pairs of a file (.jsonl, .parquet, .csv, .tsv), or of a folder with line-aligned files
     s1.PART, s2.PART and labels.PART.
 
-    `on_bad(place, reason, note)` is called for each row that gives none. Raises `BadInput` for a
+    `on_bad(place, reason, note)` is called for each row that cannot be used, and `left_out` counts
+    by their reason the rows that can, and give no pair and no negative. Raises `BadInput` for a
     file that cannot be read, and for columns that are in no known layout.
     """
-    rows = _checked(_rows(path, on_bad=on_bad), path=path)
+    rows = _checked(_rows(path, on_bad=on_bad, left_out=left_out), path=path)
     first = next(rows, None)
     if first is None:
         raise BadInput(f"{path}: holds no row")
-    chained = _chain(first, rows)
+    chained = itertools.chain([first], rows)
     if _first_of(first[1], PREMISES) and _first_of(first[1], LABELS):
-        yield from nli_pairs(chained, max_negatives=max_negatives, on_bad=on_bad)
+        yield from nli_pairs(chained, max_negatives=max_negatives, on_bad=on_bad, left_out=left_out)
         return
     if not _first_of(first[1], QUERIES) or not _first_of(first[1], POSITIVES):
         raise BadInput(
@@ -55,29 +77,49 @@ def read_pairs(path: Path, *, max_negatives: int, on_bad: OnBad) -> Iterator[Pai
 
 
 def nli_pairs(
-    rows: Iterator[tuple[str, Row]], *, max_negatives: int, on_bad: OnBad
+    rows: Iterator[tuple[str, Row]], *, max_negatives: int, on_bad: OnBad, left_out: Counter[str]
 ) -> Iterator[Pair]:
     """A pair for each entailed hypothesis of a premise, with the contradicted ones as negatives.
 
-    A premise without a contradicted hypothesis gives none (Gao et al. 2021, section 4).
+    A premise without a contradicted hypothesis gives none (Gao et al. 2021, section 4). A label
+    that is not of `NLI_LABELS` makes its row a bad one.
     """
-    entailed: dict[str, list[str]] = {}
-    contradicted: dict[str, list[str]] = {}
+    # By premise, in the order of the rows; the inner keys are the hypotheses.
+    found: dict[str, dict[str, dict[str, None]]] = {}
     for place, row in rows:
         premise = row.get(_first_of(row, PREMISES) or "")
         hypothesis = row.get(_first_of(row, HYPOTHESES) or "")
-        label = row.get(_first_of(row, LABELS) or "")
+        given = row.get(_first_of(row, LABELS) or "")
+        label = _nli_label(given)
         if problem := text_problem(premise) or text_problem(hypothesis):
             on_bad(place, problem, str(row)[:80])
-        elif label in ENTAILED:
-            entailed.setdefault(str(premise).strip(), []).append(str(hypothesis).strip())
-        elif label in CONTRADICTED:
-            contradicted.setdefault(str(premise).strip(), []).append(str(hypothesis).strip())
-    for premise, hypotheses in entailed.items():
-        negatives = tuple(dict.fromkeys(contradicted.get(premise, ())))
-        for hypothesis in dict.fromkeys(hypotheses):
-            if negatives:
-                yield Pair(premise, hypothesis, negatives[:max_negatives])
+        elif label is None:
+            on_bad(place, f"unknown label {str(given)[:MAX_SHOWN]!r}", str(row)[:80])
+        elif label in (NEUTRAL, NO_GOLD):
+            left_out[label] += 1
+        else:
+            of_premise = found.setdefault(str(premise).strip(), {ENTAILMENT: {}, CONTRADICTION: {}})
+            left_out[REPEATED] += str(hypothesis).strip() in of_premise[label]
+            of_premise[label][str(hypothesis).strip()] = None
+    for premise, hypotheses in found.items():
+        entailed, contradicted = hypotheses[ENTAILMENT], hypotheses[CONTRADICTION]
+        negatives = [text for text in contradicted if text not in entailed]
+        left_out[CONTRARY] += len(contradicted) - len(negatives)
+        if not negatives:
+            left_out[NO_CONTRADICTION] += len(entailed)
+        elif not entailed:
+            left_out[NO_ENTAILMENT] += len(negatives)
+        else:
+            left_out[TOO_MANY] += max(0, len(negatives) - max_negatives)
+            for hypothesis in entailed:
+                yield Pair(premise, hypothesis, tuple(negatives[:max_negatives]))
+
+
+def _nli_label(given: Any) -> str | None:
+    """What a label of any type says; None for one that is not known."""
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        return None
+    return NLI_LABELS.get(given)
 
 
 def _pairs_of(row: Row, *, place: str, max_negatives: int, on_bad: OnBad) -> Iterator[Pair]:
@@ -115,11 +157,6 @@ def _first_of(row: Row, names: Sequence[str]) -> str | None:
     return next((name for name in names if name in row), None)
 
 
-def _chain(first: tuple[str, Row], rest: Iterator[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
-    yield first
-    yield from rest
-
-
 def _checked(rows: Iterator[tuple[str, Row]], *, path: Path) -> Iterator[tuple[str, Row]]:
     try:
         yield from rows
@@ -129,7 +166,7 @@ def _checked(rows: Iterator[tuple[str, Row]], *, path: Path) -> Iterator[tuple[s
         raise BadInput(f"{path}: cannot be read ({error})") from error
 
 
-def _rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
+def _rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
     """Each row with its place, such as "line 7"."""
     if path.is_dir():
         yield from _aligned(path)
@@ -138,23 +175,33 @@ def _rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
     elif path.suffix == ".parquet":
         table = ParquetRows(path)
         number = 0
-        for batch in table.batches(0, columns=table.columns):
-            for row in batch:
-                number += 1
-                yield f"row {number}", row
+        with read_errors():
+            for batch in table.batches(0, columns=table.columns):
+                for row in batch:
+                    number += 1
+                    yield f"row {number}", row
     elif path.suffix in TABLES:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-            for row in reader:
-                yield f"line {reader.line_num}", row
+        yield from _table_rows(path, on_bad=on_bad)
     else:
-        yield from _json_rows(path, on_bad=on_bad)
+        yield from _json_rows(path, on_bad=on_bad, left_out=left_out)
 
 
-def _json_rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
+def _table_rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding=UTF_8, newline="") as handle:
+        reader = csv.DictReader(handle, dialect=dialect_of(path))
+        for row in reader:
+            place = f"line {reader.line_num}"
+            if None in row:  # a text with a comma or tab, cut there
+                on_bad(place, "more fields than the header has", str(row)[:80])
+            else:
+                yield place, row
+
+
+def _json_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
     lines = Lines(path, name=path.name, columns=None)
     for number, line in enumerate(lines.rows(0), 1):
         if not line.strip():
+            left_out[BLANK_LINE] += 1
             continue
         try:
             row = json.loads(line)

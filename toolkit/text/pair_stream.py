@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.text.order import BlockShuffle, sample_at
-from toolkit.text.pairs import HashedPair, PairSet, PairTask
+from toolkit.text.pairs import Pair, PairSet, PairTask
 from toolkit.text.stream import Sample
 
 Ints = NDArray[np.int64]
@@ -20,7 +20,7 @@ Ints = NDArray[np.int64]
 class TaskPair:
     """A pair and what is asked of its data set."""
 
-    pair: HashedPair
+    pair: Pair
     task: PairTask
 
 

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from toolkit.files import BadInput, committed_directory, sha256_of, write_atomic
-from toolkit.text.duplicates import text_key
+from toolkit.text.duplicates import key_of
 from toolkit.text.manifest import Manifest, check_files, read_manifest, write_manifest
 from toolkit.text.shards import cache_of, silent_datasets
 
-FORMAT = "toolkit-pairs/1"
+FORMAT = "toolkit-pairs/2"
+# Of format 1 the same columns are read. It also held hashes, which C++ and C# had in common.
+OLDER = ("toolkit-pairs/1",)
 QUARANTINE = "quarantine.jsonl"
 HOW_TO_MAKE = "make it with: python data_scripts/prepare_pairs.py --input FILES --output"
 ROWS_PER_SHARD = 50_000
@@ -35,10 +37,6 @@ SCHEMA = pa.schema(
         ("query", pa.string()),
         ("positive", pa.string()),
         ("negatives", pa.list_(pa.string())),
-        # What equal texts share: a negative that is another row's positive is no negative.
-        ("query_hash", pa.int64()),
-        ("positive_hash", pa.int64()),
-        ("negative_hashes", pa.list_(pa.int64())),
     ]
 )
 _FILE_NAME = re.compile(r"pairs-[0-9]{5,}-[0-9]{5,}\.parquet")
@@ -46,20 +44,30 @@ _FILE_NAME = re.compile(r"pairs-[0-9]{5,}-[0-9]{5,}\.parquet")
 
 @dataclass(frozen=True)
 class Pair:
-    """A query, its positive, and its hard negatives, the hardest first."""
+    """A query, its positive, and its hard negatives, the hardest first.
+
+    The hashes are what equal texts share: a negative that is another row's positive is no negative.
+    They are computed from the texts at hand, so none can be of another text, or of an older rule.
+    """
 
     query: str
     positive: str
     negatives: tuple[str, ...] = ()
 
+    @property
+    def query_hash(self) -> int:
+        """`text_hash` of the query."""
+        return text_hash(self.query)
 
-@dataclass(frozen=True)
-class HashedPair(Pair):
-    """A pair and the hashes of its texts."""
+    @property
+    def positive_hash(self) -> int:
+        """`text_hash` of the positive."""
+        return text_hash(self.positive)
 
-    query_hash: int = 0
-    positive_hash: int = 0
-    negative_hashes: tuple[int, ...] = ()
+    @property
+    def negative_hashes(self) -> tuple[int, ...]:
+        """`text_hash` of each negative."""
+        return tuple(map(text_hash, self.negatives))
 
 
 @dataclass(frozen=True)
@@ -77,8 +85,12 @@ class PairTask:
 
 
 def text_hash(text: str) -> int:
-    """64 bits that texts share when they differ in case, punctuation and spacing at most."""
-    return int.from_bytes(text_key(text)[:8], "little", signed=True)
+    """64 bits that identical texts share, and no other two in practice.
+
+    Identical to the character: of two texts that differ in a sign, a mark or a letter's case, one
+    may well be right and the other wrong, which is what hard negatives are for.
+    """
+    return int.from_bytes(key_of(text)[:8], "little", signed=True)
 
 
 def write_pairs(
@@ -87,11 +99,13 @@ def write_pairs(
     output: Path,
     sources: Sequence[dict[str, Any]],
     quarantine: Sequence[str],
+    counts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Manifest:
     """Write a whole directory, or nothing; returns its manifest.
 
     `quarantine` holds JSON lines and is read after the last pair, so that a lazy reader can fill
-    it. Equal input gives equal bytes. Raises `BadInput` when a data set has no pair.
+    it; so are the `counts` of what gave no pair, which become part of a data set's entry by its
+    name. Equal input gives equal bytes. Raises `BadInput` when a data set has no pair.
     """
     with committed_directory(output) as folder:
         entries = []
@@ -104,6 +118,7 @@ def write_pairs(
                 "max_negatives": max(shard["max_negatives"] for shard in shards),
                 "rows": sum(shard["rows"] for shard in shards),
             }
+            told |= (counts or {}).get(task.name, {})
             entries.append({**told, "shards": shards})
         if quarantine:
             write_atomic(folder / QUARANTINE, "".join(quarantine))
@@ -128,9 +143,6 @@ def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[
                 "query": [pair.query for pair in rows],
                 "positive": [pair.positive for pair in rows],
                 "negatives": [list(pair.negatives) for pair in rows],
-                "query_hash": [text_hash(pair.query) for pair in rows],
-                "positive_hash": [text_hash(pair.positive) for pair in rows],
-                "negative_hashes": [list(map(text_hash, pair.negatives)) for pair in rows],
             },
             schema=SCHEMA,
         )
@@ -154,7 +166,7 @@ def open_pairs(directory: Path, *, verify: bool = True) -> "PairSet":
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
-    manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
+    manifest = read_manifest(directory, form=FORMAT, older=OLDER, how_to_make=HOW_TO_MAKE)
     shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
     check_files(directory, shards, names=_FILE_NAME, verify=verify)
     return manifest
@@ -183,16 +195,15 @@ class PairSet:
         files = [str(directory / shard["file"]) for shard in shards]
         self._starts = np.cumsum([0, *self.num_rows[:-1]], dtype=np.int64)
         with silent_datasets():
-            self._rows = datasets.Dataset.from_parquet(files, cache_dir=cache_of(directory))
+            self._rows = datasets.Dataset.from_parquet(
+                files, cache_dir=cache_of(directory), columns=SCHEMA.names
+            )
 
-    def pair(self, number: int, row: int) -> HashedPair:
+    def pair(self, number: int, row: int) -> Pair:
         """Row `row` of data set `number`."""
         found = self._rows[int(self._starts[number]) + int(row)]
-        return HashedPair(
+        return Pair(
             query=found["query"],
             positive=found["positive"],
             negatives=tuple(found["negatives"]),
-            query_hash=found["query_hash"],
-            positive_hash=found["positive_hash"],
-            negative_hashes=tuple(found["negative_hashes"]),
         )

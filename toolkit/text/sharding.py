@@ -26,14 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.files import read_json, write_atomic, write_json
-from toolkit.text.duplicates import key_of, signature, text_key
+from toolkit.text.duplicates import KEYS, key_of, normalized, signature
 from toolkit.text.filters import Filters, has_no_spaces
 from toolkit.text.readers import Columns, Source
 from toolkit.text.records import Article, Damaged, Rejected
 from toolkit.text.shards import ShardRules, write_shard
 from toolkit.text.sources import Input, num_rows, open_source, reading_settings
 
-DEDUPLICATE = ("none", "exact", "near")
+DEDUPLICATE = ("none", "exact", "normalized", "near")
 SHOWN_CHARS = 80
 LIKELY_ROW_BYTES = 100  # few inputs have rows that are smaller, packed
 
@@ -59,6 +59,7 @@ class Work:
             "reading": [reading_settings(kind, columns=self.columns) for kind in kinds],
             "filters": dataclasses.asdict(self.filters) | {"languages": [*self.filters.languages]},
             "deduplicate": self.deduplicate,
+            **({} if self.deduplicate == "none" else {"keys": KEYS}),
             "limit": self.limit,
         }
 
@@ -241,7 +242,9 @@ class _Collected:
         self._num_bytes += size
         keys: dict[str, Any] = {"row": number, "id": key_of(article.id)}
         if self._work.deduplicate != "none":
-            keys["text"] = text_key(article.text)
+            keys["text"] = key_of(article.text)
+        if self._work.deduplicate == "normalized":
+            keys["normalized"] = key_of(normalized(article.text))
         if self._work.deduplicate == "near":
             keys["signature"] = signature(article.text).tobytes()
         self._keys.append(keys)
@@ -322,6 +325,8 @@ def keys_schema(work: Work) -> pa.Schema:
     fields = [("row", pa.int64()), ("id", pa.binary())]
     if work.deduplicate != "none":
         fields.append(("text", pa.binary()))
+    if work.deduplicate == "normalized":
+        fields.append(("normalized", pa.binary()))
     if work.deduplicate == "near":
         fields.append(("signature", pa.binary()))
     return pa.schema(fields)

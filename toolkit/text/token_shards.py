@@ -153,6 +153,11 @@ class TokenSet:
         self._prefix = np.array(files.tokenizer.prefix_ids, dtype=np.int64)
         self._suffix = np.array(files.tokenizer.suffix_ids, dtype=np.int64)
         self._block_tokens = files.block_tokens
+        for entry in self.manifest["token_files"]:  # those of an older version do not say
+            if (largest := entry.get("max_id")) is not None:
+                where = str(self._directory / entry["file"])
+                files.tokenizer.check_largest(largest, where=where)
+        self._tokenizer = files.tokenizer
         self._opened: dict[str, dict[str, NDArray[Any]]] = {}
         self._ends = _ends(self.manifest["block_files"], key="blocks")
         lengths = [
@@ -251,7 +256,10 @@ class TokenSet:
         entry = self.manifest[kind][shard]
         if entry["file"] not in self._opened:
             path = self._directory / entry["file"]
-            self._opened[entry["file"]] = map_arrays(path, sha256=entry["sha256"])
+            arrays = map_arrays(path, sha256=entry["sha256"])
+            if kind == "token_files" and "max_id" not in entry:
+                self._tokenizer.check_ids(arrays["ids"], where=str(path))
+            self._opened[entry["file"]] = arrays
         return self._opened[entry["file"]]
 
 
@@ -292,7 +300,7 @@ def map_arrays(path: Path, *, sha256: str) -> dict[str, NDArray[Any]]:
 
 
 def _tokenized(path: Path, *, tokenizer: TextTokenizer) -> dict[str, NDArray[Any]]:
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    dtype = np.uint16 if tokenizer.num_ids <= 2**16 else np.uint32
     ids: list[NDArray[Any]] = [np.array([], dtype=dtype)]
     cuts: list[NDArray[Any]] = [np.array([], dtype=np.int64)]
     for texts, marks in _documents(path):
@@ -332,6 +340,7 @@ def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     if "ids" in arrays:
         note |= {"ids": len(arrays["ids"]), "documents": len(arrays["document_offsets"]) - 1}
+        note["max_id"] = int(arrays["ids"].max(initial=0))
     else:
         note |= {"blocks": len(arrays["block_offsets"]) - 1, "pieces": len(arrays["starts"])}
     write_json(_note(path), note)

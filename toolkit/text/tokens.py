@@ -7,18 +7,31 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
+
+from toolkit.files import BadInput
 
 # Texts are tokenised in parts of so many characters: the tokenizers library keeps a hundred bytes
 # for each token of a text, and gives them back only when the whole text is done.
 PART_CHARS = 2**20
 # For the same reason so many texts are given to it at a time.
 PART_TEXTS = 256
-# No tokenizer in use has ordinary tokens longer than this; text beyond it cannot reach the limit.
-MAX_CHARS_PER_TOKEN = 32
+# A text that is cut is tokenised as far as its first tokens can need: at first so many characters
+# for each of them and some more, then `GROWTH` times as many, until the rest can change nothing.
+CHARS_PER_TOKEN = 8
+LOOKAHEAD_CHARS = 256
+GROWTH = 4
+# What follows a word of more characters than this is not waited for. Only a tokenizer that looks
+# at the whole word (Viterbi's, or digits in threes from the right) could tell.
+MAX_WORD_CHARS = 2**16
+# Nor is anything waited for beyond so many characters: a text of which they hold fewer tokens than
+# the limit (blanks without end, where blanks are folded) ends there.
+MAX_CUT_CHARS = 2**20
+SHOWN_CHARS = 60
 
 Ids = NDArray[np.int64]
 
@@ -66,10 +79,20 @@ def is_unicode(text: str) -> bool:
 
 
 class TextTokenizer:
-    """A truncating tokenizer. `special_ids` are never a text's own tokens."""
+    """A truncating tokenizer. `special_ids` are never a text's own tokens.
+
+    `num_embeddings` is how many ids the model has vectors of. A tokenizer may know more tokens, of
+    which some were added to it alone: a text that holds one is refused.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, special_ids: Sequence[int], pad_id: int, max_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        *,
+        special_ids: Sequence[int],
+        pad_id: int,
+        max_tokens: int,
+        num_embeddings: int | None = None,
     ) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours alone: settings are state
         self._tokenizer.no_padding()
@@ -80,8 +103,11 @@ class TextTokenizer:
             _forget_texts(ours)
         self._special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
         self._pad_id = pad_id
-        self._max_chars = max_tokens * MAX_CHARS_PER_TOKEN
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        vocab: dict[str, int] = self._tokenizer.get_vocab()
+        # Ids may have gaps: the largest may be beyond the number of tokens.
+        self.num_ids = 1 + max(vocab.values())
+        self._num_embeddings = num_embeddings or self.num_ids
+        self.vocab_size = min(len(vocab), self._num_embeddings)
         self.max_tokens = max_tokens
         # What a text begins and ends with, such as the begin token.
         whole = self._whole.encode("a").ids
@@ -89,6 +115,24 @@ class TextTokenizer:
         first = next(k for k in range(len(whole)) if whole[k : k + len(inner)] == inner)
         self.prefix_ids: tuple[int, ...] = tuple(whole[:first])
         self.suffix_ids: tuple[int, ...] = tuple(whole[first + len(inner) :])
+        self._lookahead = max(LOOKAHEAD_CHARS, 2 * max(map(len, vocab)))
+        around = [*self.prefix_ids, *self.suffix_ids, pad_id]
+        self.check_ids(np.array(around), where="what stands around every text")
+
+    def check_ids(self, ids: NDArray[Any], *, where: str) -> None:
+        """Raise `BadInput` for a token that the model has no vector of; `where` says what has it."""
+        if self.num_ids > self._num_embeddings and len(ids):
+            self.check_largest(int(ids.max()), where=where)
+
+    def check_largest(self, number: int, *, where: str) -> None:
+        """`check_ids` of the largest one."""
+        if number >= self._num_embeddings:
+            token = self._tokenizer.id_to_token(number)
+            raise BadInput(
+                f"{where}: holds the token {token!r} (id {number}), and the model has vectors of "
+                f"{self._num_embeddings} tokens (ids below that) alone; take the token out of the "
+                "tokenizer, or enlarge the model's embedding (resize_token_embeddings)"
+            )
 
     @property
     def digest(self) -> str:
@@ -139,15 +183,19 @@ class TextTokenizer:
             for (number, start, _), encoding in zip(some, encodings, strict=True):
                 piece_T3 = np.empty((len(encoding), 3), dtype=np.int64)
                 piece_T3[:, 0] = encoding.ids
+                self.check_ids(piece_T3[:, 0], where=_shown(texts[number][start:]))
                 piece_T3[:, 1:] = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + start
                 pieces[number].append(piece_T3)
         return [Places(*np.concatenate(one).T) for one in pieces]
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text, special tokens included, cut at the limit."""
-        # Cut before tokenising: a text of 50 MB would else be tokenised whole and thrown away.
-        cut = [text[: self._max_chars] for text in texts]
-        return [np.asarray(e.ids, dtype=np.int64) for e in self._encodings(cut)]
+        """Token ids of each text, special tokens included, cut at the limit: those of the whole
+        text and no others, though a long text is tokenised only as far as it must be."""
+        found = []
+        for text, encoding in zip(texts, self._encodings(texts), strict=True):
+            found.append(np.asarray(encoding.ids, dtype=np.int64))
+            self.check_ids(found[-1], where=_shown(text))
+        return found
 
     def encode_after(
         self, prefix: str, texts: Sequence[str]
@@ -157,10 +205,11 @@ class TextTokenizer:
         The prefix, an instruction, is never pooled. A token that holds its end and the beginning of
         the text belongs to the text.
         """
-        cut = [prefix + text[: self._max_chars] for text in texts]
         found = []
-        for encoding in self._encodings(cut):
+        whole = [prefix + text for text in texts]
+        for text, encoding in zip(whole, self._encodings(whole), strict=True):
             ids_T = np.asarray(encoding.ids, dtype=np.int64)
+            self.check_ids(ids_T, where=_shown(text))
             ends_T = np.array([end for _, end in encoding.offsets], dtype=np.int64)
             found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
         return found
@@ -177,7 +226,42 @@ class TextTokenizer:
 
     def _encodings(self, texts: Sequence[str]) -> Iterator[Encoding]:
         for start in range(0, len(texts), PART_TEXTS):
-            yield from self._tokenizer.encode_batch(texts[start : start + PART_TEXTS])
+            yield from self._cut(texts[start : start + PART_TEXTS])
+
+    def _cut(self, texts: Sequence[str]) -> list[Encoding]:
+        """The first tokens of each text, which no character behind what was tokenised can change:
+        a text of 50 MB would else be tokenised whole and thrown away."""
+        size = self.max_tokens * CHARS_PER_TOKEN + 2 * self._lookahead
+        limit = max(MAX_CUT_CHARS, GROWTH * size)
+        found: list[Encoding] = self._tokenizer.encode_batch([text[:size] for text in texts])
+        open_ones = [n for n, text in enumerate(texts) if len(text) > size]
+        while size < limit and (
+            open_ones := [
+                n for n in open_ones if not self._is_settled(found[n], texts[n], size=size)
+            ]
+        ):
+            size = min(GROWTH * size, limit)
+            for group in _groups([(n, 0, min(size, len(texts[n]))) for n in open_ones]):
+                again = self._tokenizer.encode_batch([texts[n][:end] for n, _, end in group])
+                for (n, _, _), encoding in zip(group, again, strict=True):
+                    found[n] = encoding
+        return found
+
+    def _is_settled(self, encoding: Encoding, text: str, *, size: int) -> bool:
+        """Whether the tokens of the first `size` characters are those that the whole text has.
+
+        They are where the last one begins in a word that has ended, and the characters behind that
+        word are so many that no token reaches beyond them. Blanks at the end do not count: what
+        follows may take them all for itself.
+        """
+        if len(text) <= size:
+            return True
+        last = self.max_tokens - len(self.suffix_ids) - 1
+        if len(encoding) < self.max_tokens or last < 0:
+            return False
+        begin = encoding.offsets[last][0]
+        words = text[:size].rstrip()[: -self._lookahead].rsplit(None, 1)
+        return size - begin >= MAX_WORD_CHARS or (len(words) == 2 and begin < len(words[0]))
 
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
         """Which of these ids are a text's own tokens."""
@@ -226,6 +310,11 @@ def _groups(parts: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, i
             group, num_chars = [], 0
     if group:
         yield group
+
+
+def _shown(text: str) -> str:
+    """A text as an error names it."""
+    return f"the text {text[:SHOWN_CHARS]!r}"
 
 
 def _forget_texts(tokenizer: Tokenizer) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from toolkit.console import Progress
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
+from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.pair_stream import PairStream
@@ -31,7 +32,11 @@ def is_packed(recipe: TrainingRecipe) -> bool:
 
 def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
     """The base model's tokenizer, cutting at the recipe's length."""
-    return text_tokenizer(recipe.model.base, max_tokens=recipe.data.max_tokens)
+    return text_tokenizer(
+        recipe.model.base,
+        max_tokens=recipe.data.max_tokens,
+        num_embeddings=num_embeddings(load_config(recipe.model.base)),
+    )
 
 
 def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:

@@ -29,6 +29,7 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
                 f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
                 'use one that stands for itself, such as "_"'
             )
+        tokenizer.check_largest(mask_id, where=f"mntp.mask_token={recipe.mntp.mask_token!r}")
         return MntpObjective(
             settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id, packed=is_packed(recipe)
         )

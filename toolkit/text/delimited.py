@@ -1,0 +1,19 @@
+"""How the fields of .csv and .tsv files are parted and quoted. Knows the csv module, no columns."""
+
+import csv
+from pathlib import Path
+
+UTF_8 = "utf-8-sig"  # with or without the mark that spreadsheets put before it
+TABLES = (".csv", ".tsv")
+csv.field_size_limit(2**31 - 1)  # a text may be longer than csv's 131,072 characters
+
+
+class Tabs(csv.excel_tab):
+    """Fields parted by tabs, in which a quote is a character like any other."""
+
+    quoting = csv.QUOTE_NONE
+
+
+def dialect_of(path: Path) -> type[csv.Dialect]:
+    """How the fields of a .tsv and of a .csv are parted and quoted."""
+    return Tabs if path.suffix == ".tsv" else csv.excel
