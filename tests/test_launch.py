@@ -21,7 +21,7 @@ from toolkit.cluster import submit
 from toolkit.files import BadInput
 
 DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate", "verify", "status"]
-DOORS += ["prefetch", "report"]
+DOORS += ["ready", "prefetch", "report"]
 
 # What sbatch gets for each stage; {dependency}, {array} and the shape differ.
 SCRIPT = """\
@@ -107,7 +107,7 @@ def test_every_door_has_a_help(name: str) -> None:
     assert text.startswith(f"usage: python -m toolkit.{name}")
 
 
-@pytest.mark.parametrize("name", [*("launch", "search", "plan", "status", "verify"), *DOORS[-2:]])
+@pytest.mark.parametrize("name", [*("launch", "search", "plan", "status", "verify"), *DOORS[-3:]])
 def test_a_login_node_does_not_wait_for_torch(name: str) -> None:
     run([sys.executable, "-c", f"import toolkit.{name}, sys; assert 'torch' not in sys.modules"])
 

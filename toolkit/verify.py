@@ -81,12 +81,12 @@ def things_at(path: Path) -> Iterator[Thing]:
 
 def _things_of_run(run_dir: Path) -> Iterator[Thing]:
     from toolkit.config import ENCODER_DIR
-    from toolkit.training import checkpoint
     from toolkit.training.encoder import run_recipe
+    from toolkit.training.steps import CHECKPOINT_DIR, PREFIX
 
     run_recipe(run_dir)
     # Those without a marker too: none is there unless somebody has removed the marker.
-    saved = sorted((run_dir / checkpoint.CHECKPOINT_DIR).glob(f"{checkpoint.PREFIX}*"))
+    saved = sorted((run_dir / CHECKPOINT_DIR).glob(f"{PREFIX}*"))
     if not saved:
         raise BadInput(f"{run_dir}: has no checkpoint yet; there is nothing to check")
     yield from (Thing(folder, _checkpoint) for folder in saved)

@@ -30,6 +30,7 @@ from toolkit.schema import TrainingRecipe
 from toolkit.text.manifest import content_digest
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
+from toolkit.training.steps import CHECKPOINT_DIR, PREFIX, newest_step
 
 WEIGHTS = "weights"
 KINDS = (WEIGHTS, *zero.MOMENTS)
@@ -107,7 +108,7 @@ class Saver:
         of the last save it is raised as `RunFailed` on all ranks.
         """
         self.settle(wait=True)
-        folder = self._run_dir / checkpoint.CHECKPOINT_DIR / f".{checkpoint.PREFIX}{step:08d}.tmp"
+        folder = self._run_dir / CHECKPOINT_DIR / f".{PREFIX}{step:08d}.tmp"
         writer = _Writer(folder, share=self._share)
         if self._leads:
             writer.make_folders()
@@ -156,7 +157,7 @@ class Saver:
         """Remove what failed, or what the new checkpoint makes superfluous."""
         if error:
             shutil.rmtree(pending.folder, ignore_errors=True)
-            newest = checkpoint.newest_step(self._run_dir)
+            newest = newest_step(self._run_dir)
             warn(f"step {pending.step} could not be saved ({error}); the newest is step {newest}")
             return
         try:
@@ -190,7 +191,7 @@ class Saver:
             **pending.facts,
         }
         write_json(folder / checkpoint.STATE_FILE, {**state, "digest": content_digest(state)})
-        publish(folder, folder.with_name(f"{checkpoint.PREFIX}{pending.step:08d}"))
+        publish(folder, folder.with_name(f"{PREFIX}{pending.step:08d}"))
 
 
 @dataclasses.dataclass(frozen=True)
