@@ -4,12 +4,19 @@ Knows the files that a model consists of. Refuses to fetch anything.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.config import ADAPTER_CONFIG
 from toolkit.files import read_json
 
 INDEX = "model.safetensors.index.json"
+
+
+def is_offline(environ: Mapping[str, str], *, default: str = "0") -> bool:
+    """Whether a process with this environment will fetch nothing from the hub; `default` is what
+    it will have where nothing is said."""
+    return environ.get("HF_HUB_OFFLINE", default).upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached_file(model: str, name: str) -> Path | None:

@@ -22,14 +22,13 @@ from toolkit.config import recipe_names, to_yaml
 from toolkit.door import guarded
 from toolkit.files import BadInput, write_atomic
 from toolkit.follow import follow
+from toolkit.hub import is_offline
 from toolkit.jobs import CHECK, CheckJob, StageJob
 from toolkit.planning import gpu_of
-from toolkit.schema import PipelineRecipe, TrainingRecipe
+from toolkit.schema import PipelineRecipe, TrainingRecipe, output_of
 from toolkit.stages import (
     PlannedJob,
     check,
-    is_offline,
-    output_of,
     plan,
     resolve,
     warn_if_too_large,
@@ -137,7 +136,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             print(f"# {name}\n{to_yaml(recipe)}")
         return
     jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
-    must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ)
+    must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ, default="1")
     check(jobs, models_must_be_here=must_be_here and not arguments.allow_missing_models)
     if arguments.gpu:
         warn_if_too_large(jobs, gpu=gpu_of(arguments.gpu))

@@ -16,8 +16,9 @@ from toolkit.completion import answer_shell
 from toolkit.config import recipe_names
 from toolkit.door import guarded
 from toolkit.files import BadInput
+from toolkit.hub import is_offline
 from toolkit.schema import TrainingRecipe
-from toolkit.stages import check_stage, is_offline, resolve
+from toolkit.stages import check_stage, resolve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
             stages,
             name=name,
             workers=ranks if isinstance(recipe, TrainingRecipe) else ranks * tasks,
-            models_must_be_here=is_offline(environ, default="0"),
+            models_must_be_here=is_offline(environ),
         )
     print(f"ready: {', '.join(stages)}")
 

@@ -31,6 +31,7 @@ from toolkit.schema import (
     StageRecipe,
     SupervisedRecipe,
     TrainingRecipe,
+    output_of,
 )
 from toolkit.training.steps import check_steps
 
@@ -68,11 +69,6 @@ def resolve(name: str, *, overrides: Sequence[str]) -> tuple[Recipe, Path, dict[
     recipe = load_recipe(name, overrides=overrides)
     assert not isinstance(recipe, PipelineRecipe)
     return recipe, output_of(recipe), {recipe.kind: recipe}
-
-
-def output_of(recipe: StageRecipe) -> Path:
-    """The directory that a stage writes."""
-    return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
 
 
 def plan(
@@ -161,12 +157,6 @@ def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
     if gpus < 0:
         raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
     return gpus
-
-
-def is_offline(environ: Mapping[str, str], *, default: str = "1") -> bool:
-    """Whether processes with this environment will fetch nothing from the hub; slurm/env.sh has it
-    so by `default`."""
-    return environ.get("HF_HUB_OFFLINE", default).upper() in ("1", "ON", "YES", "TRUE")
 
 
 def check(jobs: Sequence[PlannedJob], *, models_must_be_here: bool) -> None:
