@@ -258,15 +258,23 @@ def test_reasons_stand_below_a_table_that_they_would_break(width: int) -> None:
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
     status.show(stages, console=console)
     assert isinstance(console.file, io.StringIO)
-    lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
+    narrow = console.file.getvalue()
+    lines = [line for line in narrow.splitlines() if line.strip()]
     assert max(map(len, lines)) <= width
     assert [line.split()[0] for line in lines[3:5]] == ["mntp", "simcse"], lines  # a line each
     assert "RUNNING" in lines[3] and "2/60 steps" in lines[3] and "PENDING" in lines[4]
     below = " ".join(" ".join(lines[5:]).split())
-    assert below == "simcse: PENDING: waits for the job before it"
+    reason, _, missed = below.partition(" not shown: ")
+    assert reason == "simcse: PENDING: waits for the job before it"
+    # A column is in the table or in the line that says which are not.
+    hidden = missed.partition(" (a wider terminal")[0].split(", ")
+    heads = {"jobs", "tokens/s", "loss", "left", "restarts", "last sign"}
+    assert set(hidden) | {head for head in heads if head in lines[1]} == heads, below
+    assert hidden != [""] and not [head for head in hidden if head in lines[1]]
     console.width = 200
     status.show(stages, console=console)
-    wide = console.file.getvalue().splitlines()
+    wide = console.file.getvalue().removeprefix(narrow).splitlines()
+    assert not any("not shown" in line for line in wide)
     assert any("PENDING (waits for the job before it)" in line for line in wide)
 
 

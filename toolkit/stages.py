@@ -91,9 +91,7 @@ def plan(
     if arguments.chain < 1:
         raise BadInput(f"--chain {arguments.chain}: at least 1")
     ranks = max(1, gpus)
-    # The folder of the logs stands in the script: a line break would end its #SBATCH line.
-    if not str(run_dir.absolute()).isprintable():
-        raise BadInput(f"run_dir {str(run_dir)!r}: a path without line breaks, please")
+    submit.check_folder(run_dir.absolute(), what="run_dir")
     title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run_dir.absolute().name).strip(".+-") or "run"
     whole = submit.Resources(
         name=title,
