@@ -10,7 +10,7 @@ import pytest
 
 from toolkit import door, ready
 from toolkit.cluster.topology import ranks_of_job
-from toolkit.files import BadInput, RunFailed
+from toolkit.files import BadInput, RunFailed, write_json
 
 
 @pytest.fixture
@@ -55,6 +55,22 @@ def test_what_would_be_refused_is_one_line(
     assert ready.main([*arguments, *more]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and message in said and said.count("\n") == 1, said
+
+
+def test_half_a_model_is_no_model(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A download that was cut short, which the job would find when it loads."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weights = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    write_json(folder / "config.json", {})
+    write_json(folder / "model.safetensors.index.json", weights)
+    (folder / "1.safetensors").touch()
+    assert ready.main([*arguments, f"model.base={folder}"]) == 2
+    assert f"{folder} is not whole here (no 2.safetensors)" in capsys.readouterr().err
+    (folder / "2.safetensors").touch()
+    assert ready.main([*arguments, f"model.base={folder}"]) == 0
 
 
 def test_every_stage_of_a_pipeline_is_looked_at(

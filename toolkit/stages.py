@@ -195,6 +195,8 @@ def check_stage(
         if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
             model = resolve_model(model)
         if told := not_here(model):
+            if os.path.isdir(model):
+                raise BadInput(f"{name}: {told}; copy or download it again")
             if models_must_be_here:
                 raise BadInput(f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}")
             warn(f"{name}: {told}")

@@ -150,8 +150,9 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         found.jobs = () if job == LOCAL else (job,)
     if starting:
         found.last_sign_s = _unheard_s(starting, now=now)
-        found.total = found.total or int(starting["steps"])
-    _ask(found, finished=finished and not starting)
+        found.total = max(found.total, int(starting["steps"]))
+        finished = finished and found.done >= found.total  # or it is to do more
+    _ask(found, finished=finished)
     if is_running(found.state):
         found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
         if starting and not found.reason:
