@@ -22,4 +22,6 @@ cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
 # shellcheck source=slurm/env.sh
 source "${TOOLKIT_ENV_SH:-slurm/env.sh}"
 
+# What can be refused is refused here, before a rank starts.
+python -m toolkit.ready "${RECIPE:-embed_corpus}" "$@"
 exec srun --kill-on-bad-exit=1 python -m toolkit.encode "${RECIPE:-embed_corpus}" "$@"

@@ -21,5 +21,7 @@ cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
 # shellcheck source=slurm/env.sh
 source "${TOOLKIT_ENV_SH:-slurm/env.sh}"
 
+# What can be refused is refused here, by one process, before ranks start.
+python -m toolkit.ready "${RECIPE:-simcse_mistral_7b}" "$@"
 # exec, and no launcher in between: signals reach Python. One dead rank ends all of them.
 exec srun --kill-on-bad-exit=1 python -m toolkit.train "${RECIPE:-simcse_mistral_7b}" "$@"

@@ -16,7 +16,7 @@ from tests.conftest import QUICKSTART
 from toolkit.config import load_recipe
 from toolkit.door import guarded
 
-DOORS = ("train", "encode", "evaluate", "export", "search", "launch", "plan")
+DOORS = ("train", "encode", "evaluate", "export", "search", "launch", "plan", "ready")
 Harm = Callable[[Path], None]
 Refused = Callable[..., str]
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from toolkit.files import BadInput
 from toolkit.schema import PipelineRecipe
 
 DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate", "verify", "status"]
-DOORS += ["prefetch", "report"]
+DOORS += ["ready", "prefetch", "report"]
 
 # What sbatch gets for each stage; {dependency}, {array} and the shape differ.
 SCRIPT = """\
@@ -109,7 +110,7 @@ def test_every_door_has_a_help(name: str) -> None:
     assert text.startswith(f"usage: python -m toolkit.{name}")
 
 
-@pytest.mark.parametrize("name", [*("launch", "search", "plan", "status", "verify"), *DOORS[-2:]])
+@pytest.mark.parametrize("name", [*("launch", "search", "plan", "status", "verify"), *DOORS[-3:]])
 def test_a_login_node_does_not_wait_for_torch(name: str) -> None:
     run([sys.executable, "-c", f"import toolkit.{name}, sys; assert 'torch' not in sys.modules"])
 
@@ -173,7 +174,8 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
         (["train.steps"], "override 'train.steps': write key.path=value"),
         (["deepspeed.config=zero9"], "'zero9' is neither a file nor one of zero0, zero1"),
         (["--recipe", "supervised_mistral_7b"], "pairs/e5: no whole shard directory; make it with"),
-        (['run_dir="a\\n#SBATCH --uid=0/b"'], "a path without line breaks"),
+        (['run_dir="a\\n#SBATCH --uid=0/b"'], "a path without % and \\ and line breaks"),
+        (["run_dir=runs/%j"], "runs/%j': a path without % and \\ and line breaks"),
     ],
 )
 def test_refused_in_one_line(arguments: list[str], message: str, folder: Path) -> None:
@@ -316,6 +318,65 @@ def test_a_file_of_a_task_that_is_not_there_is_named_now(folder: Path, tmp_path:
     arguments = ["--recipe", str(tmp_path / "r.yaml"), "--cluster", "slurm"]
     message = refusal(*arguments, "--gpus-per-node", "1", folder=folder)
     assert "evaluate: absent.csv: no such file" in message
+
+
+def hub_cache(folder: Path, model: str, *names: str) -> None:
+    """A hub cache with these files of a model, an index of two files of weights among them."""
+    place = folder / "hub" / f"models--{model.replace('/', '--')}"
+    snapshot = place / "snapshots" / "abc"
+    snapshot.mkdir(parents=True, exist_ok=True)
+    (place / "refs").mkdir(exist_ok=True)
+    (place / "refs" / "main").write_text("abc")
+    weights = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    for name in names:
+        told = weights if name.endswith("index.json") else {"base_model_name_or_path": "us/base"}
+        (snapshot / name).write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        ([], "us/model is not in this machine's hub cache"),
+        (
+            ["config.json"],
+            r"us/model is not whole here \(no \*\.safetensors\)",
+        ),  # as of toolkit.plan
+        (
+            ["config.json", "model.safetensors.index.json", "1.safetensors"],
+            r"\(no 2\.safetensors\)",
+        ),
+        (["adapter_config.json"], r"\(no adapter_model\.safetensors\)"),
+        (["adapter_config.json", "adapter_model.safetensors"], "us/base is not in this machine's"),
+        (["config.json", "model.safetensors"], ""),
+    ],
+)
+def test_a_model_that_offline_jobs_could_not_fetch_is_refused(
+    there: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub_cache(tmp_path, "us/model", *there)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    recipe = ["--recipe", "tiny_mntp", "--cluster", "slurm", "--gpus-per-node", "1"]
+    given = [*recipe, *paths(folder)[:2], "model.base=us/model"]
+    queued = mock.Mock(side_effect=BadInput("it would be queued"))
+    for environ, options, refuses in (
+        ({"HF_HUB_OFFLINE": "1"}, [], True),
+        ({}, [], True),  # as slurm/env.sh has it
+        ({"HF_HUB_OFFLINE": "0"}, [], False),
+        ({}, ["--allow-missing-models"], False),
+    ):
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        with mock.patch.multiple(submit, submit_slurm=queued, has_slurm=lambda: True):
+            assert launch.main([*given, *options]) == 2
+        said = capsys.readouterr().err
+        assert ("it would be queued" in said) is not (refuses and bool(message)), said
+        assert re.search(f"(warning|error): mntp: .*{message}", said) or not message, said
 
 
 def test_the_site_settings_of_a_job(folder: Path, tmp_path: Path) -> None:

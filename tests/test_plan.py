@@ -6,13 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import run, torchrun
 from tests.model.test_attention import FAMILIES, model_of
+from tests.test_launch import hub_cache
+from toolkit import plan
 from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora
-from toolkit.planning import GPUS, Cluster, need, read_shape, recommend
+from toolkit.planning import GPUS, Cluster, Need, need, read_shape, recommend
 from toolkit.schema import Lora, TrainingRecipe
 
 Door = Callable[..., str]
@@ -89,29 +93,90 @@ def test_mistral_7b_is_planned_as_people_run_it() -> None:
     assert recommend(shape, full, cluster=cluster(1, 1, "a10g")) is None
     # 4 nodes do four times the work.
     times = [need(shape, recipe, layout_name="zero2", cluster=cluster(n, 8)).hours for n in (1, 4)]
-    assert times[0] == pytest.approx(4 * times[1])
+    assert times[0] == pytest.approx(4 * times[1], rel=0.02)
 
 
-@pytest.mark.parametrize(("gbit", "tokens"), [(8 * 400, 1.3e3), (4 * 200, 4.5e3), (200, 18e3)])
-def test_tokens_that_hide_the_gathers(gbit: float, tokens: float) -> None:
-    """Achieved FLOP/s over all-gather bytes/s: of an H100 at 45 % of its peak."""
+def needs(layout: str, *, nodes: int = 4, gbit: float = 400, **train: object) -> Need:
     recipe = load_recipe("mntp_mistral_7b")
     assert isinstance(recipe, TrainingRecipe)
-    found = need(read_shape(MISTRAL), recipe, layout_name="zero3", cluster=cluster(4, 8, gbit=gbit))
-    assert found.tokens_to_hide_gathers == pytest.approx(tokens, rel=0.05)
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    return need(
+        read_shape(MISTRAL), recipe, layout_name=layout, cluster=cluster(nodes, 8, gbit=gbit)
+    )
+
+
+@pytest.mark.parametrize(("gbit", "hours"), [(10, 6.28), (400, 0.157)])
+def test_hours_hold_the_gathers_of_all_weights(gbit: float, hours: float) -> None:
+    """By hand: 7.24 G weights and 42 M of adapters, 2 bytes each, forward and backward, 31/32 of
+    it from elsewhere, a thousand times; the computing, 1 min, hides behind it."""
+    lora = 32 * 16 * (2 * 2 * 4096 + 2 * (4096 + 1024) + 3 * (4096 + 14336))
+    moved = 2 * 31 / 32 * (2 * (7_241_732_096 + lora) + lora)
+    found = needs("zero3", gbit=gbit)
+    assert found.hours == pytest.approx(1000 * moved / (gbit * 1e9 / 8) / 3600)
+    assert found.hours == pytest.approx(hours, rel=0.01)
+    assert found.compute_s < found.hidden_s
+
+
+def test_each_layout_moves_what_it_must() -> None:
+    """ZeRO-2 with adapters sends no frozen weight; hpZ gathers backward within the node."""
+    slow, fast = needs("zero3", gbit=10), needs("zero2", gbit=10)
+    assert fast.hours < slow.hours / 100
+    assert fast.exposed_s > 0 == slow.exposed_s
+    assert needs("zero3_hpz", gbit=10).hours == pytest.approx(slow.hours / 2, rel=0.01)
+    assert needs("zero3", nodes=1, gbit=10) == needs("zero3", nodes=1, gbit=400)  # none is crossed
+    # Rows of a rank in four micro-batches: four times the gathers.
+    several = needs("zero3", gbit=10, global_batch_rows=128, micro_batch_rows=1)
+    assert several.hidden_s == pytest.approx(4 * slow.hidden_s)
+
+
+@given(
+    st.lists(st.floats(1, 10_000), min_size=2, max_size=2).map(sorted),
+    st.sampled_from(["zero0", "zero1", "zero2", "zero3", "zero3_hpz"]),
+    st.sampled_from([1, 2, 4]),
+)
+def test_a_faster_network_is_never_slower(gbits: list[float], layout: str, nodes: int) -> None:
+    slow, fast = (needs(layout, nodes=nodes, gbit=gbit) for gbit in gbits)
+    assert fast.hours <= slow.hours
+    assert slow.hours >= slow.steps * slow.compute_s / 3600
+
+
+@pytest.mark.parametrize("gbit", [10, 100, 400, 3200])
+@pytest.mark.parametrize("rows", [32, 512])
+def test_advice_that_is_followed_comes_true(
+    gbit: int, rows: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MISTRAL))
+    command = ["mntp_mistral_7b", f"model.base={tmp_path}", "--nodes", "4"]
+    command += ["--network-gbit", str(gbit), f"train.global_batch_rows={rows}"]
+    command += ["train.micro_batch_rows=1"]
+
+    def hours(*more: str) -> str:
+        assert plan.main([*command, *more]) == 0
+        printed.append(capsys.readouterr().out)
+        return re.findall(r"rows, (.+) at", printed[-1])[0]
+
+    printed: list[str] = []
+    before = hours()
+    (line,) = re.findall("the network holds it up; (.*)", printed[0])
+    advice = dict(part.split(": ") for part in line.split("; "))
+    assert ("deepspeed.config=zero2" in advice) or gbit == 3200
+    # 32 rows are one for each GPU already.
+    assert any("micro_batch_rows" in what for what in advice) == (rows > 32)
+    for what, promised in advice.items():
+        assert hours(what) == promised != before
 
 
 def test_the_door_prints_a_plan(door: Door, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MISTRAL))
-    (tmp_path / "model.safetensors").touch()
     base = f"model.base={tmp_path}"
     printed = door(
         "plan", "llm2vec_mistral_7b", base, "--nodes", "4", "mntp.deepspeed.config=zero3"
     )
     assert "7.24 B parameters; 4 x 8 h100" in printed
-    assert re.search(r"mntp: 1000 steps of 32 rows, 1 min at [\d,]+ tokens/s", printed)
+    assert re.search(r"mntp: 1000 steps of 32 rows, 1.4 min at [\d,]+ tokens/s", printed)
+    assert re.search(r"a step: [\d.]+ s; [\d.]+ s of computing, [\d.]+ s of network", printed)
     assert "deepspeed.config=zero3 fits 75 GiB; better: deepspeed.config=zero2" in printed
-    assert "the network holds it up" in printed or "gathers hide" in printed
+    assert "the network holds it up; deepspeed.config=zero2: 0.83 min" in printed
     printed = door("plan", "mntp_mistral_7b", base, "--gpu", "h1000", code=2)
     assert "--gpu h1000: not known; valid: a10g" in printed
     printed = door("plan", "mntp_mistral_7b", base, "--gpus-per-node", "7", code=2)
@@ -120,6 +185,19 @@ def test_the_door_prints_a_plan(door: Door, tmp_path: Path) -> None:
     assert "only training is planned" in printed
     printed = door("plan", "mntp_mistral_7b", "model.base=nobody/nothing", code=2)
     assert "not in this machine's hub cache" in printed
+
+
+def test_a_config_in_the_hubs_cache_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub_cache(tmp_path, "us/model", "config.json")
+    (config,) = (tmp_path / "hub").rglob("config.json")
+    config.write_text(json.dumps(MISTRAL))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert plan.main(["mntp_mistral_7b", "model.base=us/model"]) == 0
+    assert "us/model: 7.24 B parameters" in capsys.readouterr().out
+    assert plan.main(["mntp_mistral_7b", "model.base=us/other"]) == 2
+    assert "hf download us/other config.json" in capsys.readouterr().err
 
 
 def test_the_launcher_warns_of_what_will_not_fit(door: Door, shards: Path, tmp_path: Path) -> None:

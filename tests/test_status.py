@@ -19,8 +19,9 @@ from toolkit.cluster.launched import Launched, write_launched
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.queue import JobState
 from toolkit.encoding import plan, store
+from toolkit.files import BadInput, read_json, read_json_lines, write_json
 from toolkit.standing import Standing
-from toolkit.training import metrics, starts
+from toolkit.training import metrics, program, starts
 
 Told = Callable[..., list[dict[str, Any]]]
 
@@ -109,6 +110,93 @@ def test_what_has_been_quiet_for_long_has_stopped_and_its_log_says_why(
     assert one["total"] == one["done"] == 3  # by its own recipe: the encoder alone is missing
 
 
+def log(folder: Path, name: str, text: str) -> None:
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "logs" / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("state", "trouble"),
+    [
+        ("RUNNING", ""),
+        ("PENDING", "error: of this job  [13_0_log.out]"),  # requeued: why it went
+        ("FAILED", "error: of this job  [13_0_log.out]"),
+        ("RUNNING 3, FAILED 1", "error: of this job  [13_0_log.out]"),
+        ("COMPLETED 3, RUNNING 1", ""),
+    ],
+)
+def test_an_error_is_of_the_job_that_is_shown(
+    state: str, trouble: str, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log(tmp_path, "13_0_log.out", "error: of this job\n")
+    log(tmp_path, "9_0_log.out", "error: of an older job\n")
+    log(tmp_path, "131_0_log.out", "error: of another job\n")
+    logs = str(tmp_path / "logs")
+    write_launched(tmp_path, [Launched("mntp", "mntp", str(tmp_path / "m"), logs, 9, ("13",))])
+    monkeypatch.setattr(standing, "job_states", lambda jobs: [JobState(jobs[-1], state)])
+    (one,) = told(tmp_path)
+    assert (one["state"], one["trouble"]) == (state, trouble)
+    (tmp_path / "logs" / "13_0_log.out").unlink()
+    (one,) = told(tmp_path)
+    assert one["trouble"] == ""
+
+
+def test_a_later_start_by_sbatch_counts_and_not_the_jobs_of_the_launch_before(
+    pipeline: Path, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(pipeline / "simcse", run_dir)
+    stage = Launched("simcse", "simcse", str(run_dir), str(run_dir / "logs"), 9, ("7",))
+    write_launched(run_dir, [stage])
+    states = {"7": "FAILED", "8": "RUNNING"}
+    monkeypatch.setattr(
+        standing, "job_states", lambda jobs: [JobState(job, states[job]) for job in jobs]
+    )
+    log(run_dir, "7_0_log.out", "error: of the launch\n")
+    (one,) = told(run_dir)
+    assert (one["state"], one["jobs"]) == ("FAILED", ["7"])
+    (start,) = read_json_lines(run_dir / "starts.jsonl")
+    later = {**start, "job": "8", "time": "2999-01-01T00:00:00+00:00"}
+    (run_dir / "starts.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(later)}\n")
+    (one,) = told(run_dir)
+    assert (one["state"], one["jobs"], one["trouble"]) == ("RUNNING", ["8"], "")
+
+
+def test_a_run_that_loads_its_model_is_a_run(
+    shards: Path, tiny_model: Path, told: Told, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past its preflight, before there is a config.yaml; killed there it has stopped, and what is
+    refused there leaves nothing behind."""
+    given = [f"data.train={shards}", f"model.base={tiny_model}", "train.steps=1"]
+    given = ["tiny_mntp", *given, "train.horizon_steps=9", f"run_dir={tmp_path / 'run'}"]
+    seen: list[dict[str, Any]] = []
+    build = program.build_trainer
+
+    def look(*arguments: Any, **named: Any) -> Any:
+        assert not (tmp_path / "run" / "config.yaml").exists()
+        seen.extend(told(tmp_path / "run"))
+        shutil.copytree(tmp_path / "run", tmp_path / "killed")
+        return build(*arguments, **named)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise BadInput("no such luck")
+
+    monkeypatch.setattr(program, "build_trainer", refuse)
+    assert train.main(given) == 2
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(program, "build_trainer", look)
+    assert train.main(given) == 0
+    (one,) = seen
+    assert (one["state"], one["reason"], one["kind"]) == ("running", "loads its model", "mntp")
+    assert (one["done"], one["total"], one["jobs"]) == (0, 1, [])
+    (after,) = told(tmp_path / "run")
+    assert (after["state"], after["reason"]) == ("done", "")
+    mark = tmp_path / "killed" / "starting.json"
+    write_json(mark, {**read_json(mark), "pid": 2**22 + 1})  # as no process has
+    (one,) = told(tmp_path / "killed")
+    assert (one["run"], one["state"]) == (str(tmp_path / "killed"), "stopped")
+
+
 def test_an_encoding_counts_units(pipeline: Path, told: Told, shards: Path, tmp_path: Path) -> None:
     model = f"encoder.model={pipeline / 'mntp' / 'encoder'}"
     embed(tmp_path / "enc", model, f"corpus.input={shards}")
@@ -170,15 +258,23 @@ def test_reasons_stand_below_a_table_that_they_would_break(width: int) -> None:
     console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
     status.show(stages, console=console)
     assert isinstance(console.file, io.StringIO)
-    lines = [line for line in console.file.getvalue().splitlines() if line.strip()]
+    narrow = console.file.getvalue()
+    lines = [line for line in narrow.splitlines() if line.strip()]
     assert max(map(len, lines)) <= width
     assert [line.split()[0] for line in lines[3:5]] == ["mntp", "simcse"], lines  # a line each
     assert "RUNNING" in lines[3] and "2/60 steps" in lines[3] and "PENDING" in lines[4]
     below = " ".join(" ".join(lines[5:]).split())
-    assert below == "simcse: PENDING: waits for the job before it"
+    reason, _, missed = below.partition(" not shown: ")
+    assert reason == "simcse: PENDING: waits for the job before it"
+    # A column is in the table or in the line that says which are not.
+    hidden = missed.partition(" (a wider terminal")[0].split(", ")
+    heads = {"jobs", "tokens/s", "loss", "left", "restarts", "last sign"}
+    assert set(hidden) | {head for head in heads if head in lines[1]} == heads, below
+    assert hidden != [""] and not [head for head in hidden if head in lines[1]]
     console.width = 200
     status.show(stages, console=console)
-    wide = console.file.getvalue().splitlines()
+    wide = console.file.getvalue().removeprefix(narrow).splitlines()
+    assert not any("not shown" in line for line in wide)
     assert any("PENDING (waits for the job before it)" in line for line in wide)
 
 

@@ -17,6 +17,8 @@ from tests.conftest import ROOT
 from tests.encoding.conftest import embed
 from tests.text.test_pairs import made as made_pairs
 from toolkit import train, verify
+from toolkit.cluster.launched import Launched, write_launched
+from toolkit.config import load_recipe, to_yaml
 from toolkit.text.pairs import open_pairs
 from toolkit.text.shards import open_shards
 
@@ -258,3 +260,42 @@ def test_the_help_text_does_not_wait_for_torch(capsys: pytest.CaptureFixture[str
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_a_pipeline_is_the_sum_of_its_stages(
+    things: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it was moved to, and when a stage has not begun; a damaged one hides no other."""
+    run_dir = tmp_path / "pipeline"
+    shutil.copytree(things / "run", run_dir / "mntp")
+    shutil.copytree(things / "encoding", run_dir / "embeddings")
+    pipeline = load_recipe("tiny_pipeline", overrides=["run_dir=runs/elsewhere"])
+    (run_dir / "config.yaml").write_text(to_yaml(pipeline))
+    launched = [Launched("mntp", "mntp", "/nowhere/mntp", "/nowhere/logs/mntp", 3)]
+    write_launched(run_dir, launched)
+    assert verify.main([str(run_dir)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert str(run_dir / "mntp" / "encoder") in lines[-3] and "embeddings: whole" in lines[-2]
+    summed = f"{run_dir}: pipeline, "
+    assert lines[-1] == f"{summed}2 of 3 stages whole, simcse has not begun"
+    state = run_dir / "mntp" / "checkpoints" / "step-00000003" / "state.json"
+    with changed(state, place=5, to=0):
+        assert verify.main([str(run_dir)]) == 2
+    captured = capsys.readouterr()
+    assert f"{state}: is not valid JSON" in captured.err and captured.err.count("\n") == 1
+    said = "1 of 3 stages whole, mntp is not, simcse has not begun"
+    assert captured.out.splitlines()[-1] == summed + said
+    for stage in ("mntp", "embeddings"):
+        shutil.rmtree(run_dir / stage)
+    assert verify.main([str(run_dir)]) == 2
+    assert capsys.readouterr().err == f"error: {run_dir}: none of its stages has begun\n"
+
+
+def test_scores_are_read(tmp_path: Path, refused: Refused) -> None:
+    part = tmp_path / "parts" / "one" / "STS.json"
+    part.parent.mkdir(parents=True)
+    part.write_text('{"scores": {}}')
+    (tmp_path / "scores.json").write_text("{}")
+    assert verify.main([str(tmp_path)]) == 0
+    part.write_text('{"scores": {')
+    assert f"{part}: is not valid JSON" in refused(tmp_path)

@@ -6,7 +6,10 @@ failure while running.
 
 import argparse
 import errno
+import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from toolkit.completion import answer_shell
@@ -16,6 +19,7 @@ from toolkit.schema import Recipe
 
 FAILED = 1
 BAD_INPUT = 2
+LINGER_S = 10.0  # within it all ranks of a step should have started
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
@@ -24,12 +28,8 @@ def guarded(action: Callable[[], None]) -> int:
     """Run a door's action; what a person can mend becomes one line on stderr and exit code 2."""
     try:
         action()
-    except BadInput as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return BAD_INPUT
-    except RunFailed as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return FAILED
+    except (BadInput, RunFailed) as error:
+        return end_with(error)
     except BrokenPipeError:  # `... | head` closed our output; nothing is wrong
         sys.stderr.close()
     except OSError as error:
@@ -38,6 +38,23 @@ def guarded(action: Callable[[], None]) -> int:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         return FAILED if error.errno in _FULL else BAD_INPUT
     return 0
+
+
+def end_with(error: BadInput | RunFailed) -> int:
+    """Say what is wrong, unless another rank does; returns the exit code.
+
+    When the first task of a step ends, srun sends TERM to the others, and reports the highest code
+    of all: a rank that TERM ends before it has come to the same conclusion makes 143 of a 2. So a
+    rank is deaf to it from here on, and where the ranks have not met, gives the others time to
+    start.
+    """
+    if not error.quiet:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if isinstance(error, BadInput) and not error.agreed:
+            time.sleep(LINGER_S)
+    return BAD_INPUT if isinstance(error, BadInput) else FAILED
 
 
 def recipe_door(

@@ -21,11 +21,13 @@ from toolkit.door import recipe_door
 from toolkit.evaluation import parts
 from toolkit.evaluation.parts import Part
 from toolkit.evaluation.tables import table
-from toolkit.evaluation.tasks import Named, read_tasks
+from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
 from toolkit.files import BadInput, write_atomic
+from toolkit.hub import is_offline
 from toolkit.reproduction import Scored, read_reference
 from toolkit.schema import EncoderSettings, EvaluateRecipe, Recipe
 from toolkit.standing import SCORES_FILE
+from toolkit.task_schema import Mteb
 
 if TYPE_CHECKING:
     from toolkit.encoding.encoder import Encoder
@@ -56,6 +58,8 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         first = index * len(every) // count
         scores = parts.Scores(output_dir)
         missing = [part for part in every if scores.of(part) is None]
+        if recipe.mteb != Mteb() and is_offline(environ):
+            check_mteb_data(tasks, wanted={p.task for p in missing})
         if missing:
             scorer.load(missing[min(first, len(missing) - 1)])
         mine = parts.share(

@@ -22,7 +22,15 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXD
 TURN_S, TURN_POLL_S = 10.0, 0.02
 
 
-class RunFailed(RuntimeError):
+class Ending:
+    """What ends a run in one line. `agreed`: every rank ends with it by itself, so none is lost;
+    `quiet`: another rank says the line."""
+
+    agreed = False
+    quiet = False
+
+
+class RunFailed(Ending, RuntimeError):
     """A run that cannot go on; the message says why, and a traceback would say nothing more."""
 
 
@@ -30,7 +38,7 @@ class NodeFault(RunFailed):
     """What this node cannot do, and another could: a device that is broken."""
 
 
-class BadInput(ValueError):
+class BadInput(Ending, ValueError):
     """What a person gave cannot be used; the message is one line that says what would do.
 
     Doors print it and exit with code 2. Anything else that is raised is a defect of ours.

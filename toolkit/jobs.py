@@ -6,13 +6,13 @@ what a scheduler stores is readable, and a restart is the same call again.
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
 from toolkit.config import parse_recipe
+from toolkit.door import end_with
 from toolkit.files import BadInput, RunFailed
 from toolkit.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
@@ -21,12 +21,15 @@ CHECK = "check"
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """A `BadInput` or `RunFailed` is an error line in the log besides."""
+    """A `BadInput` or `RunFailed` is an error line in the log; in a SLURM job it is the exit code
+    of a door as well, where submitit would make 1 and a traceback of any exception."""
     try:
         yield
     except (BadInput, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise
+        code = end_with(error)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            raise SystemExit(code) from error
+        raise  # submitit's local executor hands it to the launcher
 
 
 class CheckJob:
@@ -38,7 +41,7 @@ class CheckJob:
 
     def __call__(self) -> str:
         """Look; what is wrong is one line in the log."""
-        from toolkit.training.program import check_ranks
+        from toolkit.training.admission import check_ranks
 
         recipe = parse_recipe(self.recipe, source=CHECK)
         assert isinstance(recipe, TrainingRecipe)

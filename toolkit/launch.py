@@ -22,10 +22,17 @@ from toolkit.config import load_recipe, recipe_names, to_yaml
 from toolkit.door import guarded
 from toolkit.files import BadInput, create_atomic, write_atomic
 from toolkit.follow import follow
+from toolkit.hub import is_offline
 from toolkit.jobs import CHECK, CheckJob, StageJob
 from toolkit.planning import gpu_of
-from toolkit.schema import PipelineRecipe, TrainingRecipe
-from toolkit.stages import PlannedJob, check, output_of, plan, resolve, warn_if_too_large
+from toolkit.schema import PipelineRecipe, TrainingRecipe, output_of
+from toolkit.stages import (
+    PlannedJob,
+    check,
+    plan,
+    resolve,
+    warn_if_too_large,
+)
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
 CHECK_MIN = 10  # its limit: it takes seconds, and a node that hangs would keep the others
@@ -53,6 +60,11 @@ def parser() -> argparse.ArgumentParser:
         help="ranks per node; 0 is one CPU rank (default: what is there)",
     )
     made.add_argument("--gpu", help="its kind, as in h100: warns of a stage that will not fit")
+    made.add_argument(
+        "--allow-missing-models",
+        action="store_true",
+        help="submit though a model is not in this machine's hub cache: the nodes have another",
+    )
     made.add_argument("--cpus-per-task", type=int, default=4, help="cores a rank (default 4)")
     made.add_argument("--time-min", type=int, default=1440, help="limit a job (default 1440)")
     made.add_argument("--mem-gib", type=int, help="memory a node (default: the cluster's)")
@@ -124,7 +136,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             print(f"# {name}\n{to_yaml(recipe)}")
         return
     jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
-    check(jobs)
+    must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ, default="1")
+    check(jobs, models_must_be_here=must_be_here and not arguments.allow_missing_models)
     if arguments.gpu:
         warn_if_too_large(jobs, gpu=gpu_of(arguments.gpu))
     setup = environment_script(environ)

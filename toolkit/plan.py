@@ -12,7 +12,18 @@ from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, recipe_names, resolve_stages, split_overrides
 from toolkit.door import guarded
 from toolkit.files import BadInput
-from toolkit.planning import GIB, GPUS, Cluster, Need, Shape, gpu_of, need, recommend, shape_of
+from toolkit.planning import (
+    GIB,
+    GPUS,
+    Cluster,
+    Need,
+    Shape,
+    faster,
+    gpu_of,
+    need,
+    recommend,
+    shape_of,
+)
 from toolkit.schema import PipelineRecipe, Recipe, TrainingRecipe
 
 GBIT = 1e9 / 8
@@ -23,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m toolkit.plan",
         description="Memory of a GPU, time and network that training stages will need: estimates, "
-        "but for what ZeRO partitions, which is exact.",
+        "but for what ZeRO partitions, which is exact. A step takes the longer of computing and "
+        "of the network beside it, and then the network after it.",
         epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
         f"recipes of the project: {', '.join(recipe_names())}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,16 +109,28 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
     lines = [
         f"{name}: {recipe.train.steps} steps of {recipe.train.global_batch_rows} rows, "
         f"{_time(asked.hours)} at {asked.tokens_per_s:,.0f} tokens/s (full rows)",
+        f"  {_step(asked)}",
         *_memory(asked, best=best),
         f"  {verdict(asked, best=best, cluster=cluster)}",
     ]
-    if "zero3" in asked.layout:
-        lines.append(f"  {_network(asked)}")
+    changes = faster(shape, recipe, asked=asked, cluster=cluster)
+    if asked.step_s > 1.05 * asked.compute_s:
+        told = "; ".join(f"{what}: {_time(found.hours)}" for what, found in changes[:3])
+        lines.append(f"  the network holds it up; {told or 'no other layout or micro-batch helps'}")
     return "\n".join(lines)
 
 
+def _step(asked: Need) -> str:
+    """What its hours are made of: the steps times max(compute, network) + network afterwards."""
+    after = f", and {asked.exposed_s:.3g} s after it" if asked.exposed_s else ""
+    return (
+        f"a step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, "
+        f"{asked.hidden_s:.3g} s of network beside it{after}"
+    )
+
+
 def _time(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
 
 
 def _memory(asked: Need, *, best: Need | None) -> list[str]:
@@ -131,16 +155,6 @@ def verdict(asked: Need, *, best: Need | None, cluster: Cluster) -> str:
     if best.layout == asked.layout:
         return told if not fits else f"{told}, and is the one to take"
     return f"{told}; better: deepspeed.config={best.layout}"
-
-
-def _network(asked: Need) -> str:
-    have, wanted = asked.tokens_per_micro_step, asked.tokens_to_hide_gathers
-    if have >= wanted:
-        return f"gathers hide behind {have:,.0f} tokens a micro-step ({wanted:,.0f} needed)"
-    return (
-        f"the network holds it up: {have:,.0f} tokens a micro-step, and {wanted:,.0f} hide the "
-        "gathers; raise train.micro_batch_rows, or take zero3_hpz or zero2"
-    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ What ZeRO partitions is exact (tested against its partitions); activations and s
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from toolkit.config import deepspeed_layout, resolve_model
 from toolkit.files import BadInput, read_json
+from toolkit.hub import cached_file
 from toolkit.schema import Lora, MntpRecipe, SimcseRecipe, TrainingRecipe, batch_split
 
 GIB = 2**30
@@ -90,15 +92,13 @@ def shape_of(reference: str) -> Shape:
 
     Raises `BadInput` when its config.json is not here or says too little.
     """
-    name = resolve_model(reference)
-    path = Path(name) / "config.json"
-    if not path.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(name, "config.json")
-        if not isinstance(found, str):
-            raise BadInput(f"model {name}: not in this machine's hub cache; hf download {name}")
-        path = Path(found)
+    name = reference
+    if not (Path(reference) / "config.json").is_file():  # which is enough: no weights are needed
+        name = resolve_model(reference)
+    path = cached_file(name, "config.json")
+    if path is None:
+        how = f"hf download {name} config.json (a few kB; the weights are not needed)"
+        raise BadInput(f"model {name}: not in this machine's hub cache; {how}")
     try:
         return read_shape(read_json(path))
     except KeyError as error:
@@ -168,15 +168,32 @@ class Cluster:
 @dataclasses.dataclass(frozen=True)
 class Need:
     """What a GPU holds, in bytes by item, what a node's own memory holds for it, and how a run goes
-    on it."""
+    on it: seconds of a step that the GPUs compute, that the network is busy meanwhile (`hidden_s`),
+    and that it is busy while they wait (`exposed_s`)."""
 
     layout: str
     memory: Mapping[str, float]
     host: float
-    tokens_per_s: float
-    hours: float
-    tokens_per_micro_step: float
-    tokens_to_hide_gathers: float
+    steps: int
+    tokens_per_step: float
+    compute_s: float
+    hidden_s: float
+    exposed_s: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: max(compute, traffic beside it) + traffic that all wait for."""
+        return max(self.compute_s, self.hidden_s) + self.exposed_s
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.steps * self.step_s / 3600
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all GPUs together."""
+        return self.tokens_per_step / self.step_s
 
     @property
     def total(self) -> float:
@@ -240,7 +257,9 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     width = BYTES[recipe.model.dtype]
     micro, accumulation = batch_split(recipe.train, world_size=cluster.world)
     texts = 1 if isinstance(recipe, MntpRecipe) else 2 if isinstance(recipe, SimcseRecipe) else 3
-    tokens = recipe.train.micro_batch_tokens or micro * texts * recipe.data.max_tokens
+    tokens = micro * texts * recipe.data.max_tokens
+    if budget := recipe.train.micro_batch_tokens:
+        accumulation, tokens = math.ceil(accumulation * tokens / budget), budget
     if layout["zero_optimization"]["stage"] == 3:
         memory["gathered layers"] = (2 * shape.layer + shape.vocab * shape.hidden) * width
     memory["activations"] = _activations(shape, recipe, tokens=tokens)
@@ -249,22 +268,62 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
         memory["logits"] = logits * width + CHUNK_BYTES
     memory["overhead"] = OVERHEAD_BYTES
     cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
-    achieved = cluster.gpu.peak * cluster.efficiency
     _, work = flops(shape, recipe, attended=recipe.data.max_tokens, cached=cached)
-    speed = achieved / work * cluster.world
     step = recipe.train.global_batch_rows * texts * recipe.data.max_tokens
-    bandwidth = (
-        cluster.gpu.gather if cluster.nodes == 1 else min(cluster.gpu.gather, cluster.network)
+    passes = accumulation * (3 if cached else 2)
+    hidden, exposed = traffic(
+        shape, recipe, layout=layout, cluster=cluster, accumulation=accumulation, passes=passes
     )
     return Need(
         layout=layout_name,
         memory=memory,
         host=offloaded(shape, recipe, layout=layout, nodes=cluster.nodes),
-        tokens_per_s=speed,
-        hours=recipe.train.steps * step / speed / 3600,
-        tokens_per_micro_step=tokens,
-        tokens_to_hide_gathers=achieved / bandwidth,
+        steps=recipe.train.steps,
+        tokens_per_step=step,
+        compute_s=step * work / (cluster.gpu.peak * cluster.efficiency * cluster.world),
+        hidden_s=hidden,
+        exposed_s=exposed,
     )
+
+
+def traffic(
+    shape: Shape,
+    recipe: TrainingRecipe,
+    *,
+    layout: Mapping[str, Any],
+    cluster: Cluster,
+    accumulation: int,
+    passes: int,
+) -> tuple[float, float]:
+    """Seconds of a step that collectives take, beside the computing and after it.
+
+    Rajbhandari et al. 2020 (ZeRO), section 7: a gather or a reduction of M bytes moves
+    M (W - 1) / W through each rank, and through each node's network, since a ring crosses it once;
+    the slower of the two counts. Stage 3 gathers all weights for each of `passes` (hpZ: those of
+    the backward ones within the node) and reduces gradients in each of `accumulation`; stage 2
+    reduces so too, stages 0 and 1 once. That runs beside the computing; for the new weights after a
+    step of stages 1 and 2 everybody waits. Offloading to a node's memory is left out.
+    """
+    world, width = cluster.world, BYTES[recipe.model.dtype]
+    if world == 1:
+        return 0.0, 0.0
+    zero = layout["zero_optimization"]
+    stage, head, lora = zero["stage"], isinstance(recipe, MntpRecipe), recipe.model.lora
+    trained = shape.adapters(lora) if lora else shape.weights(head=head)
+    weights = shape.weights(head=head) + (trained if lora else 0)
+    within_s = width * (world - 1) / world / cluster.gpu.gather  # a parameter
+    across_s = (
+        within_s
+        if cluster.nodes == 1
+        else max(within_s, width * (world - 1) / world / cluster.network)
+    )
+    if stage == 3:
+        is_hpz = zero.get("zero_hpz_partition_size", 1) > 1
+        near = accumulation if is_hpz else 0
+        gathers_s = weights * ((passes - near) * across_s + near * within_s)
+        return gathers_s + trained * accumulation * across_s, 0.0
+    reductions = {0: 2, 1: 1, 2: accumulation}[stage]
+    return trained * reductions * across_s, trained * across_s if stage else 0.0
 
 
 def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
@@ -310,6 +369,26 @@ def gpu_of(name: str) -> Gpu:
     if name not in GPUS:
         raise BadInput(f"--gpu {name}: not known; valid: {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def faster(
+    shape: Shape, recipe: TrainingRecipe, *, asked: Need, cluster: Cluster
+) -> list[tuple[str, Need]]:
+    """Overrides of the recipe that fit and would save a twentieth of its time or more, with what it
+    needs then; the fastest first. Each is one change, to be written as it stands."""
+    local = recipe.train.global_batch_rows // cluster.world
+    tries = [(f"deepspeed.config={name}", recipe, name) for name in ("zero2", "zero3_hpz", "zero3")]
+    rows = min(2 * recipe.train.micro_batch_rows, local)
+    while rows > recipe.train.micro_batch_rows and not recipe.train.micro_batch_tokens:
+        train = recipe.train.model_copy(update={"micro_batch_rows": rows})
+        other = recipe.model_copy(update={"train": train})
+        tries.append((f"train.micro_batch_rows={rows}", other, asked.layout))
+        rows = 0 if rows == local else min(2 * rows, local)
+    found = [
+        (what, need(shape, other, layout_name=name, cluster=cluster)) for what, other, name in tries
+    ]
+    better = [it for it in found if it[1].fits(cluster.gpu) and it[1].hours < 0.95 * asked.hours]
+    return sorted(better, key=lambda it: it[1].hours)
 
 
 def recommend(shape: Shape, recipe: TrainingRecipe, *, cluster: Cluster) -> Need | None:

@@ -5,6 +5,7 @@ with them.
 """
 
 import math
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -312,6 +313,11 @@ KINDS: dict[str, type[Recipe]] = {
     "evaluate": EvaluateRecipe,
     "pipeline": PipelineRecipe,
 }
+
+
+def output_of(recipe: StageRecipe) -> Path:
+    """The directory that a stage writes."""
+    return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
 
 
 def batch_split(train: Train, *, world_size: int) -> tuple[int, int]:

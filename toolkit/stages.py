@@ -7,13 +7,11 @@ import argparse
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
 from toolkit.cluster import site, submit
 from toolkit.config import (
-    ADAPTER_CONFIG,
     check_training,
     is_adapter,
     load_recipe,
@@ -21,7 +19,9 @@ from toolkit.config import (
     resolve_stages,
     split_overrides,
 )
+from toolkit.console import warn
 from toolkit.files import BadInput, is_committed
+from toolkit.hub import not_here
 from toolkit.planning import GIB, Cluster, Gpu, need, shape_of
 from toolkit.schema import (
     EmbedRecipe,
@@ -31,10 +31,16 @@ from toolkit.schema import (
     StageRecipe,
     SupervisedRecipe,
     TrainingRecipe,
+    output_of,
 )
+from toolkit.training.steps import check_steps
 
 MOST_MTEB_TASKS = 56  # of a benchmark; to count them would take seconds
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
+HOW_TO_FETCH = (
+    "fetch it on a node with a network: python -m toolkit.prefetch RECIPE (where jobs do reach the "
+    "hub, HF_HUB_OFFLINE=0; where they have a cache of their own, --allow-missing-models)"
+)
 HOW_TO_PAIR = "make it with data_scripts/prepare_pairs.py --input FILES --output DIR"
 
 
@@ -65,11 +71,6 @@ def resolve(name: str, *, overrides: Sequence[str]) -> tuple[Recipe, Path, dict[
     return recipe, output_of(recipe), {recipe.kind: recipe}
 
 
-def output_of(recipe: StageRecipe) -> Path:
-    """The directory that a stage writes."""
-    return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
-
-
 def plan(
     stages: Mapping[str, StageRecipe],
     *,
@@ -90,9 +91,7 @@ def plan(
     if arguments.chain < 1:
         raise BadInput(f"--chain {arguments.chain}: at least 1")
     ranks = max(1, gpus)
-    # The folder of the logs stands in the script: a line break would end its #SBATCH line.
-    if not str(run_dir.absolute()).isprintable():
-        raise BadInput(f"run_dir {str(run_dir)!r}: a path without line breaks, please")
+    submit.check_folder(run_dir.absolute(), what="run_dir")
     title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run_dir.absolute().name).strip(".+-") or "run"
     whole = submit.Resources(
         name=title,
@@ -158,33 +157,50 @@ def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
     return gpus
 
 
-def check(jobs: Sequence[PlannedJob]) -> None:
-    """Refuse now what a job would refuse after hours in the queue.
-
-    What an earlier stage will write cannot be looked at yet, so only the rest is.
-    """
+def check(jobs: Sequence[PlannedJob], *, models_must_be_here: bool) -> None:
+    """Refuse now what a job would refuse after hours in the queue."""
     stages = {job.name: job.recipe for job in jobs}
     for job in jobs:
-        recipe, asked = job.recipe, job.resources
-        if isinstance(recipe, TrainingRecipe):
-            check_training(recipe, world_size=asked.nodes * asked.tasks_per_node)
-        elif isinstance(recipe, EvaluateRecipe):
-            _check_files(recipe, stage=job.name)
-        elif recipe.schedule == "alone" and asked.array > 1:
-            raise BadInput(
-                f"{job.name}: schedule=alone is for one worker, and these nodes have {asked.array}:"
-                " each would embed everything; schedule=claim shares it"
-            )
-        models, shards = inputs_of(stages, name=job.name)
-        for directory in shards:
-            if not is_committed(Path(directory)):
-                how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
-                raise BadInput(f"{job.name}: {directory}: no whole shard directory; {how}")
-        for model in models:
-            if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
-                _warn_if_not_here(resolve_model(model))
-        for place in (job.folder, output_of(recipe).absolute()):
-            _check_writable(place)
+        asked = job.resources
+        workers = asked.array * asked.nodes * asked.tasks_per_node
+        check_stage(stages, name=job.name, workers=workers, models_must_be_here=models_must_be_here)
+        _check_writable(job.folder)
+
+
+def check_stage(
+    stages: Mapping[str, StageRecipe], *, name: str, workers: int, models_must_be_here: bool
+) -> None:
+    """Raise `BadInput` for what `workers` processes of a stage would refuse.
+
+    What an earlier stage will write cannot be looked at yet, so only the rest is. A model of the
+    hub that is not in this machine's cache is a warning where it need not be here.
+    """
+    recipe = stages[name]
+    if isinstance(recipe, TrainingRecipe):
+        check_training(recipe, world_size=workers)
+        check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
+    elif isinstance(recipe, EvaluateRecipe):
+        _check_files(recipe, stage=name)
+    elif recipe.schedule == "alone" and workers > 1:
+        raise BadInput(
+            f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
+            " each would embed everything; schedule=claim shares it"
+        )
+    models, shards = inputs_of(stages, name=name)
+    for directory in shards:
+        if not is_committed(Path(directory)):
+            how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
+            raise BadInput(f"{name}: {directory}: no whole shard directory; {how}")
+    for model in models:
+        if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
+            model = resolve_model(model)
+        if told := not_here(model):
+            if os.path.isdir(model):
+                raise BadInput(f"{name}: {told}; copy or download it again")
+            if models_must_be_here:
+                raise BadInput(f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}")
+            warn(f"{name}: {told}")
+    _check_writable(output_of(recipe).absolute())
 
 
 def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
@@ -219,20 +235,6 @@ def _check_files(recipe: EvaluateRecipe, *, stage: str) -> None:
         raise BadInput(f"{stage}: {missing[0]}: no such file")
 
 
-def _warn_if_not_here(model: str) -> None:
-    if os.path.isdir(model):
-        return
-    from huggingface_hub import try_to_load_from_cache
-
-    files = ("config.json", ADAPTER_CONFIG)
-    if not any(isinstance(try_to_load_from_cache(model, name), str) for name in files):
-        print(
-            f"warning: {model} is not in this machine's hub cache, and jobs run offline; "
-            "fetch it first: python -m toolkit.prefetch RECIPE",
-            file=sys.stderr,
-        )
-
-
 def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
     """Say which training stage will not fit its GPUs, by `toolkit.plan`'s estimate.
 
@@ -246,10 +248,9 @@ def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
         cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
         found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
         if not found.fits(gpu):
-            print(
-                f"warning: {job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
-                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan",
-                file=sys.stderr,
+            warn(
+                f"{job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
+                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
             )
 
 

@@ -4,8 +4,10 @@ Knows the files of runs and encodings. Refuses to know how it is shown. No torch
 """
 
 import dataclasses
+import datetime
 import os
 import re
+import socket
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +16,20 @@ from typing import Any
 from toolkit.cluster.heartbeats import HEARTBEATS_FILE, read_heartbeats
 from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
 from toolkit.cluster.leases import beats_of_hosts
-from toolkit.cluster.queue import FORGOTTEN, UNKNOWN, JobState, job_states
+from toolkit.cluster.queue import FINAL, FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.cluster.topology import LOCAL
 from toolkit.config import ENCODER_DIR, load_recipe
 from toolkit.encoding.plan import LEASE_DIR, MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.evaluation.parts import PART_DIR
 from toolkit.files import BadInput, is_committed, read_json, read_json_lines
 from toolkit.schema import PipelineRecipe, TrainingRecipe
-from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
+from toolkit.training.metrics import METRICS_FILE, STARTING_FILE, STARTS_FILE, read_metrics
 
 RECENT = 20  # logged steps or units that the speed is a median of
 QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
 TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
+LOADING = "loads its model"
 UNREADABLE = "not readable"
 SCORES_FILE = "scores.json"
 # What says most comes first: others tell only that something was wrong.
@@ -109,7 +112,8 @@ def _heartbeats(output: Path, *, kind: str, now: float) -> list[dict[str, Any]]:
 
 
 def _is_run(path: Path) -> bool:
-    return any((path / name).is_file() for name in (LAUNCHED_FILE, "config.yaml", PLAN_FILE))
+    names = (LAUNCHED_FILE, "config.yaml", PLAN_FILE, STARTING_FILE)
+    return any((path / name).is_file() for name in names)
 
 
 def _kind_of(path: Path) -> str:
@@ -118,6 +122,8 @@ def _kind_of(path: Path) -> str:
     if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
         return "evaluate"
     if not (path / "config.yaml").is_file():
+        if starting := _starting(path):
+            return str(starting["kind"])
         raise BadInput(
             f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
             "output_dir of toolkit.encode or toolkit.evaluate"
@@ -137,15 +143,47 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         finished = (output / SCORES_FILE).is_file()
     else:
         finished = _look_at_training(output, found, steps=stage.steps, now=now)
-    if not found.jobs and (starts := read_json_lines(output / STARTS_FILE)):
-        job = str(starts[-1]["job"])
+    starting = _starting(output)
+    last = [*read_json_lines(output / STARTS_FILE)[-1:], *([starting] if starting else [])]
+    if last and str(last[-1]["job"]) not in found.jobs and last[-1]["time"] > stage.time:
+        job = str(last[-1]["job"])  # started by other means since
         found.jobs = () if job == LOCAL else (job,)
+    if starting:
+        found.last_sign_s = _unheard_s(starting, now=now)
+        found.total = max(found.total, int(starting["steps"]))
+        finished = finished and found.done >= found.total  # or it is to do more
     _ask(found, finished=finished)
     if is_running(found.state):
         found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
-    if found.state not in (DONE, RUNNING, NOT_BEGUN):
-        found.trouble = _trouble(Path(stage.logs))
+        if starting and not found.reason:
+            found.reason, found.last_sign_s = LOADING, None
+    if found.state not in (DONE, NOT_BEGUN) and _may_tell_errors(found.state):
+        found.trouble = _trouble(Path(stage.logs), jobs=found.jobs)
     return found
+
+
+def _starting(output: Path) -> dict[str, Any] | None:
+    """What loads its model for this run, or did so when it was killed."""
+    try:
+        told: dict[str, Any] = read_json(output / STARTING_FILE)
+    except BadInput:  # there is none, or it went while we looked
+        return None
+    return told
+
+
+def _unheard_s(starting: Mapping[str, Any], *, now: float) -> float:
+    """Seconds since whoever loads was there: of a process of this host, whether it lives."""
+    silence_s = now - datetime.datetime.fromisoformat(starting["time"]).timestamp()
+    if starting["job"] != LOCAL or starting["node"] != socket.gethostname():
+        return silence_s
+    return 0.0 if Path(f"/proc/{starting['pid']}").exists() else max(silence_s, QUIET_S)
+
+
+def _may_tell_errors(state: str) -> bool:
+    """Not while it is at work: what went wrong is over then. Of an array some tasks may have
+    failed while others run."""
+    words = set(re.findall("[A-Za-z_]+", state))
+    return not is_running(state) or bool(words & (FINAL - {"COMPLETED"}))
 
 
 def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: float) -> bool:
@@ -204,12 +242,15 @@ def _ask(found: Standing, *, finished: bool) -> None:
         found.left_s = found.tokens_per_s = None
 
 
-def _trouble(logs: Path) -> str:
-    """The last line of the newest logs that tells of an error."""
+def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
+    """The last line of the logs of these jobs (of the newest, without any) that tells of an error;
+    logs are named JOB_..."""
     if not logs.is_dir():
         return ""
     files = [path for path in logs.iterdir() if path.suffix in (".out", ".err")]
     files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    mine = set(jobs) or {path.name.partition("_")[0] for path in files[:1]}
+    files = [path for path in files if path.name.partition("_")[0] in mine]
     tails = [(path, _tail(path)) for path in files[:16]]
     for starts in ERRORS:
         for path, lines in tails:

@@ -103,7 +103,8 @@ def show(found: Sequence[Standing], *, console: "Console") -> None:
 def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
     """A line a stage; below it what went wrong, when nodes were heard, and where the columns fill
     the `width`, why a stage waits. A column that would be empty is left out, and so is the run's
-    where there is one only, in favour of a title; then as many as do not fit."""
+    where there is one only, in favour of a title; then as many as do not fit, which a last line
+    names."""
     from rich.console import Group
     from rich.text import Text
 
@@ -111,15 +112,21 @@ def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
     title = Text(runs.pop(), style="bold") if len(runs) == 1 else None
     hidden = ["run"] * bool(title)
     inline = _rows(found, hidden=hidden, reasons=True)
-    rows, told = inline, list[tuple[Standing, str]]()
+    rows, left_out = inline, tuple[str, ...]()
+    told = list[tuple[Standing, str]]()
     if _width(inline) > width:
         told += [(one, f"{one.state}: {one.reason}") for one in found if one.reason]
         for number in range(len(_DISPENSABLE) + 1):
-            rows = _rows(found, hidden=[*hidden, *_DISPENSABLE[:number]], reasons=False)
+            left_out = _DISPENSABLE[:number]
+            rows = _rows(found, hidden=[*hidden, *left_out], reasons=False)
             if _width(rows) <= width:
                 break
     told += [(one, line) for one in found for line in (one.trouble, beats(one.heartbeats)) if line]
     lines = [Text(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}") for one, it in told]
+    # An empty one would not be shown anywhere.
+    missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in found)]
+    if missed:
+        lines.append(Text(f"not shown: {', '.join(missed)} (a wider terminal, | cat or --json)"))
     return Group(*([title] if title else []), rows, *lines)
 
 

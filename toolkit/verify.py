@@ -14,11 +14,14 @@ from pathlib import Path
 
 from toolkit.completion import answer_shell
 from toolkit.door import guarded
-from toolkit.files import BadInput, is_committed
+from toolkit.evaluation.parts import PART_DIR
+from toolkit.files import BadInput, is_committed, read_json
+from toolkit.standing import SCORES_FILE
 
 KINDS = (
-    "a run directory or a checkpoint of toolkit.train, an encoder of toolkit.export, an encoding "
-    "of toolkit.encode, shards or pairs of data_scripts, or a model folder"
+    "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
+    "toolkit.export, an encoding of toolkit.encode, scores of toolkit.evaluate, shards or pairs of "
+    "data_scripts, or a model folder"
 )
 
 
@@ -50,8 +53,48 @@ def main(argv: list[str] | None = None) -> int:
 def run(path: Path) -> int:
     """Check what is at `path`, with a line for each thing in it; returns the exit code.
 
-    What is damaged gets its line on stderr, and what stands beside it is checked all the same.
+    What is damaged gets its line on stderr, and what stands beside it is checked all the same. Of a
+    pipeline so is every stage, and a last line sums up.
     """
+    stages: dict[str, Path] = {}
+    if code := guarded(lambda: stages.update(stages_of(path))):
+        return code
+    if not stages:
+        return _run_one(path)
+    codes = {name: _run_one(output) for name, output in stages.items() if output.exists()}
+    if not codes:
+        return guarded(functools.partial(_refuse, f"{path}: none of its stages has begun"))
+    told = [f"{sum(not code for code in codes.values())} of {len(stages)} stages whole"]
+    told += [f"{name} is not" for name, code in codes.items() if code]
+    told += [f"{name} has not begun" for name in stages if name not in codes]
+    print(f"{path}: pipeline, {', '.join(told)}", flush=True)
+    return max(codes.values())
+
+
+def stages_of(path: Path) -> dict[str, Path]:
+    """The directory of each stage of a pipeline, by name; none where `path` is no pipeline.
+
+    They are looked for where they were launched, or else below `path`: it may have been moved.
+    """
+    from toolkit.cluster.launched import read_launched
+    from toolkit.config import load_recipe, resolve_stages
+    from toolkit.schema import PipelineRecipe, output_of
+
+    config = path / "config.yaml"
+    recipe = load_recipe(str(config)) if config.is_file() else None
+    if not isinstance(recipe, PipelineRecipe):
+        return {}
+    below = resolve_stages(recipe.model_copy(update={"run_dir": str(path)}))
+    found = {name: output_of(stage) for name, stage in below.items()}
+    launched = {stage.name: Path(stage.output) for stage in read_launched(path)}
+    return found | {name: where for name, where in launched.items() if where.exists()}
+
+
+def _refuse(why: str) -> None:
+    raise BadInput(why)
+
+
+def _run_one(path: Path) -> int:
     found: list[Thing] = []
     code = guarded(lambda: found.extend(things_at(path)))
     return max([code, *(guarded(functools.partial(_check, thing)) for thing in found)])
@@ -71,6 +114,8 @@ def things_at(path: Path) -> Iterator[Thing]:
         yield Thing(path, _encoder)
     elif names & {"plan.json", "units"}:
         yield Thing(path, _encoding)
+    elif names & {SCORES_FILE, PART_DIR}:
+        yield Thing(path, _scores)
     elif "manifest.json" in names or any(name.endswith(".parquet") for name in names):
         yield Thing(path, _texts)
     elif "config.json" in names or any(name.endswith(".safetensors") for name in names):
@@ -81,12 +126,12 @@ def things_at(path: Path) -> Iterator[Thing]:
 
 def _things_of_run(run_dir: Path) -> Iterator[Thing]:
     from toolkit.config import ENCODER_DIR
-    from toolkit.training import checkpoint
     from toolkit.training.encoder import run_recipe
+    from toolkit.training.steps import CHECKPOINT_DIR, PREFIX
 
     run_recipe(run_dir)
     # Those without a marker too: none is there unless somebody has removed the marker.
-    saved = sorted((run_dir / checkpoint.CHECKPOINT_DIR).glob(f"{checkpoint.PREFIX}*"))
+    saved = sorted((run_dir / CHECKPOINT_DIR).glob(f"{PREFIX}*"))
     if not saved:
         raise BadInput(f"{run_dir}: has no checkpoint yet; there is nothing to check")
     yield from (Thing(folder, _checkpoint) for folder in saved)
@@ -123,6 +168,14 @@ def _encoding(folder: Path) -> str:
 
     check_indexes(VectorStore(folder, verify=True))
     return "whole"
+
+
+def _scores(folder: Path) -> str:
+    """Numbers without digests: that each file can be read is all that can be told."""
+    files = [*sorted((folder / PART_DIR).glob("*/*.json")), folder / SCORES_FILE]
+    for file in files:
+        read_json(file)
+    return "readable (no digests are recorded)"
 
 
 def _texts(folder: Path) -> str:

@@ -31,7 +31,7 @@ from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import load_recipe
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe
-from toolkit.training import program
+from toolkit.training import admission, program
 from toolkit.training.saver import Saver
 
 WAYS = ("ours", "ours, in the background", "DeepSpeed")
@@ -68,7 +68,7 @@ def work(way: str, *, model: Path, shards: Path, folder: Path) -> None:
     recipe = load_recipe("tiny_mntp", overrides=overrides)
     assert isinstance(recipe, MntpRecipe)
     place = detect(os.environ)
-    settings, origin = program.check(recipe, topology=place, environ={})
+    settings, origin = admission.check(recipe, topology=place, environ={})
     device = comm.start(
         rank=place.rank,
         world_size=place.world_size,

@@ -18,7 +18,10 @@ from mteb.abstasks import (
 from mteb.abstasks.task_metadata import TaskMetadata
 from numpy.typing import NDArray
 
+from tests.conftest import QUICKSTART
 from tests.evaluation.real_sets import read_cranfield, read_entailment
+from toolkit import evaluate
+from toolkit.config import parse_recipe
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluate import Embedder
 from toolkit.evaluation.classes import ClassificationTask, ClusteringTask, PairTask
@@ -27,7 +30,7 @@ from toolkit.evaluation.mteb_tasks import MtebModel, MtebTask, load_data, paths_
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
 from toolkit.evaluation.sts import StsTask, cosines, read_pairs, spearman
 from toolkit.files import BadInput, read_json
-from toolkit.schema import EncoderSettings
+from toolkit.schema import EncoderSettings, EvaluateRecipe
 from toolkit.task_schema import Mteb
 
 ROWS = 400
@@ -289,3 +292,23 @@ def test_data_that_is_not_here_is_named(
         BadInput, match=r"STSBenchmark: its data is neither in the cache .*prefetch"
     ):
         MtebTask(task, tmp_path).scores(embed)
+
+
+def test_data_that_is_not_here_is_named_before_any_work(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all tasks, also where local ones would come first."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    recipe = {
+        "kind": "evaluate",
+        "output_dir": str(tmp_path / "out"),
+        "encoders": {"one": {"model": str(tiny_model), "max_tokens": 8}},
+        "sts": {"pairs": str(QUICKSTART / "sts_dev.tsv")},
+        "mteb": {"tasks": ["STSBenchmark", "SICK-R"]},
+    }
+    parsed = parse_recipe(recipe, source="test")
+    assert isinstance(parsed, EvaluateRecipe)
+    message = "mteb: 2 of 2 tasks have no data here: STSBenchmark, SICK-R; .*toolkit.prefetch"
+    with pytest.raises(BadInput, match=message):
+        evaluate.run(parsed, environ={"HF_HUB_OFFLINE": "1"})
+    assert not (tmp_path / "out").exists()

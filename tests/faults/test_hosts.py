@@ -19,8 +19,8 @@ CHECK = """
 import sys
 from toolkit.config import load_recipe
 from toolkit.jobs import CheckJob
-from toolkit.training import program
-program.CHECK_S = 8.0
+from toolkit.training import admission
+admission.CHECK_S = 8.0
 CheckJob(load_recipe("tiny_mntp", overrides=sys.argv[1:]).model_dump(mode="json"))()
 """
 HEART = ["train.heartbeat_s=1"]

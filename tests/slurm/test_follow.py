@@ -28,6 +28,8 @@ def test_a_check_tells_what_the_ranks_see(slurm: Cluster, shards: Path, tmp_path
     done = launch(slurm, *arguments, f"run_dir={tmp_path / 'run'}", timeout_s=120)
     assert "preflight: 2 ranks on 2 hosts, same code and data" in done.stdout
     assert done.stdout.endswith("check: all ranks could start\n")
+    for figure in ("matmul", "all-reduce", "clocks within", "GB free"):
+        assert done.stdout.replace("_", "-").count(figure) == 1, done.stdout
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["logs"]
 
 

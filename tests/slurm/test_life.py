@@ -15,9 +15,10 @@ import torch
 from tests.slurm.cluster import Cluster, ClusterError
 from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, logs, wait_until
 from toolkit.files import read_json_lines
-from toolkit.training.checkpoint import load_newest, newest_step
+from toolkit.training.checkpoint import load_newest
 from toolkit.training.metrics import read_metrics
 from toolkit.training.starts import STARTS_FILE
+from toolkit.training.steps import newest_step
 
 pytestmark = pytest.mark.usefixtures("idle")
 

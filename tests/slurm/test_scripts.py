@@ -56,11 +56,15 @@ COMMANDS = {
     "shard_wikipedia": "python data_scripts/shard_wikipedia.py --workers "
     '"${SLURM_CPUS_PER_TASK:-1}" "$@"',
 }
+# What looks before the ranks start; sharding has one task, and looks for itself.
+CHECKS = {name: f'python -m toolkit.ready "${{RECIPE:-{name}_7b}}" "$@"' for name in TRAINING}
+CHECKS["embed_corpus"] = 'python -m toolkit.ready "${RECIPE:-embed_corpus}" "$@"'
 SMALL = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=5"]
 
 # In the place of python: says what it was given.
 STUB = """\
 #!/bin/bash
+if [[ "$2" == toolkit.ready ]]; then echo "ready ${*:3}"; exit "${READY_CODE:-0}"; fi
 echo "task ${SLURM_PROCID} of ${SLURM_NTASKS} cwd=${PWD} omp=${OMP_NUM_THREADS} \
 cpus=${SRUN_CPUS_PER_TASK} gpu=${CUDA_VISIBLE_DEVICES:-none} offline=${HF_HUB_OFFLINE} \
 array=${SLURM_ARRAY_TASK_ID:-none}/${SLURM_ARRAY_TASK_COUNT:-none} argv=$(printf '<%s>' "$@")"
@@ -108,6 +112,7 @@ def test_it_holds_resources_only(script: Path) -> None:
         "set -euo pipefail",
         'cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"',
         'source "${TOOLKIT_ENV_SH:-slurm/env.sh}"',
+        *([CHECKS[script.stem]] if script.stem in CHECKS else []),
         f"exec srun --kill-on-bad-exit=1 {COMMANDS[script.stem]}",
     ]
 
@@ -198,9 +203,12 @@ def test_flags_override_the_directives(
     ]
     argv = "<-m><toolkit.train><mntp_mistral_7b><train.steps=3><a=b c>"
     assert submit(slurm, *arguments, environ=stand_in, log=tmp_path / "log") == [
-        f"task {task} of 2 cwd={REPOSITORY} omp=1 cpus=1 gpu=0 offline=1 "
-        f"array=none/none argv={argv}"
-        for task in (0, 1)
+        "ready mntp_mistral_7b train.steps=3 a=b c",
+        *(
+            f"task {task} of 2 cwd={REPOSITORY} omp=1 cpus=1 gpu=0 offline=1 "
+            f"array=none/none argv={argv}"
+            for task in (0, 1)
+        ),
     ]
 
 
@@ -209,7 +217,17 @@ def test_the_recipe_comes_from_the_environment(
 ) -> None:
     arguments = [*SMALL, f"--output={tmp_path}/log", "slurm/simcse_mistral.sh"]
     lines = submit(slurm, *arguments, environ=stand_in | {"RECIPE": "tiny"}, log=tmp_path / "log")
-    assert [line.partition("argv=")[2] for line in lines] == ["<-m><toolkit.train><tiny>"] * 2
+    assert lines[0] == "ready tiny"
+    assert [line.partition("argv=")[2] for line in lines[1:]] == ["<-m><toolkit.train><tiny>"] * 2
+
+
+def test_what_is_not_ready_starts_no_rank(
+    slurm: Cluster, stand_in: dict[str, str], tmp_path: Path
+) -> None:
+    arguments = [*SMALL, f"--output={tmp_path}/log", "slurm/supervised_mistral.sh", "x=1"]
+    job = slurm.submit(*arguments, environ=stand_in | {"READY_CODE": "2"}, cwd=REPOSITORY)
+    assert (slurm.wait(job), slurm.job(job)["ExitCode"]) == ("FAILED", "2:0")
+    assert (tmp_path / "log").read_text() == "ready supervised_mistral_7b x=1\n"
 
 
 def test_embedding_is_an_array_of_one_gpu_tasks(
@@ -217,7 +235,8 @@ def test_embedding_is_an_array_of_one_gpu_tasks(
 ) -> None:
     arguments = ["--cpus-per-task=2", f"--output={tmp_path}/%a.log", "slurm/embed_corpus.sh", "x=1"]
     lines = submit(slurm, *arguments, environ=stand_in, log=tmp_path / "*.log")
-    assert lines == [
+    assert lines[:4] == ["ready embed_corpus x=1"] * 4
+    assert lines[4:] == [
         f"task 0 of 1 cwd={REPOSITORY} omp=2 cpus=2 gpu=0 offline=1 array={task}/4 "
         "argv=<-m><toolkit.encode><embed_corpus><x=1>"
         for task in range(4)

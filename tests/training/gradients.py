@@ -18,7 +18,7 @@ from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
 from toolkit.schema import MntpRecipe, TrainingRecipe
-from toolkit.training import program
+from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
 
@@ -81,7 +81,7 @@ def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
 
 def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     """A trainer at step 0 from the random start."""
-    settings, _ = program.check(recipe, topology=detect(os.environ), environ={})
+    settings, _ = admission.check(recipe, topology=detect(os.environ), environ={})
     head = isinstance(recipe, MntpRecipe)
     return program.build_trainer(
         recipe,
@@ -94,7 +94,7 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
 
 def start_rank() -> torch.device:
     """Join the ranks that the environment describes."""
-    return program.join(detect(os.environ), timeout_s=120)
+    return admission.join(detect(os.environ), timeout_s=120)
 
 
 def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:

@@ -14,7 +14,8 @@ from toolkit import train
 from toolkit.files import read_json
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.training import saver
-from toolkit.training.checkpoint import load_newest, newest, newest_step
+from toolkit.training.checkpoint import load_newest
+from toolkit.training.steps import newest, newest_step
 
 Door = Callable[..., str]
 

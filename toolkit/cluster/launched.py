@@ -17,7 +17,8 @@ PREFETCHED_FILE = "prefetched.json"  # what `toolkit.prefetch` has brought
 @dataclasses.dataclass(frozen=True)
 class Launched:
     """A stage: its kind, the directory that it writes, that of its logs, the steps that it has to
-    do (None: it has none), and the jobs submitted for it, in order (none: it ran here)."""
+    do (None: it has none), and the jobs submitted for it, in order (none: it ran here), at `time`
+    (ISO 8601, of the file that it was read from)."""
 
     name: str
     kind: str
@@ -25,12 +26,16 @@ class Launched:
     logs: str
     steps: int | None
     jobs: tuple[str, ...] = ()
+    time: str = ""
 
 
 def write_launched(run_dir: Path, stages: list[Launched]) -> None:
     """Write what is known now; called again with more jobs."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    told = {"time": now, "stages": [dataclasses.asdict(stage) for stage in stages]}
+    shown = [dataclasses.asdict(stage) for stage in stages]
+    for stage in shown:
+        del stage["time"]
+    told = {"time": now, "stages": shown}
     write_json(run_dir / LAUNCHED_FILE, told)
 
 
@@ -39,4 +44,7 @@ def read_launched(run_dir: Path) -> list[Launched]:
     if not (run_dir / LAUNCHED_FILE).is_file():
         return []
     told: dict[str, Any] = read_json(run_dir / LAUNCHED_FILE)
-    return [Launched(**{**stage, "jobs": tuple(stage["jobs"])}) for stage in told["stages"]]
+    return [
+        Launched(**{**stage, "jobs": tuple(stage["jobs"]), "time": told["time"]})
+        for stage in told["stages"]
+    ]

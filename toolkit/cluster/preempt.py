@@ -15,7 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from toolkit.cluster.exclusion import exclusion_command
-from toolkit.files import BadInput
+from toolkit.files import BadInput, Ending
 
 DEFAULT_SIGNAL = "USR2"  # not USR1: NCCL catches it
 SIGNAL_VARIABLE = "TOOLKIT_STOP_SIGNAL"
@@ -61,6 +61,8 @@ class StopSignal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, Ending) and error.agreed:
+            return  # the first rank that ends has TERM sent to the others: see door.end_with
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

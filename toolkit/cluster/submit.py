@@ -31,6 +31,7 @@ MAX_RESTARTS = 1000
 POLL_S = 1.0
 MOST_UNHEARD = 30  # looks in a row at which SLURM may not answer, as while it restarts
 RULE = "-" * 22
+UNSAFE = "%\\"  # in a path: sbatch's patterns
 _NAME = Option("the name of a job")
 
 
@@ -175,6 +176,7 @@ def run_there(
 def _slurm_executor(
     resources: Resources, *, folder: Path, after: str | None, setup: Sequence[str]
 ) -> SlurmExecutor:
+    check_folder(folder, what="folder of logs")
     make_private(folder)
     # submitit gives a job up after three time limits; a long run meets more of them.
     executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_RESTARTS)
@@ -223,6 +225,16 @@ def run_here(
         raise JobFailed(
             f"{resources.name} failed: {_last_line(error)}; log: {running.paths.stderr}"
         )
+
+
+def check_folder(folder: Path, *, what: str) -> None:
+    """Raise `BadInput` for a folder whose logs sbatch would write elsewhere. It stands in #SBATCH
+    and srun lines: a line break ends one, and %j, %u and the like in the names of files are numbers
+    of jobs and names of users, for sbatch and for submitit, which knows no way to write a plain %;
+    a backslash switches that off for the whole path."""
+    text = str(folder)
+    if not text.isprintable() or set(text) & set(UNSAFE):
+        raise BadInput(f"{what} {text!r}: a path without % and \\ and line breaks, please")
 
 
 def make_private(folder: Path) -> None:

@@ -216,6 +216,18 @@ def worker_of(topology: Topology, *, environ: Mapping[str, str]) -> tuple[int, i
     return index * topology.world_size + topology.rank, count * topology.world_size
 
 
+def ranks_of_job(environ: Mapping[str, str]) -> int:
+    """How many ranks srun will start from this batch script; of a process elsewhere, those beside
+    which it runs."""
+    if "SLURM_JOB_ID" not in environ or "SLURM_STEP_ID" in environ:
+        return detect(environ).world_size
+    if "SLURM_NTASKS" in environ:
+        return _integer(environ, "SLURM_NTASKS", least=1)
+    given = {"SLURM_NNODES": "1", "SLURM_NTASKS_PER_NODE": "1", **environ}
+    names = ("SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
+    return math.prod(_integer(given, name, least=1) for name in names)
+
+
 def _local_place(
     environ: Mapping[str, str], launcher: _Launcher, *, world_size: int
 ) -> tuple[int, int]:

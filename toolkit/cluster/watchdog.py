@@ -33,7 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from toolkit.files import NodeFault
+from toolkit.files import Ending, NodeFault
 
 WATCHDOG_EXIT = 70  # EX_SOFTWARE: ended because a rank is lost, this one or another
 Phase = Literal["load", "data", "backward", "step", "evaluate", "save", "export"]
@@ -205,8 +205,8 @@ class Watchdog:
     `enter` for `job.stall_s`, both in seconds; then rank 0's monitor runs `job.on_loss`. A single
     rank is not watched, nor is any without Linux.
 
-    Left without an error or by SystemExit, the rank is done. Any other error ends the job, and goes
-    on to the caller.
+    Left without an error, by SystemExit or by what all ranks have agreed upon, the rank is done.
+    Any other error ends the job, and goes on to the caller.
     """
 
     def __init__(self, job: Job, *, rank: int, host: str) -> None:
@@ -250,7 +250,8 @@ class Watchdog:
     ) -> None:
         if not self._watched:
             return
-        if error is not None and not isinstance(error, SystemExit):
+        is_agreed = isinstance(error, Ending) and error.agreed
+        if error is not None and not isinstance(error, SystemExit) and not is_agreed:
             is_node = isinstance(error, NodeFault)
             what = str(error) if is_node else f"{type(error).__name__}: {error}"
             self._tell(NODE * is_node + what.encode(errors="replace"))

@@ -120,6 +120,28 @@ def load_data(task: Any) -> None:
             ) from error
 
 
+def check_data(tasks: Sequence[Any]) -> None:
+    """Raise `BadInput` with the names of all tasks whose data cannot be read here. Each is read, as
+    scoring will: what a cache holds of a data set, no name tells."""
+    missing = []
+    for number, task in enumerate(tasks, 1):
+        name, before = task.metadata.name, [one for one in _single(task) if one.data_loaded]
+        print(f"evaluate: is the data of {name} here? ({number} of {len(tasks)})", flush=True)
+        try:
+            load_data(task)
+        except BadInput as error:
+            missing.append((name, error))
+        for one in _single(task):
+            if one.data_loaded and one not in before:  # not all at once in memory
+                one.unload_data()
+    if missing:
+        names = ", ".join(name for name, _ in missing[:8]) + (", ..." if len(missing) > 8 else "")
+        raise BadInput(
+            f"mteb: {len(missing)} of {len(tasks)} tasks have no data here: {names}; the first: "
+            f"{missing[0][1]}"
+        )
+
+
 def paths_of(task: Any) -> list[str]:
     """The data sets that a task reads, by their names on the hub."""
     return [str(one.metadata.dataset["path"]) for one in _single(task)]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from toolkit.evaluation.classes import read_classification, read_clustering, read_pair_task
@@ -96,6 +96,15 @@ def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
         task = mteb_tasks.MtebTask(one, results_dir)
         told = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""
         yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one), told)
+
+
+def check_mteb_data(tasks: Sequence[Named], *, wanted: Collection[str]) -> None:
+    """Raise `BadInput` where MTEB's data is missing of a task that is `wanted`: before the first is
+    scored, not when its turn has come after hours. Files of one's own have been read."""
+    from toolkit.evaluation import mteb_tasks
+
+    mine = [one.task for one in tasks if one.name in wanted]
+    mteb_tasks.check_data([one.task for one in mine if isinstance(one, mteb_tasks.MtebTask)])
 
 
 def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:

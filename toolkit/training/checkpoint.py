@@ -17,22 +17,14 @@ from typing import Any
 
 from torch import Tensor
 
-from toolkit.files import (
-    BadInput,
-    is_committed,
-    newest_committed,
-    read_json,
-    remove_committed,
-    sha256_of,
-)
+from toolkit.files import BadInput, is_committed, read_json, remove_committed, sha256_of
 from toolkit.model.tensor_file import Renamed, StoredTensors
 from toolkit.model.weights import saved_name
 from toolkit.parallel import zero
 from toolkit.schema import Train
 from toolkit.text.manifest import content_digest
+from toolkit.training.steps import CHECKPOINT_DIR, PREFIX, newest, step_of
 
-CHECKPOINT_DIR = "checkpoints"
-PREFIX = "step-"
 STATE_FILE = "state.json"
 _MEND = "remove its directory to resume from the checkpoint before it"
 
@@ -56,17 +48,6 @@ class Origin:
     base: str
     base_digest: str
     data_digest: str
-
-
-def newest(run_dir: Path) -> Path | None:
-    """The newest whole checkpoint of a run; None before its first."""
-    return newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
-
-
-def newest_step(run_dir: Path) -> int:
-    """The step of the newest whole checkpoint; 0 before the first."""
-    folder = newest(run_dir)
-    return _step_of(folder) if folder else 0
 
 
 def check_origin(run_dir: Path, *, origin: Origin) -> None:
@@ -145,17 +126,13 @@ def prune(run_dir: Path, *, train: Train) -> None:
     whole = sorted(path for path in parent.glob(f"{PREFIX}*") if is_committed(path))
     kept = set(whole[-train.keep_checkpoints :])
     if train.keep_every_steps:
-        kept |= {path for path in whole if _step_of(path) % train.keep_every_steps == 0}
+        kept |= {path for path in whole if step_of(path) % train.keep_every_steps == 0}
     if train.keep_best:
         judged = [(bad, path) for path in whole if (bad := _badness(path)) is not None]
         kept |= {min(judged)[1]} if judged else set()
     for path in whole:
         if path not in kept:
             remove_committed(path)
-
-
-def _step_of(path: Path) -> int:
-    return int(path.name.removeprefix(PREFIX))
 
 
 def _badness(path: Path) -> float | None:

@@ -78,7 +78,7 @@ def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
 
 
 def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
-    """The samples of a recipe's data, which `program.check` and `make_tokens` have been at."""
+    """The samples of a recipe's data, which `admission.check` and `make_tokens` have been at."""
     if isinstance(recipe, SupervisedRecipe):
         pairs = open_pairs(Path(recipe.data.train), verify=False)
         return PairStream(pairs, seed=recipe.train.seed)

@@ -13,7 +13,8 @@ from toolkit.files import read_json_lines, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
-STARTS_FILE = "starts.jsonl"  # `starts` writes it
+STARTS_FILE = "starts.jsonl"  # `starts` writes it, and this:
+STARTING_FILE = "starting.json"
 
 
 class MetricsLog:

@@ -26,6 +26,7 @@ import toolkit
 from toolkit.cluster.topology import Topology
 from toolkit.files import BadInput, NodeFault
 from toolkit.parallel import comm
+from toolkit.parallel.agreement import alike
 
 MAX_SKEW_S = 5.0
 SLOW, SLOW_CPU = 0.7, 0.25  # of the median speed; ranks on CPUs disturb each other
@@ -60,9 +61,15 @@ class Facts:
 
 
 def preflight(
-    run_dir: Path, *, topology: Topology, data_digest: str, device: torch.device
+    run_dir: Path,
+    *,
+    topology: Topology,
+    data_digest: str,
+    device: torch.device,
+    alone_too: bool = False,
 ) -> dict[str, Any]:
-    """Check all ranks; rank 0 prints the summary and any warnings. Collective.
+    """Check all ranks; rank 0 prints any warnings, and of several ranks (or `alone_too`) the
+    summary. Collective.
 
     Returns figures for the record. Raises `BadInput` on all ranks for what must not go on, and
     `NodeFault` on a rank whose device does not work.
@@ -70,11 +77,11 @@ def preflight(
     mine = _look(run_dir, topology=topology, data_digest=data_digest, device=device)
     ranks = [Facts(**json.loads(text)) for text in comm.gather_texts(_to_json(mine))]
     if problems := refusals(ranks, run_dir=run_dir):
-        raise BadInput("; ".join(problems))
+        raise alike(BadInput("; ".join(problems)))
     if topology.rank == 0:
         for warning in warnings(ranks, run_dir=run_dir):
             print(f"warning: {warning}", file=sys.stderr, flush=True)
-        if len(ranks) > 1:
+        if len(ranks) > 1 or alone_too:
             print(summary(ranks), flush=True)
     return {
         "matmul_tflops": [round(one.flops / 1e12, 4) for one in ranks],

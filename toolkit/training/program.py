@@ -11,16 +11,11 @@ import torch
 
 from toolkit.cluster.heartbeats import HEARTBEATS_FILE
 from toolkit.cluster.preempt import StopSignal
-from toolkit.cluster.topology import Topology, detect
+from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout
-from toolkit.files import (
-    BadInput,
-    RunFailed,
-    remove_committed,
-    remove_temporaries,
-)
-from toolkit.model.attention import attention_in_use, check_dropout
+from toolkit.config import ENCODER_DIR
+from toolkit.files import RunFailed, remove_committed, remove_temporaries
+from toolkit.model.attention import attention_in_use
 from toolkit.model.backbone import (
     DTYPES,
     add_lora,
@@ -29,30 +24,23 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
-from toolkit.model.declared import digest_of_base
-from toolkit.model.weights import base_folder, check_mergeable, saved_name
+from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
 from toolkit.schema import TrainingRecipe
-from toolkit.training import checkpoint, starts
+from toolkit.training import checkpoint
+from toolkit.training.admission import Admission, check_exportable, claim, look, meet, restore
 from toolkit.training.checkpoint import Origin
-from toolkit.training.data import (
-    digest_of_data,
-    is_packed,
-    make_tokens,
-    open_stream,
-    open_tokenizer,
-)
+from toolkit.training.data import is_packed, make_tokens, open_stream, open_tokenizer
 from toolkit.training.encoder import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTS_FILE
-from toolkit.training.objectives import build_objective, check_objective
+from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTING_FILE, STARTS_FILE
+from toolkit.training.objectives import build_objective
 from toolkit.training.preflight import NONCE, preflight
-from toolkit.training.probe import open_probe
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
-from toolkit.training.views import check_views
+from toolkit.training.starts import Place, loading, record_start, watched_job
+from toolkit.training.steps import CHECKPOINT_DIR
 
-CHECK_S = 60.0  # a rank that does not answer so long is not there
 STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives know that one does
 
 
@@ -63,15 +51,16 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
     topology = detect(environ)
-    settings, origin = check(recipe, topology=topology, environ=environ)
-    job = starts.watched_job(recipe, topology=topology, environ=environ)
+    admission = look(recipe, topology=topology, environ=environ)
+    job = watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
-        device = join(topology, timeout_s=recipe.train.stall_s + STALL_MARGIN_S)
-        place = starts.Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
+        timeout_s = recipe.train.stall_s + STALL_MARGIN_S
+        device = meet(admission, topology=topology, timeout_s=timeout_s)
+        place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
-            done = _run_on_ranks(recipe, settings=settings, origin=origin, place=place, stop=stop)
+            done = _run_on_ranks(recipe, admission=admission, place=place, stop=stop)
         except BaseException:
             # With others in a collective, leaving the group would wait for them; ending ends all.
             if topology.world_size > 1:
@@ -83,94 +72,16 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
         stop.leave(environ, leads=topology.rank == 0)
 
 
-def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
-    """Everything that is looked at before the first step, without a model: rank 0 prints what was
-    found. Raises `BadInput` for what would be refused."""
-    topology = detect(environ)
-    _, origin = check(recipe, topology=topology, environ=environ)
-    device = join(topology, timeout_s=CHECK_S)
-    try:
-        found = preflight(
-            Path(recipe.run_dir), topology=topology, data_digest=origin.data_digest, device=device
-        )
-        if topology.rank == 0:
-            for name, value in found.items():
-                print(f"{name}: {value}", flush=True)
-    finally:
-        comm.stop()
-
-
-def join(topology: Topology, *, timeout_s: float) -> torch.device:
-    """Meet the other ranks; returns our device."""
-    return comm.start(
-        rank=topology.rank,
-        world_size=topology.world_size,
-        local_rank=topology.local_rank,
-        address=topology.main_address,
-        port=topology.main_port,
-        timeout_s=timeout_s,
-    )
-
-
 def _stop() -> None:
     zero.stop()
     comm.stop()
 
 
-def check(
-    recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
-) -> tuple[dict[str, Any], Origin]:
-    """Everything that can be refused without ranks and without writing.
-
-    Returns the engine's settings and what the run grows from. The leading rank alone re-hashes the
-    shards and the base model; the others have no digest of the base.
-    """
-    run_dir, world_size, leads = Path(recipe.run_dir), topology.world_size, topology.rank == 0
-    micro, accumulation = check_training(recipe, world_size=world_size)
-    settings = zero.engine_settings(
-        deepspeed_layout(recipe.deepspeed.config),
-        micro_batch_rows=micro,
-        accumulation=accumulation,
-        world_size=world_size,
-        ranks_per_node=topology.local_world_size,
-        clip_norm=recipe.train.clip_norm,
-        bf16=recipe.model.dtype == "bf16",
-    )
-    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
-    check_dropout(
-        config,
-        attention=recipe.model.attention,
-        dtype=DTYPES[recipe.model.dtype],
-        on_gpu=torch.cuda.is_available(),
-    )
-    check_views(recipe.train.views)
-    check_objective(recipe)
-    data_digest = digest_of_data(recipe, verify=leads)
-    digest = digest_of_base(recipe.model.base) if leads else ""
-    origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
-    if leads:
-        checkpoint.check_origin(run_dir, origin=origin)
-        open_probe(recipe.train.probe)
-        step = checkpoint.newest_step(run_dir)
-        if step > recipe.train.steps:
-            raise BadInput(
-                f"run_dir={run_dir} has step {step} already, and train.steps={recipe.train.steps}; "
-                f"give at least {step}, or another run_dir"
-            )
-        starts.check_progress(run_dir, step=step, environ=environ)
-    return settings, origin
-
-
 def _run_on_ranks(
-    recipe: TrainingRecipe,
-    *,
-    settings: dict[str, Any],
-    origin: Origin,
-    place: starts.Place,
-    stop: StopSignal,
+    recipe: TrainingRecipe, *, admission: Admission, place: Place, stop: StopSignal
 ) -> int:
     """Returns the number of whole steps."""
-    run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
+    run_dir, leads, origin = Path(recipe.run_dir), comm.rank() == 0, admission.origin
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
         print(f"{recipe.kind}: {ranks}, {run_dir}")
@@ -178,28 +89,28 @@ def _run_on_ranks(
         run_dir, topology=place.topology, data_digest=origin.data_digest, device=place.device
     )
     stop.avoid = figures["slow_nodes"]
-    restored = _restore(run_dir, device=place.device)
-    first_step = restored.step if restored else 0
-    first_skipped = restored.skipped_steps if restored else 0
-    trainer = build_trainer(
-        recipe,
-        settings=settings,
-        restored=restored,
-        device=place.device,
-        watchdog=place.watchdog,
-    )
-    del restored
-    engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
-    if leads:
+    with loading(recipe, place=place):
+        restored = restore(run_dir, device=place.device)
+        first_step = restored.step if restored else 0
+        first_skipped = restored.skipped_steps if restored else 0
+        trainer = build_trainer(
+            recipe,
+            settings=dict(admission.settings),
+            restored=restored,
+            device=place.device,
+            watchdog=place.watchdog,
+        )
+        del restored
+        engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
         trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
-        check_mergeable(base_folder(recipe.model.base), trained=trained)
-    place.watchdog.enter("load", step=0)
-    prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
-    if leads:  # only now: whatever can be refused above leaves nothing behind
-        starts.claim_run_dir(recipe)
-        _tidy(run_dir, recipe=recipe)
-        told = {"attention": _attention(recipe, trainer), "preflight": figures}
-        starts.record_start(run_dir, step=first_step, place=place, told=told)
+        check_exportable(recipe, trained=trained)
+        place.watchdog.enter("load", step=0)
+        prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
+        claim(recipe)  # only now: whatever can be refused above leaves nothing behind
+        if leads:
+            _tidy(run_dir, recipe=recipe)
+            told = {"attention": _attention(recipe, trainer), "preflight": figures}
+            record_start(run_dir, step=first_step, place=place, told=told)
     done = train_and_save(
         recipe,
         trainer=trainer,
@@ -220,26 +131,10 @@ def _run_on_ranks(
 
 def _tidy(run_dir: Path, *, recipe: TrainingRecipe) -> None:
     """Remove what a killed run has left: half-written files, checkpoints that it was to remove."""
-    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE)
+    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE, STARTING_FILE)
     remove_temporaries(run_dir, *names, ENCODER_DIR, NONCE)
-    remove_temporaries(run_dir / checkpoint.CHECKPOINT_DIR)
+    remove_temporaries(run_dir / CHECKPOINT_DIR)
     checkpoint.prune(run_dir, train=recipe.train)
-
-
-def _restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | None:
-    """The newest whole checkpoint, if there is one. Each rank checks a share of its files; what one
-    finds damaged is refused by all."""
-    step, folder, problem = checkpoint.newest_step(run_dir), checkpoint.newest(run_dir), ""
-    comm.require_equal(step, what="the newest checkpoint's step", device=device)
-    if folder is None:
-        return None
-    try:
-        checkpoint.check_files(folder, part=comm.rank(), parts=comm.world_size())
-    except BadInput as error:
-        problem = str(error)
-    if found := [text for text in comm.gather_texts(problem) if text]:
-        raise BadInput(found[0])
-    return checkpoint.load(folder)
 
 
 def _attention(recipe: TrainingRecipe, trainer: Trainer) -> str:

@@ -31,6 +31,7 @@ from toolkit.text.manifest import content_digest
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.starts import is_latest_start
+from toolkit.training.steps import CHECKPOINT_DIR, PREFIX, newest_step
 
 WEIGHTS = "weights"
 KINDS = (WEIGHTS, *zero.MOMENTS)
@@ -110,7 +111,7 @@ class Saver:
         """
         self.settle(wait=True)
         self._end_if_another_job_has_started()
-        folder = self._run_dir / checkpoint.CHECKPOINT_DIR / f".{checkpoint.PREFIX}{step:08d}.tmp"
+        folder = self._run_dir / CHECKPOINT_DIR / f".{PREFIX}{step:08d}.tmp"
         writer = _Writer(folder, share=self._share)
         if self._leads:
             writer.make_folders()
@@ -165,7 +166,7 @@ class Saver:
         """Remove what failed, or what the new checkpoint makes superfluous."""
         if error:
             shutil.rmtree(pending.folder, ignore_errors=True)
-            newest = checkpoint.newest_step(self._run_dir)
+            newest = newest_step(self._run_dir)
             warn(f"step {pending.step} could not be saved ({error}); the newest is step {newest}")
             return
         try:
@@ -199,7 +200,7 @@ class Saver:
             **pending.facts,
         }
         write_json(folder / checkpoint.STATE_FILE, {**state, "digest": content_digest(state)})
-        path = folder.with_name(f"{checkpoint.PREFIX}{pending.step:08d}")
+        path = folder.with_name(f"{PREFIX}{pending.step:08d}")
         if not publish(folder, path):
             raise FileExistsError(
                 f"{path}: another job has written it: two share the run directory"

@@ -4,11 +4,13 @@ It tells what ran (versions, device, attention), and whether restarts get anywhe
 requeued jobs that makes no step is ended, where a count of restarts would end long runs too.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,16 @@ from toolkit.cluster.preempt import CHAIN_VARIABLE, requeue_command
 from toolkit.cluster.topology import LOCAL, Topology
 from toolkit.cluster.watchdog import Job, Watchdog
 from toolkit.config import check_run_dir, to_yaml
-from toolkit.files import RunFailed, append_line, create_atomic, read_json_lines, write_atomic
+from toolkit.files import (
+    RunFailed,
+    append_line,
+    create_atomic,
+    read_json_lines,
+    write_atomic,
+    write_json,
+)
 from toolkit.schema import TrainingRecipe
-from toolkit.training.metrics import STARTS_FILE
+from toolkit.training.metrics import STARTING_FILE, STARTS_FILE
 
 MAX_RESTARTS = 3  # in a row, without a step
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "safetensors")
@@ -87,18 +96,46 @@ def claim_run_dir(recipe: TrainingRecipe) -> None:
         write_atomic(path, to_yaml(recipe))  # some keys may differ from one start to the next
 
 
+@contextlib.contextmanager
+def loading(recipe: TrainingRecipe, *, place: Place) -> Iterator[None]:
+    """While entered, RUN/starting.json says who loads the model: a run that has not begun has no
+    other file. The leading rank writes it; it goes with the end of loading, and an error leaves no
+    directory that was not there before."""
+    if place.topology.rank:
+        yield
+        return
+    run_dir, began = Path(recipe.run_dir), False
+    is_new = not run_dir.exists()
+    told = {"kind": recipe.kind, "steps": recipe.train.steps, "pid": os.getpid(), **_who(place)}
+    try:
+        write_json(run_dir / STARTING_FILE, told)
+        yield
+        began = True
+    finally:
+        (run_dir / STARTING_FILE).unlink(missing_ok=True)
+        if is_new and not began:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+
+
+def _who(place: Place) -> dict[str, Any]:
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "job": place.topology.job_id,
+        "node": place.topology.node_name,
+        "world_size": place.topology.world_size,
+    }
+
+
 def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, Any]) -> None:
     """Append the start of a run that goes on after `step`, and what else was `told` of it."""
     on_gpu, topology = place.device.type == "cuda", place.topology
     start: dict[str, Any] = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **_who(place),
         "step": step,
         "automatic": is_automatic(place.environ),
-        "job": topology.job_id,
         "launcher": topology.launcher,
-        "world_size": topology.world_size,
         "num_nodes": topology.num_nodes,
-        "node": topology.node_name,
         "excluded": excluded_nodes(topology.job_id) if topology.job_id != LOCAL else "",
         "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
         "process": this_process(),

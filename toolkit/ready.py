@@ -1,0 +1,62 @@
+# PYTHON_ARGCOMPLETE_OK
+"""Could it start? What would be refused, refused now, by one process within a second.
+
+    python -m toolkit.ready RECIPE [key=value ...] [--ranks N]    (the recipe that sbatch will get)
+
+On a login node before sbatch; the scripts in slurm/ run it on the first node before their ranks.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+from toolkit.cluster.topology import array_task, ranks_of_job
+from toolkit.completion import answer_shell
+from toolkit.config import recipe_names
+from toolkit.door import guarded
+from toolkit.files import BadInput
+from toolkit.hub import is_offline
+from toolkit.schema import TrainingRecipe
+from toolkit.stages import check_stage, resolve
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The door `python -m toolkit.ready`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit.ready",
+        description="See whether a recipe, or every stage of a pipeline, could start: keys, "
+        "shards, models, directories, steps. Exit code 2 and one line if not; nothing is written.",
+        epilog="example:\n"
+        "  python -m toolkit.ready mntp_mistral_7b run_dir=runs/a --ranks 16 && \\\n"
+        "    sbatch --nodes=2 slurm/mntp_mistral.sh run_dir=runs/a\n\n"
+        f"recipes of the project: {', '.join(recipe_names())}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    parser.add_argument("--ranks", type=int, help="default: those of the SLURM job, or 1")
+    answer_shell(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    return guarded(lambda: run(arguments, environ=os.environ))
+
+
+def run(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
+    """Look at every stage. Raises `BadInput` for what would be refused."""
+    _, _, stages = resolve(arguments.recipe, overrides=arguments.overrides)
+    ranks = ranks_of_job(environ) if arguments.ranks is None else arguments.ranks
+    if ranks < 1:
+        raise BadInput(f"--ranks {ranks}: at least 1")
+    _, tasks = array_task(environ)
+    for name, recipe in stages.items():
+        check_stage(
+            stages,
+            name=name,
+            workers=ranks if isinstance(recipe, TrainingRecipe) else ranks * tasks,
+            models_must_be_here=is_offline(environ),
+        )
+    print(f"ready: {', '.join(stages)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""What is looked at before a run's first step: by each rank alone, then by all of them together.
+
+What one rank refuses all refuse, and each ends with it by itself: where rank 0 alone has read the
+shards, the others would else wait for it until somebody kills them.
+
+Knows what can be refused. Refuses to know what a run does.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.cluster.topology import Topology, detect
+from toolkit.config import check_training, deepspeed_layout
+from toolkit.files import BadInput, RunFailed
+from toolkit.model.attention import check_dropout
+from toolkit.model.backbone import DTYPES, load_config
+from toolkit.model.declared import digest_of_base
+from toolkit.model.weights import base_folder, check_mergeable
+from toolkit.parallel import comm, zero
+from toolkit.parallel.agreement import agree
+from toolkit.schema import TrainingRecipe
+from toolkit.training import checkpoint
+from toolkit.training.checkpoint import Origin
+from toolkit.training.data import digest_of_data
+from toolkit.training.objectives import check_objective
+from toolkit.training.preflight import preflight
+from toolkit.training.probe import open_probe
+from toolkit.training.starts import check_progress, claim_run_dir
+from toolkit.training.steps import check_steps, newest, newest_step
+from toolkit.training.views import check_views
+
+CHECK_S = 60.0  # a rank that does not answer so long is not there
+
+
+@dataclasses.dataclass(frozen=True)
+class Admission:
+    """What a rank has found alone: the engine's settings and what the run grows from, or why it
+    cannot start."""
+
+    settings: Mapping[str, Any]
+    origin: Origin
+    problem: BadInput | RunFailed | None = None
+
+
+def look(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Admission:
+    """`check`, without its end: other ranks are to hear of what is wrong. Raised is what each sees
+    for itself, and a single rank."""
+    check_training(recipe, world_size=topology.world_size)
+    try:
+        settings, origin = check(recipe, topology=topology, environ=environ)
+    except (BadInput, RunFailed) as error:
+        if topology.world_size == 1:
+            raise
+        return Admission({}, Origin("", base_digest="", data_digest=""), problem=error)
+    return Admission(settings, origin)
+
+
+def meet(admission: Admission, *, topology: Topology, timeout_s: float) -> torch.device:
+    """Meet the other ranks, and hear what they have found; returns our device.
+
+    Raises on all of them what any has found. Collective.
+    """
+    if admission.problem is None:
+        device = join(topology, timeout_s=timeout_s)
+    else:
+        try:
+            device = join(topology, timeout_s=min(timeout_s, CHECK_S))
+        except BadInput:  # the others never came: their absence is the lesser news
+            raise admission.problem from None
+    agree(admission.problem)
+    return device
+
+
+def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
+    """Everything that is looked at before the first step, without a model: rank 0 prints what was
+    found. Raises `BadInput` for what would be refused."""
+    topology = detect(environ)
+    admission = look(recipe, topology=topology, environ=environ)
+    try:
+        device = meet(admission, topology=topology, timeout_s=CHECK_S)
+        preflight(
+            Path(recipe.run_dir),
+            topology=topology,
+            data_digest=admission.origin.data_digest,
+            device=device,
+            alone_too=True,
+        )
+    finally:
+        comm.stop()
+
+
+def join(topology: Topology, *, timeout_s: float) -> torch.device:
+    """Meet the other ranks; returns our device."""
+    return comm.start(
+        rank=topology.rank,
+        world_size=topology.world_size,
+        local_rank=topology.local_rank,
+        address=topology.main_address,
+        port=topology.main_port,
+        timeout_s=timeout_s,
+    )
+
+
+def check(
+    recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
+) -> tuple[dict[str, Any], Origin]:
+    """Everything that can be refused without ranks and without writing.
+
+    Returns the engine's settings and what the run grows from. The leading rank alone re-hashes the
+    shards and the base model; the others have no digest of the base.
+    """
+    run_dir, world_size, leads = Path(recipe.run_dir), topology.world_size, topology.rank == 0
+    micro, accumulation = check_training(recipe, world_size=world_size)
+    settings = zero.engine_settings(
+        deepspeed_layout(recipe.deepspeed.config),
+        micro_batch_rows=micro,
+        accumulation=accumulation,
+        world_size=world_size,
+        ranks_per_node=topology.local_world_size,
+        clip_norm=recipe.train.clip_norm,
+        bf16=recipe.model.dtype == "bf16",
+    )
+    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
+    check_dropout(
+        config,
+        attention=recipe.model.attention,
+        dtype=DTYPES[recipe.model.dtype],
+        on_gpu=torch.cuda.is_available(),
+    )
+    check_views(recipe.train.views)
+    check_objective(recipe)
+    data_digest = digest_of_data(recipe, verify=leads)
+    digest = digest_of_base(recipe.model.base) if leads else ""
+    origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
+    if leads:
+        checkpoint.check_origin(run_dir, origin=origin)
+        open_probe(recipe.train.probe)
+        step = check_steps(run_dir, steps=recipe.train.steps)
+        check_progress(run_dir, step=step, environ=environ)
+    return settings, origin
+
+
+def check_exportable(recipe: TrainingRecipe, *, trained: list[str]) -> None:
+    """Raise `BadInput` on all ranks where the weights that are trained cannot be merged afterwards,
+    which rank 0 looks at. Collective."""
+    problem = None
+    if comm.rank() == 0:
+        try:
+            check_mergeable(base_folder(recipe.model.base), trained=trained)
+        except BadInput as error:
+            problem = error
+    agree(problem)
+
+
+def claim(recipe: TrainingRecipe) -> None:
+    """Make the run directory this recipe's own (`claim_run_dir`), which rank 0 does. Raises on all
+    ranks where it belongs to another recipe. Collective."""
+    problem = None
+    if comm.rank() == 0:
+        try:
+            claim_run_dir(recipe)
+        except BadInput as error:
+            problem = error
+    agree(problem)
+
+
+def restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint, if there is one. Each rank checks a share of its files; what one
+    finds damaged is refused by all."""
+    step, folder, problem = newest_step(run_dir), newest(run_dir), None
+    comm.require_equal(step, what="the newest checkpoint's step", device=device)
+    if folder is None:
+        return None
+    try:
+        checkpoint.check_files(folder, part=comm.rank(), parts=comm.world_size())
+    except BadInput as error:
+        problem = error
+    agree(problem)
+    return checkpoint.load(folder)

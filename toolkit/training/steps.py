@@ -1,0 +1,38 @@
+"""How far a run has come, by the names of its checkpoints alone; without torch, for login nodes.
+
+Knows where checkpoints lie. Refuses to know what is in them.
+"""
+
+from pathlib import Path
+
+from toolkit.files import BadInput, newest_committed
+
+CHECKPOINT_DIR = "checkpoints"
+PREFIX = "step-"
+
+
+def newest(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint of a run; None before its first."""
+    return newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of the newest whole checkpoint; 0 before the first."""
+    folder = newest(run_dir)
+    return step_of(folder) if folder else 0
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix(PREFIX))
+
+
+def check_steps(run_dir: Path, *, steps: int) -> int:
+    """The step that the run has; `BadInput` where it is beyond `steps`, those that it is to do."""
+    done = newest_step(run_dir)
+    if done > steps:
+        raise BadInput(
+            f"run_dir={run_dir} has step {done} already, and train.steps={steps}; "
+            f"give at least {done}, or another run_dir"
+        )
+    return done
