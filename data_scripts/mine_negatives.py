@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from toolkit.console import Progress
-from toolkit.door import guarded
+from toolkit.console import Progress, say
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, is_committed
 
 EXAMPLES = """example:
@@ -28,7 +28,7 @@ that nobody has marked, and are left out.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 2 the input cannot be used (nothing is left behind)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     progress.close()
     for reason, count in miner.left_out.most_common():
-        print(f"{count:>12,} left out: {reason}")
+        say(f"{count:>12,} left out: {reason}")
     mean = num_found / manifest["rows"]
-    print(f"{arguments.output}: {manifest['rows']:,} pairs, {mean:.2f} negatives each")
+    say(f"{arguments.output}: {manifest['rows']:,} pairs, {mean:.2f} negatives each")
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -1,15 +1,60 @@
-"""What a person watches: a bar on a terminal, sparse lines in a log file."""
+"""What a person watches: lines, a bar on a terminal, sparse lines in a log file.
 
+Knows streams; everything that the project prints goes through here, so that no text of others can
+act upon a terminal (`shown`). Refuses to know what is said.
+"""
+
+import json
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+from toolkit.shown import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
-def warn(text: str) -> None:
+def say(text: object = "") -> None:
+    """Print one line. A line break in it, which somebody else has put there, does not break it."""
+    print(visible(text), flush=True)
+
+
+def say_lines(text: str) -> None:
+    """Print lines that are ours: whoever put the text together has seen to those of others."""
+    for line in text.removesuffix("\n").split("\n"):
+        say(line)
+
+
+def say_json(value: Any, *, indent: int | None = None) -> None:
+    """Print JSON, for programs: exact, and ASCII alone."""
+    print(json.dumps(value, indent=indent), flush=True)
+
+
+def warn(text: object) -> None:
     """Say what is not as it should be, and does not end anything."""
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    say_beside(f"warning: {text}")
+
+
+def say_error(text: object) -> None:
+    """Say what ends something."""
+    say_beside(f"error: {text}")
+
+
+def say_beside(text: object) -> None:
+    """Print one line on stderr."""
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+def rich_console(*, width: int | None = None) -> "Console":
+    """A console of rich that takes no text for markup ([red]), a link or a name of a picture (:o:).
+
+    It writes control characters as they come: what it is given has to be `visible`.
+    """
+    from rich.console import Console  # here: most doors do without
+
+    return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
 class Progress:
@@ -26,19 +71,22 @@ class Progress:
         every_s: float = 10.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._title, self._total, self._unit, self._done = title, total, unit, done
+        self._title, self._total, self._unit, self._done = visible(title), total, unit, done
         self._every_s, self._now, self._shown = every_s, now, shown
         self._began = self._last = now()
         self._first = done
-        self._bar: tqdm[None] | None = None
+        self._bar: Any = None
         if shown and sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=title, unit=unit, initial=done)
+            # Here: the monitors of the watchdog run without installed packages.
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=self._title, unit=unit, initial=done)
 
     def advance(self, amount: int, *, note: str = "") -> None:
         """Count `amount` more; `note` stands beside the figures."""
         self._done += amount
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(visible(note), refresh=False)
             self._bar.update(amount)
         elif self._shown and (
             self._now() - self._last >= self._every_s or self._done == self._total
@@ -50,7 +98,7 @@ class Progress:
                 left_s = (self._total - self._done) / rate if rate else float("inf")
                 of, left = f"/{self._total:,}", f", {left_s:,.0f} s left"
             line = f"{self._title}: {self._done:,}{of} {self._unit}"
-            print(f"{line}, {rate:,.1f} {self._unit}/s{left}  {note}", flush=True)
+            say(f"{line}, {rate:,.1f} {self._unit}/s{left}  {note}")
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -19,6 +19,7 @@ from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect, worker_of
+from toolkit.console import say
 from toolkit.door import recipe_door
 from toolkit.encoding import plan, schedule
 from toolkit.encoding.chunks import rules_of
@@ -44,7 +45,7 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
         # Leases are given back, and other ranks let go, before a job waits to be requeued.
         num_left = _work(recipe, topology=topology, environ=environ, stop=stop)
         if num_left:
-            print(f"embed: told to stop; {num_left} units are left", flush=True)
+            say(f"embed: told to stop; {num_left} units are left")
             stop.leave(environ, leads=topology.rank == 0)
 
 
@@ -77,10 +78,9 @@ def _work(
             work = Alone(output, should_stop=should_stop)
         work.check(plan.share(list(output.units), index=index, count=count))
         num_done = len(output.finished())
-        print(
+        say(
             f"embed: worker {index + 1} of {count} ({way}): {len(output.units)} units, "
-            f"{num_done} done",
-            flush=True,
+            f"{num_done} done"
         )
         while True:
             _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks)
@@ -90,7 +90,7 @@ def _work(
             if not num_left and work.close():
                 break
         if way != schedule.MPI or topology.rank == 0:
-            print(f"embed: all {shards.num_rows:,} rows are in {output.directory}", flush=True)
+            say(f"embed: all {shards.num_rows:,} rows are in {output.directory}")
         return 0
 
 
@@ -152,7 +152,7 @@ def _embed(
         figures = pipeline.run()
     finally:
         progress.close()
-    print(f"embed: {figures}", flush=True)
+    say(f"embed: {figures}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from toolkit import reproduction
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect, worker_of
+from toolkit.console import say, say_lines
 from toolkit.door import recipe_door
 from toolkit.evaluation import parts
 from toolkit.evaluation.parts import Part
@@ -66,16 +67,16 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         )
         for part in mine:
             parts.keep(part, scorer.scores(part), output_dir=output_dir)
-            print(f"evaluate: {part.encoder} on {part.task} is scored", flush=True)
+            say(f"evaluate: {part.encoder} on {part.task} is scored")
         scored = parts.scores_of_all(every, output_dir=output_dir)
         if scored is None:
-            print("evaluate: told to stop; the same command goes on", flush=True)
+            say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
     found = _by_encoder(scored)
     # In the order of the recipe, in which the states came about.
     write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
-    print(table(found))
+    say_lines(table(found))
     if reference:
         main = [
             Scored(part.encoder, part.facts["category"], scores[part.facts["main"]])
@@ -83,7 +84,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         ]
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / reproduction.REPORT_FILE, text)
-        print(text)
+        say_lines(text)
     return found
 
 

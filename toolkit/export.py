@@ -12,7 +12,8 @@ from pathlib import Path
 
 from toolkit.completion import answer_shell
 from toolkit.config import is_adapter, resolve_model
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.plan import PLAN_FILE
 from toolkit.files import BadInput
@@ -26,7 +27,7 @@ FORMATS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.export`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.export",
         description="Merge a run's newest checkpoint into its base model, as one plain folder; or "
         "write the vectors of an encoding into one Parquet file.",
@@ -63,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     nothing whole to export."""
     source, out = arguments.source, arguments.out
     if (Path(source) / PLAN_FILE).is_file():
-        print(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
+        say(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
         return
     # Here and not above: the help text of a door must not wait for torch.
     from toolkit.training.encoder import Export, write_chain, write_encoder
@@ -71,10 +72,10 @@ def run(arguments: argparse.Namespace) -> None:
     export = Export(form=arguments.format, dtype=arguments.dtype, scores=arguments.scores)
     if arguments.adapters or _is_model(source):
         merged = write_chain(source, adapters=arguments.adapters, out=out, export=export)
-        print(f"export: {' + '.join(merged)} is in {out}")
+        say(f"export: {' + '.join(merged)} is in {out}")
         return
     step = write_encoder(Path(source), out=out, export=export)
-    print(f"export: step {step} of {source} is in {out}")
+    say(f"export: step {step} of {source} is in {out}")
 
 
 def _is_model(source: str) -> bool:

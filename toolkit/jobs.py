@@ -6,13 +6,13 @@ what a scheduler stores is readable, and a restart is the same call again.
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
 from toolkit.config import parse_recipe
+from toolkit.console import say_error
 from toolkit.files import BadInput, RunFailed
 from toolkit.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
@@ -25,7 +25,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except (BadInput, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(error)
         raise
 
 

@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from toolkit.config import (
     resolve_stages,
     split_overrides,
 )
+from toolkit.console import warn
 from toolkit.files import BadInput, is_committed
 from toolkit.planning import GIB, Cluster, Gpu, need, shape_of
 from toolkit.schema import (
@@ -226,10 +226,9 @@ def _warn_if_not_here(model: str) -> None:
 
     files = ("config.json", ADAPTER_CONFIG)
     if not any(isinstance(try_to_load_from_cache(model, name), str) for name in files):
-        print(
-            f"warning: {model} is not in this machine's hub cache, and jobs run offline; "
-            "fetch it first: python -m toolkit.prefetch RECIPE",
-            file=sys.stderr,
+        warn(
+            f"{model} is not in this machine's hub cache, and jobs run offline; "
+            "fetch it first: python -m toolkit.prefetch RECIPE"
         )
 
 
@@ -246,10 +245,9 @@ def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
         cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
         found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
         if not found.fits(gpu):
-            print(
-                f"warning: {job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
-                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan",
-                file=sys.stderr,
+            warn(
+                f"{job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
+                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
             )
 
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from toolkit.completion import answer_shell
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, is_committed
 
 KINDS = (
@@ -33,7 +34,7 @@ class Thing:
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.verify`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.verify",
         description="Check every byte that can be checked, before anybody uses it.",
         epilog="example:\n  python -m toolkit.verify runs/simcse shards/wikipedia\n\n"
@@ -99,7 +100,7 @@ def _check(thing: Thing) -> None:
     files = [path for path in thing.path.rglob("*") if path.is_file()]
     # Caches are checked and not counted: some are there, some are not, and nobody would miss them.
     sizes = [f.stat().st_size for f in files if ".cache" not in f.relative_to(thing.path).parts]
-    print(f"{thing.path}: {word}, {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB", flush=True)
+    say(f"{thing.path}: {word}, {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB")
 
 
 def _checkpoint(folder: Path) -> str:

@@ -5,7 +5,7 @@ Knows which source each kind of recipe reads.
 
 from pathlib import Path
 
-from toolkit.console import Progress
+from toolkit.console import Progress, say
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.parallel import comm
@@ -53,7 +53,7 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
         assert finish_token_files(files)
     comm.barrier()
     if leads:
-        print(open_tokens(files).summary)
+        say(open_tokens(files).summary)
 
 
 def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:

@@ -14,6 +14,7 @@ from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
+from toolkit.console import say
 from toolkit.files import (
     BadInput,
     RunFailed,
@@ -101,7 +102,7 @@ def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
         )
         if topology.rank == 0:
             for name, value in found.items():
-                print(f"{name}: {value}", flush=True)
+                say(f"{name}: {value}")
     finally:
         comm.stop()
 
@@ -179,7 +180,7 @@ def _run_on_ranks(
     run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
-        print(f"{recipe.kind}: {ranks}, {run_dir}")
+        say(f"{recipe.kind}: {ranks}, {run_dir}")
     figures = preflight(
         run_dir, topology=place.topology, data_digest=origin.data_digest, device=place.device
     )
@@ -216,7 +217,7 @@ def _run_on_ranks(
     )
     if done < recipe.train.steps:
         if leads:
-            print(f"{recipe.kind}: told to stop; step {done} is saved", flush=True)
+            say(f"{recipe.kind}: told to stop; step {done} is saved")
     elif leads:
         place.watchdog.enter("export", step=done)
         _export(run_dir, kind=recipe.kind, step=done)
@@ -300,7 +301,7 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
         except OSError as error:
             again = "the checkpoint is whole: the same command writes it again"
             raise RunFailed(f"{out}: could not be written ({error}); {again}") from error
-    print(f"{kind}: done; the merged encoder is {out}")
+    say(f"{kind}: done; the merged encoder is {out}")
 
 
 def build_engine(
