@@ -16,6 +16,7 @@ from typing import Any
 
 from toolkit.cluster.crew import local_crew, mpi_crew
 from toolkit.cluster.topology import array_task, detect
+from toolkit.config import resolve_model
 from toolkit.console import Progress, say, say_beside
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
@@ -194,6 +195,8 @@ def work_of(arguments: argparse.Namespace) -> Work:
             raise BadInput(f"{option} {value}: give a number from {least}")
     if not 0 <= arguments.max_bad_fraction <= 1:
         raise BadInput(f"--max-bad-fraction {arguments.max_bad_fraction}: from 0 to 1")
+    if arguments.model:
+        resolve_model(arguments.model)  # not only when everything is sharded
     if bool(arguments.input) == bool(arguments.dataset):
         raise BadInput("give either --input or --dataset")
     if arguments.dataset:

@@ -4,16 +4,20 @@ Knows streams; everything that the project prints goes through here, so that no 
 act upon a terminal (`shown`). Refuses to know what is said.
 """
 
+import contextlib
 import json
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from toolkit.shown import visible
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+LINE_S = 10.0  # between two lines in a log
 
 
 def say(text: object = "") -> None:
@@ -57,8 +61,34 @@ def rich_console(*, width: int | None = None) -> "Console":
     return Console(width=width, markup=False, emoji=False, highlight=False)
 
 
+@contextlib.contextmanager
+def at_work(
+    on: str, *, shown: bool = True, first_s: float = 15.0, every_s: float = 60.0
+) -> Iterator[None]:
+    """Say, while the block runs, that it does: after `first_s`, then every `every_s`. For work
+    that cannot be counted, or is done elsewhere. On stderr: what is printed may be for programs."""
+    began, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        wait_s = first_s
+        while not over.wait(wait_s):
+            say_beside(f"{on}: at work, {time.monotonic() - began:,.0f} s so far")
+            wait_s = every_s
+
+    thread = threading.Thread(target=tell, name=f"at work: {on}", daemon=True)
+    if shown:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if shown:
+            thread.join()
+
+
 class Progress:
-    """Counts work towards `total`, if that is known; `shown=False` on all ranks but one."""
+    """Counts work towards `total`, if that is known; `shown=False` on all ranks but one. Nothing is
+    said of what takes less than `least_s`."""
 
     def __init__(
         self,
@@ -68,11 +98,11 @@ class Progress:
         unit: str,
         done: int = 0,
         shown: bool = True,
-        every_s: float = 10.0,
+        least_s: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._total, self._unit, self._done = visible(title), total, unit, done
-        self._every_s, self._now, self._shown = every_s, now, shown
+        self._least_s, self._now, self._shown = least_s, now, shown
         self._began = self._last = now()
         self._first = done
         self._bar: Any = None
@@ -80,7 +110,7 @@ class Progress:
             # Here: the monitors of the watchdog run without installed packages.
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=self._title, unit=unit, initial=done)
+            self._bar = tqdm(total=total, desc=self._title, unit=unit, initial=done, delay=least_s)
 
     def advance(self, amount: int, *, note: str = "") -> None:
         """Count `amount` more; `note` stands beside the figures."""
@@ -88,9 +118,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(visible(note), refresh=False)
             self._bar.update(amount)
-        elif self._shown and (
-            self._now() - self._last >= self._every_s or self._done == self._total
-        ):
+        elif self._shown and self._is_time():
             self._last = self._now()
             rate = (self._done - self._first) / max(self._last - self._began, 1e-9)
             of, left = "", ""
@@ -99,6 +127,11 @@ class Progress:
                 of, left = f"/{self._total:,}", f", {left_s:,.0f} s left"
             line = f"{self._title}: {self._done:,}{of} {self._unit}"
             say(f"{line}, {rate:,.1f} {self._unit}/s{left}  {note}")
+
+    def _is_time(self) -> bool:
+        if self._now() - self._began < self._least_s:
+            return False
+        return self._now() - self._last >= LINE_S or self._done == self._total
 
     def close(self) -> None:
         """Leave the bar as it stands."""

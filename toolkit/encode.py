@@ -19,13 +19,14 @@ from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect, worker_of
-from toolkit.console import say
+from toolkit.console import at_work, say
 from toolkit.door import recipe_door
 from toolkit.encoding import plan, schedule
 from toolkit.encoding.chunks import rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
+from toolkit.model.reference import check_reference
 from toolkit.schema import EmbedRecipe, Recipe
 from toolkit.text.shards import ShardSet, open_shards
 
@@ -94,15 +95,17 @@ def _work(
         return 0
 
 
+@at_work("embed: opens corpus and model")
 def _open(
     recipe: EmbedRecipe, *, topology: Topology, verify: bool, chunks: plan.ChunkRules | None
 ) -> tuple[ShardSet, "Encoder", Output]:
-    # Here and not above: the help text of a door must not wait for torch.
+    output_dir = Path(recipe.output_dir)
+    check_reference(recipe.encoder.model)
+    shards = open_shards(Path(recipe.corpus.input), verify=verify)
+    # Here and not above: neither the help text nor a refusal must wait for torch.
     from toolkit.encoding.encoder import Encoder
     from toolkit.parallel.comm import device_of
 
-    output_dir = Path(recipe.output_dir)
-    shards = open_shards(Path(recipe.corpus.input), verify=verify)
     encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
     facts = plan.identity(
         recipe,

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from toolkit import reproduction
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect, worker_of
-from toolkit.console import say, say_lines
+from toolkit.console import LINE_S, Progress, at_work, say, say_lines
 from toolkit.door import recipe_door
 from toolkit.evaluation import parts
 from toolkit.evaluation.parts import Part
 from toolkit.evaluation.tables import table
 from toolkit.evaluation.tasks import Named, read_tasks
 from toolkit.files import BadInput, write_atomic
+from toolkit.model.reference import check_reference
 from toolkit.reproduction import Scored, read_reference
 from toolkit.schema import EncoderSettings, EvaluateRecipe, Recipe
 from toolkit.standing import SCORES_FILE
@@ -46,6 +47,8 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         if output_dir.exists() and not output_dir.is_dir():
             raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
         tasks = read_tasks(recipe)
+        for settings in recipe.encoders.values():
+            check_reference(settings.model)
         reference = (
             read_reference(recipe.reference, encoders=list(recipe.encoders))
             if recipe.reference
@@ -130,7 +133,14 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
         """Vectors (N, D), fp32, in the order of `texts`."""
-        return self.encoder.vectors_of(texts, instruction=self._before if instructed else "")
+        before = self._before if instructed else ""
+        title = f"{self.name}: encode"
+        progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
+        found = self.encoder.vectors_of(
+            texts, instruction=before, on_rows=lambda rows, _: progress.advance(rows)
+        )
+        progress.close()
+        return found
 
 
 class _Scorer:
@@ -157,7 +167,8 @@ class _Scorer:
 
         if self._loaded is None or self._loaded[0] != settings:
             self._loaded = None  # before the next one needs the memory
-            self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
+            with at_work(f"evaluate: loads {part.encoder}"):
+                self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
 
 

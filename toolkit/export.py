@@ -17,6 +17,8 @@ from toolkit.door import Parser, guarded
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.plan import PLAN_FILE
 from toolkit.files import BadInput
+from toolkit.model.reference import check_reference
+from toolkit.training.runs import refuse_taken, run_recipe
 
 FORMATS = {
     "merged": "for sentence-transformers and transformers (the default)",
@@ -66,11 +68,17 @@ def run(arguments: argparse.Namespace) -> None:
     if (Path(source) / PLAN_FILE).is_file():
         say(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
         return
-    # Here and not above: the help text of a door must not wait for torch.
+    is_model = bool(arguments.adapters) or _is_model(source)
+    refuse_taken(out)
+    if is_model:
+        check_reference(source)
+    else:
+        run_recipe(Path(source))
+    # Here and not above: neither the help text nor a refusal must wait for torch.
     from toolkit.training.encoder import Export, write_chain, write_encoder
 
     export = Export(form=arguments.format, dtype=arguments.dtype, scores=arguments.scores)
-    if arguments.adapters or _is_model(source):
+    if is_model:
         merged = write_chain(source, adapters=arguments.adapters, out=out, export=export)
         say(f"export: {' + '.join(merged)} is in {out}")
         return

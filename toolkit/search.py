@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.completion import answer_shell
-from toolkit.console import Progress, say, say_beside, say_json
+from toolkit.console import Progress, at_work, say, say_beside, say_json
 from toolkit.door import Parser, guarded
 from toolkit.encoding.index import KINDS
 from toolkit.files import BadInput
@@ -134,22 +134,26 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     """
     if settings.top < 1:
         raise BadInput(f"--top {settings.top}: ask for at least one hit")
-    # Here and not above: the help text of a door must not wait for torch.
-    from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.search import nearest
     from toolkit.encoding.store import VectorStore
 
-    store = VectorStore(encoding, verify=settings.verify)
+    with at_work(f"search: checks {encoding}"):
+        store = VectorStore(encoding, verify=settings.verify)
     find = _find(store, index=settings.index)
-    encoder = encoder_of(store, model=settings.model)
+    # Here and not above: neither the help text nor a refusal must wait for torch.
+    from toolkit.encoding.encoder import encoder_of
+
+    with at_work("search: loads the model"):
+        encoder = encoder_of(store, model=settings.model)
     queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
-    found = nearest(
-        store,
-        queries_QD=queries_QD,
-        top=settings.top,
-        find=find,
-        every_chunk=settings.every_chunk,
-    )
+    with at_work("search: reads the vectors"):
+        found = nearest(
+            store,
+            queries_QD=queries_QD,
+            top=settings.top,
+            find=find,
+            every_chunk=settings.every_chunk,
+        )
     found = _with_snippets(found, store=store, corpus=settings.corpus)
     for query, hits in zip(queries, found, strict=True):
         if settings.as_json:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from toolkit.completion import answer_shell
-from toolkit.console import say
+from toolkit.console import at_work, say
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, is_committed
 
@@ -83,7 +83,7 @@ def things_at(path: Path) -> Iterator[Thing]:
 def _things_of_run(run_dir: Path) -> Iterator[Thing]:
     from toolkit.config import ENCODER_DIR
     from toolkit.training import checkpoint
-    from toolkit.training.encoder import run_recipe
+    from toolkit.training.runs import run_recipe
 
     run_recipe(run_dir)
     # Those without a marker too: none is there unless somebody has removed the marker.
@@ -96,7 +96,8 @@ def _things_of_run(run_dir: Path) -> Iterator[Thing]:
 
 
 def _check(thing: Thing) -> None:
-    word = thing.check(thing.path)
+    with at_work(f"verify: {thing.path}"):
+        word = thing.check(thing.path)
     files = [path for path in thing.path.rglob("*") if path.is_file()]
     # Caches are checked and not counted: some are there, some are not, and nobody would miss them.
     sizes = [f.stat().st_size for f in files if ".cache" not in f.relative_to(thing.path).parts]

@@ -5,7 +5,7 @@ Knows which source each kind of recipe reads.
 
 from pathlib import Path
 
-from toolkit.console import Progress, say
+from toolkit.console import Progress, at_work, say
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.parallel import comm
@@ -60,6 +60,11 @@ def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
     """What identifies the content of `data.train`. Raises `BadInput` when it is absent, damaged (of
     files, with `verify`), or of the wrong kind, or lacks a data set that the recipe names."""
     directory = Path(recipe.data.train)
+    with at_work(f"checks {directory}", shown=verify):
+        return _digest_of(directory, recipe=recipe, verify=verify)
+
+
+def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
     if isinstance(recipe, SupervisedRecipe):
         pairs = open_pairs(directory, verify=verify)
         names = sorted(task.name for task in pairs.tasks)
