@@ -15,13 +15,7 @@ from toolkit.cluster.topology import Topology, detect
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import ENCODER_DIR, check_training, deepspeed_layout, to_yaml
 from toolkit.console import say
-from toolkit.files import (
-    BadInput,
-    RunFailed,
-    remove_committed,
-    remove_temporaries,
-    write_atomic,
-)
+from toolkit.files import BadInput, RunFailed, remove_committed, remove_temporaries, write_atomic
 from toolkit.model.attention import attention_in_use, check_dropout
 from toolkit.model.backbone import (
     DTYPES,
@@ -31,12 +25,7 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
-from toolkit.model.weights import (
-    base_folder,
-    check_mergeable,
-    model_digest,
-    saved_name,
-)
+from toolkit.model.weights import base_folder, check_mergeable, model_digest, saved_name
 from toolkit.parallel import comm, zero
 from toolkit.schema import TrainingRecipe
 from toolkit.training import checkpoint
