@@ -5,11 +5,11 @@ Knows its command line and how to report. All the work is in toolkit.encoding an
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.console import Progress
-from toolkit.door import guarded
+from toolkit.console import Progress, at_work, say, warn
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, is_committed
 
 EXAMPLES = """example:
@@ -28,7 +28,7 @@ that nobody has marked, and are left out.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 2 the input cannot be used (nothing is left behind)."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,9 +52,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Write the pairs with their negatives and say what was left out."""
     check(arguments)
-    # Here and not above: the help text must not wait for torch.
-    from toolkit.encoding.encoder import encoder_of
-    from toolkit.encoding.negatives import Miner, MiningRules
     from toolkit.encoding.snippets import corpus_of
     from toolkit.encoding.store import VectorStore
     from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
@@ -63,7 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     store = VectorStore(arguments.embeddings)
     if store.has_chunks:
         raise BadInput(f"{arguments.embeddings}: is of chunks; encode without corpus.chunk_tokens")
-    corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
+    with at_work("mine: checks the corpus"):
+        corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
+    # Here and not above: neither the help text nor a refusal must wait for torch.
+    from toolkit.encoding.encoder import encoder_of
+    from toolkit.encoding.negatives import Miner, MiningRules
+
     miner = Miner(
         store,
         encoder=encoder_of(store, model=arguments.model),
@@ -94,9 +96,26 @@ def run(arguments: argparse.Namespace) -> None:
     )
     progress.close()
     for reason, count in miner.left_out.most_common():
-        print(f"{count:>12,} left out: {reason}")
+        say(f"{count:>12,} left out: {reason}")
     mean = num_found / manifest["rows"]
-    print(f"{arguments.output}: {manifest['rows']:,} pairs, {mean:.2f} negatives each")
+    say(f"{arguments.output}: {manifest['rows']:,} pairs, {mean:.2f} negatives each")
+    asked = arguments.negatives * manifest["rows"]
+    if num_found < asked and (hint := hint_of(miner.left_out, num_found=num_found)):
+        warn(hint)
+
+
+def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
+    """What to do about pairs that have too few negatives where most candidates are too near; empty
+    where that is not the reason."""
+    from toolkit.encoding.negatives import TOO_NEAR
+
+    num_near, num_all = left_out.get(TOO_NEAR, 0), num_found + sum(left_out.values())
+    if 2 * num_near <= num_all:
+        return ""
+    return (
+        f"{num_near:,} of {num_all:,} candidates are too near to the query: give a larger "
+        "--max-ratio (1 leaves out only what is nearer than the positive), or a larger --depth"
+    )
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, sha256_of
 from toolkit.text.delimited import TABLES
 from toolkit.text.pair_formats import read_pairs
@@ -38,7 +39,7 @@ or premise, hypothesis, label. A file of instructions is YAML:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse itself exits with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,13 +115,13 @@ def prepare(arguments: argparse.Namespace) -> None:
     for entry in manifest["sets"]:
         asked = entry["query_instruction"] or "no instruction"
         both = " (both sides)" if entry["document_instruction"] else ""
-        print(f"{entry['rows']:>12,} pairs  {entry['name']}: {asked}{both}")
+        say(f"{entry['rows']:>12,} pairs  {entry['name']}: {asked}{both}")
         for reason, count in entry["left_out"].items():
-            print(f"{count:>12,} rows left out: {reason}")
+            say(f"{count:>12,} rows left out: {reason}")
     if manifest["quarantined"]:
         where = arguments.output / "quarantine.jsonl"
-        print(f"{manifest['quarantined']:>12,} bad rows, listed in {where}")
-    print(f"{arguments.output}: {manifest['rows']:,} pairs of {len(files)} data sets")
+        say(f"{manifest['quarantined']:>12,} bad rows, listed in {where}")
+    say(f"{arguments.output}: {manifest['rows']:,} pairs of {len(files)} data sets")
 
 
 def find_files(paths: Sequence[Path]) -> dict[str, Path]:

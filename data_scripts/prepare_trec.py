@@ -24,7 +24,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit.cluster.leases import Leases
-from toolkit.door import guarded
+from toolkit.console import say, warn
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, write_atomic
 
 LEASE, LEASE_S = "prepare", 60.0  # of the three files, which are of one collection
@@ -128,13 +129,12 @@ def run(arguments: argparse.Namespace) -> None:
     asked = queries(arguments.queries, in_order=arguments.queries_in_order)
     judged = judgements(arguments.judgements)
     matched = [row for row in judged if row[0] in asked]
-    print(f"{len(kept):,} documents ({num_empty:,} without text left out), {len(asked):,} queries")
-    print(f"{len(matched):,} of {len(judged):,} judgements are of these queries")
+    say(f"{len(kept):,} documents ({num_empty:,} without text left out), {len(asked):,} queries")
+    say(f"{len(matched):,} of {len(judged):,} judgements are of these queries")
     if len(matched) < len(judged):
-        print(
-            "warning: judgements of no query: they may number the queries in their order, and then "
-            "those that match are of other queries; --queries-in-order does so too",
-            file=sys.stderr,
+        warn(
+            "judgements of no query: they may number the queries in their order, and then "
+            "those that match are of other queries; --queries-in-order does so too"
         )
     output: Path = arguments.output
     with Leases(output / "leases", lease_s=LEASE_S) as leases:
@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> None:
         lines = ["query-id\tcorpus-id\tscore"]
         lines += ["\t".join(map(str, row)) for row in judged]
         write_atomic(output / "judgements.tsv", "\n".join(lines) + "\n")
-    print(
+    say(
         f"next: python data_scripts/shard_wikipedia.py --input {output / 'documents.jsonl'} "
         f"--output {output / 'shards'}"
     )
@@ -163,7 +163,7 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Turn a test collection in TREC's format into files for toolkit.evaluate.",
         epilog=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -16,8 +16,9 @@ from typing import Any
 
 from toolkit.cluster.crew import local_crew, mpi_crew
 from toolkit.cluster.topology import array_task, detect
-from toolkit.console import Progress
-from toolkit.door import guarded
+from toolkit.config import resolve_model
+from toolkit.console import Progress, say, say_beside
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
 from toolkit.text.assembly import QUARANTINE, Unfinished, finish, written
 from toolkit.text.filters import Filters
@@ -47,7 +48,7 @@ NOUNS = {
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse itself exits with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -115,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return guarded(lambda: shard(arguments))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        say_beside("interrupted; the same command goes on from here")
         return 128 + signal.SIGINT
 
 
@@ -123,7 +124,7 @@ def shard(arguments: argparse.Namespace) -> None:
     """Make this process's share of the shards, and commit them when all are there."""
     work = work_of(arguments)
     if written(work):
-        print(f"{work.output}: these shards are already there; nothing to do")
+        say(f"{work.output}: these shards are already there; nothing to do")
         tokenize(work, tokenizer=load_tokenizer(arguments))
         return
     place = detect(os.environ)
@@ -151,7 +152,7 @@ def shard(arguments: argparse.Namespace) -> None:
     try:
         manifest = finish(work, max_bad_fraction=arguments.max_bad_fraction)
     except Unfinished:
-        print(f"{work.output}: share {share[0] + 1} of {share[1]} is done, others are not yet")
+        say(f"{work.output}: share {share[0] + 1} of {share[1]} is done, others are not yet")
         return
     report(work, manifest=manifest)
     tokenize(work, tokenizer=loading.result())
@@ -162,7 +163,7 @@ def tokenize(work: Work, *, tokenizer: Any) -> None:
     if tokenizer is not None:
         from toolkit.text_tokenizer import tokenize_shards
 
-        print(tokenize_shards(work.output, tokenizer=tokenizer, part=0, parts=1))
+        say(tokenize_shards(work.output, tokenizer=tokenizer, part=0, parts=1))
 
 
 def load_tokenizer(arguments: argparse.Namespace) -> Any:
@@ -195,6 +196,8 @@ def work_of(arguments: argparse.Namespace) -> Work:
             raise BadInput(f"{option} {value}: give a number from {least}")
     if not 0 <= arguments.max_bad_fraction <= 1:
         raise BadInput(f"--max-bad-fraction {arguments.max_bad_fraction}: from 0 to 1")
+    if arguments.model:
+        resolve_model(arguments.model)  # not only when everything is sharded
     if bool(arguments.input) == bool(arguments.dataset):
         raise BadInput("give either --input or --dataset")
     if arguments.dataset:
@@ -241,19 +244,19 @@ def report(work: Work, *, manifest: dict[str, Any]) -> None:
     summary = manifest["summary"]
     kind = work.inputs[0].kind
     kept, read = "article" if kind == "dump" else "document", noun_of(kind)
-    print(f"{summary['rows']:>12,} {read}s read, {summary['bytes_read'] / 1e6:,.1f} MB")
+    say(f"{summary['rows']:>12,} {read}s read, {summary['bytes_read'] / 1e6:,.1f} MB")
     for reason, count in summary["dropped"].items():
-        print(f"{count:>12,} left out: {reason}")
+        say(f"{count:>12,} left out: {reason}")
     for reason, count in summary["quarantined"].items():
-        print(f"{count:>12,} bad: {reason}")
-    print(
+        say(f"{count:>12,} bad: {reason}")
+    say(
         f"{summary['documents']:>12,} {kept}s kept, {summary['characters'] / 1e6:,.1f} M characters"
     )
     for name, why in summary["damaged_files"].items():
-        print(f"damaged: {name}: {why}")
+        say(f"damaged: {name}: {why}")
     if (work.output / QUARANTINE).is_file():
-        print(f"what was bad is listed in {work.output / QUARANTINE}")
-    print(f"{work.output}: {summary['shards']:,} shards, {summary['sentences']:,} sentences")
+        say(f"what was bad is listed in {work.output / QUARANTINE}")
+    say(f"{work.output}: {summary['shards']:,} shards, {summary['sentences']:,} sentences")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.cluster.topology import array_task, detect
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
 from toolkit.text.shards import open_shards
 
@@ -27,7 +28,7 @@ processors it may. Killed and started again, it goes on: files that are there ar
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse itself exits with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -53,7 +54,7 @@ def tokenize(arguments: argparse.Namespace) -> None:
     from toolkit.text_tokenizer import text_tokenizer, tokenize_shards
 
     tokenizer = text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
-    print(tokenize_shards(arguments.shards, tokenizer=tokenizer, part=part, parts=parts))
+    say(tokenize_shards(arguments.shards, tokenizer=tokenizer, part=part, parts=parts))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

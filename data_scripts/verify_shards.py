@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.door import FAILED, guarded
+from toolkit.console import say
+from toolkit.door import FAILED, Parser, guarded
 from toolkit.text.repair import repair
 from toolkit.text.sources import find_inputs
 from toolkit.text.verify import Fault, verify
@@ -23,7 +24,7 @@ Exit codes: 0 all is as it was written, 1 something is not, 2 it cannot be check
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse itself exits with code 2."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             found.extend(verify(arguments.directory))
         for fault in found:
-            print(f"{arguments.directory / fault.file}: {fault.problem}")
-        print(f"{arguments.directory}: {len(found) or 'no'} fault{'' if len(found) == 1 else 's'}")
+            say(f"{arguments.directory / fault.file}: {fault.problem}")
+        say(f"{arguments.directory}: {len(found) or 'no'} fault{'' if len(found) == 1 else 's'}")
 
     return guarded(check) or (FAILED if found else 0)
 

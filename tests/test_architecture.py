@@ -115,6 +115,29 @@ def looks_and_writes(name: str, source: str) -> list[str]:
     return faults
 
 
+def around_the_console(name: str, source: str) -> list[str]:
+    """What would show text of others as it comes: only `toolkit.console` prints, and only
+    `toolkit.door` makes a command line's parser. rich's Text is given what is `visible`."""
+    if name in ("toolkit/console.py", "toolkit/door.py"):
+        return []
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name | ast.Attribute):
+            used = ast.unparse(node)
+            if used in ("print", "sys.stdout.write", "sys.stderr.write"):
+                faults.append(f"{name}: {used}, line {node.lineno}")
+        if not isinstance(node, ast.Call):
+            continue
+        called, given = ast.unparse(node.func), [ast.unparse(argument) for argument in node.args]
+        if called in ("Console", "tqdm", "argparse.ArgumentParser"):
+            faults.append(f"{name}: {called}, line {node.lineno}")
+        if called == "console.print" and not given[0].startswith("table("):
+            faults.append(f"{name}: {called}, line {node.lineno}")
+        if called == "Text" and not given[0].startswith("visible("):
+            faults.append(f"{name}: {called}, line {node.lineno}")
+    return faults
+
+
 def names_and_sources() -> dict[str, str]:
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in SOURCES}
 
@@ -137,6 +160,28 @@ def test_nobody_looks_and_then_writes_where_another_may_have_come_between() -> N
 def test_one_home_for_deepspeed_and_torch_distributed() -> None:
     sources = names_and_sources().items()
     assert [f for name, source in sources for f in misplaced_imports(name, source)] == []
+
+
+def test_everything_is_printed_by_the_console() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in around_the_console(name, source)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "print(title)",
+        "show = functools.partial(print, flush=True)",
+        "sys.stderr.write(title)",
+        "from rich.console import Console\nconsole = Console()",
+        "console.print(title)",
+        "rows.add_row(Text(title))",
+        "for x in tqdm(titles): ...",
+        "parser = argparse.ArgumentParser()",
+    ],
+)
+def test_console_guard_fails_on_a_planted_fault(line: str) -> None:
+    assert around_the_console("toolkit/planted.py", line)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import QUICKSTART
+from tests.conftest import QUICKSTART, run
+from toolkit import evaluate
 from toolkit.config import load_recipe
 from toolkit.door import guarded
 
@@ -73,11 +75,16 @@ def door_of(name: str) -> str:
 
 
 def test_these_commands_would_work(
-    command: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Else the refusals below might have another reason. Encoding and training have own tests."""
+    monkeypatch.setattr(evaluate, "LINE_S", 0.0)  # what takes longer says how far it is
     assert main("evaluate", *command("evaluate")) == 0
     assert (tmp_path / "out" / "scores.json").is_file()
+    assert "one: encode: 170/170 rows" in capsys.readouterr().out
 
 
 # --- the shards ---
@@ -279,6 +286,73 @@ def test_an_output_that_is_a_file(
     (tmp_path / "out").write_text("mine")
     assert " is a file" in refused(door_of(name), *command(name))
     assert (tmp_path / "out").read_text() == "mine"
+
+
+# --- what is refused at once ---
+
+
+def test_what_can_be_refused_without_torch_is(
+    shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    """All doors in one new interpreter: importing torch and transformers takes seconds."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "plan.json").write_text("{}")
+    (tmp_path / "evaluate.yaml").write_text(
+        json.dumps(
+            {
+                "kind": "evaluate",
+                "output_dir": str(tmp_path / "scores"),
+                "encoders": {"one": {"model": str(tiny_model), "max_tokens": 8}},
+                "sts": {"pairs": str(tmp_path / "pairs.tsv")},
+            }
+        )
+    )
+    absent, taken = str(tmp_path / "absent"), str(tmp_path / "taken")
+    train = ["toolkit.train", "tiny_mntp", f"run_dir={tmp_path / 'run'}", f"data.train={shards}"]
+    embed = ["toolkit.encode", "tiny_embed", f"output_dir={tmp_path / 'e'}"]
+    mine = ["data_scripts.mine_negatives", "--output", str(tmp_path / "m"), "--pairs"]
+    commands = [
+        [*train[:3], f"data.train={absent}"],
+        [*train, f"model.base={absent}"],
+        [*train, f"model.base={taken}"],
+        [*train, "deepspeed.config=zero9"],
+        ["toolkit.train", "tiny_simcse", *train[2:], "train.global_batch_rows=1"],
+        ["toolkit.train", "tiny_supervised", f"run_dir={absent}", f"data.train={absent}"],
+        [*embed, f"corpus.input={absent}", f"encoder.model={tiny_model}"],
+        [*embed, f"corpus.input={shards}", f"encoder.model={absent}"],
+        ["toolkit.evaluate", str(tmp_path / "evaluate.yaml")],
+        ["toolkit.evaluate", str(tmp_path / "evaluate.yaml"), f"encoders.one.model={absent}"],
+        ["toolkit.export", absent, str(tmp_path / "out")],
+        ["toolkit.export", taken, str(tmp_path / "out")],
+        ["toolkit.export", str(tiny_model), taken],
+        ["toolkit.search", absent, "query"],
+        ["toolkit.search", str(tmp_path / "unfinished"), "query"],
+        ["toolkit.search", absent, "--build-index", "flat"],
+        ["toolkit.verify", absent],
+        ["toolkit.verify", taken],
+        ["toolkit.report", absent],
+        ["toolkit.status", absent],
+        ["toolkit.plan", absent],
+        ["toolkit.prefetch", absent],
+        ["toolkit.launch", "--recipe", absent],
+        ["data_scripts.shard_wikipedia", "--input", absent, "--output", absent],
+        ["data_scripts.shard_wikipedia", "--input", taken, "--output", absent, "--model", absent],
+        ["data_scripts.tokenize_shards", "--shards", absent, "--model", str(tiny_model)],
+        ["data_scripts.verify_shards", absent],
+        ["data_scripts.prepare_pairs", "--input", absent, "--output", absent],
+        [*mine, absent, "--embeddings", absent],
+    ]
+    code = """
+import importlib, json, sys
+for door, *arguments in json.loads(sys.argv[1]):
+    code = importlib.import_module(door).main(arguments)
+    slow = {"torch", "transformers", "deepspeed", "peft"} & set(sys.modules)
+    assert code == 2 and not slow, (door, arguments, code, slow)
+"""
+    printed = run([sys.executable, "-c", code, json.dumps(commands)])
+    assert printed.count("error: ") == len(commands), printed
 
 
 # --- what every door answers ---

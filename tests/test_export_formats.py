@@ -23,6 +23,7 @@ from toolkit.model.llm2vec_format import (
     tokenizer_config_of_4_44,
     tokenizer_of_4_44,
 )
+from toolkit.shown import in_markdown
 from toolkit.training.card import CardFacts, model_card
 
 Export = Callable[..., Path]
@@ -193,7 +194,7 @@ def test_the_card_says_what_was_trained(exported: Export, runs: Path, tmp_path: 
     assert front["library_name"] == "sentence-transformers"
     assert front["pipeline_tag"] == "sentence-similarity"
     assert "llm2vec" in front["tags"] and "base_model" not in front  # the base is a local folder
-    assert text.startswith(f"\n# {out.name}\n") and "made from `tiny-mistral`" in text
+    assert text.startswith(f"\n# {in_markdown(out.name)}\n") and "made from `tiny-mistral`" in text
     lines = text.splitlines()
     (mntp,) = [line for line in lines if line.startswith("| mntp |")]
     (simcse,) = [line for line in lines if line.startswith("| simcse |")]

@@ -1,7 +1,9 @@
 """The page of a run: what it shows is what the run's files say, and a real browser shows it."""
 
 import base64
+import datetime
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +17,7 @@ from toolkit import report, train
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.parts import Part, keep, main_scores
+from toolkit.standing import Standing
 from toolkit.training.metrics import read_metrics
 
 PNG = b"\x89PNG\r\n"
@@ -60,6 +63,36 @@ def test_the_page_holds_what_the_files_say(run: Path) -> None:
     nearest = re.findall(r"<tr><td>([^<]+)</td><td>([^<]+ \(\d\.\d{3}\);[^<]+)</td>", page)
     assert len(nearest) == report.SAMPLES
     assert {name for name, _ in nearest} <= set(titles)
+
+
+def test_the_page_has_dates(run: Path) -> None:
+    """When a stage began and last wrote, by its files; when the page was made, by its caller."""
+    first = (run / "mntp" / "starts.jsonl").read_text().splitlines()[0]
+    began = datetime.datetime.fromisoformat(json.loads(first)["time"]).timestamp()
+    os.utime(run / "mntp" / "encoder" / "COMMITTED", (began + 3600, began + 3600))
+    plan, manifest = run / "embed" / "plan.json", run / "embed" / "manifest.json"
+    os.utime(plan, (1.7e9, 1.7e9))
+    os.utime(manifest, (2e9, 2e9))
+    pages = []
+    for name in ("one", "two"):
+        report.report(run, output=run / name, now=1.8e9)
+        pages.append((run / name / "index.html").read_text())
+    page = pages[0]
+    assert "The run as it was on 2027-01-15 08:00:00 UTC." in page
+    assert "<th>began</th><th>last written</th>" in page
+    assert f"<td>{report.date(began)}</td><td>{report.date(began + 3600)}</td>" in page
+    assert "<td>2023-11-14 22:13:20 UTC</td><td>2033-05-18 03:33:20 UTC</td>" in page
+    assert len(re.findall(r"<td>20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC</td>", page)) == 6
+    assert pages[0] == pages[1]  # by nothing else than its files and that date
+
+
+def test_times_that_are_none_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "starts.jsonl").write_text('{"time": "yesterday", "step": 0, "job": "local"}\n')
+    one = Standing("r", "mntp", "mntp")
+    assert report.written(one, output=tmp_path) == ("", "")
+    (tmp_path / "metrics.jsonl").write_text("")
+    os.utime(tmp_path / "metrics.jsonl", (0, 0))
+    assert report.written(one, output=tmp_path) == ("1970-01-01 00:00:00 UTC",) * 2
 
 
 def records(encoding: Path) -> list[dict[str, str]]:

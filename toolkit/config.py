@@ -28,8 +28,11 @@ from toolkit.schema import (
     TrainingRecipe,
     batch_split,
 )
+from toolkit.shown import as_yaml
 
 RECIPE_DIR = Path(__file__).parent / "recipes"
+# The hub's client raises an error of its own for any other.
+HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 DEEPSPEED_DIR = Path(__file__).parents[1] / "ds_configs"
 ENCODER_DIR = "encoder"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -108,7 +111,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 def to_yaml(recipe: Recipe | TrainingRecipe) -> str:
     """The resolved whole as YAML, in the order of the definitions."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return as_yaml(recipe.model_dump(mode="json"))
 
 
 def resolve_stages(
@@ -224,7 +227,7 @@ def resolve_model(reference: str) -> str:
     if not path.exists():
         # owner/name is a hub name, unless the owner is a folder here: runs/mtnp is a slip.
         looks_local = reference.startswith((".", "/", "~")) or Path(path.parts[0]).is_dir()
-        if looks_local or reference.count("/") != 1:
+        if looks_local or not HUB_NAME.fullmatch(reference):
             raise BadInput(f"model {reference!r}: no such folder, and not a hub name (owner/name)")
         return reference
     if (path / "checkpoints").is_dir():

@@ -6,16 +6,20 @@ failure while running.
 
 import argparse
 import errno
+import io
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, recipe_names, to_yaml
+from toolkit.console import say_error, say_lines
 from toolkit.files import BadInput, RunFailed
 from toolkit.schema import Recipe
+from toolkit.shown import visible
 
 FAILED = 1
 BAD_INPUT = 2
@@ -24,8 +28,20 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors show an argument that a terminal would act upon: a pattern of the
+    shell may have put a strange file name there."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and exit with code 2."""
+        super().error(visible(message))
+
+
 def guarded(action: Callable[[], None]) -> int:
     """Run a door's action; what a person can mend becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may have no letter for it
     try:
         action()
     except (BadInput, RunFailed) as error:
@@ -35,7 +51,7 @@ def guarded(action: Callable[[], None]) -> int:
     except OSError as error:
         if error.errno not in (*_REFUSED, *_FULL) or not error.filename:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        say_error(f"{error.filename}: {error.strerror}")
         return FAILED if error.errno in _FULL else BAD_INPUT
     return 0
 
@@ -49,7 +65,7 @@ def end_with(error: BadInput | RunFailed) -> int:
     start.
     """
     if not error.quiet:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say_error(error)
     if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if isinstance(error, BadInput) and not error.agreed:
@@ -67,7 +83,7 @@ def recipe_door(
     run: Callable[[Recipe], None],
 ) -> int:
     """Parse RECIPE and overrides, check the kind, and run. `kinds` are what this door takes."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"python -m toolkit.{program}",
         description=about,
         epilog=f"example:\n  {example}\n\nrecipes of the project: {', '.join(recipe_names())}",
@@ -87,7 +103,7 @@ def recipe_door(
                 f"toolkit.{program} takes {', '.join(kinds)}"
             )
         if arguments.print_config:
-            print(to_yaml(recipe), end="")
+            say_lines(to_yaml(recipe))
             return
         run(recipe)
 

@@ -19,12 +19,14 @@ from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect, worker_of
+from toolkit.console import at_work, say
 from toolkit.door import recipe_door
 from toolkit.encoding import plan, schedule
 from toolkit.encoding.chunks import rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
+from toolkit.model.reference import check_reference
 from toolkit.schema import EmbedRecipe, Recipe
 from toolkit.text.shards import ShardSet, open_shards
 
@@ -44,7 +46,7 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
         # Leases are given back, and other ranks let go, before a job waits to be requeued.
         num_left = _work(recipe, topology=topology, environ=environ, stop=stop)
         if num_left:
-            print(f"embed: told to stop; {num_left} units are left", flush=True)
+            say(f"embed: told to stop; {num_left} units are left")
             stop.leave(environ, leads=topology.rank == 0)
 
 
@@ -77,10 +79,9 @@ def _work(
             work = Alone(output, should_stop=should_stop)
         work.check(plan.share(list(output.units), index=index, count=count))
         num_done = len(output.finished())
-        print(
+        say(
             f"embed: worker {index + 1} of {count} ({way}): {len(output.units)} units, "
-            f"{num_done} done",
-            flush=True,
+            f"{num_done} done"
         )
         while True:
             _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks)
@@ -90,19 +91,21 @@ def _work(
             if not num_left and work.close():
                 break
         if way != schedule.MPI or topology.rank == 0:
-            print(f"embed: all {shards.num_rows:,} rows are in {output.directory}", flush=True)
+            say(f"embed: all {shards.num_rows:,} rows are in {output.directory}")
         return 0
 
 
+@at_work("embed: opens corpus and model")
 def _open(
     recipe: EmbedRecipe, *, topology: Topology, verify: bool, chunks: plan.ChunkRules | None
 ) -> tuple[ShardSet, "Encoder", Output]:
-    # Here and not above: the help text of a door must not wait for torch.
+    output_dir = Path(recipe.output_dir)
+    check_reference(recipe.encoder.model)
+    shards = open_shards(Path(recipe.corpus.input), verify=verify)
+    # Here and not above: neither the help text nor a refusal must wait for torch.
     from toolkit.encoding.encoder import Encoder
     from toolkit.parallel.comm import device_of
 
-    output_dir = Path(recipe.output_dir)
-    shards = open_shards(Path(recipe.corpus.input), verify=verify)
     encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
     facts = plan.identity(
         recipe,
@@ -153,7 +156,7 @@ def _embed(
         figures = pipeline.run()
     finally:
         progress.close()
-    print(f"embed: {figures}", flush=True)
+    say(f"embed: {figures}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from toolkit import reproduction
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect, worker_of
+from toolkit.console import LINE_S, Progress, at_work, say, say_lines
 from toolkit.door import recipe_door
 from toolkit.evaluation import parts
 from toolkit.evaluation.parts import Part
@@ -24,6 +25,7 @@ from toolkit.evaluation.tables import table
 from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
 from toolkit.files import BadInput, write_atomic
 from toolkit.hub import is_offline
+from toolkit.model.reference import check_reference
 from toolkit.reproduction import Scored, read_reference
 from toolkit.schema import EncoderSettings, EvaluateRecipe, Recipe
 from toolkit.standing import SCORES_FILE
@@ -47,6 +49,8 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         if output_dir.exists() and not output_dir.is_dir():
             raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
         tasks = read_tasks(recipe)
+        for settings in recipe.encoders.values():
+            check_reference(settings.model)
         reference = (
             read_reference(recipe.reference, encoders=list(recipe.encoders))
             if recipe.reference
@@ -71,16 +75,16 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         )
         for part in mine:
             scores.keep(part, scorer.scores(part))
-            print(f"evaluate: {part.encoder} on {part.task} is scored", flush=True)
+            say(f"evaluate: {part.encoder} on {part.task} is scored")
         scored = scores.of_all(every)
         if scored is None:
-            print("evaluate: told to stop; the same command goes on", flush=True)
+            say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
     found = _by_encoder(scored)
     # In the order of the recipe, in which the states came about.
     write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
-    print(table(found))
+    say_lines(table(found))
     if reference:
         main = [
             Scored(part.encoder, part.facts["category"], one[part.facts["main"]])
@@ -88,7 +92,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         ]
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / reproduction.REPORT_FILE, text)
-        print(text)
+        say_lines(text)
     return found
 
 
@@ -134,7 +138,14 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
         """Vectors (N, D), fp32, in the order of `texts`."""
-        return self.encoder.vectors_of(texts, instruction=self._before if instructed else "")
+        before = self._before if instructed else ""
+        title = f"{self.name}: encode"
+        progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
+        found = self.encoder.vectors_of(
+            texts, instruction=before, on_rows=lambda rows, _: progress.advance(rows)
+        )
+        progress.close()
+        return found
 
 
 class _Scorer:
@@ -161,7 +172,8 @@ class _Scorer:
 
         if self._loaded is None or self._loaded[0] != settings:
             self._loaded = None  # before the next one needs the memory
-            self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
+            with at_work(f"evaluate: loads {part.encoder}"):
+                self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
 
 

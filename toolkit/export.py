@@ -12,10 +12,13 @@ from pathlib import Path
 
 from toolkit.completion import answer_shell
 from toolkit.config import is_adapter, resolve_model
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.plan import PLAN_FILE
 from toolkit.files import BadInput
+from toolkit.model.reference import check_reference
+from toolkit.training.runs import refuse_taken, run_recipe
 
 FORMATS = {
     "merged": "for sentence-transformers and transformers (the default)",
@@ -26,7 +29,7 @@ FORMATS = {
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.export`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.export",
         description="Merge a run's newest checkpoint into its base model, as one plain folder; or "
         "write the vectors of an encoding into one Parquet file.",
@@ -63,18 +66,24 @@ def run(arguments: argparse.Namespace) -> None:
     nothing whole to export."""
     source, out = arguments.source, arguments.out
     if (Path(source) / PLAN_FILE).is_file():
-        print(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
+        say(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
         return
-    # Here and not above: the help text of a door must not wait for torch.
+    is_model = bool(arguments.adapters) or _is_model(source)
+    refuse_taken(out)
+    if is_model:
+        check_reference(source)
+    else:
+        run_recipe(Path(source))
+    # Here and not above: neither the help text nor a refusal must wait for torch.
     from toolkit.training.encoder import Export, write_chain, write_encoder
 
     export = Export(form=arguments.format, dtype=arguments.dtype, scores=arguments.scores)
-    if arguments.adapters or _is_model(source):
+    if is_model:
         merged = write_chain(source, adapters=arguments.adapters, out=out, export=export)
-        print(f"export: {' + '.join(merged)} is in {out}")
+        say(f"export: {' + '.join(merged)} is in {out}")
         return
     step = write_encoder(Path(source), out=out, export=export)
-    print(f"export: step {step} of {source} is in {out}")
+    say(f"export: step {step} of {source} is in {out}")
 
 
 def _is_model(source: str) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.cluster.queue import FINAL, UNKNOWN
+from toolkit.console import rich_console, say, say_error
 from toolkit.standing import DONE, Standing, standings
 from toolkit.status import table
 
@@ -29,10 +30,9 @@ def follow(run_dir: Path) -> bool:
 
     Ctrl-C never ends a job by itself: on a terminal it asks, elsewhere it stops following.
     """
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = rich_console()
     while True:
         try:
             if not console.is_terminal:
@@ -62,7 +62,7 @@ def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) ->
             for one in found:
                 if one.state != DONE:
                     why = one.trouble or one.reason or "see its logs"
-                    print(f"error: {one.stage}: {one.state}: {why}", file=sys.stderr)
+                    say_error(f"{one.stage}: {one.state}: {why}")
             return False
         time.sleep(LOOK_S)
 
@@ -87,7 +87,7 @@ class _Lines:
             line = f"{one.stage}: {one.state}" + f" ({one.reason})" * bool(one.reason)
             if one.done:
                 line += f", {one.done:,}/{one.total:,} {one.unit}"
-            print(line, flush=True)
+            say(line)
 
 
 def _asked_to_go_on(run_dir: Path) -> bool:
@@ -97,13 +97,13 @@ def _asked_to_go_on(run_dir: Path) -> bool:
         try:
             answer = input(f"\n{QUESTION}").strip().lower()[:1]
         except (KeyboardInterrupt, EOFError):
-            print()
+            say()
     if answer == "w":
         return True
     jobs = [job for one in standings(run_dir, now=time.time()) for job in one.jobs]
     if answer == "c" and jobs:
         subprocess.run(["scancel", *jobs], check=False)
-        print(f"cancelled {', '.join(jobs)}; the same command goes on from the last checkpoint")
+        say(f"cancelled {', '.join(jobs)}; the same command goes on from the last checkpoint")
     else:
-        print(f"the jobs go on; see python -m toolkit.status {run_dir}")
+        say(f"the jobs go on; see python -m toolkit.status {run_dir}")
     return False

@@ -9,7 +9,6 @@ Runs on a login node: nothing here imports torch.
 
 import argparse
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,8 @@ from toolkit.cluster import site, submit
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, recipe_names, to_yaml
-from toolkit.door import guarded
+from toolkit.console import say, say_error, say_lines
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, create_atomic, write_atomic
 from toolkit.follow import follow
 from toolkit.hub import is_offline
@@ -40,7 +40,7 @@ CHECK_MIN = 10  # its limit: it takes seconds, and a node that hangs would keep 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of the launcher."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m toolkit.launch",
         description="Submit a recipe, or every stage of a pipeline, as jobs in order.",
         epilog="examples:\n"
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return guarded(action)
     except submit.JobFailed as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 1
 
 
@@ -133,7 +133,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
     whole, run_dir, stages = resolve(arguments.recipe, overrides=arguments.overrides)
     if arguments.print_config:
         for name, recipe in stages.items():
-            print(f"# {name}\n{to_yaml(recipe)}")
+            say(f"# {name}")
+            say_lines(f"{to_yaml(recipe)}\n")
         return
     jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
     must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ, default="1")
@@ -147,9 +148,9 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         for job in jobs:
             previous = previous_of(jobs, job)
             after = f"afterok:<id of {previous.name}>" if previous else arguments.dependency
-            print(dry_run_text(job, after=after, cluster=cluster, setup=setup))
+            say_lines(dry_run_text(job, after=after, cluster=cluster, setup=setup))
             if job.resources.chained:
-                print(
+                say(
                     f"# {arguments.chain} such jobs, each afterany of the one before, with its "
                     "number in TOOLKIT_CHAIN\n"
                 )
@@ -170,7 +171,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         for job, job_id in submitted:  # as they come: a refusal half-way leaves a true record
             told[job.name].append(job_id)
             write_launched(run_dir, [launched(one, told[one.name]) for one in jobs])
-        print(f"see python -m toolkit.status {run_dir}")
+        say(f"see python -m toolkit.status {run_dir}")
         if arguments.wait and not follow(run_dir):
             raise submit.JobFailed(f"{run_dir}: not all stages are done")
 
@@ -218,14 +219,14 @@ def run_check(job: PlannedJob, *, cluster: str, after: str | None, setup: Sequen
     """Run it to its end, showing what its first rank prints. Raises `BadInput` with what a rank has
     found, `JobFailed` where it came to no end."""
     work = CheckJob(job.recipe.model_dump(mode="json"))
-    show = functools.partial(print, flush=True)
+    show = say
     if cluster == "local":
         submit.run_here(job.resources, job=work, folder=job.folder, show=show)
     else:
         submit.run_there(
             job.resources, job=work, folder=job.folder, after=after, setup=setup, show=show
         )
-    print("check: all ranks could start")
+    say("check: all ranks could start")
 
 
 def previous_of(jobs: Sequence[PlannedJob], job: PlannedJob) -> PlannedJob | None:
@@ -283,19 +284,19 @@ def submit_jobs(
             shape = f"{asked.nodes} x {asked.tasks_per_node} ranks"
             if asked.array > 1:
                 shape = f"array of {asked.array}"
-            print(f"{job.name}: job {last} ({shape}), logs in {job.folder}", flush=True)
+            say(f"{job.name}: job {last} ({shape}), logs in {job.folder}")
             yield job, last
 
 
 def run_jobs_here(jobs: Sequence[PlannedJob]) -> None:
     """Run every job on this machine, one after another."""
     for number, job in enumerate(jobs, 1):
-        print(f"[{number}/{len(jobs)}] {job.name}", flush=True)
+        say(f"[{number}/{len(jobs)}] {job.name}")
         submit.run_here(
             job.resources,
             job=_stage(job),
             folder=job.folder,
-            show=lambda line: print(f"  {line}", flush=True),
+            show=lambda line: say(f"  {line}"),
         )
 
 

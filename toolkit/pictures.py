@@ -1,6 +1,7 @@
 """Pictures of a run as PNG: curves of training, bars of scores, maps of embeddings.
 
-Knows matplotlib. Refuses to know where the numbers come from.
+Knows matplotlib. Refuses to know where the numbers come from. Names are text of others: what is
+drawn of them is `in_picture`.
 
 Shapes: N points, D width.
 """
@@ -13,6 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from toolkit.shown import in_picture
 
 CURVES = (
     "loss",
@@ -58,9 +61,10 @@ def bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     width = 0.8 / max(1, len(scores))
     for number, (encoder, row) in enumerate(scores.items()):
         places = np.arange(len(tasks)) + (number - (len(scores) - 1) / 2) * width
-        made = axes.bar(places, [row.get(task, np.nan) for task in tasks], width, label=encoder)
+        values = [row.get(task, np.nan) for task in tasks]
+        made = axes.bar(places, values, width, label=in_picture(encoder))
         axes.bar_label(made, fmt="%.3f", fontsize=7, padding=2)
-    axes.set_xticks(range(len(tasks)), tasks)
+    axes.set_xticks(range(len(tasks)), [in_picture(task) for task in tasks])
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.grid(axis="y", alpha=0.3)
     return _png(figure)
@@ -77,7 +81,7 @@ def embedding_map(unit_ND: NDArray[np.float32], *, names: Sequence[str], named: 
     axes = figure.add_subplot()
     axes.scatter(points_N2[:, 0], points_N2[:, 1], s=8, alpha=0.5)
     for row in _spread(points_N2, number=named):
-        axes.annotate(names[row][:28], points_N2[row], fontsize=7, alpha=0.9)
+        axes.annotate(in_picture(names[row], chars=28), points_N2[row], fontsize=7, alpha=0.9)
     axes.set_title(f"{len(points_N2):,} vectors; two components, {share:.0%} of the variance")
     axes.tick_params(labelsize=7)
     return _png(figure)
@@ -93,7 +97,7 @@ def heat_map(unit_ND: NDArray[np.float32], *, names: Sequence[str]) -> bytes:
     axes = figure.add_subplot()
     lowest = float(cosine_NN.min())
     image = axes.imshow(cosine_NN, vmin=lowest, vmax=1.0, cmap="viridis")
-    told = [names[row][:24] for row in order]
+    told = [in_picture(names[row], chars=24) for row in order]
     axes.set_xticks(range(len(told)), told, rotation=90, fontsize=7)
     axes.set_yticks(range(len(told)), told, fontsize=7)
     figure.colorbar(image, label="cosine", shrink=0.8)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, recipe_names, resolve_stages, split_overrides
-from toolkit.door import guarded
+from toolkit.console import say, say_lines
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
 from toolkit.planning import (
     GIB,
@@ -31,7 +32,7 @@ GBIT = 1e9 / 8
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.plan`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.plan",
         description="Memory of a GPU, time and network that training stages will need: estimates, "
         "but for what ZeRO partitions, which is exact. A step takes the longer of computing and "
@@ -62,10 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
     base, stages = training_stages(arguments.recipe, overrides=arguments.overrides)
     shape = shape_of(base)
     total = f"{shape.weights(head=True) / 1e9:.2f} B parameters"
-    print(f"{base}: {total}; {cluster.nodes} x {cluster.gpus_per_node} {arguments.gpu}")
+    say(f"{base}: {total}; {cluster.nodes} x {cluster.gpus_per_node} {arguments.gpu}")
     for name, recipe in stages.items():
-        print()
-        print(describe(name, recipe, shape=shape, cluster=cluster))
+        say()
+        say_lines(describe(name, recipe, shape=shape, cluster=cluster))
 
 
 def cluster_of(arguments: argparse.Namespace) -> Cluster:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from toolkit.cluster.launched import PREFETCHED_FILE
 from toolkit.completion import answer_shell
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, is_committed, write_json
 from toolkit.schema import EvaluateRecipe, StageRecipe
 from toolkit.stages import inputs_of, resolve
@@ -25,7 +26,7 @@ from toolkit.task_schema import Mteb
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.prefetch`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.prefetch",
         description="Fetch the models that a recipe names into the hub cache, before it is queued.",
         epilog="examples:\n  python -m toolkit.prefetch llm2vec_mistral_7b run_dir=runs/a\n"
@@ -68,11 +69,11 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
             "bytes": size,
             "digest": model_digest(folder),
         }
-        print(f"{model}: {size / 1e9:.2f} GB in {folder}", flush=True)
+        say(f"{model}: {size / 1e9:.2f} GB in {folder}")
     tasks = [task for recipe in stages.values() for task in _mteb_data(recipe)]
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / PREFETCHED_FILE, {"models": told, "shards": shards, "mteb": tasks})
-    print(f"all that {name} needs is here; see {run_dir / PREFETCHED_FILE}")
+    say(f"all that {name} needs is here; see {run_dir / PREFETCHED_FILE}")
 
 
 def _mteb_data(recipe: StageRecipe) -> list[str]:
@@ -84,7 +85,7 @@ def _mteb_data(recipe: StageRecipe) -> list[str]:
     tasks = tasks_of(recipe.mteb)
     for task in tasks:
         load_data(task)
-        print(f"{task.metadata.name}: {', '.join(paths_of(task))}", flush=True)
+        say(f"{task.metadata.name}: {', '.join(paths_of(task))}")
     return [task.metadata.name for task in tasks]
 
 

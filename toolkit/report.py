@@ -9,8 +9,10 @@ matplotlib (pip install matplotlib).
 
 import argparse
 import base64
-import html
+import contextlib
+import datetime
 import importlib.util
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,11 +23,14 @@ import numpy as np
 
 from toolkit.cluster.launched import read_launched
 from toolkit.completion import answer_shell
-from toolkit.door import guarded
+from toolkit.config import ENCODER_DIR
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.encoding.formats import unit_length
-from toolkit.encoding.plan import MANIFEST_FILE
-from toolkit.evaluation.parts import main_scores
-from toolkit.files import BadInput, read_json, read_json_lines, write_atomic
+from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
+from toolkit.evaluation.parts import PART_DIR, main_scores
+from toolkit.files import COMMIT_MARKER, BadInput, read_json, read_json_lines, write_atomic
+from toolkit.shown import in_html
 from toolkit.standing import SCORES_FILE, Standing, standings
 from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
 
@@ -41,7 +46,7 @@ figcaption, .from { color: #666; font-size: .85rem } figure { margin: 1rem 0 }
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.report`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.report",
         description="A run, a pipeline or an encoding as one HTML page.",
         epilog="examples:\n  python -m toolkit.report runs/quickstart",
@@ -52,36 +57,40 @@ def main(argv: list[str] | None = None) -> int:
     answer_shell(parser)
     arguments = parser.parse_args(argv)
     output = arguments.output or arguments.run / "report"
-    return guarded(lambda: report(arguments.run, output=output))
+    return guarded(lambda: report(arguments.run, output=output, now=time.time()))
 
 
-def report(run: Path, *, output: Path) -> None:
-    """Write the page. Raises `BadInput` for what is no run, and without matplotlib."""
+def report(run: Path, *, output: Path, now: float) -> None:
+    """Write the page, with the date `now` (seconds of 1970). Raises `BadInput` for what is no run,
+    and without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         raise BadInput("toolkit.report draws with matplotlib; pip install matplotlib")
-    found = standings(run, now=time.time())
+    found = standings(run, now=now)
     places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
-    body, pictures = [summary(found)], dict[str, bytes]()
+    body, pictures = [summary(found, places=places)], dict[str, bytes]()
     for one in found:
         for title, text, name, picture in sections(one, output=places[one.stage]):
-            body.append(f"<h2>{html.escape(title)}</h2>{text}")
+            body.append(f"<h2>{in_html(title)}</h2>{text}")
             if picture:
+                while name in pictures:
+                    name = f"_{name}"
                 pictures[name] = picture
                 data = base64.b64encode(picture).decode()
                 body.append(
-                    f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
-                    f"<figcaption>{html.escape(name)}</figcaption></figure>"
+                    f'<figure><img alt="{in_html(title)}" src="data:image/png;base64,{data}">'
+                    f"<figcaption>{in_html(name)}</figcaption></figure>"
                 )
     output.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
         write_atomic(output / name, picture)
-    title = html.escape(str(run))
+    title = in_html(run)
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{STYLE}</style><h1>{title}</h1>{''.join(body)}</html>\n"
+        f"<style>{STYLE}</style><h1>{title}</h1>"
+        f'<p class="from">The run as it was on {date(now)}.</p>{"".join(body)}</html>\n'
     )
     write_atomic(output / "index.html", page)
-    print(f"{output / 'index.html'}: {len(found)} stages, {len(pictures)} pictures")
+    say(f"{output / 'index.html'}: {len(found)} stages, {len(pictures)} pictures")
 
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -99,14 +108,14 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         yield (
             f"{one.stage}: training",
             text,
-            f"{one.stage}-curves.png",
+            picture_name(one, "curves"),
             pictures.curves(rows, restarts=restarts),
         )
     if (output / SCORES_FILE).is_file():
         scores: Scores = read_json(output / SCORES_FILE)
         picture = pictures.bars(shown(scores, main=main_scores(output)))
         text = came_from(output / SCORES_FILE) + table(transposed(scores))
-        yield f"{one.stage}: scores", text, f"{one.stage}-scores.png", picture
+        yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)
 
@@ -131,11 +140,11 @@ def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
         neighbours.append({"document": names[row], f"nearest of {len(rows):,} (cosine)": near})
     text = came_from(output / MANIFEST_FILE) + table(neighbours)
     picture = pictures.embedding_map(unit, names=names, named=MAP_NAMES)
-    yield f"{one.stage}: embeddings", text, f"{one.stage}-map.png", picture
+    yield f"{one.stage}: embeddings", text, picture_name(one, "map"), picture
     some = np.unique(np.linspace(0, len(rows) - 1, HEAT_ROWS).astype(int))
     picture = pictures.heat_map(unit[some], names=[names[row] for row in some])
     text = came_from(output / MANIFEST_FILE)
-    yield f"{one.stage}: similarities", text, f"{one.stage}-similarities.png", picture
+    yield f"{one.stage}: similarities", text, picture_name(one, "similarities"), picture
 
 
 def shown(scores: Scores, *, main: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -166,8 +175,36 @@ def names_of(store: Any, rows: Sequence[int]) -> list[str]:
     return found
 
 
-def summary(found: Sequence[Standing]) -> str:
+def picture_name(one: Standing, what: str) -> str:
+    """Of a picture of a stage: a name, and no path to another folder."""
+    stage = re.sub(r"[^\w.-]+", "_", one.stage)
+    return f"{stage}-{what}.png"
+
+
+def date(seconds: float) -> str:
+    """A moment, to the second, as everybody reads it."""
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def written(one: Standing, *, output: Path) -> tuple[str, str]:
+    """When a stage began and when it last wrote a result, by the times that its files have; empty
+    where there is none."""
+    patterns = {
+        "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
+        "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
+    }.get(one.kind, (METRICS_FILE, f"{ENCODER_DIR}/{COMMIT_MARKER}"))
+    found = [path for pattern in patterns for path in output.glob(pattern)]
+    times = sorted(path.stat().st_mtime for path in found)
+    # Metrics are written again and again, and a start says when it was.
+    starts = [str(start.get("time", "")) for start in read_json_lines(output / STARTS_FILE)]
+    with contextlib.suppress(ValueError):
+        times = [datetime.datetime.fromisoformat(s).timestamp() for s in starts[:1]] + times
+    return (date(times[0]), date(times[-1])) if times else ("", "")
+
+
+def summary(found: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
     """The stages in a table."""
+    dates = [written(one, output=places[one.stage]) for one in found]
     told = [
         {
             "stage": one.stage,
@@ -176,9 +213,11 @@ def summary(found: Sequence[Standing]) -> str:
             "done": f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
             "loss": "" if one.loss is None else f"{one.loss:.4f}",
             "restarts": one.restarts or "",
+            "began": began,
+            "last written": last,
             "trouble": one.trouble,
         }
-        for one in found
+        for one, (began, last) in zip(found, dates, strict=True)
     ]
     return table(told)
 
@@ -191,17 +230,17 @@ def starts_told(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def came_from(path: Path) -> str:
     """Where the numbers are."""
-    return f'<p class="from">from {html.escape(str(path))}</p>'
+    return f'<p class="from">from {in_html(path)}</p>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows of the same columns; fractions with four digits. Empty columns are left out."""
     heads = [head for head in (rows[0] if rows else ()) if any(row.get(head) != "" for row in rows)]
-    lines = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
+    lines = ["".join(f"<th>{in_html(head)}</th>" for head in heads)]
     for row in rows:
         cells = [row.get(head, "") for head in heads]
         shown = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in shown))
+        lines.append("".join(f"<td>{in_html(cell)}</td>" for cell in shown))
     return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 

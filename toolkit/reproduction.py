@@ -15,6 +15,7 @@ import yaml
 from toolkit.config import ENCODER_DIR, load_recipe
 from toolkit.files import BadInput, read_json_lines
 from toolkit.schema import EncoderSettings, TrainingRecipe
+from toolkit.shown import as_code, in_markdown
 from toolkit.training.metrics import STARTS_FILE, read_metrics
 
 REFERENCE_DIR = Path(__file__).parent / "references"
@@ -73,7 +74,8 @@ def report(
 ) -> str:
     """Markdown: the scores, the settings that differ, the hours."""
     known = [name for name in encoders if name in reference.scores]
-    lines = [f"# Reproduction: {reference.name}", "", f"Reference: {reference.source}", ""]
+    title, source = in_markdown(reference.name), in_markdown(reference.source)
+    lines = [f"# Reproduction: {title}", "", f"Reference: {source}", ""]
     lines += ["| encoder | category | tasks | ours | reference | difference |"]
     lines += ["|---|---|---|---|---|---|"]
     for name in known:
@@ -111,7 +113,7 @@ def _rows(name: str, published: Mapping[str, float], *, scored: Sequence[Scored]
             cells = [str(len(values)), f"{ours:.2f}", f"{theirs:.2f}", f"{ours - theirs:+.2f}"]
         else:
             cells = ["0", "-", f"{theirs:.2f}", "-"]
-        yield f"| {name} | {category} | {' | '.join(cells)} |"
+        yield f"| {in_markdown(name)} | {in_markdown(category)} | {' | '.join(cells)} |"
 
 
 def _differences(run: Path, recipe: TrainingRecipe, reference: Reference) -> Iterator[str]:
@@ -124,7 +126,8 @@ def _differences(run: Path, recipe: TrainingRecipe, reference: Reference) -> Ite
         if isinstance(theirs, float) and isinstance(ours, int | float):
             same = math.isclose(ours, theirs, rel_tol=1e-9)
         if not same:
-            yield f"- {run} ({recipe.kind}): `{key}` is {ours}, in the reference {theirs}"
+            told = f"{as_code(key)} is {in_markdown(ours)}, in the reference {in_markdown(theirs)}"
+            yield f"- {in_markdown(run)} ({recipe.kind}): {told}"
 
 
 def _hours(run: Path, recipe: TrainingRecipe, reference: Reference) -> str:
@@ -132,9 +135,10 @@ def _hours(run: Path, recipe: TrainingRecipe, reference: Reference) -> str:
     seconds = [row["seconds"] for row in read_metrics(run) if row.get("seconds")]
     starts = read_json_lines(run / STARTS_FILE)
     if not seconds or not starts:
-        return f"- {run} ({recipe.kind}): not recorded"
+        return f"- {in_markdown(run)} ({recipe.kind}): not recorded"
     ranks, device = int(starts[-1]["world_size"]), str(starts[-1]["device"])
     hours = float(np.mean(seconds)) * recipe.train.steps * ranks / 3600
     theirs = reference.hours.get(recipe.kind)
     beside = "" if theirs is None else f"; reference {theirs:.2f}"
-    return f"- {run} ({recipe.kind}): {hours:.2f} hours of {device}, {ranks} ranks{beside}"
+    took = f"{hours:.2f} hours of {in_markdown(device)}, {ranks} ranks{beside}"
+    return f"- {in_markdown(run)} ({recipe.kind}): {took}"

@@ -3,14 +3,13 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.completion import answer_shell
-from toolkit.console import Progress
-from toolkit.door import guarded
+from toolkit.console import Progress, at_work, say, say_beside, say_json
+from toolkit.door import Parser, guarded
 from toolkit.encoding.index import KINDS
 from toolkit.files import BadInput
 
@@ -47,7 +46,7 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.search`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.search",
         description="Find the rows of an encoded corpus that are nearest to a query (cosine).",
         epilog=EXAMPLES,
@@ -123,7 +122,7 @@ def build(encoding: Path, *, kind: str) -> None:
     progress.close()
     told = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
     size = f"{record.rows:,} rows, {record.bytes / 1e6:,.1f} MB"
-    print(f"search: index {kind} ({told or 'no parameters'}): {size}")
+    say(f"search: index {kind} ({told or 'no parameters'}): {size}")
 
 
 def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
@@ -135,32 +134,36 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     """
     if settings.top < 1:
         raise BadInput(f"--top {settings.top}: ask for at least one hit")
-    # Here and not above: the help text of a door must not wait for torch.
-    from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.search import nearest
     from toolkit.encoding.store import VectorStore
 
-    store = VectorStore(encoding, verify=settings.verify)
+    with at_work(f"search: checks {encoding}"):
+        store = VectorStore(encoding, verify=settings.verify)
     find = _find(store, index=settings.index)
-    encoder = encoder_of(store, model=settings.model)
+    # Here and not above: neither the help text nor a refusal must wait for torch.
+    from toolkit.encoding.encoder import encoder_of
+
+    with at_work("search: loads the model"):
+        encoder = encoder_of(store, model=settings.model)
     queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
-    found = nearest(
-        store,
-        queries_QD=queries_QD,
-        top=settings.top,
-        find=find,
-        every_chunk=settings.every_chunk,
-    )
+    with at_work("search: reads the vectors"):
+        found = nearest(
+            store,
+            queries_QD=queries_QD,
+            top=settings.top,
+            find=find,
+            every_chunk=settings.every_chunk,
+        )
     found = _with_snippets(found, store=store, corpus=settings.corpus)
     for query, hits in zip(queries, found, strict=True):
         if settings.as_json:
-            print(json.dumps({"query": query, "hits": [hit.as_json() for hit in hits]}))
+            say_json({"query": query, "hits": [hit.as_json() for hit in hits]})
             continue
-        print(query)
+        say(query)
         for place, hit in enumerate(hits, 1):
-            print(f"  {place}. {hit.score:.3f}  {hit.title or hit.id}  ({hit.id})")
+            say(f"  {place}. {hit.score:.3f}  {hit.title or hit.id}  ({hit.id})")
             if hit.snippet:
-                print(f"            {hit.snippet}")
+                say(f"            {hit.snippet}")
 
 
 def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
@@ -184,7 +187,7 @@ def _with_snippets(
     try:
         shards = corpus_of(store, corpus=corpus, verify=False)
     except BadInput as error:
-        print(f"no snippets: {error}", file=sys.stderr)
+        say_beside(f"no snippets: {error}")
         return found
     return [[dataclasses.replace(hit, snippet=snippet(hit)) for hit in hits] for hits in found]
 

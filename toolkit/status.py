@@ -9,7 +9,6 @@ Reads what runs and launches write, and asks SLURM where there is one. Nothing i
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.completion import answer_shell
-from toolkit.door import guarded
+from toolkit.console import rich_console, say_json
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
+from toolkit.shown import visible
 from toolkit.standing import Standing, standings, standings_below
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ PIPED_WIDTH = 200
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.status`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.status",
         description="Where runs stand: of a pipeline each stage, of a run or an encoding itself.",
         epilog="examples:\n  python -m toolkit.status runs/llm2vec --watch\n"
@@ -63,13 +64,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Print the table, once or again and again."""
     if arguments.json:
-        print(json.dumps([dataclasses.asdict(one) for one in look(arguments)], indent=2))
+        say_json([dataclasses.asdict(one) for one in look(arguments)], indent=2)
         return
     # Here and not above: the help text need not wait for it.
-    from rich.console import Console
     from rich.live import Live
 
-    console = Console()
+    console = rich_console()
     if not (arguments.watch and console.is_terminal):
         show(look(arguments), console=console)
         while arguments.watch:
@@ -109,7 +109,7 @@ def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
     from rich.text import Text
 
     runs = {one.run for one in found}
-    title = Text(runs.pop(), style="bold") if len(runs) == 1 else None
+    title = Text(visible(runs.pop()), style="bold") if len(runs) == 1 else None
     hidden = ["run"] * bool(title)
     inline = _rows(found, hidden=hidden, reasons=True)
     rows, left_out = inline, tuple[str, ...]()
@@ -122,17 +122,23 @@ def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
             if _width(rows) <= width:
                 break
     told += [(one, line) for one in found for line in (one.trouble, beats(one.heartbeats)) if line]
-    lines = [Text(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}") for one, it in told]
+    lines = [
+        Text(visible(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}"))
+        for one, it in told
+    ]
     # An empty one would not be shown anywhere.
     missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in found)]
     if missed:
-        lines.append(Text(f"not shown: {', '.join(missed)} (a wider terminal, | cat or --json)"))
+        lines.append(
+            Text(visible(f"not shown: {', '.join(missed)} (a wider terminal, | cat or --json)"))
+        )
     return Group(*([title] if title else []), rows, *lines)
 
 
 def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     lines = [_cells(one, reason=reasons) for one in found]
@@ -145,16 +151,16 @@ def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) ->
         else:
             rows.add_column(head, justify="right", no_wrap=True)
     for line in lines:
-        rows.add_row(*line.values())
+        cells = line.values()
+        rows.add_row(*(c if isinstance(c, Text) else Text(visible(c)) for c in cells))
     return rows
 
 
 def _width(rows: "Table") -> int:
     """That it would like to have."""
-    from rich.console import Console
     from rich.measure import Measurement
 
-    wide = Console(width=10_000)
+    wide = rich_console(width=10_000)
     return Measurement.get(wide, wide.options, rows).maximum
 
 
@@ -174,9 +180,9 @@ def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:
     """By the head of their columns; the state with its `reason`, or without."""
     from rich.text import Text
 
-    state = Text(one.state, style=_STYLES.get(one.state.partition(" ")[0], ""))
+    state = Text(visible(one.state), style=_STYLES.get(one.state.partition(" ")[0], ""))
     if reason and one.reason:
-        state.append(f" ({one.reason})", style="dim")
+        state.append(visible(f" ({one.reason})"), style="dim")
     return {
         "run": one.run,
         "stage": one.stage,

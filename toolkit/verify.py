@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from toolkit.completion import answer_shell
-from toolkit.door import guarded
+from toolkit.console import at_work, say
+from toolkit.door import Parser, guarded
 from toolkit.evaluation.parts import PART_DIR
 from toolkit.files import BadInput, is_committed, read_json
 from toolkit.standing import SCORES_FILE
@@ -36,7 +37,7 @@ class Thing:
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.verify`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.verify",
         description="Check every byte that can be checked, before anybody uses it.",
         epilog="example:\n  python -m toolkit.verify runs/simcse shards/wikipedia\n\n"
@@ -126,7 +127,7 @@ def things_at(path: Path) -> Iterator[Thing]:
 
 def _things_of_run(run_dir: Path) -> Iterator[Thing]:
     from toolkit.config import ENCODER_DIR
-    from toolkit.training.encoder import run_recipe
+    from toolkit.training.runs import run_recipe
     from toolkit.training.steps import CHECKPOINT_DIR, PREFIX
 
     run_recipe(run_dir)
@@ -140,11 +141,12 @@ def _things_of_run(run_dir: Path) -> Iterator[Thing]:
 
 
 def _check(thing: Thing) -> None:
-    word = thing.check(thing.path)
+    with at_work(f"verify: {thing.path}"):
+        word = thing.check(thing.path)
     files = [path for path in thing.path.rglob("*") if path.is_file()]
     # Caches are checked and not counted: some are there, some are not, and nobody would miss them.
     sizes = [f.stat().st_size for f in files if ".cache" not in f.relative_to(thing.path).parts]
-    print(f"{thing.path}: {word}, {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB", flush=True)
+    say(f"{thing.path}: {word}, {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB")
 
 
 def _checkpoint(folder: Path) -> str:

@@ -31,6 +31,7 @@ from matplotlib.figure import Figure
 
 from tests.benchmarks.harness import REAL_DATA, ROOT, machine, make_shards
 from toolkit.files import is_committed
+from toolkit.shown import in_picture
 
 SENTENCES = 10_240  # seen by each SimCSE run
 TRIPLETS = 5_824  # a pass over SNLI in batches of 64, but for the last
@@ -172,9 +173,9 @@ def plot(scores: Scores, path: Path, *, told: str) -> None:
         values = list(scores[name])
         axes.plot(values, [place] * len(values), "o", color="#1f5f8b", alpha=0.6)
         axes.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color="#d1495b", lw=2)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [in_picture(name, chars=80) for name in names])
     axes.invert_yaxis()
-    axes.set_xlabel(f"{told} (dot: a seed; bar: mean)")
+    axes.set_xlabel(f"{in_picture(told)} (dot: a seed; bar: mean)")
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_scripts import mine_negatives
 from tests.conftest import run
 from tests.encoding.conftest import embed
 from toolkit.encoding.encoder import encoder_of
@@ -122,3 +123,20 @@ def test_bad_input_is_one_line(
     chunks = {"chunks": {"tokens": 8, "overlap": 0}}
     (other / "manifest.json").write_text(json.dumps({**manifest, **chunks}))
     assert "encode without corpus.chunk_tokens" in mine(*places, "--embeddings", other, code=2)
+
+
+@pytest.mark.parametrize(("ratio", "hinted"), [(0.5, True), (2.0, False)])
+def test_candidates_that_are_too_near_are_a_hint(
+    ratio: float,
+    hinted: bool,
+    made: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = ["--pairs", made, "--embeddings", whole, "--output", tmp_path / "hard"]
+    rules = ["--depth", 10, "--negatives", 9, "--max-ratio", ratio]
+    assert mine_negatives.main([*map(str, [*places, *rules])]) == 0
+    captured = capsys.readouterr()
+    hint = "candidates are too near to the query: give a larger --max-ratio (1 leaves out only"
+    assert (hint in captured.err) == hinted, captured.err

@@ -85,6 +85,16 @@ def test_every_sentence_once_in_an_epoch() -> None:
     assert {tuple(next(batches)) for _ in range(60)} > {(0, 1, 2), (2, 0, 1)}
 
 
+def test_long_training_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained()
+    assert capsys.readouterr().out == ""  # it is soon done
+    monkeypatch.setattr("toolkit.evaluation.probe.LINE_S", 0.0)
+    trained()
+    assert capsys.readouterr().out.startswith("word probe: 30/30 steps, ")
+
+
 def test_half_precision_vectors_train_too() -> None:
     task = WordTask(train="a", test="b", steps=200, lr=0.05)
     half_WD = VECTORS_WD.astype(np.float16)

@@ -1,37 +1,74 @@
-"""A door of the toolkit under an audit hook that lists every class which is unpickled.
+"""Commands under an audit hook that lists every class which is unpickled, in all their processes.
 
-usage: audited.py DOOR ARGUMENTS ...      ("pickle" as the door: it unpickles a file)
+Not in the watchdog's monitors, which run without what is installed (-I -S): they read JSON.
 """
 
 import importlib
-import pickle
+import json
+import os
+import re
+import subprocess
 import sys
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-found: list[str] = []
+from tests.conftest import ROOT
+
+HOOK = Path(__file__).with_name("auditing")
+# The only places that unpickle, by the file of whose code does it. README names the same.
+MESSAGES, MPI, SUBMITIT = "messages of one command's processes", "MPI messages", "submitit's files"
+EXCEPTIONS = {
+    r"/multiprocessing/(connection|queues|spawn|pool)\.py": MESSAGES,
+    r"/mpi4py/|/toolkit/cluster/(mpi|crew)\.py|mpi4py\.MPI": MPI,
+    r"/submitit/core/utils\.py": SUBMITIT,
+}
 
 
-def hook(event: str, arguments: tuple[Any, ...]) -> None:
-    """Remember who unpickles what."""
-    if event == "pickle.find_class":
-        callers = [frame.filename for frame in traceback.extract_stack()[:-1]]
-        name = ".".join(map(str, arguments[-2:]))
-        found.append(f"UNPICKLED {name} in {callers[-1]}, called from {callers[-2:]}")
+def environ_with_hook(file: Path) -> dict[str, str]:
+    """What has Python, and all that it starts, write to `file`."""
+    return {"PYTHONPATH": f"{HOOK}:{ROOT}", "AUDIT_FILE": str(file)}
 
 
-def main(door: str, *arguments: str) -> int:
-    """Run the door's main; print what was found."""
-    sys.addaudithook(hook)
-    if door == "pickle":
-        pickle.loads(Path(arguments[0]).read_bytes())
-        code = 0
-    else:
-        code = importlib.import_module(f"toolkit.{door}").main(list(arguments))
-    print("\n".join([*found, f"AUDITED {door}"]), flush=True)
-    return code
+def unpickled(file: Path) -> list[str]:
+    """What was unpickled: the name of the exception, or the class with the file of the code."""
+    found = []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        code = line.partition("\t")[2]
+        names = [name for pattern, name in EXCEPTIONS.items() if re.search(pattern, code)]
+        found.append(names[0] if names else line)
+    return found
+
+
+def audited(command: Sequence[object], *, file: Path) -> tuple[str, set[str]]:
+    """Run a command that must succeed; what it printed, and what was unpickled meanwhile."""
+    file.unlink(missing_ok=True)
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env={**os.environ, **environ_with_hook(file)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}"
+    return done.stdout, set(unpickled(file))
+
+
+def in_one_process(commands: Sequence[Sequence[object]]) -> list[str]:
+    """The command that runs the doors, [module, argument, ...] each, one after another."""
+    told = [[str(part) for part in command] for command in commands]
+    return [sys.executable, "-m", "tests.faults.audited", json.dumps(told)]
+
+
+def main(commands: str) -> None:
+    """Run the mains of doors; each must return 0."""
+    for door, *arguments in json.loads(commands):
+        code = importlib.import_module(door).main(arguments)
+        assert code == 0, (door, arguments, code)
+        print(f"AUDITED {door}", flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(sys.argv[1])

@@ -1,5 +1,6 @@
-"""Nothing is unpickled on the way from shards to vectors, and nobody is called outside."""
+"""Nothing is unpickled but what processes of one job tell each other; nobody outside is called."""
 
+import json
 import os
 import pickle
 import shutil
@@ -11,45 +12,99 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICKSTART, ROOT, need, run, torchrun
+from tests.conftest import QUICKSTART, ROOT, need, torchrun
+from tests.faults.audited import MESSAGES, MPI, SUBMITIT, audited, in_one_process
+from tests.mpi import mpi_command
 
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD")
-SCRIPT = str(Path(__file__).with_name("audited.py"))
 
 
-def audited(door: str, *arguments: object, ranks: int = 1) -> str:
-    python = torchrun(ranks) if ranks > 1 else [sys.executable]
-    return run([*python, SCRIPT, door, *map(str, arguments)])
-
-
-def test_the_hook_sees_a_pickle(tmp_path: Path) -> None:
+def test_the_hook_sees_a_pickle_and_who_reads_it(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(pickle.dumps(OrderedDict()))
-    assert "UNPICKLED collections.OrderedDict" in audited("pickle", tmp_path / "x")
+    read = f"import pickle; pickle.load(open({str(tmp_path / 'x')!r}, 'rb'))"
+    # In a process that a process has started.
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {read!r}], check=True)"
+    _, found = audited([sys.executable, "-c", outer], file=tmp_path / "audit")
+    assert found == {"collections.OrderedDict\t<string>"}
 
 
-def test_nothing_is_unpickled_from_training_to_search(
-    shards: Path, tiny_model: Path, tmp_path: Path
-) -> None:
-    """ZeRO-3 and LoRA on two ranks, resumed; exported; a corpus embedded, searched and checked."""
-    run_dir, vectors = tmp_path / "run", tmp_path / "vectors"
-    given = [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={run_dir}"]
-    for recipe, more in (("tiny_mntp", []), ("tiny_simcse", ["model.lora=null"])):
-        where = [*given[:2], f"run_dir={run_dir / recipe}", *more]
-        for steps in (1, 2):
-            printed = audited("train", recipe, *where, f"train.steps={steps}", ranks=2)
-            assert printed.count("AUDITED train") == 2
-            assert "UNPICKLED" not in printed
-    encoder = tmp_path / "encoder"
-    embed = ["tiny_embed", f"encoder.model={encoder}", f"corpus.input={shards}"]
-    for door, *arguments in (
-        ["export", run_dir / "tiny_mntp", encoder],
-        ["encode", *embed, f"output_dir={vectors}"],
-        ["search", vectors, "a river"],
-        ["verify", run_dir / "tiny_mntp", shards, vectors],
-    ):
-        printed = audited(str(door), *arguments)
-        assert f"AUDITED {door}" in printed
-        assert "UNPICKLED" not in printed
+def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """ZeRO-3 and LoRA on two ranks, resumed; then all other doors in one process."""
+    run_dir, vectors, encoder = tmp_path / "run", tmp_path / "vectors", tmp_path / "encoder"
+    given = [f"data.train={shards}", f"model.base={tiny_model}"]
+    audit = tmp_path / "audit"
+    where = ["tiny_mntp", *given, f"run_dir={run_dir / 'tiny_mntp'}"]
+    for steps in (1, 2):
+        train = [*torchrun(2), "-m", "toolkit.train", *where, f"train.steps={steps}"]
+        _, found = audited(train, file=audit)
+        assert found == set()
+    simcse = ["toolkit.train", "tiny_simcse", *given, "model.lora=null", f"run_dir={run_dir / 'c'}"]
+    lines = [{"query": f"river {n}", "positive": f"A river {n}.", "negative": "x"} for n in (1, 2)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs, made, mntp = tmp_path / "pairs", tmp_path / "shards", run_dir / "tiny_mntp"
+    supervised = ["tiny_supervised", f"data.train={pairs}", f"model.base={mntp}"]
+    (tmp_path / "launched").mkdir()
+    words = str(tmp_path / "w.conll")
+    evaluation = {
+        "kind": "evaluate",
+        "output_dir": str(tmp_path / "scores"),
+        "encoders": {"one": {"model": str(encoder), "max_tokens": 8}},
+        "retrieval": {
+            "a": {"corpus": str(shards), "queries": str(QUICKSTART / "queries_dev.jsonl")}
+        },
+        "sts": {"b": str(QUICKSTART / "sts_dev.tsv")},
+        "words": {"c": {"train": words, "test": words, "column": 2, "steps": 3}},
+    }
+    (tmp_path / "w.conll").write_text("A X\nb Y\n\nC X\nd Y\n")
+    (tmp_path / "evaluate.yaml").write_text(json.dumps(evaluation))
+    dump, embed = QUICKSTART / "encyclopedia.xml.bz2", ["tiny_embed", f"output_dir={vectors}"]
+    dry = [
+        "--cluster",
+        "slurm",
+        "--gpus-per-node",
+        "1",
+        "--dry-run",
+        f"run_dir={tmp_path / 'launched' / 'a'}",
+    ]
+    commands = [
+        ["data_scripts.shard_wikipedia", "--input", dump, "--output", made, "--deduplicate"]
+        + ["near", "--model", tiny_model],
+        ["data_scripts.verify_shards", made],
+        ["data_scripts.prepare_pairs", "--input", tmp_path / "pairs.jsonl", "--output", pairs],
+        [*simcse, "train.steps=1"],
+        [*simcse, "train.steps=2"],
+        ["toolkit.train", *supervised, f"run_dir={run_dir / 's'}", "train.global_batch_rows=2"]
+        + ["train.steps=1", "train.micro_batch_rows=2"],
+        ["toolkit.export", mntp, encoder],
+        ["toolkit.encode", *embed, f"encoder.model={encoder}", f"corpus.input={shards}"],
+        ["toolkit.export", vectors, tmp_path / "vectors.parquet"],
+        ["toolkit.search", vectors, "--build-index", "ivf"],
+        ["toolkit.search", vectors, "a river", "--index", "ivf", "--verify"],
+        ["data_scripts.mine_negatives", "--pairs", pairs, "--embeddings", vectors]
+        + ["--output", tmp_path / "mined"],
+        ["toolkit.evaluate", tmp_path / "evaluate.yaml"],
+        ["toolkit.verify", mntp, shards, vectors, encoder, tiny_model],
+        ["toolkit.status", mntp, vectors, tmp_path / "scores"],
+        ["toolkit.report", mntp],
+        ["toolkit.report", vectors],
+        ["toolkit.plan", "tiny_mntp", *given],
+        ["toolkit.prefetch", "tiny_mntp", *given, f"run_dir={tmp_path / 'launched'}"],
+        ["toolkit.launch", "--recipe", "tiny_mntp", *given, *dry],
+    ]
+    printed, found = audited(in_one_process(commands), file=audit)
+    assert printed.count("AUDITED ") == len(commands)
+    assert found == set()
+
+
+def test_what_is_unpickled_is_what_processes_of_one_command_say(tmp_path: Path) -> None:
+    """The exceptions that README names: several processes, MPI ranks (submitit: below)."""
+    script = [sys.executable, "data_scripts/shard_wikipedia.py"]
+    script += ["--input", str(QUICKSTART / "encyclopedia.xml.bz2"), "--output"]
+    audit = tmp_path / "audit"
+    _, found = audited([*script, tmp_path / "a", "--workers", 2], file=audit)
+    assert found == {MESSAGES}
+    _, found = audited(mpi_command([[*script, str(tmp_path / "b")]] * 2), file=audit)
+    assert found == {MPI}
 
 
 def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -> None:
@@ -100,7 +155,9 @@ def test_job_folders_are_their_owners(umask: int, shards: Path, tmp_path: Path) 
     """Logs and submitit's pickled job lie in the folder of a stage: 0700, whatever the umask."""
     command = f"umask {umask:o}; exec {sys.executable} -m toolkit.launch --recipe tiny_mntp"
     where = f"--cluster local data.train={shards} run_dir={tmp_path / 'run'} train.steps=1"
-    run(["bash", "-c", f"{command} {where} model.base={QUICKSTART / 'tiny-mistral'}"])
+    launch = f"{command} {where} model.base={QUICKSTART / 'tiny-mistral'}"
+    _, found = audited(["bash", "-c", launch], file=tmp_path / "audit")
+    assert found == {SUBMITIT}
     folder = tmp_path / "run" / "logs" / "mntp"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) & 0o077 != 0  # results are for others

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.cluster.topology import expand_node_list
+from toolkit.console import say_beside
 
 LARGEST_PART = 4  # one in so many nodes of a partition may be left out
 PATIENCE_S, RETRY_S, QUERY_S = 20.0, 0.2, 20.0
@@ -146,4 +147,4 @@ def _run(*command: str) -> tuple[str, str]:
 
 
 def _say(line: str) -> None:
-    print(f"watchdog: {line}", file=sys.stderr, flush=True)
+    say_beside(f"watchdog: {line}")

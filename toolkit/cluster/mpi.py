@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from toolkit.cluster.dealing import Book
+from toolkit.console import say
 from toolkit.files import BadInput, RunFailed
 
 REPORT, ANSWER = 71, 72  # tags
@@ -179,7 +180,7 @@ class Dealing:
                 if rank not in gone:
                     gone.add(rank)
                     lost = self._lose(rank)
-                    print(f"rank {rank} is silent: {len(lost)} unit(s) dealt again", flush=True)
+                    say(f"rank {rank} is silent: {len(lost)} unit(s) dealt again")
             time.sleep(SERVE_S)
 
     def _hear(self, rank: int, what: str, content: Any) -> None:

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from toolkit.cluster.exclusion import exclusion_command
+from toolkit.console import say
 from toolkit.files import BadInput, Ending
 
 DEFAULT_SIGNAL = "USR2"  # not USR1: NCCL catches it
@@ -86,7 +87,7 @@ class StopSignal:
             if theirs:  # submitit's: it records the restart, requeues, exits
                 self._previous[theirs[0]](theirs[0], None)
             elif command := requeue_command(environ):
-                print(f"saved; asking SLURM to requeue: {' '.join(command)}", flush=True)
+                say(f"saved; asking SLURM to requeue: {' '.join(command)}")
                 subprocess.run(command, check=False)
         if requeue and "SLURM_JOB_ID" in environ:
             # A rank that exits now ends the job before rank 0 has had it requeued.

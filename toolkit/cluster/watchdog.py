@@ -33,6 +33,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+from toolkit.console import say_beside
 from toolkit.files import Ending, NodeFault
 
 WATCHDOG_EXIT = 70  # EX_SOFTWARE: ended because a rank is lost, this one or another
@@ -186,7 +187,7 @@ def say(line: str, *, who: str = "watchdog") -> None:
     """Print one line, whatever a rank has put into it; a log that is gone ends nothing."""
     text = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     with contextlib.suppress(OSError, ValueError):
-        print(f"{who}: {text[:1000]}", file=sys.stderr, flush=True)
+        say_beside(f"{who}: {text[:1000]}")
 
 
 def _log_of(descriptor: int) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.console import at_work
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.search import Found
 from toolkit.encoding.store import VectorStore
@@ -198,7 +199,8 @@ def _new_index(store: VectorStore, *, kind: str, parameters: dict[str, int]) -> 
         index.hnsw.efConstruction = parameters["ef_construction"]
     if not index.is_trained:
         step = -(-store.num_rows // MOST_TRAINING_ROWS)
-        index.train(unit_length(store.read(slice(0, None, step))))
+        with at_work(f"index {kind}: learns from a part of the rows"):
+            index.train(unit_length(store.read(slice(0, None, step))))
     return index
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.console import at_work
 from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.search import nearest_rows
@@ -61,15 +62,16 @@ class Miner:
             of_query, of_document = map(
                 self._encoder.before_text, (task.query_instruction, task.document_instruction)
             )
-            queries_QD = self._encoder.vectors_of(
-                [pair.query for pair in some], instruction=of_query
-            )
-            positives_QD = self._encoder.vectors_of(
-                [pair.positive for pair in some], instruction=of_document
-            )
-            scores_QK, rows_QK = nearest_rows(
-                self._store, queries_QD=queries_QD, top=self._rules.depth
-            )
+            with at_work("mine: embeds the next pairs and searches for their queries"):
+                queries_QD = self._encoder.vectors_of(
+                    [pair.query for pair in some], instruction=of_query
+                )
+                positives_QD = self._encoder.vectors_of(
+                    [pair.positive for pair in some], instruction=of_document
+                )
+                scores_QK, rows_QK = nearest_rows(
+                    self._store, queries_QD=queries_QD, top=self._rules.depth
+                )
             cosine_Q = (unit_length(queries_QD) * unit_length(positives_QD)).sum(axis=1)
             nearest = zip(some, scores_QK, rows_QK, cosine_Q * self._rules.max_ratio, strict=True)
             for pair, scores_K, rows_K, limit in nearest:

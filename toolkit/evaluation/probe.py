@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from toolkit.console import LINE_S, Progress
 from toolkit.files import BadInput, read_json, write_atomic, write_json
 from toolkit.task_schema import WordTask
 
@@ -91,6 +92,7 @@ def train_probe(
     layer = np.zeros((len(labels), width + 1), dtype=np.float32)  # the bias is the last column
     gradient, mean, square = (np.zeros_like(layer) for _ in range(3))
     batches = word_batches(lengths, size=task.batch_sentences, random=random)
+    progress = Progress("word probe", total=task.steps, unit="steps", least_s=LINE_S)
     for step, chosen in enumerate(itertools.islice(batches, task.steps), 1):
         inputs_WD = np.asarray(vectors_WD[chosen], dtype=np.float32)
         if task.dropout:
@@ -104,6 +106,8 @@ def train_probe(
         square += (1 - BETA_2) * (gradient * gradient - square)
         rate = task.lr * (1 - (step - 1) / task.steps) / (1 - BETA_1**step)
         layer -= rate * mean / (np.sqrt(square / (1 - BETA_2**step)) + EPSILON)
+        progress.advance(1)
+    progress.close()
     return Probe(labels, layer[:, :width].copy(), layer[:, width].copy())
 
 

@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 
 from toolkit.evaluation.task import LOWER_IS_BETTER
+from toolkit.shown import visible
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """One line a score, one column an encoder; the best of each line carries a star."""
     encoders = list(rows)
+    heads = [visible(encoder) for encoder in encoders]
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
-    left = max([len(name) for name in names] + [7])
-    widths = [max(len(encoder), 7) for encoder in encoders]
-    head = " " * left + "".join(f"  {e:>{w}}" for e, w in zip(encoders, widths, strict=True))
+    left = max([len(visible(name)) for name in names] + [7])
+    widths = [max(len(head), 7) for head in heads]
+    head = " " * left + "".join(f"  {e:>{w}}" for e, w in zip(heads, widths, strict=True))
     lines = [head, "-" * len(head)]
     for name in names:
         values = [scores[name] for scores in rows.values() if name in scores]
@@ -21,5 +23,5 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
             value = rows[encoder].get(name)
             told = "-" if value is None else f"{value:.3f}{'*' if value == best else ' '}"
             cells.append(f"  {told:>{width}}")
-        lines.append((name.ljust(left) + "".join(cells)).rstrip())
+        lines.append((visible(name).ljust(left) + "".join(cells)).rstrip())
     return "\n".join(lines)

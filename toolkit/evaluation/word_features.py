@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.console import Progress
+from toolkit.console import Progress, warn
 from toolkit.files import BadInput, temporary_of
 from toolkit.schema import EncoderSettings
 from toolkit.text.tokens import Ids, Places, TextTokenizer
@@ -228,7 +227,7 @@ def _opened(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
         try:
             found = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
-            print(f"warning: {path}: is made again ({error})", file=sys.stderr, flush=True)
+            warn(f"{path}: is made again ({error})")
             return None
         return found if (found.shape, found.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
     return None

@@ -16,7 +16,7 @@ import seqeval.metrics
 import seqeval.scheme
 from sklearn.metrics import f1_score
 
-from toolkit.console import warn
+from toolkit.console import say, warn
 from toolkit.evaluation.probe import train_probe
 from toolkit.evaluation.word_features import TokenEncoder, WordFeatures, word_features
 from toolkit.evaluation.words import CONLLEVAL, Tagged, WordData
@@ -65,10 +65,9 @@ def word_scores(
     epochs = len(shifts) * task.steps * task.batch_sentences / len(lengths)
     spent_s = time.monotonic() - began
     encoded = "were on the disk" if train.seconds is None else f"took {train.seconds:,.1f} s"
-    print(
+    say(
         f"{name}: the vectors of {len(label_W):,} words {encoded}; {epochs:,.1f} epochs over them "
-        f"took {spent_s:,.1f} s",
-        flush=True,
+        f"took {spent_s:,.1f} s"
     )
     return scores
 

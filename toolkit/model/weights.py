@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.config import resolve_model
+from toolkit.console import at_work
 from toolkit.files import BadInput, read_json, sha256_of, write_json
 from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
@@ -90,7 +91,8 @@ def model_digest(folder: Path) -> str:
     names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     side = [folder / name for name in names]
     files = [*weight_files(folder), *(path for path in side if path.is_file())]
-    parts = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+    with at_work(f"reads the weights of {folder}"):
+        parts = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -166,6 +168,7 @@ def check_places(adapters: Iterable[Adapter], *, known: Collection[str], where: 
             )
 
 
+@at_work("merges weights")
 def merge_weights(
     base: Path,
     *,

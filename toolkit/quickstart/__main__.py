@@ -13,6 +13,7 @@ from pathlib import Path
 
 from toolkit import launch, search
 from toolkit.config import load_recipe, split_overrides
+from toolkit.console import say
 from toolkit.door import guarded
 from toolkit.files import BadInput
 from toolkit.schema import PipelineRecipe
@@ -46,7 +47,7 @@ def run(overrides: Sequence[str]) -> None:
     _stop_if("shard_wikipedia.py", subprocess.run(command, check=False).returncode)
     arguments = ["--recipe", "quickstart", "--cluster", "local", "--gpus-per-node", "0"]
     _stop_if("the pipeline", launch.main([*arguments, *overrides]))
-    print()
+    say()
     search.run(run_dir / "embeddings", queries=list(QUERIES), settings=search.Settings(top=3))
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from toolkit.console import at_work
 from toolkit.files import (
     BadInput,
     committed_directory,
@@ -65,6 +66,7 @@ class _Documents:
         return kept
 
 
+@at_work("shard: looks for duplicates and puts the parts together")
 def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
     """Commit the output when every part is there, and remove the parts; returns the manifest.
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from toolkit.console import at_work
 from toolkit.files import BadInput, write_atomic
 from toolkit.text.manifest import Manifest, again, check_files, read_manifest
 from toolkit.text.records import Article
@@ -120,7 +121,7 @@ def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
     files = [str(directory / shard["file"]) for shard in manifest["shards"]]
     cache = cache_of(directory)
     try:
-        with silent_datasets():
+        with silent_datasets(), at_work(f"{directory}: is copied for reading"):
             rows = datasets.Dataset.from_parquet(files, cache_dir=cache)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(cause := error.__cause__ or error, OSError) and cause.errno:

@@ -4,6 +4,7 @@ Knows what is said to people. It names no path of this machine: folders by their
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 
 from toolkit.files import BadInput, read_json
 from toolkit.schema import TrainingRecipe
+from toolkit.shown import as_code, as_code_block, as_python, as_yaml, in_markdown
 
 Scores = Mapping[str, Mapping[str, float]]
 CARD_FILE = "README.md"
@@ -81,15 +83,15 @@ def model_card(facts: CardFacts, *, name: str) -> str:
         front |= {"base_model_relation": "adapter" if facts.form == "peft" else "finetune"}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---\n",
-        f"# {name}\n",
+        f"# {in_markdown(name)}\n",
         _about(facts),
         f"## Training\n\n{_training(facts)}",
         f"## Scores\n\n{_scores(facts.scores)}",
         f"## How to load it\n\n{_loading(facts, name=name)}",
     ]
     if facts.recipe is not None:
-        shown = yaml.safe_dump(_without_paths(facts.recipe), sort_keys=False, allow_unicode=True)
-        parts.append(f"## Recipe of the last stage\n\n```yaml\n{shown}```\n")
+        shown = as_yaml(_without_paths(facts.recipe))
+        parts.append(f"## Recipe of the last stage\n\n{as_code_block(shown, language='yaml')}")
     return "\n".join(parts)
 
 
@@ -97,11 +99,11 @@ def _about(facts: CardFacts) -> str:
     prefix = facts.instruction_format.format(instruction="INSTRUCTION")
     what = "An adapter for" if facts.form == "peft" else "A text encoder made from"
     return (
-        f"{what} `{facts.base}`, whose attention is bidirectional, after the recipe of LLM2Vec "
-        "(arXiv 2404.05961).\n\n"
+        f"{what} {as_code(facts.base)}, whose attention is bidirectional, after the recipe of "
+        "LLM2Vec (arXiv 2404.05961).\n\n"
         f"A text becomes a vector of {facts.width} numbers: the mean of the last hidden states of "
         "its own tokens, without the begin token, of padding and of an instruction. A text is cut "
-        f"at {facts.max_tokens} tokens. With an instruction it reads `{prefix}TEXT`.\n"
+        f"at {facts.max_tokens} tokens. With an instruction it reads {as_code(f'{prefix}TEXT')}.\n"
     )
 
 
@@ -126,8 +128,9 @@ def _scores(scores: Scores | None) -> str:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
+    cells.insert(1, ["---"] * len(heads))
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def _loading(facts: CardFacts, *, name: str) -> str:
@@ -135,9 +138,13 @@ def _loading(facts: CardFacts, *, name: str) -> str:
     if facts.form == "llm2vec":
         text += _LLM2VEC
     instruction = facts.instruction_format.format(instruction="INSTRUCTION").strip()
-    for mark, value in (("NAME", name), ("BASE", facts.base), ("PREFIX", instruction)):
-        text = text.replace(f"<{mark}>", value)
-    return text
+    values = {"NAME": name, "BASE": facts.base, "PREFIX": instruction}
+
+    def filled(match: re.Match[str]) -> str:
+        return as_python(values[match[1]]) if match[1] else as_code(facts.base)
+
+    # All at once: a name may hold what stands for another.
+    return re.sub('"<(NAME|BASE|PREFIX)>"|<BASE>', filled, text)
 
 
 def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
@@ -162,7 +169,7 @@ from transformers import AutoModel
 hidden_states = AutoModel.from_pretrained("<NAME>")
 ```
 
-vLLM (read in its source in 2026, not run): `vllm serve <NAME> --runner pooling`. Its Llama,
+vLLM (read in its source in 2026, not run): `vllm serve FOLDER --runner pooling`. Its Llama,
 Mistral, Qwen2 and Qwen3 follow `is_causal: false`, and it pools by the mean because `modules.json`
 says so; but it knows no WordWeights, so the begin token counts in that mean, and vectors differ
 from the above. For the same ones ask for the states of all tokens (`token_embed`) and average them
@@ -184,7 +191,7 @@ differ.
 """
 
 _PEFT = """\
-The adapter stands upon `<BASE>` and nothing else: where that is itself a merged encoder (of an
+The adapter stands upon <BASE> and nothing else: where that is itself a merged encoder (of an
 earlier stage), the model it was made from will not do.
 
 ```python
@@ -197,6 +204,9 @@ base = AutoModel.from_pretrained("<BASE>", config=config)
 model = PeftModel.from_pretrained(base, "<NAME>")
 ```
 
-In llm2vec 0.2.3, where it can load the base: `LLM2Vec.from_pretrained("<BASE>",
-peft_model_name_or_path="<NAME>")`.
+In llm2vec 0.2.3, where it can load the base:
+
+```python
+LLM2Vec.from_pretrained("<BASE>", peft_model_name_or_path="<NAME>")
+```
 """

@@ -5,7 +5,7 @@ Knows which source each kind of recipe reads.
 
 from pathlib import Path
 
-from toolkit.console import Progress
+from toolkit.console import Progress, at_work, say
 from toolkit.files import BadInput
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
@@ -58,13 +58,18 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
         assert finish_token_files(files)
     comm.barrier()
     if leads:
-        print(open_tokens(files).summary)
+        say(open_tokens(files).summary)
 
 
 def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
     """What identifies the content of `data.train`. Raises `BadInput` when it is absent, damaged (of
     files, with `verify`), or of the wrong kind, or lacks a data set that the recipe names."""
     directory = Path(recipe.data.train)
+    with at_work(f"checks {directory}", shown=verify):
+        return _digest_of(directory, recipe=recipe, verify=verify)
+
+
+def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
     if isinstance(recipe, SupervisedRecipe):
         pairs = open_pairs(directory, verify=verify)
         names = sorted(task.name for task in pairs.tasks)

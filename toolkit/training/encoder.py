@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
-from toolkit.config import ADAPTER_CONFIG, load_recipe, resolve_model
+from toolkit.config import ADAPTER_CONFIG, resolve_model
 from toolkit.files import (
     BadInput,
     committed_directory,
@@ -45,6 +45,7 @@ from toolkit.training.card import (
     stage_of,
 )
 from toolkit.training.checkpoint import Checkpoint, load_newest
+from toolkit.training.runs import refuse_taken, run_recipe
 
 MAX_TOKENS = 512
 Form = Literal["merged", "llm2vec", "peft"]
@@ -68,7 +69,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     hold the model.
     """
     export = export or Export()
-    _refuse_taken(out)
+    refuse_taken(out)
     recipe = run_recipe(run_dir)
     checkpoint = load_newest(run_dir)
     if checkpoint is None:
@@ -116,7 +117,7 @@ def write_chain(
     Weights are bf16 where the base's are, else fp32, unless `export.dtype` says otherwise.
     """
     export = export or Export()
-    _refuse_taken(out)
+    refuse_taken(out)
     if export.form == "peft":
         raise BadInput("--format peft: is of a run that trained an adapter; give its directory")
     chain = chain_of(model, adapters=adapters)
@@ -178,22 +179,6 @@ def encoder_step(out: Path) -> int | None:
     if not is_committed(out) or not (out / ORIGIN_FILE).is_file():
         return None
     return int(read_json(out / ORIGIN_FILE)["step"])
-
-
-def run_recipe(run_dir: Path) -> TrainingRecipe:
-    """The recipe of a training run, from its own config.yaml."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
-        raise BadInput(f"{run_dir}: is not a run directory (no config.yaml)")
-    recipe = load_recipe(str(path))
-    if not isinstance(recipe, TrainingRecipe):
-        raise BadInput(f"{run_dir}: is a run of kind {recipe.kind!r}, not a training run")
-    return recipe
-
-
-def _refuse_taken(out: Path) -> None:
-    if is_committed(out) or (out.is_dir() and any(out.iterdir())):
-        raise BadInput(f"{out}: already there; export to another folder, or remove it first")
 
 
 def _max_tokens(config: PretrainedConfig) -> int:

@@ -4,11 +4,11 @@ import contextlib
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.console import warn
 from toolkit.files import read_json_lines, write_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -51,14 +51,14 @@ class MetricsLog:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)  # half a line would spoil the next
             if len(waiting) == 1:
-                print(f"warning: {path}: {error.strerror}; lines wait", file=sys.stderr, flush=True)
+                warn(f"{path}: {error.strerror}; lines wait")
 
     def close(self) -> None:
         """Say which lines were never written."""
         for path, waiting in self._waiting.items():
             if waiting:
                 lost = f"{len(waiting)} lines could not be written, the first: {waiting[0].strip()}"
-                print(f"warning: {path}: {lost}", file=sys.stderr, flush=True)
+                warn(f"{path}: {lost}")
 
 
 def _is_finite(value: Any) -> bool:

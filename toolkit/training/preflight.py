@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 
 import toolkit
 from toolkit.cluster.topology import Topology
+from toolkit.console import say, warn
 from toolkit.files import BadInput, NodeFault
 from toolkit.parallel import comm
 from toolkit.parallel.agreement import alike
@@ -80,9 +80,9 @@ def preflight(
         raise alike(BadInput("; ".join(problems)))
     if topology.rank == 0:
         for warning in warnings(ranks, run_dir=run_dir):
-            print(f"warning: {warning}", file=sys.stderr, flush=True)
+            warn(warning)
         if len(ranks) > 1 or alone_too:
-            print(summary(ranks), flush=True)
+            say(summary(ranks))
     return {
         "matmul_tflops": [round(one.flops / 1e12, 4) for one in ranks],
         "all_reduce_gb_per_s": round(min(one.bandwidth for one in ranks) / GB, 3),

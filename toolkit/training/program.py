@@ -14,6 +14,7 @@ from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import ENCODER_DIR
+from toolkit.console import say
 from toolkit.files import RunFailed, remove_committed, remove_temporaries
 from toolkit.model.attention import attention_in_use
 from toolkit.model.backbone import (
@@ -84,7 +85,7 @@ def _run_on_ranks(
     run_dir, leads, origin = Path(recipe.run_dir), comm.rank() == 0, admission.origin
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
-        print(f"{recipe.kind}: {ranks}, {run_dir}")
+        say(f"{recipe.kind}: {ranks}, {run_dir}")
     figures = preflight(
         run_dir, topology=place.topology, data_digest=origin.data_digest, device=place.device
     )
@@ -121,7 +122,7 @@ def _run_on_ranks(
     )
     if done < recipe.train.steps:
         if leads:
-            print(f"{recipe.kind}: told to stop; step {done} is saved", flush=True)
+            say(f"{recipe.kind}: told to stop; step {done} is saved")
     elif leads:
         place.watchdog.enter("export", step=done)
         _export(run_dir, kind=recipe.kind, step=done)
@@ -189,7 +190,7 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
         except OSError as error:
             again = "the checkpoint is whole: the same command writes it again"
             raise RunFailed(f"{out}: could not be written ({error}); {again}") from error
-    print(f"{kind}: done; the merged encoder is {out}")
+    say(f"{kind}: done; the merged encoder is {out}")
 
 
 def build_engine(

@@ -5,7 +5,7 @@ Every rank has one, since evaluating is collective; the leading rank's writes.
 
 from pathlib import Path
 
-from toolkit.console import Progress
+from toolkit.console import Progress, say
 from toolkit.files import RunFailed
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe, TrainingRecipe
@@ -48,7 +48,7 @@ class Recorder:
             recipe.kind, total=recipe.train.steps, done=first_step, unit="steps", shown=leads
         )
         if leads and first_step:
-            print(f"{recipe.kind}: goes on after step {first_step}")
+            say(f"{recipe.kind}: goes on after step {first_step}")
         if not first_step and (found := self._looked_at(0)):
             self._write({"step": 0, **found})
 
@@ -113,4 +113,4 @@ class Recorder:
             names = self._trainer.sample_names(done.step - 1)
             self._metrics.write_skipped(row, samples=names)
             loss = done.figures["loss"]
-            print(f"{self._recipe.kind}: step {done.step} skipped (loss {loss}), {LISTED}")
+            say(f"{self._recipe.kind}: step {done.step} skipped (loss {loss}), {LISTED}")

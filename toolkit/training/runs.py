@@ -1,0 +1,27 @@
+"""What can be said of a run and of a place for an export before torch is imported.
+
+Knows the recipe of a run directory. Refuses to know tensors.
+"""
+
+from pathlib import Path
+
+from toolkit.config import load_recipe
+from toolkit.files import BadInput, is_committed
+from toolkit.schema import TrainingRecipe
+
+
+def run_recipe(run_dir: Path) -> TrainingRecipe:
+    """The recipe of a training run, from its own config.yaml."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise BadInput(f"{run_dir}: is not a run directory (no config.yaml)")
+    recipe = load_recipe(str(path))
+    if not isinstance(recipe, TrainingRecipe):
+        raise BadInput(f"{run_dir}: is a run of kind {recipe.kind!r}, not a training run")
+    return recipe
+
+
+def refuse_taken(out: Path) -> None:
+    """Raise `BadInput` where something is already."""
+    if is_committed(out) or (out.is_dir() and any(out.iterdir())):
+        raise BadInput(f"{out}: already there; export to another folder, or remove it first")
