@@ -374,7 +374,9 @@ KEYS = {
 }
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_strange_values_are_refused_and_nothing_else(data: st.DataObject, tmp_path: Path) -> None:
     """Whatever JSON stands in these files, a folder is accepted or refused as `BadInput`."""
