@@ -15,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from toolkit.config import load_recipe
 from toolkit.encoding.encoder import Encoder, token_batches
 from toolkit.files import BadInput
 from toolkit.model.backbone import check_positions, load_config
 from toolkit.model.tokenizer import load_tokenizer
-from toolkit.schema import EncoderSettings
+from toolkit.schema import EncoderSettings, MntpRecipe
+from toolkit.training.data import open_tokenizer
+from toolkit.training.objectives import build_objective
 
 MAX_TOKENS = 24
 TOLERANCE = 1e-5
@@ -376,3 +379,37 @@ def test_an_encoder_of_dynamic_positions_beyond_their_length_is_refused(
     encoder_of(folder, max_tokens=16)
     with pytest.raises(BadInput, match=r"max_tokens=17: beyond 16 tokens .* 'dynamic'"):
         encoder_of(folder, max_tokens=17)
+
+
+def test_a_tokenizer_larger_than_the_model_is_used_and_its_own_tokens_are_refused(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Such as a padding token, added without resizing: an IndexError in some later batch."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tokenizer = load_tokenizer(str(tiny_model))
+    known = len(tokenizer)
+    tokenizer.add_tokens(["zebra", "okapi"])
+    tokenizer.save_pretrained(model)
+    encoder = encoder_of(model)
+    wanted = encoder_of(tiny_model).encode(["A horse runs."])
+    assert np.array_equal(encoder.encode(["A horse runs."]), wanted)
+    with pytest.raises(
+        BadInput, match=rf"'A zebra runs\.'.* 'zebra' \(id {known}\), and the model"
+    ):
+        encoder.encode(["A horse runs.", "A zebra runs."])
+    recipe = load_recipe(
+        "tiny_mntp", overrides=[f"model.base={model}", "data.train=x", "run_dir=x"]
+    )
+    assert isinstance(recipe, MntpRecipe)
+    ours = open_tokenizer(recipe)
+    assert (ours.vocab_size, ours.num_ids) == (known, known + 2)
+    for token in ("_", "zebra"):
+        masked = recipe.model_copy(
+            update={"mntp": recipe.mntp.model_copy(update={"mask_token": token})}
+        )
+        if token == "_":
+            assert build_objective(masked, tokenizer=ours)
+            continue
+        with pytest.raises(BadInput, match=r"mntp.mask_token='zebra': holds the token 'zebra'"):
+            build_objective(masked, tokenizer=ours)

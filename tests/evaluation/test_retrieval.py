@@ -229,6 +229,10 @@ def test_judgements_of_other_queries_are_counted(
 @pytest.mark.parametrize(
     ("judgements", "message"),
     [
+        (
+            "1 0 a 1\n1 0 a 1\n1 0 a 2\n",
+            r"qrels\.trec, line 3: document 'a' has grade 2 for query '1', and had 1 before",
+        ),
         ("1 0 a 1\n1 0 a\n", r"qrels\.trec, line 2: is not like query 0 document grade"),
         ("1 0 a high\n", r"qrels\.trec, line 1: is not like query 0 document grade"),
         ("", r"qrels\.trec: no judgements"),

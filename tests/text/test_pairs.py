@@ -160,6 +160,28 @@ def test_every_row_of_nli_is_in_one_count(
     assert all(pair.positive not in pair.negatives for pair in pairs)
 
 
+VALUES = st.sampled_from(["t", "u", "", " ", None, 7, ["t", "u"], [], [None], {"text": "t"}, "a\0"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.none() | st.fixed_dictionaries({"neg": VALUES, "pos": VALUES}), max_size=12)
+)
+def test_every_row_of_queries_gives_pairs_or_is_told(
+    rows: list[Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The number of the row is its query; None is a blank line."""
+    path = tmp_path_factory.mktemp("pairs") / "x.jsonl"
+    good = json.dumps({"query": "0", "pos": "p"})
+    lines = [json.dumps({"query": str(n), **row}) if row else "" for n, row in enumerate(rows, 1)]
+    path.write_text("\n".join([good, *lines, good]))
+    pairs, bad, left_out = read_and_count(path)
+    used = {pair.query for pair in pairs}
+    assert len(used) + len(bad) + sum(left_out.values()) == len(rows) + 1
+    assert left_out.get("blank line", 0) == rows.count(None)
+    assert not used & {str(int(place.removeprefix("line ")) - 1) for place, _ in bad}
+
+
 def test_a_quote_in_a_tsv_swallows_no_rows_and_a_tab_too_many_is_told(tmp_path: Path) -> None:
     lines = ["query\tpositive", '"Hello\tp1', "q2\tp2", 'q3"\tp3', "q4\tp4\textra", "q5"]
     (tmp_path / "x.tsv").write_text("\n".join(lines))

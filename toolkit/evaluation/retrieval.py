@@ -236,11 +236,17 @@ def _judgements(path: Path) -> Grades:
                 if tabs and number == 1 and row and not row[-1].lstrip("-").isdecimal():
                     continue  # BEIR's header
                 try:
-                    query, document, grade = row if tabs else (row[0], row[2], row[3])
-                    grades.setdefault(query, {})[document] = max(0, int(grade))
+                    query, document, given = row if tabs else (row[0], row[2], row[3])
+                    grade = max(0, int(given))
                 except (ValueError, IndexError):
                     form = "query, document, grade" if tabs else "query 0 document grade"
                     raise BadInput(f"{path}, line {number}: is not like {form}") from None
+                before = grades.setdefault(query, {}).setdefault(document, grade)
+                if before != grade:
+                    raise BadInput(
+                        f"{path}, line {number}: document {document!r} has grade {grade} for query "
+                        f"{query!r}, and had {before} before"
+                    )
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from error
     if not grades:

@@ -120,7 +120,7 @@ class TextTokenizer:
         self.check_ids(np.array(around), where="what stands around every text")
 
     def check_ids(self, ids: NDArray[Any], *, where: str) -> None:
-        """Raise `BadInput` for a token that the model has no vector of; `where` names its place."""
+        """Raise `BadInput` for a token that the model has no vector of; `where` names its text."""
         if self.num_ids > self._num_embeddings and len(ids):
             self.check_largest(int(ids.max()), where=where)
 
