@@ -62,17 +62,22 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise BadInput(f"{path}: is not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}: is not valid JSON of ours (nested too deeply)") from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a file, in order; none where there is no file. A line that a killed writer
-    has cut short is left out."""
+    has cut short, or that is no JSON object, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 

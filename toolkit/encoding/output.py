@@ -12,13 +12,16 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from toolkit.encoding.formats import Vectors, encode, unit_length
+from toolkit.documents import Count, Digest, checked
+from toolkit.encoding.formats import Vectors, encode, seal_of, unit_length
 from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit
 from toolkit.files import (
     BadInput,
@@ -37,6 +40,28 @@ FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.boo
 CHUNK_FACTS = pa.schema(
     [*FACTS, *((name, pa.int64()) for name in ("row", "chunk", "begin", "end"))]
 )
+AGAIN = "the same toolkit.encode again makes it anew"
+MARKER_DIGEST = "marker_sha256"
+
+
+class Seal(TypedDict):
+    """What a marker says of the checksums in its vectors' file (`formats.seal_of`)."""
+
+    bytes: Annotated[int, Field(ge=1, le=2**30)]
+    sha256: Digest
+
+
+class Marker(TypedDict):
+    """What a unit's JSON says. Those of an older toolkit have no `blocks`, and no digest of their
+    own."""
+
+    encoding: str
+    start: Count
+    rows: Count
+    width: Annotated[int, Field(ge=0, le=2**24)]
+    sha256: dict[str, Digest]
+    blocks: NotRequired[Seal]
+    marker_sha256: NotRequired[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +83,15 @@ def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
     )
 
 
+def read_marker(path: Path) -> Marker:
+    """A unit's JSON. `BadInput` when it is absent, or is not what was written."""
+    marker = checked(read_json(path), Marker, source=path, advice=AGAIN)
+    content = {key: value for key, value in marker.items() if key != MARKER_DIGEST}
+    if "blocks" in marker and marker.get(MARKER_DIGEST) != content_digest(content):
+        raise BadInput(f"{path}: is damaged (its digest differs); {AGAIN}")
+    return marker
+
+
 def is_finished(output_dir: Path, *, unit: Unit, digest: str) -> bool:
     """Whether a unit was written whole for this encoding; its digests are checked.
 
@@ -65,12 +99,11 @@ def is_finished(output_dir: Path, *, unit: Unit, digest: str) -> bool:
     """
     files = unit_files(output_dir, unit=unit)
     try:
-        marker = read_json(files.marker)
-        encoding, digests = marker["encoding"], marker["sha256"]
-        expected = [digests[path.name] for path in (files.vectors, files.ids)]
-    except (BadInput, KeyError, TypeError):
+        marker = read_marker(files.marker)
+        expected = [marker["sha256"][path.name] for path in (files.vectors, files.ids)]
+    except (BadInput, KeyError):
         return False
-    if encoding != digest:
+    if marker["encoding"] != digest:
         raise BadInput(f"{files.marker}: belongs to another encoding; choose another output_dir")
     return all(
         path.is_file() and sha256_of(path) == wanted
@@ -116,10 +149,10 @@ def write_unit(
     # Of what was meant and not of what the disk gives back, which a later look compares with it.
     digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
     rows, width = vectors_RD.shape
-    write_json(
-        files.marker,
-        {"encoding": digest, "start": unit.start, "rows": rows, "width": width, "sha256": digests},
-    )
+    marker: dict[str, Any] = {"encoding": digest, "start": unit.start}
+    marker |= {"rows": rows, "width": width}
+    marker |= {"sha256": digests, "blocks": seal_of(contents[files.vectors])}
+    write_json(files.marker, {**marker, MARKER_DIGEST: content_digest(marker)})
 
 
 def _refuse(vectors_RD: Vectors, *, ids: Sequence[str], form: VectorFormat) -> None:
@@ -202,7 +235,7 @@ class Output:
         missing, entries = [], {}
         for unit in self.units:
             try:
-                entries[unit.name] = read_json(unit_files(self.directory, unit=unit).marker)
+                entries[unit.name] = read_marker(unit_files(self.directory, unit=unit).marker)
             except BadInput:
                 missing.append(unit)
         if not missing:
@@ -214,9 +247,12 @@ class Output:
         return missing
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
-        """Whether there is a manifest that tells these units as their markers do."""
+        """Whether there is a manifest that is whole and tells these units as their markers do."""
         try:
-            told = read_json(self.directory / MANIFEST_FILE)["units"]
+            manifest = read_json(self.directory / MANIFEST_FILE)
+            told = manifest["units"]
+            if manifest[SELF_DIGEST] != content_digest(manifest):
+                return False
             stem = self.directory / UNIT_DIR
             return all(told[name] == read_json(stem / f"{name}.json") for name in names)
         except (BadInput, KeyError, TypeError):

@@ -96,7 +96,7 @@ def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
         (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in query
     ]
     floor_Q = np.full(len(query), -np.inf, dtype=np.float32)
-    for unit, vectors_RD in store.blocks(verify=False):
+    for unit, vectors_RD in store.blocks():
         score_QR = query @ vectors_RD.T
         score_QR *= 1 / np.maximum(np.sqrt(np.vecdot(vectors_RD, vectors_RD)), 1e-12)
         # Of equal cosines the first row stays, so only what is above the worst comes in: after a
