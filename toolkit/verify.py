@@ -15,6 +15,7 @@ from pathlib import Path
 from toolkit.completion import answer_shell
 from toolkit.door import guarded
 from toolkit.files import BadInput, is_committed
+from toolkit.tensor_header import read_header
 
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, an encoder of toolkit.export, an encoding "
@@ -169,8 +170,6 @@ def _check_copies(folder: Path, *, shards: list[str]) -> None:
 
 
 def _model(folder: Path) -> str:
-    from safetensors import safe_open
-
     from toolkit.model.backbone import load_config, weight_files
     from toolkit.model.tokenizer import load_tokenizer
     from toolkit.model.weights import model_digest
@@ -179,11 +178,7 @@ def _model(folder: Path) -> str:
     if not files:
         raise BadInput(f"{folder}: has no weights (*.safetensors); download the model whole")
     for file in files:
-        try:
-            with safe_open(file, framework="pt"):  # its header, and whether the file ends with it
-                pass
-        except Exception as error:  # safetensors has its own error class, without a stable home
-            raise BadInput(f"{file}: is not a whole safetensors file ({error})") from error
+        read_header(file)
     load_config(str(folder.absolute()))
     load_tokenizer(str(folder.absolute()))
     digest = model_digest(folder)

@@ -20,10 +20,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from toolkit.documents import Count, Digest, checked
 from toolkit.files import BadInput, committed_directory, sha256_of, write_atomic
 from toolkit.text.duplicates import text_key
-from toolkit.text.manifest import Manifest, check_files, read_manifest, write_manifest
+from toolkit.text.manifest import (
+    MANIFEST,
+    Manifest,
+    again,
+    check_files,
+    read_manifest,
+    write_manifest,
+)
 from toolkit.text.shards import cache_of, silent_datasets
 
 FORMAT = "toolkit-pairs/1"
@@ -152,9 +161,34 @@ def open_pairs(directory: Path, *, verify: bool = True) -> "PairSet":
     return PairSet(directory.absolute(), manifest=manifest)
 
 
+class _Shard(TypedDict):
+    file: str
+    rows: Count
+    max_negatives: Count
+    bytes: Count
+    sha256: Digest
+
+
+class _Set(TypedDict):
+    name: str
+    query_instruction: str
+    document_instruction: str
+    max_negatives: Count
+    rows: Count
+    shards: list[_Shard]
+
+
+class _Listed(TypedDict):
+    """What must be in the manifest of pairs for them to be read."""
+
+    rows: Count
+    sets: list[_Set]
+
+
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
+    checked(manifest, _Listed, source=directory / MANIFEST, advice=again(directory))
     shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
     check_files(directory, shards, names=_FILE_NAME, verify=verify)
     return manifest

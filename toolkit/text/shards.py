@@ -21,9 +21,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from toolkit.documents import Count, Digest, checked
 from toolkit.files import BadInput, write_atomic
-from toolkit.text.manifest import Manifest, again, check_files, read_manifest
+from toolkit.text.manifest import MANIFEST, Manifest, again, check_files, read_manifest
 from toolkit.text.records import Article
 from toolkit.text.sentences import MIN_CHARS, MIN_WORDS, sentence_spans
 
@@ -208,9 +210,26 @@ def silent_datasets() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
+class _Shard(TypedDict):
+    file: str
+    rows: Count
+    bytes: Count
+    sha256: Digest
+    num_chars: Count
+    num_sentences: Count
+
+
+class _Listed(TypedDict):
+    """What must be in the manifest of shards for them to be read."""
+
+    rows: Count
+    shards: list[_Shard]
+
+
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
+    checked(manifest, _Listed, source=directory / MANIFEST, advice=again(directory))
     check_files(directory, manifest["shards"], names=_SHARD_NAME, verify=verify)
     return manifest
 
