@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import save
@@ -307,9 +307,7 @@ def harmed(content: Any, data: st.DataObject) -> Any:
 
 
 @pytest.mark.parametrize("kind", DOCUMENTS)
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_a_hostile_document_is_refused_or_does_no_harm(
     kind: str, data: st.DataObject, things: Path

@@ -147,7 +147,7 @@ def _check_copies(folder: Path, *, shards: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from toolkit.text.shards import CACHE
+    from toolkit.text.copies import CACHE
 
     for place in sorted({path.parent for path in (folder / CACHE).rglob("*.arrow")}):
         if place.name.endswith(".incomplete"):

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 
 from toolkit.documents import Count, Digest, checked
 from toolkit.files import BadInput, committed_directory, sha256_of, write_atomic
+from toolkit.text.copies import ArrowCopy, open_copy
 from toolkit.text.duplicates import text_key
 from toolkit.text.manifest import (
     MANIFEST,
@@ -33,7 +34,6 @@ from toolkit.text.manifest import (
     read_manifest,
     write_manifest,
 )
-from toolkit.text.shards import cache_of, silent_datasets
 
 FORMAT = "toolkit-pairs/1"
 QUARANTINE = "quarantine.jsonl"
@@ -156,9 +156,13 @@ def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[
 
 def open_pairs(directory: Path, *, verify: bool = True) -> "PairSet":
     """Open a directory of pairs after checking that it is whole; the SHA-256 of each shard too
-    with `verify`. Raises `BadInput` that names what is absent or damaged."""
+    with `verify`, and of its Arrow copy, which is else compared when it is read. Raises `BadInput`
+    that names what is absent or damaged."""
+    directory = directory.absolute()
     manifest = checked_manifest(directory, verify=verify)
-    return PairSet(directory.absolute(), manifest=manifest)
+    shards = [shard for entry in manifest["sets"] for shard in entry["shards"]]
+    copy = open_copy(directory, entries=shards, schema=SCHEMA, verify=verify)
+    return PairSet(copy, manifest=manifest)
 
 
 class _Shard(TypedDict):
@@ -178,7 +182,7 @@ class _Set(TypedDict):
     shards: list[_Shard]
 
 
-class _Listed(TypedDict):
+class Listed(TypedDict):
     """What must be in the manifest of pairs for them to be read."""
 
     rows: Count
@@ -188,7 +192,7 @@ class _Listed(TypedDict):
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
-    checked(manifest, _Listed, source=directory / MANIFEST, advice=again(directory))
+    checked(manifest, Listed, source=directory / MANIFEST, advice=again(directory))
     shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
     check_files(directory, shards, names=_FILE_NAME, verify=verify)
     return manifest
@@ -200,9 +204,7 @@ class PairSet:
     `tasks` are the data sets in order, `num_rows` their sizes; `digest` identifies all content.
     """
 
-    def __init__(self, directory: Path, *, manifest: Manifest) -> None:
-        import datasets  # here: half a second that a login node need not spend
-
+    def __init__(self, copy: ArrowCopy, *, manifest: Manifest) -> None:
         names = PairTask.__dataclass_fields__
         self.tasks = [
             PairTask(**{name: entry[name] for name in names}) for entry in manifest["sets"]
@@ -214,14 +216,14 @@ class PairSet:
         digests = "\n".join(shard["sha256"] for shard in shards)
         texts = json.dumps([vars(task) for task in self.tasks])
         self.digest = hashlib.sha256(f"{digests}\n{texts}".encode()).hexdigest()
-        files = [str(directory / shard["file"]) for shard in shards]
         self._starts = np.cumsum([0, *self.num_rows[:-1]], dtype=np.int64)
-        with silent_datasets():
-            self._rows = datasets.Dataset.from_parquet(files, cache_dir=cache_of(directory))
+        self._copy = copy
 
     def pair(self, number: int, row: int) -> HashedPair:
         """Row `row` of data set `number`."""
-        found = self._rows[int(self._starts[number]) + int(row)]
+        place = int(self._starts[number]) + int(row)
+        self._copy.need(place, place + 1)
+        found = self._copy.rows[place]
         return HashedPair(
             query=found["query"],
             positive=found["positive"],

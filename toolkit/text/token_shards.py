@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from toolkit.files import BadInput, write_json
+from toolkit.text.copies import CACHE
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.packing import pack_documents
-from toolkit.text.shards import CACHE, checked_manifest
+from toolkit.text.shards import checked_manifest
 from toolkit.text.token_files import (
     BLOCK_ARRAYS,
     TOKEN_ARRAYS,
