@@ -6,6 +6,7 @@ failure while running.
 
 import argparse
 import errno
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -16,7 +17,8 @@ from toolkit.schema import Recipe
 
 FAILED = 1
 BAD_INPUT = 2
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "disk quota exceeded"}
+ROOM = "; make room there, then the same command goes on with what is done"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -32,12 +34,36 @@ def guarded(action: Callable[[], None]) -> int:
         return FAILED
     except BrokenPipeError:  # `... | head` closed our output; nothing is wrong
         sys.stderr.close()
-    except OSError as error:
-        if error.errno not in (*_REFUSED, *_FULL) or not error.filename:
+    except Exception as error:
+        if line := full_disk(error):
+            print(f"error: {line}", file=sys.stderr, flush=True)
+            return FAILED
+        if not isinstance(error, OSError) or error.errno not in _REFUSED or not error.filename:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
-        return FAILED if error.errno in _FULL else BAD_INPUT
+        print(f"error: {error.filename}: {os.strerror(error.errno)}", file=sys.stderr, flush=True)
+        return BAD_INPUT
     return 0
+
+
+def full_disk(error: BaseException | None) -> str:
+    """What to tell of an error that a full disk or a quota is behind, whoever raised it; empty for
+    any other."""
+    while error is not None:
+        if is_full(error):
+            told = " ".join(str(error).split())[:200]
+            if isinstance(error, OSError) and error.filename and error.errno:
+                told = f"{error.filename}: {os.strerror(error.errno)}"
+            return f"{told}{ROOM}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk or a quota has raised this very error. Libraries in Rust and C++
+    (tokenizers, faiss, torch) pass on the words alone."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(words in str(error).lower() for words in _FULL.values())
 
 
 def recipe_door(

@@ -10,6 +10,7 @@ Workers may come and go at any time; a restart, with any number of them, skips w
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ def _work(
         work.check(plan.share(list(output.units), index=index, count=count))
         num_done = len(output.finished())
         print(
-            f"embed: worker {index + 1} of {count} ({way}): {len(output.units)} units, "
+            f"embed: {_name(way, index=index, count=count)}: {len(output.units)} units, "
             f"{num_done} done",
             flush=True,
         )
@@ -92,6 +93,13 @@ def _work(
         if way != schedule.MPI or topology.rank == 0:
             print(f"embed: all {shards.num_rows:,} rows are in {output.directory}", flush=True)
         return 0
+
+
+def _name(way: str, *, index: int, count: int) -> str:
+    """Who a worker is. One of those that a person starts, by hand, knows of no others."""
+    if way == schedule.CLAIM and count == 1:
+        return f"a worker ({way}, {socket.gethostname()}, process {os.getpid()})"
+    return f"worker {index + 1} of {count} ({way})"
 
 
 def _open(
@@ -152,7 +160,7 @@ def _embed(
         figures = pipeline.run()
     finally:
         progress.close()
-    print(f"embed: {figures}", flush=True)
+    print(f"embed: {figures}" if figures.rows else "embed: no unit was left for us", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -32,13 +32,26 @@ class BadInput(ValueError):
     """
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` that names no file name `path`: a write to an open file says only that the
+    disk is full, and not which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write `content` so that a reader sees the old file or the new one, never a part."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
-        with temporary.open("wb") as handle:
+        # The buffer is written when the file is closed, at the latest: inside of `naming`.
+        with naming(path), temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -102,8 +115,9 @@ def committed_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        publish(temporary, path)
+        with naming(path):
+            yield temporary
+            publish(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -188,6 +202,7 @@ def sync(path: Path) -> None:
     """Have the file system keep a file's content, or a directory's entries, over a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

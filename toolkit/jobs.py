@@ -13,6 +13,7 @@ from typing import Any
 from submitit.helpers import DelayedSubmission
 
 from toolkit.config import parse_recipe
+from toolkit.door import full_disk
 from toolkit.files import BadInput, RunFailed
 from toolkit.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
@@ -21,11 +22,13 @@ CHECK = "check"
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """A `BadInput` or `RunFailed` is an error line in the log besides."""
+    """A `BadInput` or `RunFailed`, or a full disk, is an error line in the log besides."""
     try:
         yield
-    except (BadInput, RunFailed) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+    except Exception as error:
+        line = str(error) if isinstance(error, BadInput | RunFailed) else full_disk(error)
+        if line:
+            print(f"error: {line}", file=sys.stderr, flush=True)
         raise
 
 

@@ -22,8 +22,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from toolkit.documents import Count, Digest, FileName, checked
+from toolkit.door import ROOM, is_full
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import Found
+from toolkit.encoding.search import Found, check_queries
 from toolkit.encoding.store import VectorStore
 from toolkit.files import (
     BadInput,
@@ -154,7 +155,9 @@ class Index:
 
     def nearest_rows(self, queries_QD: Vectors, top: int) -> Found:
         """The cosines (Q, K) and rows (Q, K) that it finds, best first; row -1 where it finds
-        fewer. Of `CANDIDATES` times as many the best by their stored vectors."""
+        fewer. Of `CANDIDATES` times as many the best by their stored vectors. `BadInput` for what
+        `check_queries` refuses."""
+        all_QD = check_queries(queries_QD, width=self._store.width, top=top)
         top = min(top, self._store.num_rows)
         depth = min(CANDIDATES * top, self._store.num_rows)
         if self._ef_search:
@@ -163,7 +166,7 @@ class Index:
         rows_QK = np.full((len(queries_QD), top), -1, dtype=np.int64)
         at_once = max(1, ROWS_AT_ONCE // depth)
         for start in range(0, len(queries_QD), at_once):
-            query = unit_length(queries_QD[start : start + at_once])
+            query = all_QD[start : start + at_once]
             # Ascending, so that the first of equal cosines is the first in the corpus.
             rows_QC = np.sort(self._index.search(query, depth)[1], axis=1)
             score_QC = self._cosines(query, rows_QC=rows_QC)
@@ -228,7 +231,10 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
         size = temporary.stat().st_size
         path = temporary.replace(folder / f"{kind}-{digest[:16]}.faiss")
     except RuntimeError as error:  # faiss tells in words that the disk is full
-        raise RunFailed(f"{temporary}: cannot be written ({error})") from error
+        said = " ".join(str(error).split())
+        raise RunFailed(
+            f"{temporary}: cannot be written ({said}){ROOM * is_full(error)}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync(folder)

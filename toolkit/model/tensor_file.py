@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, naming
 from toolkit.tensor_header import Place, read_header
 
 DTYPES = {
@@ -55,7 +55,7 @@ class TensorWriter:
             header[name] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._handle = path.open("wb")
+        self._path, self._handle = path, path.open("wb")
         self._write(len(text).to_bytes(8, "little") + text)
 
     def put(self, name: str, value: Tensor) -> None:
@@ -72,8 +72,9 @@ class TensorWriter:
         """Bring the file to the disk; returns its sha256."""
         assert next(self._names, None) is None, "a tensor is missing"
         try:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
+            with naming(self._path):
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
         finally:
             self.abandon()
         return self._digest.hexdigest()
@@ -85,7 +86,8 @@ class TensorWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         self._digest.update(data)
-        self._handle.write(data)
+        with naming(self._path):
+            self._handle.write(data)
 
 
 class StoredTensors(Mapping[str, Tensor]):
