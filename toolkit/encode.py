@@ -98,7 +98,7 @@ def _work(
 def _name(way: str, *, index: int, count: int) -> str:
     """Who a worker is. One of those that a person starts, by hand, knows of no others."""
     if way == schedule.CLAIM and count == 1:
-        return f"a worker ({way}, {socket.gethostname()}, process {os.getpid()})"
+        return f"worker {socket.gethostname()}:{os.getpid()} ({way})"
     return f"worker {index + 1} of {count} ({way})"
 
 
@@ -160,7 +160,7 @@ def _embed(
         figures = pipeline.run()
     finally:
         progress.close()
-    print(f"embed: {figures}" if figures.rows else "embed: no unit was left for us", flush=True)
+    print(f"embed: {figures}" if figures.rows else "embed: no unit was embedded here", flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
