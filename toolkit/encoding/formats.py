@@ -170,7 +170,8 @@ def _digest_of_head(data: NDArray[np.uint8], sums: Place) -> str:
 
 def unit_length(vectors_RD: Vectors) -> Vectors:
     """Vectors divided by their norm; the zero vector stays zero."""
-    norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
     if not np.isfinite(norms).all():  # squares that fp32 cannot hold
         norms = np.linalg.norm(vectors_RD.astype(np.float64), axis=1, keepdims=True)
     return np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
