@@ -19,6 +19,8 @@ from tests.text.test_pairs import made as made_pairs
 from toolkit import train, verify
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.config import load_recipe, to_yaml
+from toolkit.encoding.encoder import Encoder
+from toolkit.files import BadInput
 from toolkit.text.pairs import open_pairs
 from toolkit.text.shards import open_shards
 
@@ -74,7 +76,7 @@ def checked_files(thing: Path) -> list[Path]:
     - empty ones, the COMMITTED marker and lock files: there is nothing to flip;
     - the Arrow copies in .cache: their padding cannot matter, and their rows have a test below;
     - dataset_info.json beside them: each opening compares rows and columns with the manifest;
-    - the JSON of the tokens in .cache: it has no digest yet;
+    - the other JSON in .cache: what is damaged there is made again, or refused by who reads it;
     - the card of an encoder, README.md: people edit it.
     """
     return [
@@ -115,6 +117,19 @@ def flip_and_look(things: Path, *, flips: int, refused: Refused) -> None:
 
 def test_a_flipped_byte_is_found_by_name(things: Path, refused: Refused) -> None:
     flip_and_look(things, flips=40, refused=refused)
+
+
+def test_a_flipped_byte_of_an_export_is_found_before_it_embeds(things: Path) -> None:
+    encoder = things / "run" / "encoder"
+    Encoder.from_pretrained(str(encoder))
+    for name in ("model.safetensors", "config.json", "tokenizer.json", "origin.json"):
+        for place, of in ((encoder / name, encoder), (encoder / name, things / "run")):
+            size = place.stat().st_size
+            with (
+                changed(place, place=size // 2, to=place.read_bytes()[size // 2] ^ 1),
+                pytest.raises(BadInput, match=name),
+            ):
+                Encoder.from_pretrained(str(of))
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ from toolkit.shown import visible
 FAILED = 1
 BAD_INPUT = 2
 LINGER_S = 10.0  # within it all ranks of a step should have started
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = {errno.ENOSPC: "no space left", errno.EDQUOT: "disk quota exceeded"}
+ROOM = "; make room there, then the same command goes on with what is done"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -48,11 +49,14 @@ def guarded(action: Callable[[], None]) -> int:
         return end_with(error)
     except BrokenPipeError:  # `... | head` closed our output; nothing is wrong
         sys.stderr.close()
-    except OSError as error:
-        if error.errno not in (*_REFUSED, *_FULL) or not error.filename:
+    except Exception as error:
+        if line := full_disk(error):
+            say_error(line)
+            return FAILED
+        if not isinstance(error, OSError) or error.errno not in _REFUSED or not error.filename:
             raise
-        say_error(f"{error.filename}: {error.strerror}")
-        return FAILED if error.errno in _FULL else BAD_INPUT
+        say_error(f"{error.filename}: {os.strerror(error.errno)}")
+        return BAD_INPUT
     return 0
 
 
@@ -71,6 +75,27 @@ def end_with(error: BadInput | RunFailed) -> int:
         if isinstance(error, BadInput) and not error.agreed:
             time.sleep(LINGER_S)
     return BAD_INPUT if isinstance(error, BadInput) else FAILED
+
+
+def full_disk(error: BaseException | None) -> str:
+    """What to tell of an error that a full disk or a quota is behind, whoever raised it; empty for
+    any other."""
+    while error is not None:
+        if is_full(error):
+            told = " ".join(str(error).split())[:200]
+            if isinstance(error, OSError) and error.filename and error.errno:
+                told = f"{error.filename}: {os.strerror(error.errno)}"
+            return f"{told}{ROOM}"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return ""
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a full disk or a quota has raised this very error. Libraries in Rust and C++
+    (tokenizers, faiss, torch) pass on the words alone."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return True
+    return any(words in str(error).lower() for words in _FULL.values())
 
 
 def recipe_door(

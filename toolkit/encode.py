@@ -10,6 +10,7 @@ Workers may come and go at any time; a restart, with any number of them, skips w
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,7 +81,7 @@ def _work(
         work.check(plan.share(list(output.units), index=index, count=count))
         num_done = len(output.finished())
         say(
-            f"embed: worker {index + 1} of {count} ({way}): {len(output.units)} units, "
+            f"embed: {_name(way, index=index, count=count)}: {len(output.units)} units, "
             f"{num_done} done"
         )
         while True:
@@ -93,6 +94,13 @@ def _work(
         if way != schedule.MPI or topology.rank == 0:
             say(f"embed: all {shards.num_rows:,} rows are in {output.directory}")
         return 0
+
+
+def _name(way: str, *, index: int, count: int) -> str:
+    """Who a worker is. One of those that a person starts, by hand, knows of no others."""
+    if way == schedule.CLAIM and count == 1:
+        return f"worker {socket.gethostname()}:{os.getpid()} ({way})"
+    return f"worker {index + 1} of {count} ({way})"
 
 
 @at_work("embed: opens corpus and model")
@@ -156,7 +164,7 @@ def _embed(
         figures = pipeline.run()
     finally:
         progress.close()
-    say(f"embed: {figures}")
+    say(f"embed: {figures}" if figures.rows else "embed: no unit was embedded here")
 
 
 def main(argv: list[str] | None = None) -> int:

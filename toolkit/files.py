@@ -12,7 +12,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ class BadInput(Ending, ValueError):
 
     Doors print it and exit with code 2. Anything else that is raised is a defect of ours.
     """
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` that names no file name `path`: a write to an open file says only that the
+    disk is full, and not which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -127,7 +139,8 @@ def _written(path: Path, content: bytes | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
-        with temporary.open("wb") as handle:
+        # The buffer is written when the file is closed, at the latest: inside of `naming`.
+        with naming(path), temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
@@ -159,6 +172,8 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise BadInput(f"{path}: is not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}: is not valid JSON of ours (nested too deeply)") from error
 
 
 def append_line(path: Path, line: str) -> None:
@@ -175,13 +190,16 @@ def append_line(path: Path, line: str) -> None:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a file, in order; none where there is no file. A line that a killed writer
-    has cut short is left out."""
+    has cut short, or that is no JSON object, is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows
 
 
@@ -189,6 +207,11 @@ def sha256_of(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """The hexadecimal SHA-256 of what JSON says, however it is written down."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -205,8 +228,10 @@ def committed_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
-        if not publish(temporary, path):
+        with naming(path):
+            yield temporary
+            is_ours = publish(temporary, path)
+        if not is_ours:
             raise BadInput(
                 f"{path}: somebody else has made one with other content; choose another, or remove "
                 "it first"
@@ -310,6 +335,7 @@ def sync(path: Path) -> None:
     """Have the file system keep a file's content, or a directory's entries, over a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

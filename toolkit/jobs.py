@@ -12,7 +12,7 @@ from typing import Any
 from submitit.helpers import DelayedSubmission
 
 from toolkit.config import parse_recipe
-from toolkit.door import end_with
+from toolkit.door import end_with, full_disk
 from toolkit.files import BadInput, RunFailed
 from toolkit.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
@@ -21,12 +21,17 @@ CHECK = "check"
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """A `BadInput` or `RunFailed` is an error line in the log; in a SLURM job it is the exit code
-    of a door as well, where submitit would make 1 and a traceback of any exception."""
+    """A `BadInput`, a `RunFailed` or a full disk is an error line in the log. In a SLURM job it is
+    also the exit code of a door, where submitit would make 1 and a traceback of any exception."""
     try:
         yield
-    except (BadInput, RunFailed) as error:
-        code = end_with(error)
+    except Exception as error:
+        ending = error if isinstance(error, BadInput | RunFailed) else None
+        if ending is None and (line := full_disk(error)):
+            ending = RunFailed(line)
+        if ending is None:
+            raise
+        code = end_with(ending)
         if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
             raise SystemExit(code) from error
         raise  # submitit's local executor hands it to the launcher

@@ -18,6 +18,7 @@ from toolkit.door import Parser, guarded
 from toolkit.evaluation.parts import PART_DIR
 from toolkit.files import BadInput, is_committed, read_json
 from toolkit.standing import SCORES_FILE
+from toolkit.tensor_header import read_header
 
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
@@ -201,7 +202,7 @@ def _check_copies(folder: Path, *, shards: list[str]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from toolkit.text.shards import CACHE
+    from toolkit.text.copies import CACHE
 
     for place in sorted({path.parent for path in (folder / CACHE).rglob("*.arrow")}):
         if place.name.endswith(".incomplete"):
@@ -224,8 +225,6 @@ def _check_copies(folder: Path, *, shards: list[str]) -> None:
 
 
 def _model(folder: Path) -> str:
-    from safetensors import safe_open
-
     from toolkit.model.backbone import load_config, weight_files
     from toolkit.model.tokenizer import load_tokenizer
     from toolkit.model.weights import model_digest
@@ -234,11 +233,7 @@ def _model(folder: Path) -> str:
     if not files:
         raise BadInput(f"{folder}: has no weights (*.safetensors); download the model whole")
     for file in files:
-        try:
-            with safe_open(file, framework="pt"):  # its header, and whether the file ends with it
-                pass
-        except Exception as error:  # safetensors has its own error class, without a stable home
-            raise BadInput(f"{file}: is not a whole safetensors file ({error})") from error
+        read_header(file)
     load_config(str(folder.absolute()))
     load_tokenizer(str(folder.absolute()))
     digest = model_digest(folder)

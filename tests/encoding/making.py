@@ -30,6 +30,8 @@ def output_of(
     bounds = even_bounds(rows, unit_rows=unit_rows)
     facts = {
         "format": FORMAT,
+        "corpus": "c",
+        "model": "m",
         "rows": rows,
         "bounds": bounds,
         "output": {"vectors": form, "dims": None, "normalize": False},

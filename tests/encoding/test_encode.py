@@ -52,6 +52,21 @@ def copied(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "copied"
 
 
+def test_what_a_worker_says_of_itself_is_so(
+    tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Started by hand it knows of no others; and who embeds nothing has no figures."""
+    embed(tmp_path / "out", *inputs)
+    first = capsys.readouterr().out
+    assert f":{os.getpid()} (claim): " in first and "worker 1 of 1" not in first
+    assert "of the time outside of the model" in first
+    embed(tmp_path / "out", *inputs)
+    again = capsys.readouterr().out
+    assert "embed: no unit was embedded here" in again and "outside of the model" not in again
+    embed(tmp_path / "out", *inputs, "schedule=alone")
+    assert "worker 1 of 1 (alone)" in capsys.readouterr().out
+
+
 def test_every_article_has_its_vector(whole: Path, tiny_model: Path, shards: Path) -> None:
     found, corpus = VectorStore(whole), open_shards(shards)
     articles = corpus.records(0, corpus.num_rows)

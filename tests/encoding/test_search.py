@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from tests.encoding.making import output_of, write_all
 from tests.text.making import shard_articles
 from toolkit import search
 from toolkit.encoding.formats import unit_length
-from toolkit.encoding.search import Hit, nearest
+from toolkit.encoding.index import Index, build_index
+from toolkit.encoding.search import Find, Hit, exact, nearest
 from toolkit.encoding.snippets import snippet_of
 from toolkit.encoding.store import VectorStore
+from toolkit.files import BadInput
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
@@ -80,6 +83,49 @@ def test_random_vectors(unit_rows: int, top: int, tmp_path: Path) -> None:
     found = store_of(tmp_path, vectors, unit_rows=unit_rows)
     hits = nearest(found, queries_QD=queries, top=top)
     agree(hits, brute_force(vectors, queries_QD=queries, top=top))
+
+
+@pytest.mark.parametrize("top", [0, -1, True, 1.5, np.nan, None])
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+def test_no_hits_cannot_be_asked_for(kind: str, top: Any, tmp_path: Path) -> None:
+    store = store_of(tmp_path, np.eye(4, dtype=np.float32), unit_rows=2)
+    with pytest.raises(BadInput, match=r"top=.*: ask for at least one hit"):
+        finder(store, kind=kind)(np.eye(4, dtype=np.float32), top)
+    with pytest.raises(BadInput, match=r"top=.*: ask for at least one hit"):
+        nearest(store, queries_QD=np.eye(4, dtype=np.float32), top=top)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+def test_a_query_that_is_not_finite_is_named(kind: str, value: float, tmp_path: Path) -> None:
+    store = store_of(tmp_path, np.eye(4, dtype=np.float32), unit_rows=2)
+    queries = np.ones((3, 4), dtype=np.float32)
+    queries[1, 2] = value
+    with pytest.raises(BadInput, match="query 1: its vector is not finite"):
+        finder(store, kind=kind)(queries, 2)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (2, 4, 1), (0, 3)])
+@pytest.mark.parametrize("kind", ["exact", "flat"])
+def test_queries_of_another_width_are_refused(
+    kind: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    store = store_of(tmp_path, np.eye(4, dtype=np.float32), unit_rows=2)
+    with pytest.raises(BadInput, match=r"queries of \(.*: give some of 4 numbers each"):
+        finder(store, kind=kind)(np.ones(shape, dtype=np.float32), 2)
+
+
+def finder(store: VectorStore, *, kind: str) -> Find:
+    if kind == "exact":
+        return exact(store)
+    pytest.importorskip("faiss")
+    build_index(store, kind=kind)
+    return Index(store, kind=kind).nearest_rows
+
+
+def test_unit_length_of_numbers_whose_squares_are_too_large() -> None:
+    found = unit_length(np.array([[3e30, 4e30], [3, 4]], dtype=np.float32))
+    np.testing.assert_allclose(found, [[0.6, 0.8]] * 2, rtol=1e-6)
 
 
 def test_unit_length_keeps_the_zero_vector() -> None:

@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from tests.text.making import shard_articles
 from toolkit.files import BadInput
 from toolkit.text import tokens as tokens_module
+from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import Blocks, Stream
@@ -197,6 +198,8 @@ def test_ten_thousand_shards_open_without_being_read(files: TokenFiles) -> None:
     manifest = json.loads((files.directory / files.manifest).read_text())
     for kind in ("token_files", "block_files"):
         manifest[kind] = manifest[kind] * 3334
+    manifest[SELF_DIGEST] = content_digest(manifest)
+    files.__dict__["sources"] = files.sources * 3334
     (files.directory / files.manifest).write_text(json.dumps(manifest))
     before = len(os.listdir("/proc/self/fd"))
     opened = open_tokens(files)

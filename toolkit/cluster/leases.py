@@ -13,6 +13,7 @@ such that doing it twice does no harm.
 """
 
 import dataclasses
+import errno
 import json
 import os
 import socket
@@ -22,6 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from toolkit.files import naming
 
 BEATS = 6  # in the life of a lease
 _COUNTER_DIGITS = 20
@@ -98,8 +101,16 @@ class Leases:
         except FileNotFoundError:
             self._directory.mkdir(parents=True, exist_ok=True)
             return False
-        os.write(descriptor, f"{0:0{_COUNTER_DIGITS}d} {json.dumps(this_process())}\n".encode())
-        os.fsync(descriptor)  # NFS shows it to others then
+        content = f"{0:0{_COUNTER_DIGITS}d} {json.dumps(this_process())}\n".encode()
+        try:
+            with naming(path):
+                if os.write(descriptor, content) < len(content):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(descriptor)  # NFS shows it to others then
+        except OSError:  # a full disk: others would wait for an owner that it does not name
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
         self._seen.pop(name, None)
         with self._lock:
             self._held[name] = _Held(following, descriptor)

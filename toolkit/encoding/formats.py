@@ -9,12 +9,14 @@ for numpy, and its reader no memory map.
     binary              the signs, eight to a byte, the first in the highest bit; read as -1 and 1.
                         Where a row is the zero vector, scales (R, 1) in fp32: 0 for it, else 1
 
-What a row becomes depends on that row alone. Shapes: R rows, D width.
+After them stand the checksums (blocks, 4) of all bytes of the others, see `sums`: what is read is
+checked when it is first read. What a row becomes depends on that row alone. Shapes: R rows, D
+width.
 """
 
 import dataclasses
+import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.encoding.sums import BLOCK_BYTES, SUM_BYTES, CheckedBlocks, num_sums, sums_of
 from toolkit.schema import VectorFormat
+from toolkit.tensor_header import SIZE_BYTES, Place, header_size, places_in
 
 Vectors = NDArray[np.float32]
 Array = NDArray[Any]
 
-VECTORS, SCALES = "vectors", "scales"
+VECTORS, SCALES, SUMS = "vectors", "scales", "crc32"
 INT8_MAX = 127
 _DTYPES: dict[str, tuple[str, type[np.generic]]] = {  # numpy has no bf16: its 16 bits are stored
     "fp32": ("F32", np.float32),
@@ -47,7 +51,10 @@ def encode(vectors_RD: Vectors, *, form: VectorFormat) -> bytes:
     counts_R1 = np.asarray(vectors_RD.any(axis=1, keepdims=True), dtype=np.float32)
     if form == "binary" and not counts_R1.all():
         arrays[SCALES] = counts_R1
-    names = {VECTORS: _DTYPES[form][0], SCALES: "F32"}
+    data = b"".join(array.tobytes() for array in arrays.values())
+    sums = sums_of(data, block_bytes=BLOCK_BYTES)
+    arrays[SUMS] = np.frombuffer(sums, dtype=np.uint8).reshape(-1, SUM_BYTES)
+    names = {VECTORS: _DTYPES[form][0], SCALES: "F32", SUMS: "U8"}
     header: dict[str, Any] = {}
     end = 0
     for name, array in arrays.items():
@@ -59,24 +66,35 @@ def encode(vectors_RD: Vectors, *, form: VectorFormat) -> bytes:
         end += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8
-    return b"".join(
-        [len(text).to_bytes(8, "little"), text, *(a.tobytes() for a in arrays.values())]
-    )
+    return b"".join([len(text).to_bytes(SIZE_BYTES, "little"), text, data, sums])
+
+
+def seal_of(content: bytes) -> dict[str, Any]:
+    """What a marker says of the checksums in a file of `encode`: the size of their blocks, and the
+    SHA-256 of the header and of them."""
+    data = np.frombuffer(content, dtype=np.uint8)
+    return {"bytes": BLOCK_BYTES, "sha256": _digest_of_head(data, _places(data)[SUMS])}
 
 
 @dataclasses.dataclass(frozen=True)
 class MappedVectors:
-    """Vectors in a file, of which only what is asked for is read."""
+    """Vectors in a file, of which only what is asked for is read, and checked when it is first
+    read if there are `blocks`; `begins` is where in them each array begins."""
 
     form: VectorFormat
     width: int
     arrays: Mapping[str, Array]
+    begins: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    blocks: CheckedBlocks | None = None
 
     def __len__(self) -> int:
         return len(self.arrays[VECTORS])
 
     def rows(self, which: slice | NDArray[np.int64]) -> Vectors:
-        """These rows (., D) as fp32: numbers that were rounded when they were written."""
+        """These rows (., D) as fp32: numbers that were rounded when they were written. `ValueError`
+        when they are damaged."""
+        if self.blocks:
+            self._check(self.blocks, which)
         packed = self.arrays[VECTORS][which]
         if self.form == "bf16":
             return (packed.astype(np.uint32) << 16).view(np.float32)
@@ -89,29 +107,73 @@ class MappedVectors:
             return np.asarray(packed * self.arrays[SCALES][which], dtype=np.float32)
         return np.asarray(packed, dtype=np.float32)
 
+    def _check(self, blocks: CheckedBlocks, which: slice | NDArray[np.int64]) -> None:
+        if isinstance(which, slice):
+            numbers = range(len(self))[which]
+            rows_K = np.array(numbers if numbers.step != 1 else numbers[:1], dtype=np.int64)
+            each = len(numbers) if numbers.step == 1 else 1  # rows of a stretch
+        else:
+            rows_K, each = which, 1
+        for name, begin in self.begins.items():
+            row_bytes = self.arrays[name].itemsize * self.arrays[name].shape[1]
+            begin_K = begin + rows_K * row_bytes
+            blocks.check(begin_K, begin_K + each * row_bytes)
 
-def open_vectors(path: Path, *, form: VectorFormat, rows: int, width: int) -> MappedVectors:
-    """The vectors of a file that `encode` has filled. `ValueError` when it is not whole."""
+
+def open_vectors(
+    path: Path, *, form: VectorFormat, rows: int, width: int, seal: Mapping[str, Any] | None = None
+) -> MappedVectors:
+    """The vectors of a file that `encode` has filled; with its `seal_of` they are checked when they
+    are read. `ValueError` when it is not whole, or its checksums are not those that were sealed."""
     data = np.memmap(path, dtype=np.uint8, mode="r")
-    size = int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8 : 8 + size].tobytes())
-    arrays = {}
-    for name, entry in header.items():
-        dtype = np.dtype(_NUMPY[entry["dtype"]])
-        begin, end = (8 + size + offset for offset in entry["data_offsets"])
-        if end > len(data) or end - begin != math.prod(entry["shape"]) * dtype.itemsize:
-            raise ValueError(f"{name}: the file is too short")
-        arrays[name] = data[begin:end].view(dtype).reshape(entry["shape"])
+    places = _places(data)
     columns = -(-width // 8) if form == "binary" else width
-    found = arrays[VECTORS]
-    if found.shape != (rows, columns) or header[VECTORS]["dtype"] != _DTYPES[form][0]:
-        raise ValueError(f"{found.shape} of {header[VECTORS]['dtype']}, not {(rows, columns)}")
-    return MappedVectors(form, width, arrays)
+    known = {VECTORS: (_DTYPES[form][0], (rows, columns))}
+    if SCALES in places or form == "int8":
+        known[SCALES] = ("F32", (rows, 1))
+    for name, (dtype, shape) in known.items():
+        found = places.get(name)
+        if found is None or (found.dtype, found.shape) != (dtype, shape):
+            raise ValueError(f"{name}: {found} and not {shape} of {dtype}")
+    arrays = {
+        name: data[places[name].begin : places[name].end].view(_NUMPY[dtype]).reshape(shape)
+        for name, (dtype, shape) in known.items()
+    }
+    if seal is None:
+        return MappedVectors(form, width, arrays)
+    sums, block_bytes = places.get(SUMS), int(seal["bytes"])
+    if sums is None or _digest_of_head(data, sums) != seal["sha256"]:
+        raise ValueError("its checksums are not those that its marker has sealed")
+    start = min(place.begin for place in places.values())
+    if sums.shape != (num_sums(sums.begin - start, block_bytes=block_bytes), SUM_BYTES):
+        raise ValueError(f"it has checksums of {sums.shape}, not of blocks of {block_bytes} bytes")
+    blocks = CheckedBlocks(
+        data[start : sums.begin],
+        sums=data[sums.begin : sums.end].tobytes(),
+        block_bytes=block_bytes,
+    )
+    return MappedVectors(form, width, arrays, {n: places[n].begin - start for n in known}, blocks)
+
+
+def _places(data: NDArray[np.uint8]) -> dict[str, Place]:
+    size = header_size(data[:SIZE_BYTES].tobytes(), file_bytes=len(data))
+    header = data[SIZE_BYTES : SIZE_BYTES + size].tobytes()
+    return places_in(header, file_bytes=len(data))
+
+
+def _digest_of_head(data: NDArray[np.uint8], sums: Place) -> str:
+    size = SIZE_BYTES + header_size(data[:SIZE_BYTES].tobytes(), file_bytes=len(data))
+    digest = hashlib.sha256(data[:size].data)
+    digest.update(data[sums.begin : sums.end].data)
+    return digest.hexdigest()
 
 
 def unit_length(vectors_RD: Vectors) -> Vectors:
     """Vectors divided by their norm; the zero vector stays zero."""
-    norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    if not np.isfinite(norms).all():  # squares that fp32 cannot hold
+        norms = np.linalg.norm(vectors_RD.astype(np.float64), axis=1, keepdims=True)
     return np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
 
 

@@ -14,14 +14,18 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from toolkit.console import at_work
+from toolkit.documents import Count, Digest, FileName, checked
+from toolkit.door import ROOM, is_full
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import Found
+from toolkit.encoding.search import Found, check_queries
 from toolkit.encoding.store import VectorStore
 from toolkit.files import (
     BadInput,
@@ -60,6 +64,19 @@ class Record:
     sha256: str
     bytes: int
     rows: int
+
+
+class _Told(TypedDict):
+    """A `Record` as JSON."""
+
+    format: str
+    kind: str
+    encoding: str
+    parameters: dict[str, Annotated[int, Field(ge=0, le=2**31)]]
+    file: FileName
+    sha256: Digest
+    bytes: Count
+    rows: Count
 
 
 def parameters_of(kind: str, *, num_rows: int, width: int) -> dict[str, int]:
@@ -120,10 +137,11 @@ def build_index(
 
 
 class Index:
-    """A finished index, to be searched."""
+    """A finished index, to be searched. Its file is compared with its SHA-256 before it is loaded,
+    which faiss does whole: some 0.6 s of a core per GB."""
 
     def __init__(self, store: VectorStore, *, kind: str) -> None:
-        """Raises `BadInput` when there is none, or it is of other embeddings."""
+        """Raises `BadInput` when there is none, or it is damaged or of other embeddings."""
         self._store = store
         faiss = _faiss()
         record = _checked(store, kind=kind)
@@ -138,7 +156,9 @@ class Index:
 
     def nearest_rows(self, queries_QD: Vectors, top: int) -> Found:
         """The cosines (Q, K) and rows (Q, K) that it finds, best first; row -1 where it finds
-        fewer. Of `CANDIDATES` times as many the best by their stored vectors."""
+        fewer. Of `CANDIDATES` times as many the best by their stored vectors. `BadInput` for what
+        `check_queries` refuses."""
+        all_QD = check_queries(queries_QD, width=self._store.width, top=top)
         top = min(top, self._store.num_rows)
         depth = min(CANDIDATES * top, self._store.num_rows)
         if self._ef_search:
@@ -147,7 +167,7 @@ class Index:
         rows_QK = np.full((len(queries_QD), top), -1, dtype=np.int64)
         at_once = max(1, ROWS_AT_ONCE // depth)
         for start in range(0, len(queries_QD), at_once):
-            query = unit_length(queries_QD[start : start + at_once])
+            query = all_QD[start : start + at_once]
             # Ascending, so that the first of equal cosines is the first in the corpus.
             rows_QC = np.sort(self._index.search(query, depth)[1], axis=1)
             score_QC = self._cosines(query, rows_QC=rows_QC)
@@ -174,13 +194,9 @@ def check_indexes(store: VectorStore) -> list[str]:
     folder = store.directory / INDEX_DIR
     found = []
     for kind in KINDS:
-        if (folder / f"{kind}.json").is_file():
-            record = _record(folder, kind=kind)
-            if record.rows < store.num_rows:
-                continue
+        is_there = (folder / f"{kind}.json").is_file()
+        if is_there and _record(folder, kind=kind).rows >= store.num_rows:
             _checked(store, kind=kind)
-            if sha256_of(folder / record.file) != record.sha256:
-                raise _damaged(folder / record.file, kind=kind)
             found.append(kind)
     return found
 
@@ -217,7 +233,10 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
         size = temporary.stat().st_size
         path = temporary.replace(folder / f"{kind}-{digest[:16]}.faiss")
     except RuntimeError as error:  # faiss tells in words that the disk is full
-        raise RunFailed(f"{temporary}: cannot be written ({error})") from error
+        said = " ".join(str(error).split())
+        raise RunFailed(
+            f"{temporary}: cannot be written ({said}){ROOM * is_full(error)}"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync(folder)
@@ -248,7 +267,7 @@ def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:
 
 
 def _checked(store: VectorStore, *, kind: str) -> Record:
-    """The record of a finished index of these embeddings."""
+    """The record of a finished index of these embeddings, after reading every byte of it."""
     folder = store.directory / INDEX_DIR
     build = f"build it with python -m toolkit.search {store.directory} --build-index {kind}"
     if not (folder / f"{kind}.json").is_file():
@@ -260,21 +279,24 @@ def _checked(store: VectorStore, *, kind: str) -> Record:
         raise BadInput(
             f"{folder / record.file}: has {record.rows:,} of {store.num_rows:,} rows; {build}"
         )
+    if record.parameters != parameters_of(kind, num_rows=store.num_rows, width=store.width):
+        raise BadInput(f"{folder / record.file}: is an index of other parameters; {build}")
     path = folder / record.file
     if not path.is_file() or path.stat().st_size != record.bytes:
+        raise _damaged(path, kind=kind)
+    if sha256_of(path) != record.sha256:
         raise _damaged(path, kind=kind)
     return record
 
 
 def _record(folder: Path, *, kind: str) -> Record:
     path = folder / f"{kind}.json"
-    try:
-        record = Record(**read_json(path))
-    except TypeError as error:
-        raise BadInput(f"{path}: is no record of an index; delete it and build anew") from error
-    if record.kind != kind or Path(record.file).name != record.file:
-        raise BadInput(f"{path}: is no record of an index of kind {kind}; delete it")
-    return record
+    advice = "delete it and build the index anew"
+    told = checked(read_json(path), _Told, source=path, advice=advice)
+    names = {field.name for field in dataclasses.fields(Record)}
+    if set(told) != names or told["kind"] != kind or told["format"] != FORMAT:
+        raise BadInput(f"{path}: is no record of an index of kind {kind}; {advice}")
+    return Record(**told)
 
 
 def _damaged(path: Path, *, kind: str) -> BadInput:

@@ -12,14 +12,17 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
+from toolkit.documents import Count, Digest, checked
 from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
-from toolkit.encoding.formats import Vectors, encode, unit_length
+from toolkit.encoding.formats import Vectors, encode, seal_of, unit_length
 from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit
 from toolkit.files import (
     BadInput,
@@ -38,6 +41,28 @@ FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.boo
 CHUNK_FACTS = pa.schema(
     [*FACTS, *((name, pa.int64()) for name in ("row", "chunk", "begin", "end"))]
 )
+AGAIN = "the same toolkit.encode again makes it anew"
+MARKER_DIGEST = "marker_sha256"
+
+
+class Seal(TypedDict):
+    """What a marker says of the checksums in its vectors' file (`formats.seal_of`)."""
+
+    bytes: Annotated[int, Field(ge=1, le=2**30)]
+    sha256: Digest
+
+
+class Marker(TypedDict):
+    """What a unit's JSON says. Those of an older toolkit have no `blocks`, and no digest of their
+    own."""
+
+    encoding: str
+    start: Count
+    rows: Count
+    width: Annotated[int, Field(ge=0, le=2**24)]
+    sha256: dict[str, Digest]
+    blocks: NotRequired[Seal]
+    marker_sha256: NotRequired[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +82,15 @@ def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
         ids=stem / f"{unit.name}.ids.parquet",
         marker=stem / f"{unit.name}.json",
     )
+
+
+def read_marker(path: Path) -> Marker:
+    """A unit's JSON. `BadInput` when it is absent, or is not what was written."""
+    marker = checked(read_json(path), Marker, source=path, advice=AGAIN)
+    content = {key: value for key, value in marker.items() if key != MARKER_DIGEST}
+    if "blocks" in marker and marker.get(MARKER_DIGEST) != content_digest(content):
+        raise BadInput(f"{path}: is damaged (its digest differs); {AGAIN}")
+    return marker
 
 
 def write_unit(
@@ -97,10 +131,10 @@ def write_unit(
     # Of what was meant and not of what the disk gives back, which a later look compares with it.
     digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
     rows, width = vectors_RD.shape
-    write_json(
-        files.marker,
-        {"encoding": digest, "start": unit.start, "rows": rows, "width": width, "sha256": digests},
-    )
+    marker: dict[str, Any] = {"encoding": digest, "start": unit.start}
+    marker |= {"rows": rows, "width": width}
+    marker |= {"sha256": digests, "blocks": seal_of(contents[files.vectors])}
+    write_json(files.marker, {**marker, MARKER_DIGEST: content_digest(marker)})
 
 
 def _refuse(vectors_RD: Vectors, *, ids: Sequence[str], form: VectorFormat) -> None:
@@ -172,12 +206,12 @@ class Output:
             for path in (files.vectors, files.ids)
         )
 
-    def _marker(self, unit: Unit) -> dict[str, Any] | None:
+    def _marker(self, unit: Unit) -> Marker | None:
         """What a unit's marker says; None when that is not of this unit, and it is to be made
         again. `BadInput` for a unit of another encoding, which somebody has put here."""
         path = unit_files(self.directory, unit=unit).marker
         try:
-            marker: dict[str, Any] = read_json(path)
+            marker = read_marker(path)
         except BadInput:
             return None
         fault = marker_fault(marker, unit=unit, digest=self.digest, has_chunks=self.has_chunks)
@@ -221,9 +255,12 @@ class Output:
         return []
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
-        """Whether there is a manifest that tells these units as their markers do."""
+        """Whether there is a manifest that is whole and tells these units as their markers do."""
         try:
-            told = read_json(self.directory / MANIFEST_FILE)["units"]
+            manifest = read_json(self.directory / MANIFEST_FILE)
+            told = manifest["units"]
+            if manifest[SELF_DIGEST] != content_digest(manifest):
+                return False
             stem = self.directory / UNIT_DIR
             return all(told[name] == read_json(stem / f"{name}.json") for name in names)
         except (BadInput, KeyError, TypeError):

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from toolkit.console import Progress
 from toolkit.encoding.store import VectorStore, vector_column
-from toolkit.files import BadInput, place_new, remove_temporaries, sync, temporary_of
+from toolkit.files import BadInput, naming, place_new, remove_temporaries, sync, temporary_of
 from toolkit.text.manifest import SELF_DIGEST
 
 OLD_S = 3600.0  # another host that has not written for so long was killed
@@ -34,7 +34,7 @@ def write_parquet(encoding: Path, *, out: Path) -> int:
     progress = Progress("export", total=store.num_rows, unit="rows")
     schema = store.table([]).schema.with_metadata({"encoding": store.manifest[SELF_DIGEST]})
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with naming(out), pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for unit, vectors_RD in store.blocks():
                 facts = store.facts(slice(unit.start, unit.stop))
                 table = facts.append_column("vector", vector_column(vectors_RD))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.store import VectorStore
+from toolkit.files import BadInput
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 Find = Callable[[Vectors, int], Found]
@@ -89,14 +90,27 @@ def exact(store: VectorStore) -> Find:
     return lambda queries_QD, top: nearest_rows(store, queries_QD=queries_QD, top=top)
 
 
+def check_queries(queries_QD: Vectors, *, width: int, top: int) -> Vectors:
+    """The queries (Q, D) at unit length. `BadInput` if nothing is asked for, or a query has another
+    width, or a number that is not finite."""
+    if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
+        raise BadInput(f"top={top!r}: ask for at least one hit")
+    if queries_QD.ndim != 2 or (queries_QD.shape[1] != width and width):
+        raise BadInput(f"queries of {queries_QD.shape}: give some of {width} numbers each, (Q, D)")
+    if (broken := np.flatnonzero(~np.isfinite(queries_QD).all(axis=1))).size:
+        raise BadInput(f"query {broken[0]}: its vector is not finite")
+    return unit_length(queries_QD)
+
+
 def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
-    """The cosines (Q, K) and the rows (Q, K) of the corpus that `nearest` describes."""
-    query = unit_length(queries_QD)
+    """The cosines (Q, K) and the rows (Q, K) of the corpus that `nearest` describes. `BadInput` for
+    what `check_queries` refuses."""
+    query = check_queries(queries_QD, width=store.width, top=top)
     best: list[Found] = [
         (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in query
     ]
     floor_Q = np.full(len(query), -np.inf, dtype=np.float32)
-    for unit, vectors_RD in store.blocks(verify=False):
+    for unit, vectors_RD in store.blocks():
         score_QR = query @ vectors_RD.T
         score_QR *= 1 / np.maximum(np.sqrt(np.vecdot(vectors_RD, vectors_RD)), 1e-12)
         # Of equal cosines the first row stays, so only what is above the worst comes in: after a

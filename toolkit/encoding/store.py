@@ -11,20 +11,23 @@ N rows in all.
 
 import bisect
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from toolkit.documents import Count, checked
 from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
-from toolkit.encoding.output import CHUNK_FACTS, FACTS, unit_files
+from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, Marker, unit_files
 from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, units
 from toolkit.files import BadInput, read_json, sha256_of
 from toolkit.schema import VectorFormat
@@ -37,12 +40,36 @@ Rows = slice | Sequence[int] | NDArray[np.int64]
 MAX_OPEN = 1024  # memory maps at a time; the kernel allows a process some 65,000
 
 
-class VectorStore:
-    """A finished encoding. What is read by rows is mapped and read where it lies; what is read by
-    units (`blocks`, `records`, and what is made of them) is compared with its digest every time.
+class _Output(TypedDict):
+    vectors: VectorFormat
 
-    With `verify` every file is compared with what was written, now and not when it is read. Raises
-    `BadInput` that names what is absent or damaged.
+
+class Manifest(TypedDict):
+    """What must be in an encoding's manifest for it to be read."""
+
+    bounds: list[Count]
+    output: _Output
+    units: dict[str, Marker]
+    digest: str
+    corpus: str
+    corpus_path: str
+    model_path: str
+    adapter_paths: NotRequired[list[str]]
+
+
+class VectorStore:
+    """A finished encoding. Nothing damaged is ever given: what is read is compared with what was
+    written, when a process first reads it.
+
+    - The manifest, when the store is opened, with its own digest.
+    - Vectors are mapped and read where they lie. Of a unit's file the header and the checksums when
+      the unit is first read (by a SHA-256), and then, once, each 64 KiB that rows are read from (by
+      a CRC-32, at some 4 GB/s per core). A unit of an older toolkit has no checksums: its file is
+      compared whole (by a SHA-256, at some 1.8 GB/s) when a row of it is first read.
+    - Ids and titles every time that those of a unit are read: the whole file is read anyway.
+
+    With `verify` every byte of every file is compared with its SHA-256 now. Raises `BadInput` that
+    names what is absent or damaged.
     """
 
     def __init__(self, output_dir: Path, *, verify: bool = False) -> None:
@@ -52,11 +79,7 @@ class VectorStore:
                 hint = "is not an encoding: make one with python -m toolkit.encode"
             raise BadInput(f"{output_dir}: {hint}")
         self.directory = output_dir
-        self.manifest: dict[str, Any] = read_json(output_dir / MANIFEST_FILE)
-        if verify and self.manifest.get(SELF_DIGEST) != content_digest(self.manifest):
-            raise _damaged(output_dir / MANIFEST_FILE)
-        if self.manifest.get("format") != FORMAT:
-            raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
+        self.manifest: dict[str, Any] = _manifest(output_dir)
         self.form: VectorFormat = self.manifest["output"]["vectors"]
         # The units of the plan, by the rows that they have here: with chunks more than texts.
         planned = agreed_units(output_dir, self.manifest)
@@ -66,6 +89,7 @@ class VectorStore:
         self.has_chunks = "chunks" in self.manifest
         self.width = next((int(marker["width"]) for marker in markers), 0)
         self._starts = [unit.start for unit in self.units]
+        self._whole: set[int] = set()  # units without checksums, whose file was compared
         self._mapped = functools.lru_cache(maxsize=MAX_OPEN)(self._open)
         if verify:
             self._check_files()
@@ -81,7 +105,7 @@ class VectorStore:
         for unit, begin, end in zip(self.units, cuts, cuts[1:], strict=False):
             if end > begin:
                 places = order[begin:end]
-                found[places] = self._mapped(unit).rows(wanted[places] - unit.start)
+                found[places] = self._rows(unit, wanted[places] - unit.start)
         return found
 
     def tensor(self, rows: Rows) -> "torch.Tensor":
@@ -135,13 +159,11 @@ class VectorStore:
             raise BadInput(f"{self.directory}: no row has the id {ids[absent[0]]!r}")
         return rows
 
-    def blocks(self, *, verify: bool = True, start: int = 0) -> Iterator[tuple[Unit, Vectors]]:
+    def blocks(self, *, start: int = 0) -> Iterator[tuple[Unit, Vectors]]:
         """Each unit with its vectors (R, D), read when it is asked for, from the unit on that row
-        `start` is in. Without `verify` only what is no whole file is found."""
+        `start` is in."""
         for unit in self.units[self._unit_of(start) :]:
-            if verify:
-                self._checked(unit_files(self.directory, unit=unit).vectors, unit=unit)
-            yield unit, (self._open if verify else self._mapped)(unit).rows(slice(None))
+            yield unit, self._rows(unit, slice(None))
 
     def records(self, unit: Unit) -> list[dict[str, Any]]:
         """id, title and empty of a unit's rows."""
@@ -177,20 +199,32 @@ class VectorStore:
     def _unit_of(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row) - 1
 
+    def _rows(self, unit: Unit, which: slice | NDArray[np.int64]) -> Vectors:
+        try:
+            return self._mapped(unit).rows(which)
+        except (OSError, ValueError) as error:
+            raise _damaged(unit_files(self.directory, unit=unit).vectors) from error
+
     def _open(self, unit: Unit) -> MappedVectors:
         path = unit_files(self.directory, unit=unit).vectors
-        try:
-            return open_vectors(path, form=self.form, rows=unit.stop - unit.start, width=self.width)
-        except (OSError, ValueError, KeyError) as error:
-            raise _damaged(path) from error
+        seal = self.manifest["units"][unit.name].get("blocks")
+        if seal is None and unit.number not in self._whole:
+            self._checked(path, unit=unit)
+            self._whole.add(unit.number)
+        rows = unit.stop - unit.start
+        return open_vectors(path, form=self.form, rows=rows, width=self.width, seal=seal)
 
     def _records(self, unit: Unit) -> pa.Table:
-        path = self._checked(unit_files(self.directory, unit=unit).ids, unit=unit)
+        path = unit_files(self.directory, unit=unit).ids
         try:
-            table = pq.read_table(path)
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != self._digest(path, unit=unit):
+                raise _damaged(path)
+            table = pq.read_table(pa.BufferReader(data))
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
-        if len(table) != unit.stop - unit.start:
+        schema = CHUNK_FACTS if self.has_chunks else FACTS
+        if len(table) != unit.stop - unit.start or not table.schema.equals(schema):
             raise _damaged(path)
         return table
 
@@ -212,10 +246,32 @@ class VectorStore:
 
     def _checked(self, path: Path, *, unit: Unit) -> Path:
         """The path, if the file still has the digest of the manifest; it is read anyway."""
-        wanted = self.manifest["units"][unit.name]["sha256"][path.name]
-        if not path.is_file() or sha256_of(path) != wanted:
+        if not path.is_file() or sha256_of(path) != self._digest(path, unit=unit):
             raise _damaged(path)
         return path
+
+    def _digest(self, path: Path, *, unit: Unit) -> str | None:
+        found: str | None = self.manifest["units"][unit.name]["sha256"].get(path.name)
+        return found
+
+
+def _manifest(output_dir: Path) -> dict[str, Any]:
+    """The manifest of an encoding, which is to be believed."""
+    path = output_dir / MANIFEST_FILE
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    if content.get("format") != FORMAT:
+        raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
+    if content.get(SELF_DIGEST) != content_digest(content):
+        raise _damaged(path)
+    checked(content, Manifest, source=path, advice=AGAIN)
+    planned = units(content["bounds"])
+    markers = [content["units"].get(unit.name) for unit in planned]
+    widths = {marker["width"] for marker in markers if marker}
+    if None in markers or len(widths) > 1 or content["bounds"] != sorted(content["bounds"]):
+        raise _damaged(path)
+    return content
 
 
 def vector_column(vectors_KD: Vectors) -> pa.Array:
@@ -224,4 +280,4 @@ def vector_column(vectors_KD: Vectors) -> pa.Array:
 
 
 def _damaged(path: Path) -> BadInput:
-    return BadInput(f"{path}: is missing or damaged; the same toolkit.encode again makes it anew")
+    return BadInput(f"{path}: is missing or damaged; {AGAIN}")

@@ -6,7 +6,6 @@ words of all sentences, D width, T tokens, M pairs of a token and a word, A alig
 not).
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.console import Progress, warn
-from toolkit.files import BadInput, temporary_of
+from toolkit.files import BadInput, naming, read_json, sha256_of, temporary_of, write_json
 from toolkit.schema import EncoderSettings
 from toolkit.text.tokens import Ids, Places, TextTokenizer
 
@@ -209,11 +208,11 @@ def word_features(
         folder.mkdir(parents=True, exist_ok=True)
         temporary = temporary_of(path)
         try:
-            mapped = np.lib.format.open_memmap(
-                temporary, mode="w+", dtype=DTYPES[dtype], shape=shape
-            )
+            mapped = new_map(temporary, shape=shape, dtype=dtype)
             fill(mapped, laid, encoder=encoder, shifts=shifts)
-            mapped.flush()
+            with naming(path):
+                mapped.flush()
+            write_json(_note(path), {"sha256": sha256_of(temporary)})
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -222,15 +221,32 @@ def word_features(
 
 
 def _opened(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
-    """The mapped file, or None where there is none that is whole."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            warn(f"{path}: is made again ({error})")
-            return None
-        return found if (found.shape, found.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
-    return None
+    """The mapped file, or None where there is none that is whole: its SHA-256 is compared, for it
+    is read whole anyway."""
+    if not path.exists():
+        return None
+    try:
+        if dict(read_json(_note(path))).get("sha256") != sha256_of(path):
+            raise ValueError("its SHA-256 differs")
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        warn(f"{path}: is made again ({error})")
+        return None
+    return found if (found.shape, found.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def new_map(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
+    """A mapped file of zeros that has its room on the disk. A page that finds none later would kill
+    the process; here it is an `OSError`."""
+    with naming(path):
+        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=DTYPES[dtype], shape=shape)
+        with path.open("r+b") as handle:
+            os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
+    return mapped
 
 
 def _key(

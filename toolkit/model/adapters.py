@@ -27,6 +27,7 @@ from toolkit.model.weights import (
     base_folder,
     check_places,
     instruction_format_of,
+    is_recorded,
     model_digest,
 )
 
@@ -63,6 +64,12 @@ class Chain:
             return base
         parts = [f"{model_digest(f)} {sha256_of(f / ADAPTER_CONFIG)}\n" for f in self.folders]
         return hashlib.sha256("".join([f"{base}\n", *parts]).encode()).hexdigest()
+
+    def is_recorded(self) -> bool:
+        """Whether a folder of it records the digests of its files, which `digest` compares."""
+        here = [base_folder(self.base)] if Path(self.base).exists() else []
+        folders = [*here, *self.folders]
+        return any(is_recorded(folder) for folder in folders)
 
     def instruction_format(self) -> str:
         """What stands before a text that has an instruction, as the last that knows was trained."""

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
-from safetensors import safe_open
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -25,12 +24,15 @@ from transformers import (
     PretrainedConfig,
 )
 from transformers.utils import logging
+from typing_extensions import TypedDict
 
 from toolkit.config import resolve_model
+from toolkit.documents import FileName, checked
 from toolkit.files import BadInput, read_json
 from toolkit.model.attention import register
 from toolkit.model.tokenizer import AGAIN, first_line
 from toolkit.schema import Lora
+from toolkit.tensor_header import read_header
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -198,6 +200,10 @@ def checkpoint_activations(model: Any) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+class _Index(TypedDict):
+    weight_map: dict[str, FileName]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up the model: those of its index, or the single one.
 
@@ -205,7 +211,8 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        told = checked(read_json(index), _Index, source=index, advice=AGAIN)
+        return sorted({folder / name for name in told["weight_map"].values()})
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
@@ -247,12 +254,9 @@ def _check_files(name: str, *, config: PretrainedConfig) -> None:
 
 def _names_in(path: Path) -> list[str]:
     try:
-        with safe_open(path, framework="pt") as tensors:
-            return list(tensors.keys())
-    except Exception as error:  # safetensors has its own error class, without a stable home
-        raise BadInput(
-            f"{path}: is not a whole safetensors file ({first_line(error)}); {AGAIN}"
-        ) from error
+        return list(read_header(path))
+    except BadInput as error:
+        raise BadInput(f"{error}; {AGAIN}") from error
 
 
 @contextlib.contextmanager

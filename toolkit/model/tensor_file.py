@@ -6,7 +6,6 @@ that every page that was read counts as the process's memory; a large model must
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, naming
+from toolkit.tensor_header import Place, read_header
 
 DTYPES = {
     "F64": torch.float64,
@@ -56,7 +55,7 @@ class TensorWriter:
             header[name] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        self._handle = path.open("wb")
+        self._path, self._handle = path, path.open("wb")
         self._write(len(text).to_bytes(8, "little") + text)
 
     def put(self, name: str, value: Tensor) -> None:
@@ -73,8 +72,9 @@ class TensorWriter:
         """Bring the file to the disk; returns its sha256."""
         assert next(self._names, None) is None, "a tensor is missing"
         try:
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
+            with naming(self._path):
+                self._handle.flush()
+                os.fsync(self._handle.fileno())
         finally:
             self.abandon()
         return self._digest.hexdigest()
@@ -86,18 +86,8 @@ class TensorWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         self._digest.update(data)
-        self._handle.write(data)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies: file, first byte, and what its header says of it."""
-
-    path: Path
-    start: int
-    num_bytes: int
-    dtype: str
-    shape: tuple[int, ...]
+        with naming(self._path):
+            self._handle.write(data)
 
 
 class StoredTensors(Mapping[str, Tensor]):
@@ -107,18 +97,20 @@ class StoredTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
-        self._places = {name: place for path in files for name, place in _places_in(path)}
+        self._places: dict[str, tuple[Path, Place]] = {
+            name: (path, place) for path in files for name, place in read_header(path).items()
+        }
 
     def __getitem__(self, name: str) -> Tensor:
-        place = self._places[name]
+        path, place = self._places[name]
         if place.dtype not in DTYPES:
             valid = ", ".join(DTYPES)
-            raise BadInput(f"{place.path}: {name} is of type {place.dtype}; valid: {valid}")
-        found = torch.empty(place.num_bytes, dtype=torch.uint8)
-        with place.path.open("rb") as handle:
-            handle.seek(place.start)
-            if place.num_bytes and handle.readinto(found.numpy().data) != place.num_bytes:
-                raise BadInput(f"{place.path}: has become shorter while it was read")
+            raise BadInput(f"{path}: {name} is of type {place.dtype}; valid: {valid}")
+        found = torch.empty(place.end - place.begin, dtype=torch.uint8)
+        with path.open("rb") as handle:
+            handle.seek(place.begin)
+            if len(found) and handle.readinto(found.numpy().data) != len(found):
+                raise BadInput(f"{path}: has become shorter while it was read")
         return found.view(DTYPES[place.dtype]).reshape(place.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -129,7 +121,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, which is not read."""
-        return self._places[name].shape
+        return self._places[name][1].shape
 
 
 class Renamed(Mapping[str, Tensor]):
@@ -146,19 +138,3 @@ class Renamed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _places_in(path: Path) -> Iterator[tuple[str, _Place]]:
-    try:
-        with safe_open(path, framework="pt"):  # its header is sound, and the file ends with it
-            pass
-    except Exception as error:  # safetensors has its own error class, without a stable home
-        raise BadInput(f"{path}: is not a whole safetensors file ({error})") from error
-    with path.open("rb") as handle:
-        num_bytes = int.from_bytes(handle.read(8), "little")
-        header = json.loads(handle.read(num_bytes))
-    for name, told in header.items():
-        if name != "__metadata__":
-            start, end = told["data_offsets"]
-            place = (8 + num_bytes + start, end - start, told["dtype"], tuple(told["shape"]))
-            yield name, _Place(path, *place)

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.config import resolve_model
 from toolkit.console import at_work
-from toolkit.files import BadInput, read_json, sha256_of, write_json
+from toolkit.files import BadInput, digest_of, read_json, sha256_of, write_json
 from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import special_ids
@@ -28,6 +28,7 @@ PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
 ORIGIN_FILE = "origin.json"  # of an encoder: what it came of
+_AGAIN = "export the model again to another folder, or copy it again"
 MAX_FILE_BYTES = 5 * 10**9  # as the hub has it
 # Of the inner decoder (ours, LLM2Vec's published ones) or of a causal LM that holds it.
 _LORA_KEY = re.compile(r"base_model\.model\.(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -86,14 +87,36 @@ def instruction_format_of(folder: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over a model folder's weights, configuration and tokenizer."""
+    """SHA-256 over a model folder's weights, configuration and tokenizer. `BadInput` names the file
+    that is not what the export has recorded, if this is one of ours."""
     # tokenizer_config.json too: it says which tokens are special, which pooling leaves out.
     names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     side = [folder / name for name in names]
     files = [*weight_files(folder), *(path for path in side if path.is_file())]
+    recorded = _recorded(folder)
     with at_work(f"reads the weights of {folder}"):
-        parts = "".join(f"{path.name} {sha256_of(path)}\n" for path in files)
+        found = {path.name: sha256_of(path) for path in files}
+    for path in files:
+        if recorded.get(path.name, found[path.name]) != found[path.name]:
+            raise BadInput(f"{path}: is damaged (its SHA-256 differs); {_AGAIN}")
+    parts = "".join(f"{name} {digest}\n" for name, digest in found.items())
     return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def is_recorded(folder: Path) -> bool:
+    """Whether a folder records the digests of its files, as our exports do."""
+    return bool(_recorded(folder))
+
+
+def _recorded(folder: Path) -> dict[str, str]:
+    path = folder / ORIGIN_FILE
+    origin = read_json(path) if path.is_file() else {}
+    if not isinstance(origin, dict) or not isinstance(origin.get("sha256"), dict):
+        return {}
+    if origin.pop("digest", None) != digest_of(origin):
+        raise BadInput(f"{path}: is damaged (its digest differs); {_AGAIN}")
+    found: dict[str, str] = origin["sha256"]
+    return found
 
 
 def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:

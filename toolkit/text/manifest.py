@@ -3,14 +3,12 @@
 Knows JSON and digests. Refuses to know what the files hold.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import BadInput, is_committed, read_json, sha256_of, write_json
+from toolkit.files import BadInput, digest_of, is_committed, read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 SELF_DIGEST = "manifest_sha256"
@@ -81,5 +79,4 @@ def again(directory: Path) -> str:
 
 def content_digest(manifest: Mapping[str, Any]) -> str:
     """What `manifest_sha256` says of all other keys."""
-    content = {key: value for key, value in manifest.items() if key != SELF_DIGEST}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of({key: value for key, value in manifest.items() if key != SELF_DIGEST})

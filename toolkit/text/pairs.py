@@ -20,11 +20,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
+from toolkit.documents import Count, Digest, checked
 from toolkit.files import BadInput, committed_directory, sha256_of, write_atomic
+from toolkit.text.copies import ArrowCopy, open_copy
 from toolkit.text.duplicates import key_of
-from toolkit.text.manifest import Manifest, check_files, read_manifest, write_manifest
-from toolkit.text.shards import cache_of, silent_datasets
+from toolkit.text.manifest import (
+    MANIFEST,
+    Manifest,
+    again,
+    check_files,
+    read_manifest,
+    write_manifest,
+)
 
 FORMAT = "toolkit-pairs/2"
 # Of format 1 the same columns are read. It also held hashes, which C++ and C# had in common.
@@ -159,14 +168,43 @@ def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[
 
 def open_pairs(directory: Path, *, verify: bool = True) -> "PairSet":
     """Open a directory of pairs after checking that it is whole; the SHA-256 of each shard too
-    with `verify`. Raises `BadInput` that names what is absent or damaged."""
+    with `verify`, and of its Arrow copy, which is else compared when it is read. Raises `BadInput`
+    that names what is absent or damaged."""
+    directory = directory.absolute()
     manifest = checked_manifest(directory, verify=verify)
-    return PairSet(directory.absolute(), manifest=manifest)
+    shards = [shard for entry in manifest["sets"] for shard in entry["shards"]]
+    copy = open_copy(directory, entries=shards, schema=SCHEMA, verify=verify)
+    return PairSet(copy, manifest=manifest)
+
+
+class _Shard(TypedDict):
+    file: str
+    rows: Count
+    max_negatives: Count
+    bytes: Count
+    sha256: Digest
+
+
+class _Set(TypedDict):
+    name: str
+    query_instruction: str
+    document_instruction: str
+    max_negatives: Count
+    rows: Count
+    shards: list[_Shard]
+
+
+class Listed(TypedDict):
+    """What must be in the manifest of pairs for them to be read."""
+
+    rows: Count
+    sets: list[_Set]
 
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, older=OLDER, how_to_make=HOW_TO_MAKE)
+    checked(manifest, Listed, source=directory / MANIFEST, advice=again(directory))
     shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
     check_files(directory, shards, names=_FILE_NAME, verify=verify)
     return manifest
@@ -178,9 +216,7 @@ class PairSet:
     `tasks` are the data sets in order, `num_rows` their sizes; `digest` identifies all content.
     """
 
-    def __init__(self, directory: Path, *, manifest: Manifest) -> None:
-        import datasets  # here: half a second that a login node need not spend
-
+    def __init__(self, copy: ArrowCopy, *, manifest: Manifest) -> None:
         names = PairTask.__dataclass_fields__
         self.tasks = [
             PairTask(**{name: entry[name] for name in names}) for entry in manifest["sets"]
@@ -192,16 +228,14 @@ class PairSet:
         digests = "\n".join(shard["sha256"] for shard in shards)
         texts = json.dumps([vars(task) for task in self.tasks])
         self.digest = hashlib.sha256(f"{digests}\n{texts}".encode()).hexdigest()
-        files = [str(directory / shard["file"]) for shard in shards]
         self._starts = np.cumsum([0, *self.num_rows[:-1]], dtype=np.int64)
-        with silent_datasets():
-            self._rows = datasets.Dataset.from_parquet(
-                files, cache_dir=cache_of(directory), columns=SCHEMA.names
-            )
+        self._copy = copy
 
     def pair(self, number: int, row: int) -> Pair:
         """Row `row` of data set `number`."""
-        found = self._rows[int(self._starts[number]) + int(row)]
+        place = int(self._starts[number]) + int(row)
+        self._copy.need(place, place + 1)
+        found = self._copy.rows[place]
         return Pair(
             query=found["query"],
             positive=found["positive"],

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 
 from toolkit.files import COMMIT_MARKER, BadInput, sha256_of, write_atomic, write_json
 from toolkit.text.assembly import DUPLICATES, SUMMARY
+from toolkit.text.copies import CACHE
 from toolkit.text.filters import Filters
 from toolkit.text.manifest import Manifest
 from toolkit.text.readers import Columns
 from toolkit.text.sharding import PartMaker, Work
-from toolkit.text.shards import CACHE, ShardRules, write_table
+from toolkit.text.shards import ShardRules, write_table
 from toolkit.text.sources import Input
 from toolkit.text.verify import Fault, believable_manifest, verify
 

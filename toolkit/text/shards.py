@@ -7,29 +7,28 @@ documents come from (`sources`, `sharding`) and in which order they are trained 
     DIR/duplicates.parquet  DIR/COMMITTED
 """
 
-import contextlib
 import hashlib
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
-from toolkit.console import at_work
+from toolkit.documents import Count, Digest, FileName, checked
 from toolkit.files import BadInput, write_atomic
-from toolkit.text.manifest import Manifest, again, check_files, read_manifest
+from toolkit.text.copies import CACHE, ArrowCopy, open_copy
+from toolkit.text.manifest import MANIFEST, Manifest, again, check_files, read_manifest
 from toolkit.text.records import Article
 from toolkit.text.sentences import MIN_CHARS, MIN_WORDS, sentence_spans
 
 FORMAT = "toolkit-shards/2"
-CACHE = ".cache"
 HOW_TO_MAKE = "make it with: python data_scripts/shard_wikipedia.py --input DUMP --output"
 SCHEMA = pa.schema(
     [
@@ -108,39 +107,24 @@ def write_table(table: pa.Table, *, path: Path) -> dict[str, Any]:
 def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
     """Open a shard directory after checking that it is whole.
 
-    Every shard's size is checked, and its SHA-256 with `verify` (leave that to rank 0). Raises
-    `BadInput` that names what is absent or damaged. The memory-mapped Arrow copy of the shards
-    goes to `.cache` inside the directory, or to the default cache of `datasets` when the
-    directory cannot be written.
+    Every shard's size is checked, and its SHA-256 with `verify` (leave that to rank 0). What is
+    read is the memory-mapped Arrow copy of the shards, in `.cache` inside the directory, or in the
+    default cache of `datasets` when the directory cannot be written: every byte of it is compared
+    with its SHA-256 too, with `verify` now, else when it is first read (`copies`). Raises
+    `BadInput` that names what is absent or damaged.
     """
-    # Imported here: half a second that a login node need not spend.
-    import datasets
-
     directory = directory.absolute()  # a loader process may have another working directory
     manifest = checked_manifest(directory, verify=verify)
-    files = [str(directory / shard["file"]) for shard in manifest["shards"]]
-    cache = cache_of(directory)
-    try:
-        with silent_datasets(), at_work(f"{directory}: is copied for reading"):
-            rows = datasets.Dataset.from_parquet(files, cache_dir=cache)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(cause := error.__cause__ or error, OSError) and cause.errno:
-            where = cache or "the default cache of datasets"
-            raise BadInput(
-                f"{where}: cannot hold the Arrow copy of {directory} ({cause.strerror}); "
-                "make room, or name another place with HF_DATASETS_CACHE"
-            ) from error
-        raise BadInput(
-            f"{directory}: a shard is not readable Parquet; {again(directory)}"
-        ) from error
-    if len(rows) != manifest["rows"] or set(rows.column_names) != set(SCHEMA.names):
-        raise BadInput(f"{directory}: rows or columns differ from the manifest; {again(directory)}")
-    return ShardSet(rows, digest=_shards_digest(manifest))
-
-
-def cache_of(directory: Path) -> str | None:
-    """Where the Arrow copy of a directory's Parquet files goes; None: the default of `datasets`."""
-    return str(directory / CACHE) if os.access(directory, os.W_OK) else None
+    copy = open_copy(directory, entries=manifest["shards"], schema=SCHEMA, verify=verify)
+    shards = ShardSet(copy, digest=_shards_digest(manifest))
+    for name, found in (
+        ("num_chars", shards.num_chars),
+        ("num_sentences", shards.num_sentences),
+    ):
+        # Read of all rows by everybody, and so without comparing all bytes.
+        if int(found.sum(dtype=np.int64)) != sum(shard[name] for shard in manifest["shards"]):
+            raise BadInput(f"{directory / CACHE}: is damaged ({name} differ); delete it")
+    return shards
 
 
 class ShardSet:
@@ -150,8 +134,9 @@ class ShardSet:
     the content of all shards. It can be pickled to loader processes, which map the same file.
     """
 
-    def __init__(self, rows: Any, *, digest: str) -> None:
+    def __init__(self, copy: ArrowCopy, *, digest: str) -> None:
         self.digest = digest
+        self._copy, rows = copy, copy.rows
         self.num_rows: int = len(rows)
         table = rows.data.table
         starts = table.column("sentence_starts")
@@ -169,16 +154,19 @@ class ShardSet:
 
     def text(self, row: int) -> str:
         """The text of a row."""
+        self._copy.need(row, row + 1)
         text: str = self._texts[int(row)]["text"]
         return text
 
     def record(self, row: int) -> dict[str, str]:
         """The id, title, url and text of a row."""
+        self._copy.need(row, row + 1)
         record: dict[str, str] = self._records[int(row)]
         return record
 
     def records(self, start: int, stop: int) -> list[dict[str, str]]:
         """The records of rows `start` to `stop` (exclusive, cut at the end), read in one go."""
+        self._copy.need(start, min(stop, self.num_rows))
         columns = self._records[int(start) : int(stop)]
         return [
             dict(zip(RECORD, values, strict=True))
@@ -187,31 +175,33 @@ class ShardSet:
 
     def sentence(self, row: int, k: int) -> str:
         """The k-th kept sentence of a row, 0 <= k < num_sentences[row]."""
+        self._copy.need(row, row + 1)
         found = self._sentences[int(row)]
         text: str = found["text"]
         return text[found["sentence_starts"][k] : found["sentence_ends"][k]]
 
 
-@contextlib.contextmanager
-def silent_datasets() -> Iterator[None]:
-    """No progress bars and no log lines of `datasets`: what went wrong, our one line says."""
-    import datasets
+class _Shard(TypedDict):
+    file: str
+    rows: Count
+    bytes: Count
+    sha256: Digest
+    num_chars: Count
+    num_sentences: Count
 
-    had_bars = not datasets.are_progress_bars_disabled()
-    level = datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if had_bars:
-            datasets.enable_progress_bars()
+
+class Listed(TypedDict):
+    """What must be in the manifest of shards for them to be read."""
+
+    rows: Count
+    shards: list[_Shard]
+    files: NotRequired[dict[FileName, Digest]]
 
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
+    checked(manifest, Listed, source=directory / MANIFEST, advice=again(directory))
     check_files(directory, manifest["shards"], names=_SHARD_NAME, verify=verify)
     return manifest
 

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,19 +23,30 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
-from toolkit.files import BadInput, read_json, write_atomic, write_json
-from toolkit.text.manifest import MANIFEST
+from toolkit.files import BadInput, write_json
+from toolkit.text.copies import CACHE
+from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.packing import pack_documents
-from toolkit.text.shards import CACHE
+from toolkit.text.shards import checked_manifest
+from toolkit.text.token_files import (
+    BLOCK_ARRAYS,
+    TOKEN_ARRAYS,
+    Entry,
+    counts_of,
+    is_made,
+    listed_in,
+    made_again,
+    map_arrays,
+    note_of,
+    write_arrays,
+)
 from toolkit.text.tokens import TextTokenizer
 
 FORMAT = "toolkit-tokens/2"  # raise it when the same shards and tokenizer give other files
 BATCH_ROWS = 256
 
 Ids = NDArray[np.int64]
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,8 @@ class TokenFiles:
     @functools.cached_property
     def sources(self) -> list[Entry]:
         """The text shards, as their manifest names them."""
-        entries: list[Entry] = read_json(self.shards / MANIFEST)["shards"]
+        manifest = checked_manifest(self.shards, verify=False)
+        entries: list[Entry] = manifest["shards"]
         return entries
 
     def is_complete(self) -> bool:
@@ -95,13 +106,13 @@ def make_token_files(
         directory.mkdir(parents=True, exist_ok=True)
         for number in range(part, len(sources), parts):
             tokens = directory / f"tokens-{number:05d}.safetensors"
-            if not _is_made(tokens):
+            if not is_made(tokens):
                 text = files.shards / sources[number]["file"]
-                _write(tokens, _tokenized(text, tokenizer=files.tokenizer))
+                write_arrays(tokens, _tokenized(text, tokenizer=files.tokenizer))
             blocks = directory / f"blocks-{files.block_tokens}-{number:05d}.safetensors"
-            if not _is_made(blocks):
-                _write(blocks, _packed(tokens, room=files.block_tokens, wrap=files.wrap))
-            on_shard(int(read_json(_note(tokens))["ids"]))
+            if not is_made(blocks):
+                write_arrays(blocks, _packed(tokens, room=files.block_tokens, wrap=files.wrap))
+            on_shard(int(note_of(tokens)["ids"]))
     except OSError as error:
         raise BadInput(
             f"{directory}: cannot hold the tokens of {files.shards} ({error.strerror}); make room "
@@ -116,9 +127,9 @@ def finish_token_files(files: TokenFiles) -> bool:
     for kind, entries in listed.items():
         for number in range(len(files.sources)):
             path = directory / f"{kind}-{number:05d}.safetensors"
-            if not _is_made(path):
+            if not is_made(path):
                 return False
-            entries.append({"file": path.name, **read_json(_note(path))})
+            entries.append({"file": path.name, **note_of(path)})
     tokens, blocks = listed.values()
     num_blocks = sum(entry["blocks"] for entry in blocks)
     num_tokens = sum(entry["ids"] for entry in tokens)
@@ -137,7 +148,7 @@ def finish_token_files(files: TokenFiles) -> bool:
         "token_files": tokens,
         "block_files": blocks,
     }
-    write_json(directory / files.manifest, content)
+    write_json(directory / files.manifest, {**content, SELF_DIGEST: content_digest(content)})
     return True
 
 
@@ -149,7 +160,7 @@ class TokenSet:
     def __init__(self, files: TokenFiles) -> None:
         self._directory = files.directory
         self._sources = files.sources
-        self.manifest: Entry = read_json(self._directory / files.manifest)
+        self.manifest = listed_in(self._directory / files.manifest, num_shards=len(self._sources))
         self._prefix = np.array(files.tokenizer.prefix_ids, dtype=np.int64)
         self._suffix = np.array(files.tokenizer.suffix_ids, dtype=np.int64)
         self._block_tokens = files.block_tokens
@@ -256,10 +267,15 @@ class TokenSet:
         entry = self.manifest[kind][shard]
         if entry["file"] not in self._opened:
             path = self._directory / entry["file"]
-            arrays = map_arrays(path, sha256=entry["sha256"])
+            names = TOKEN_ARRAYS if kind == "token_files" else BLOCK_ARRAYS
+            found = map_arrays(path, sha256=entry["sha256"], names=names)
+            if any(entry.get(key, value) != value for key, value in counts_of(found).items()):
+                raise BadInput(
+                    f"{path}: is not what the manifest says; {made_again(self._directory)}"
+                )
             if kind == "token_files" and "max_id" not in entry:
-                self._tokenizer.check_ids(arrays["ids"], where=str(path))
-            self._opened[entry["file"]] = arrays
+                self._tokenizer.check_ids(found["ids"], where=str(path))
+            self._opened[entry["file"]] = found
         return self._opened[entry["file"]]
 
 
@@ -272,31 +288,6 @@ def open_tokens(files: TokenFiles) -> TokenSet:
             f"{files.shards} --max-tokens {files.block_tokens} --model MODEL"
         )
     return TokenSet(files)
-
-
-def map_arrays(path: Path, *, sha256: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file as views of its memory map; `BadInput` when it changed."""
-    try:
-        with path.open("rb") as handle:
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); delete {path.parent}") from error
-    if hashlib.sha256(mapped).hexdigest() != sha256:
-        raise BadInput(f"{path}: is damaged (its SHA-256 differs); delete {path.parent}")
-    # https://huggingface.co/docs/safetensors: 8 bytes with the header's size, the header, the data.
-    size = int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8 : 8 + size])
-    arrays = {}
-    for name, about in header.items():
-        if name != "__metadata__":
-            dtype = np.dtype(
-                {"U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}[about["dtype"]]
-            )
-            begin, end = about["data_offsets"]
-            arrays[name] = np.frombuffer(
-                mapped, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=8 + size + begin
-            )
-    return arrays
 
 
 def _tokenized(path: Path, *, tokenizer: TextTokenizer) -> dict[str, NDArray[Any]]:
@@ -323,7 +314,7 @@ def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
 
 
 def _packed(tokens: Path, *, room: int, wrap: int) -> dict[str, NDArray[Any]]:
-    arrays = map_arrays(tokens, sha256=read_json(_note(tokens))["sha256"])
+    arrays = map_arrays(tokens, sha256=note_of(tokens)["sha256"])
     bounds = arrays["cut_offsets"].tolist()
     cuts = [arrays["cuts"][a:b] for a, b in itertools.pairwise(bounds)]
     packing = pack_documents(arrays["document_offsets"], cuts=cuts, room=room, wrap=wrap)
@@ -332,27 +323,6 @@ def _packed(tokens: Path, *, room: int, wrap: int) -> dict[str, NDArray[Any]]:
         "lengths": packing.lengths.astype(np.int32),
         "block_offsets": packing.block_offsets,
     }
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    data = save(arrays)
-    write_atomic(path, data)
-    note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if "ids" in arrays:
-        note |= {"ids": len(arrays["ids"]), "documents": len(arrays["document_offsets"]) - 1}
-        note["max_id"] = int(arrays["ids"].max(initial=0))
-    else:
-        note |= {"blocks": len(arrays["block_offsets"]) - 1, "pieces": len(arrays["starts"])}
-    write_json(_note(path), note)
-
-
-def _is_made(path: Path) -> bool:
-    note = _note(path)
-    return note.is_file() and path.is_file() and path.stat().st_size == read_json(note)["bytes"]
-
-
-def _note(path: Path) -> Path:
-    return path.with_suffix(".json")
 
 
 def _ends(entries: list[Entry], *, key: str) -> NDArray[np.int64]:

@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from toolkit.documents import checked
 from toolkit.files import BadInput, is_committed, read_json, sha256_of
 from toolkit.text import pairs, shards
+from toolkit.text.copies import CACHE
 from toolkit.text.manifest import (
     MANIFEST,
     SELF_DIGEST,
@@ -23,6 +25,7 @@ from toolkit.text.manifest import (
     content_digest,
     file_problem,
 )
+from toolkit.text.token_files import listed_in
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ def believable_manifest(directory: Path) -> Manifest:
         raise BadInput(f"{path}: is not a manifest of {' or '.join(forms)}")
     if manifest.get(SELF_DIGEST) != content_digest(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); nothing it says can be checked")
+    form = pairs.Listed if manifest["format"] == pairs.FORMAT else shards.Listed
+    checked(manifest, form, source=path, advice="nothing it says can be checked")
     return manifest
 
 
@@ -68,13 +73,13 @@ def _shard_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
             directory / entry["file"], entry=entry, seen=seen
         ):
             yield Fault(entry["file"], problem, shard=number)
-    for name, digest in manifest["files"].items():
+    for name, digest in manifest.get("files", {}).items():
         path = directory / name
         if not path.is_file() or sha256_of(path) != digest:
             yield Fault(name, "is missing or damaged (its SHA-256 differs)")
     known = {entry["file"] for entry in manifest["shards"]}
     for path in sorted(directory.glob("*.parquet")):
-        if path.name not in known and path.name not in manifest["files"]:
+        if path.name not in known and path.name not in manifest.get("files", {}):
             yield Fault(path.name, "is not in the manifest")
     if manifest["rows"] != sum(entry["rows"] for entry in manifest["shards"]):
         yield Fault(MANIFEST, f"says {manifest['rows']} rows, its shards say otherwise")
@@ -117,11 +122,15 @@ def _span_problem(table: pa.Table) -> str:
 def _token_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
     """Of the tokens made from these shards, in the cache beside them. All of it can be made again,
     by whoever needs it, once it is deleted."""
-    for listed in sorted((directory / shards.CACHE).glob("tokens-*/blocks-*.json")):
+    for listed in sorted((directory / CACHE).glob("tokens-*/blocks-*.json")):
         if not listed.stem.removeprefix("blocks-").isdigit():
             continue
         where = listed.parent.relative_to(directory)
-        told = read_json(listed)
+        try:
+            told = listed_in(listed, num_shards=len(manifest["shards"]))
+        except BadInput as error:
+            yield Fault(str(where / listed.name), str(error).removeprefix(f"{listed}: "))
+            continue
         for entry in itertools.chain(told["token_files"], told["block_files"]):
             if problem := file_problem(listed.parent, entry, verify=True):
                 yield Fault(str(where / entry["file"]), problem)

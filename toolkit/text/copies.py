@@ -1,0 +1,251 @@
+"""The Arrow copy of a directory's Parquet files: made by `datasets`, checked by us.
+
+Knows where the copy is, and the record beside it: the SHA-256 of each stretch of its files, a batch
+of rows each, written once these were compared with those of the Parquet files. Refuses to know what
+the rows are.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from typing_extensions import TypedDict
+
+from toolkit.console import at_work
+from toolkit.documents import Count, Digest, FileName, checked
+from toolkit.files import BadInput, read_json, write_json
+from toolkit.text.manifest import SELF_DIGEST, again, content_digest
+
+CACHE = ".cache"
+RECORD = "toolkit-digests.json"
+FORMAT = "toolkit-copy/1"
+
+
+class _Stretch(TypedDict):
+    """Bytes of a file, from the end of the stretch before it, and the rows that are in them."""
+
+    file: FileName
+    end: Count
+    rows: Count
+    sha256: Digest
+
+
+class _Record(TypedDict):
+    format: str
+    content: str
+    stretches: list[_Stretch]
+
+
+@dataclasses.dataclass
+class ArrowCopy:
+    """The rows of all files in order, as a data set of `datasets`, memory-mapped. Whoever reads
+    some says so by `need`: each stretch of the copy is compared with its SHA-256 once per process,
+    when something of it is first needed (0.6 s of a core per GB). It can be pickled."""
+
+    rows: Any
+    _folder: Path
+    _stretches: list[_Stretch]
+
+    def __post_init__(self) -> None:
+        counts = [stretch["rows"] for stretch in self._stretches]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._open = np.ones(len(counts), dtype=bool)
+        if (int(self._ends[-1]) if counts else 0) != len(self.rows):
+            raise self._damaged(self._folder / RECORD)
+
+    def need(self, start: int, stop: int) -> None:
+        """Rows `start` to `stop` (exclusive) will be read. `BadInput` names the file of the copy
+        that is damaged there."""
+        first = int(np.searchsorted(self._ends, start, side="right"))
+        last = int(np.searchsorted(self._ends, stop, side="left"))
+        for number in range(first, min(last + 1, len(self._open))):
+            if self._open[number]:
+                self._compare(number)
+
+    def need_all(self) -> None:
+        """The same of all rows, and of what stands around them."""
+        for number in np.flatnonzero(self._open).tolist():
+            self._compare(number)
+
+    def _compare(self, number: int) -> None:
+        stretch = self._stretches[number]
+        before = self._stretches[number - 1] if number else None
+        is_first = before is None or before["file"] != stretch["file"]
+        begin = 0 if is_first or before is None else before["end"]
+        path = self._folder / stretch["file"]
+        try:
+            with path.open("rb") as handle:
+                handle.seek(begin)
+                found = handle.read(max(0, stretch["end"] - begin))
+        except OSError as error:
+            raise self._damaged(path) from error
+        if hashlib.sha256(found).hexdigest() != stretch["sha256"]:
+            raise self._damaged(path)
+        self._open[number] = False
+
+    def _damaged(self, path: Path) -> BadInput:
+        return BadInput(
+            f"{path}: is damaged (it is not the copy that was made of the shards); delete "
+            f"{self._folder}: it is made again"
+        )
+
+
+def cache_of(directory: Path) -> str | None:
+    """Where the Arrow copy of a directory's Parquet files goes; None: the default of `datasets`."""
+    return str(directory / CACHE) if os.access(directory, os.W_OK) else None
+
+
+def open_copy(
+    directory: Path, *, entries: Sequence[Mapping[str, Any]], schema: pa.Schema, verify: bool
+) -> ArrowCopy:
+    """The copy of the files of a directory that a manifest lists, made if it is not there; with
+    `verify` all of it is compared now, and not when it is needed.
+
+    A copy without a record is compared with the Parquet files, row by row, and so are these with
+    their SHA-256: once, for all who open it later. Raises `BadInput` that names what is damaged.
+    """
+    # Imported here: half a second that a login node need not spend.
+    import datasets
+
+    files = [str(directory / entry["file"]) for entry in entries]
+    if not files:
+        raise BadInput(f"{directory}: lists no file; {again(directory)}")
+    cache = cache_of(directory)
+    try:
+        with silent_datasets(), at_work(f"{directory}: is copied for reading"):
+            rows = datasets.Dataset.from_parquet(files, cache_dir=cache, keep_in_memory=False)
+    except Exception as error:  # of `datasets`, of Arrow, and of whatever they call
+        if isinstance(cause := error.__cause__ or error, OSError) and cause.errno:
+            where = cache or "the default cache of datasets"
+            raise BadInput(
+                f"{where}: cannot hold the Arrow copy of {directory} ({cause.strerror}); "
+                "make room, or name another place with HF_DATASETS_CACHE"
+            ) from error
+        raise BadInput(
+            f"{directory}: a shard is not readable Parquet, or its copy in {cache or 'the cache'} "
+            f"is damaged: delete that; or {again(directory)}"
+        ) from error
+    if len(rows) != sum(entry["rows"] for entry in entries) or set(rows.column_names) != set(
+        schema.names
+    ):
+        raise BadInput(f"{directory}: rows or columns differ from the manifest; {again(directory)}")
+    paths = [Path(file["filename"]) for file in rows.cache_files]
+    folder = paths[0].parent if paths else directory
+    content = content_digest({"files": [entry["sha256"] for entry in entries]})
+    stretches = _recorded(folder, content=content)
+    if stretches is None:
+        with _turn(folder):
+            stretches = _recorded(folder, content=content)
+            if stretches is None:
+                stretches = _proven(paths, directory=directory, entries=entries, schema=schema)
+                _record(folder, content=content, stretches=stretches)
+    copy = ArrowCopy(rows, folder, stretches)
+    if verify:
+        copy.need_all()
+    return copy
+
+
+def _recorded(folder: Path, *, content: str) -> list[_Stretch] | None:
+    """What the record says, if it is whole and of these files, and the copy has its size."""
+    path = folder / RECORD
+    try:
+        told = checked(read_json(path), _Record, source=path, advice="delete it")
+    except BadInput:  # absent, or damaged: the copy is compared with the shards again
+        return None
+    if told["format"] != FORMAT or told["content"] != content:
+        return None
+    return told["stretches"] if content_digest(told) == dict(told).get(SELF_DIGEST) else None
+
+
+def _record(folder: Path, *, content: str, stretches: list[_Stretch]) -> None:
+    told = {"format": FORMAT, "content": content, "stretches": stretches}
+    with contextlib.suppress(OSError):  # then whoever opens it next compares it again
+        write_json(folder / RECORD, {**told, SELF_DIGEST: content_digest(told)})
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process at a time compares a copy; where no lock can be had, each does."""
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as entered:
+        with contextlib.suppress(OSError, NotImplementedError):
+            entered.enter_context(FileLock(folder / f"{RECORD}.lock"))
+        yield
+
+
+def _proven(
+    paths: Sequence[Path],
+    *,
+    directory: Path,
+    entries: Sequence[Mapping[str, Any]],
+    schema: pa.Schema,
+) -> list[_Stretch]:
+    """The stretches of a copy, after comparing its rows with those of the files that it is of."""
+    stretches: list[_Stretch] = []
+    batches: list[pa.RecordBatch] = []
+    try:
+        for path in paths:
+            for stretch, batch in _stretches(path):
+                stretches.append(stretch)
+                batches.append(batch)
+        rows = pa.Table.from_batches(batches, schema=batches[0].schema if batches else schema)
+        start = 0
+        for entry in entries:
+            data = (directory / entry["file"]).read_bytes()
+            if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+                where = directory / entry["file"]
+                raise BadInput(f"{where}: is damaged (its SHA-256 differs); {again(directory)}")
+            wanted = pq.read_table(pa.BufferReader(data))
+            found = rows.slice(start, len(wanted)).select(wanted.column_names).cast(wanted.schema)
+            same = found.equals(wanted) and wanted.schema.remove_metadata() == schema
+            if not same or start + len(wanted) > len(rows):
+                raise ValueError("other rows")
+            start += len(wanted)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"{paths[0]}: is damaged (its rows are not those of the shards); delete "
+            f"{paths[0].parent}: it is made again"
+        ) from error
+    return stretches
+
+
+def _stretches(path: Path) -> Iterator[tuple[_Stretch, pa.RecordBatch]]:
+    """The batches of a file, each with the bytes that end with it; the last has the file's end."""
+    source = pa.memory_map(str(path))
+    reader = pa.ipc.open_stream(source)
+    found: list[tuple[pa.RecordBatch, int]] = []
+    for batch in reader:
+        batch.validate(full=True)  # wrong offsets would have us read beyond the file
+        found.append((batch, source.tell()))
+    ends = [*(end for _, end in found[:-1]), path.stat().st_size]
+    with path.open("rb") as handle:
+        for (batch, _), begin, end in zip(found, [0, *ends], ends, strict=False):
+            digest = hashlib.sha256(handle.read(end - begin)).hexdigest()
+            yield {"file": path.name, "end": end, "rows": len(batch), "sha256": digest}, batch
+
+
+@contextlib.contextmanager
+def silent_datasets() -> Iterator[None]:
+    """No progress bars and no log lines of `datasets`: what went wrong, our one line says."""
+    import datasets
+
+    had_bars = not datasets.are_progress_bars_disabled()
+    level = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if had_bars:
+            datasets.enable_progress_bars()

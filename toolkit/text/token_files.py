@@ -1,0 +1,153 @@
+"""The files of tokens and of blocks, each with a note beside it; mapped if they are what it says.
+
+Knows safetensors of flat arrays, their notes and the manifest that lists them. Refuses to know how
+documents become tokens, and tokens blocks.
+"""
+
+import hashlib
+import math
+import mmap
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from typing_extensions import TypedDict
+
+from toolkit.documents import Count, Digest, FileName, checked
+from toolkit.files import BadInput, read_json, write_atomic, write_json
+from toolkit.tensor_header import read_header
+from toolkit.text.manifest import SELF_DIGEST, content_digest
+
+TOKEN_ARRAYS = frozenset(("ids", "document_offsets", "cuts", "cut_offsets"))
+BLOCK_ARRAYS = frozenset(("starts", "lengths", "block_offsets"))
+_NUMPY = {"U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}
+
+Entry = dict[str, Any]
+
+
+class _TokenFile(TypedDict):
+    file: FileName
+    sha256: Digest
+    ids: Count
+    documents: Count
+
+
+class _BlockFile(TypedDict):
+    file: FileName
+    sha256: Digest
+    blocks: Count
+    pieces: Count
+
+
+class _Listed(TypedDict):
+    """What must be in the manifest of token files."""
+
+    tokens: Count
+    documents: Count
+    blocks: Count
+    efficiency: float
+    token_files: list[_TokenFile]
+    block_files: list[_BlockFile]
+
+
+class _TokenNote(TypedDict):
+    """What the JSON beside a file of tokens says."""
+
+    bytes: Count
+    sha256: Digest
+    ids: Count
+    documents: Count
+
+
+class _BlockNote(TypedDict):
+    """And beside a file of blocks."""
+
+    bytes: Count
+    sha256: Digest
+    blocks: Count
+    pieces: Count
+
+
+def map_arrays(
+    path: Path, *, sha256: str, names: Set[str] = TOKEN_ARRAYS
+) -> dict[str, NDArray[Any]]:
+    """The arrays of these names in a safetensors file, as views of its memory map; `BadInput` when
+    it changed."""
+    try:
+        with path.open("rb") as handle:
+            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); delete {path.parent}") from error
+    if hashlib.sha256(mapped).hexdigest() != sha256:
+        raise BadInput(f"{path}: is damaged (its SHA-256 differs); delete {path.parent}")
+    places = read_header(path)
+    if set(places) != names or not all(of.dtype in _NUMPY for of in places.values()):
+        raise BadInput(f"{path}: does not hold {', '.join(sorted(names))}; delete {path.parent}")
+    return {
+        name: np.frombuffer(
+            mapped, dtype=_NUMPY[of.dtype], count=math.prod(of.shape), offset=of.begin
+        )
+        for name, of in places.items()
+    }
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write a file of tokens or of blocks, and then its note."""
+    data = save(arrays)
+    write_atomic(path, data)
+    note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    note |= counts_of(arrays)
+    write_json(_note(path), {**note, SELF_DIGEST: content_digest(note)})
+
+
+def counts_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
+    """How much a file of tokens or of blocks holds, as its note says."""
+    if "ids" in arrays:
+        return {
+            "ids": len(arrays["ids"]),
+            "documents": len(arrays["document_offsets"]) - 1,
+            "max_id": int(arrays["ids"].max(initial=0)),
+        }
+    return {"blocks": len(arrays["block_offsets"]) - 1, "pieces": len(arrays["starts"])}
+
+
+def is_made(path: Path) -> bool:
+    """Whether a file is there, with a note that can be believed."""
+    try:
+        return path.is_file() and path.stat().st_size == note_of(path)["bytes"]
+    except BadInput:  # absent, or damaged: what it tells of is made again
+        return False
+
+
+def note_of(path: Path) -> Entry:
+    """What the note beside a file says; `BadInput` when it is absent or damaged."""
+    form: type[Any] = _TokenNote if path.name.startswith("tokens-") else _BlockNote
+    return _sealed(_note(path), form=form)
+
+
+def listed_in(path: Path, *, num_shards: int) -> Entry:
+    """The manifest of the token files of so many shards."""
+    told = _sealed(path, form=_Listed)
+    if not len(told["token_files"]) == len(told["block_files"]) == num_shards:
+        raise BadInput(f"{path}: is not of these shards; {made_again(path.parent)}")
+    return told
+
+
+def _sealed(path: Path, *, form: type[Any]) -> Entry:
+    """A JSON object of that form without its digest, which those of an older toolkit lack."""
+    told: Entry = dict(checked(read_json(path), form, source=path, advice=made_again(path.parent)))
+    if told.pop(SELF_DIGEST, content_digest(told)) != content_digest(told):
+        raise BadInput(f"{path}: is damaged (its digest differs); {made_again(path.parent)}")
+    return told
+
+
+def made_again(directory: Path) -> str:
+    """What helps against damage."""
+    return f"delete {directory}: it is made again"
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".json")
