@@ -83,6 +83,8 @@ WRITES = ("write_atomic", "write_json", "rename", "write_text", "write_bytes")
 MAY_LOOK_AND_WRITE = {
     "toolkit/cluster/heartbeats.py:write": "asks only whether the run has begun; the last is right",
     "toolkit/cluster/heartbeats.py:write_forever": "as `write`, which stands in it",
+    "toolkit/encoding/index.py:_save": "a name of its own content, looked for again afterwards; the "
+    "record that is written last is right",
     "toolkit/evaluate.py:run": "asks for a file in the place of its directory; scores.json is made "
     "whole from what this evaluation has seen, and the last to end is right",
     "toolkit/files.py:_place_in_turn": "looks and renames while it alone may",
@@ -93,6 +95,8 @@ MAY_LOOK_AND_WRITE = {
     "toolkit/text/assembly.py:finish": "what it writes is in a temporary directory of its own",
     "toolkit/training/encoder.py:_seal": "in a temporary directory of its own",
     "toolkit/training/encoder.py:_write_adapter": "in a temporary directory of its own",
+    "toolkit/training/starts.py:loading": "asks whether the directory is new, to remove it if it "
+    "stays empty; of two that start the last to write is the one that status tells of",
     "toolkit/training/preflight.py:_look": "a file whose name has the job's id, for a moment",
 }
 

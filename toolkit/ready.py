@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from toolkit.cluster.topology import array_task, ranks_of_job
 from toolkit.completion import answer_shell
 from toolkit.config import recipe_names
-from toolkit.door import guarded
+from toolkit.console import say
+from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
 from toolkit.hub import is_offline
 from toolkit.schema import TrainingRecipe
@@ -23,7 +24,7 @@ from toolkit.stages import check_stage, resolve
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door `python -m toolkit.ready`."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m toolkit.ready",
         description="See whether a recipe, or every stage of a pipeline, could start: keys, "
         "shards, models, directories, steps. Exit code 2 and one line if not; nothing is written.",
@@ -55,7 +56,7 @@ def run(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
             workers=ranks if isinstance(recipe, TrainingRecipe) else ranks * tasks,
             models_must_be_here=is_offline(environ),
         )
-    print(f"ready: {', '.join(stages)}")
+    say(f"ready: {', '.join(stages)}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def run(path: Path) -> int:
     told = [f"{sum(not code for code in codes.values())} of {len(stages)} stages whole"]
     told += [f"{name} is not" for name, code in codes.items() if code]
     told += [f"{name} has not begun" for name in stages if name not in codes]
-    print(f"{path}: pipeline, {', '.join(told)}", flush=True)
+    say(f"{path}: pipeline, {', '.join(told)}")
     return max(codes.values())
 
 

@@ -3,8 +3,8 @@ their formulas. Of the toolkit it has the data alone: order, masks, tokens.
 
 The masters' changes over four steps differ by 2 % (MNTP, SimCSE) and 6 % (supervised) in norm, the
 losses by at most 0.32 %. Two plain loops that add up in different orders (a padded batch, row by
-row) differ more, the changes by 3, 3 and 10 %: by rounding, which AdamW's first steps enlarge,
-since they take the sign of a gradient. That is the tolerance; without masters it would be 50 %.
+row) differ more, the changes by 3, 3 and 10 %: by rounding, which AdamW enlarges at first, since
+its steps take the sign of a gradient. That is the tolerance; without masters it would be 50 %.
 """
 
 import json

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from toolkit.console import say
 from toolkit.evaluation.task import Embed, Vectors, checked
 from toolkit.files import BadInput
 from toolkit.task_schema import Mteb
@@ -126,7 +127,7 @@ def check_data(tasks: Sequence[Any]) -> None:
     missing = []
     for number, task in enumerate(tasks, 1):
         name, before = task.metadata.name, [one for one in _single(task) if one.data_loaded]
-        print(f"evaluate: is the data of {name} here? ({number} of {len(tasks)})", flush=True)
+        say(f"evaluate: is the data of {name} here? ({number} of {len(tasks)})")
         try:
             load_data(task)
         except BadInput as error:
