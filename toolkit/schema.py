@@ -103,7 +103,7 @@ class Deepspeed(Section):
 class Mntp(Section):
     """Masked next token prediction. `bert`: 80 % mask, 10 % random, 10 % kept; `all`: mask.
 
-    A row is a block of whole documents that do not see each other. With `cross_documents` it is a
+    A row is a block of documents that do not see each other. With `cross_documents` it is a
     run of documents that do, cut wherever the block ends: what the reference trains on.
 
     The last `held_out_blocks` of the shards are not trained on: their loss and accuracy stand in

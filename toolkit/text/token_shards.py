@@ -32,7 +32,7 @@ from toolkit.text.packing import pack_documents
 from toolkit.text.shards import CACHE
 from toolkit.text.tokens import TextTokenizer
 
-FORMAT = "toolkit-tokens/2"  # raise it when the same shards and tokenizer give other files
+FORMAT = "toolkit-tokens/3"  # raise it when the same shards and tokenizer give other files
 BATCH_ROWS = 256
 
 Ids = NDArray[np.int64]
@@ -97,10 +97,10 @@ def make_token_files(
             tokens = directory / f"tokens-{number:05d}.safetensors"
             if not _is_made(tokens):
                 text = files.shards / sources[number]["file"]
-                _write(tokens, _tokenized(text, tokenizer=files.tokenizer))
+                _write_tokens(tokens, text=text, tokenizer=files.tokenizer)
             blocks = directory / f"blocks-{files.block_tokens}-{number:05d}.safetensors"
             if not _is_made(blocks):
-                _write(blocks, _packed(tokens, room=files.block_tokens, wrap=files.wrap))
+                _write_blocks(blocks, tokens=tokens, files=files)
             on_shard(int(read_json(_note(tokens))["ids"]))
     except OSError as error:
         raise BadInput(
@@ -127,6 +127,7 @@ def finish_token_files(files: TokenFiles) -> bool:
         "tokenizer_sha256": files.tokenizer.digest,
         "documents": sum(entry["documents"] for entry in tokens),
         "tokens": num_tokens,
+        "cut_documents": sum(entry["cut_documents"] for entry in blocks),
         "blocks": num_blocks,
         # Begin tokens count as filled: they are trained through like all others.
         "efficiency": round(
@@ -166,13 +167,14 @@ class TokenSet:
         """What there is, in one line for people."""
         told = self.manifest
         return (
-            f"{told['tokens']:,} tokens of {told['documents']:,} documents in {told['blocks']:,} "
-            f"blocks of {self._block_tokens}, {told['efficiency']:.2%} full"
+            f"{told['tokens']:,} tokens of {told['documents']:,} documents "
+            f"({told['cut_documents']:,} of them cut) in {told['blocks']:,} blocks of "
+            f"{self._block_tokens}, {told['efficiency']:.2%} full"
         )
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks of whole documents there are."""
+        """How many blocks of documents with their boundaries there are."""
         return int(self._ends[-1])
 
     @property
@@ -181,7 +183,7 @@ class TokenSet:
         return int(self._crossing_ends[-1])
 
     def block(self, index: int) -> list[Ids]:
-        """The documents, or pieces of long ones, of a block, each with its special tokens."""
+        """The documents, or pieces of them, of a block, each with its special tokens."""
         shard, inside = _place(self._ends, index)
         tokens = self._arrays("token_files", shard)
         blocks = self._arrays("block_files", shard)
@@ -291,20 +293,21 @@ def map_arrays(path: Path, *, sha256: str) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _tokenized(path: Path, *, tokenizer: TextTokenizer) -> dict[str, NDArray[Any]]:
+def _write_tokens(path: Path, *, text: Path, tokenizer: TextTokenizer) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     ids: list[NDArray[Any]] = [np.array([], dtype=dtype)]
     cuts: list[NDArray[Any]] = [np.array([], dtype=np.int64)]
-    for texts, marks in _documents(path):
+    for texts, marks in _documents(text):
         for own, places in tokenizer.tokenize(texts, marks=marks):
             ids.append(own.astype(dtype))
             cuts.append(places)
-    return {
+    arrays: dict[str, NDArray[Any]] = {
         "ids": np.concatenate(ids),
         "document_offsets": np.cumsum([0, *map(len, ids[1:])], dtype=np.int64),
         "cut_offsets": np.cumsum([0, *map(len, cuts[1:])], dtype=np.int64),
         "cuts": np.concatenate(cuts),
     }
+    _write(path, arrays, told={"ids": len(arrays["ids"]), "documents": len(ids) - 1})
 
 
 def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
@@ -314,27 +317,31 @@ def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
         yield batch["text"].to_pylist(), marks
 
 
-def _packed(tokens: Path, *, room: int, wrap: int) -> dict[str, NDArray[Any]]:
+def _write_blocks(path: Path, *, tokens: Path, files: TokenFiles) -> None:
     arrays = map_arrays(tokens, sha256=read_json(_note(tokens))["sha256"])
     bounds = arrays["cut_offsets"].tolist()
     cuts = [arrays["cuts"][a:b] for a, b in itertools.pairwise(bounds)]
-    packing = pack_documents(arrays["document_offsets"], cuts=cuts, room=room, wrap=wrap)
-    return {
+    offsets = arrays["document_offsets"]
+    packing = pack_documents(offsets, cuts=cuts, room=files.block_tokens, wrap=files.wrap)
+    owners = np.searchsorted(offsets, packing.starts, side="right")
+    packed: dict[str, NDArray[Any]] = {
         "starts": packing.starts,
         "lengths": packing.lengths.astype(np.int32),
         "block_offsets": packing.block_offsets,
     }
+    told = {
+        "blocks": len(packing.block_offsets) - 1,
+        "pieces": len(packing.starts),
+        "cut_documents": int((np.bincount(owners) > 1).sum()),
+    }
+    _write(path, packed, told=told)
 
 
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+def _write(path: Path, arrays: dict[str, NDArray[Any]], *, told: Entry) -> None:
     data = save(arrays)
     write_atomic(path, data)
     note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    if "ids" in arrays:
-        note |= {"ids": len(arrays["ids"]), "documents": len(arrays["document_offsets"]) - 1}
-    else:
-        note |= {"blocks": len(arrays["block_offsets"]) - 1, "pieces": len(arrays["starts"])}
-    write_json(_note(path), note)
+    write_json(_note(path), note | told)
 
 
 def _is_made(path: Path) -> bool:
