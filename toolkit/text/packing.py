@@ -24,6 +24,7 @@ CANDIDATES = 32  # so many lengths are compared for a room; more fill it no bett
 
 Ints = NDArray[np.int64]
 Span = tuple[int, int]
+_NOTHING: Ints = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,15 @@ class Packing:
 
 
 def pack_documents(
-    document_offsets: Ints, *, cuts: Sequence[Ints], room: int, wrap: int
+    document_offsets: Ints,
+    *,
+    cuts: Sequence[Ints],
+    room: int,
+    wrap: int,
+    without: Ints = _NOTHING,
 ) -> Packing:
-    """Pack documents into blocks of at most `room` tokens; every token is in one block.
+    """Pack documents into blocks of at most `room` tokens; every token is in one block, but for
+    those of the documents `without`.
 
     Each piece takes `wrap` tokens more, for its begin token and the like. `document_offsets` has
     one entry more than there are documents; `cuts` are, for each document, the ascending places in
@@ -51,13 +58,17 @@ def pack_documents(
     """
     if room <= wrap:
         raise ValueError(f"room={room} holds no piece: each takes {wrap} tokens around it")
-    pool = _Pool(document_offsets, cuts=cuts, room=room, wrap=wrap)
+    pool = _Pool(room=room, wrap=wrap)
+    left_out = frozenset(without.tolist())
+    bounds = itertools.pairwise(document_offsets.tolist())
+    for number, ((first, end), places) in enumerate(zip(bounds, cuts, strict=True)):
+        if end > first and number not in left_out:
+            pool.add_document(first, end, places=places)
     blocks: list[list[Span]] = []
     while pool:
         blocks.append(pool.fill())
     spans = np.array(list(itertools.chain(*blocks)), dtype=np.int64).reshape(-1, 2)
     return Packing(
-        # Copies, since safetensors would write the memory of a view and not its numbers.
         starts=spans[:, 0].copy(),
         lengths=spans[:, 1].copy(),
         block_offsets=np.cumsum([0, *map(len, blocks)], dtype=np.int64),
@@ -138,9 +149,7 @@ def _top(heap: list[tuple[int, int]], *, among: dict[int, _Piece]) -> int | None
 class _Pool:
     """The pieces that are in no block yet."""
 
-    def __init__(
-        self, document_offsets: Ints, *, cuts: Sequence[Ints], room: int, wrap: int
-    ) -> None:
+    def __init__(self, *, room: int, wrap: int) -> None:
         self._room, self._wrap, self._most = room, wrap, room - wrap
         self._enough = room // TOLERANCE
         self._least = max(1, min(LEAST_TOKENS, room // 8, self._most // 2))
@@ -153,14 +162,12 @@ class _Pool:
         # Heaps of all pieces, and of those of documents in which no sentence ends.
         self._by_length: list[tuple[int, int]] = []
         self._plain_by_length: list[tuple[int, int]] = []
-        for (first, end), places in zip(
-            itertools.pairwise(document_offsets.tolist()), cuts, strict=True
-        ):
-            if end > first:
-                inside = (places[(places > 0) & (places < end - first)] + first).tolist()
-                for start, until in _sections(first, end, inside, size=SECTION * self._most):
-                    piece = _Piece(start, until, inside, is_plain=not inside, goes_on=start > first)
-                    self._add(piece)
+
+    def add_document(self, first: int, end: int, *, places: Ints) -> None:
+        """Add what stands from `first` to `end`; `places` count from its beginning."""
+        inside = (places[(places > 0) & (places < end - first)] + first).tolist()
+        for start, until in _sections(first, end, inside, size=SECTION * self._most):
+            self._add(_Piece(start, until, inside, is_plain=not inside, goes_on=start > first))
 
     def __bool__(self) -> bool:
         return bool(self._pieces)

@@ -7,6 +7,8 @@ Layout, all of it made from the text shards and safe to delete:
     SHARDS/.cache/tokens-<digest>/
         tokens-00000.safetensors        ids, document_offsets, cuts, cut_offsets
         blocks-512-00000.safetensors    starts, lengths, block_offsets
+        blocks-512-without-256-42-00000.safetensors    the same without the 256 documents that
+                                                       seed 42 holds out
 A .json beside each file says what it holds; a manifest is written when all of them are there.
 """
 
@@ -14,7 +16,6 @@ import functools
 import hashlib
 import itertools
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from safetensors.numpy import save
 
-from toolkit.files import BadInput, read_json, write_atomic, write_json
+from toolkit.files import BadInput, read_json, write_json
+from toolkit.text.array_files import Entry, is_made, map_arrays, note_of, write_arrays
+from toolkit.text.held_out import NOTHING, HeldOut
 from toolkit.text.manifest import MANIFEST
 from toolkit.text.packing import pack_documents
 from toolkit.text.shards import CACHE
@@ -36,16 +38,17 @@ FORMAT = "toolkit-tokens/3"  # raise it when the same shards and tokenizer give 
 BATCH_ROWS = 256
 
 Ids = NDArray[np.int64]
-Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """The token files of one shard directory, one tokenizer and one block length, made or not."""
+    """The token files of one shard directory, one tokenizer, one block length, and without the
+    documents that are held out; made or not."""
 
     shards: Path
     tokenizer: TextTokenizer
     block_tokens: int
+    held_out: HeldOut = NOTHING
 
     @property
     def wrap(self) -> int:
@@ -78,7 +81,24 @@ class TokenFiles:
     @property
     def manifest(self) -> str:
         """The file that lists all others; it is written last."""
-        return f"blocks-{self.block_tokens}.json"
+        return f"{self.blocks}.json"
+
+    @property
+    def blocks(self) -> str:
+        """What the names of the block files begin with."""
+        name = f"blocks-{self.block_tokens}"
+        if self.held_out.documents:
+            name += f"-without-{self.held_out.documents}-{self.held_out.seed}"
+        return name
+
+    @functools.cached_property
+    def held_out_rows(self) -> list[Ids]:
+        """Of each shard the rows that are held out. Raises `BadInput` when none is left."""
+        ends = _ends(self.sources, key="rows")
+        rows = self.held_out.rows(int(ends[-1]) if len(ends) else 0)
+        starts = np.concatenate([[0], ends[:-1]])
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return [part - start for part, start in zip(parts, starts.tolist(), strict=True)]
 
 
 def make_token_files(
@@ -95,13 +115,14 @@ def make_token_files(
         directory.mkdir(parents=True, exist_ok=True)
         for number in range(part, len(sources), parts):
             tokens = directory / f"tokens-{number:05d}.safetensors"
-            if not _is_made(tokens):
+            if not is_made(tokens):
                 text = files.shards / sources[number]["file"]
                 _write_tokens(tokens, text=text, tokenizer=files.tokenizer)
-            blocks = directory / f"blocks-{files.block_tokens}-{number:05d}.safetensors"
-            if not _is_made(blocks):
-                _write_blocks(blocks, tokens=tokens, files=files)
-            on_shard(int(read_json(_note(tokens))["ids"]))
+            blocks = directory / f"{files.blocks}-{number:05d}.safetensors"
+            if not is_made(blocks):
+                held_out = files.held_out_rows[number]
+                _write_blocks(blocks, tokens=tokens, files=files, held_out=held_out)
+            on_shard(int(read_json(note_of(tokens))["ids"]))
     except OSError as error:
         raise BadInput(
             f"{directory}: cannot hold the tokens of {files.shards} ({error.strerror}); make room "
@@ -112,20 +133,21 @@ def make_token_files(
 def finish_token_files(files: TokenFiles) -> bool:
     """Write the manifest when all files are there; returns whether they are."""
     directory = files.directory
-    listed: dict[str, list[Entry]] = {"tokens": [], f"blocks-{files.block_tokens}": []}
+    listed: dict[str, list[Entry]] = {"tokens": [], files.blocks: []}
     for kind, entries in listed.items():
         for number in range(len(files.sources)):
             path = directory / f"{kind}-{number:05d}.safetensors"
-            if not _is_made(path):
+            if not is_made(path):
                 return False
-            entries.append({"file": path.name, **read_json(_note(path))})
+            entries.append({"file": path.name, **read_json(note_of(path))})
     tokens, blocks = listed.values()
     num_blocks = sum(entry["blocks"] for entry in blocks)
-    num_tokens = sum(entry["ids"] for entry in tokens)
+    num_tokens = sum(entry["ids"] for entry in blocks)
     content = {
         "format": FORMAT,
         "tokenizer_sha256": files.tokenizer.digest,
         "documents": sum(entry["documents"] for entry in tokens),
+        "held_out_documents": files.held_out.documents,
         "tokens": num_tokens,
         "cut_documents": sum(entry["cut_documents"] for entry in blocks),
         "blocks": num_blocks,
@@ -149,16 +171,16 @@ class TokenSet:
 
     def __init__(self, files: TokenFiles) -> None:
         self._directory = files.directory
-        self._sources = files.sources
+        self._sources, self._held_out_rows = files.sources, files.held_out_rows
         self.manifest: Entry = read_json(self._directory / files.manifest)
         self._prefix = np.array(files.tokenizer.prefix_ids, dtype=np.int64)
         self._suffix = np.array(files.tokenizer.suffix_ids, dtype=np.int64)
-        self._block_tokens = files.block_tokens
+        self.block_tokens, self.wrap = files.block_tokens, files.wrap
         self._opened: dict[str, dict[str, NDArray[Any]]] = {}
         self._ends = _ends(self.manifest["block_files"], key="blocks")
         lengths = [
-            {"blocks": -(-(entry["ids"] + entry["documents"] * files.wrap) // self._block_tokens)}
-            for entry in self.manifest["token_files"]
+            {"blocks": -(-(entry["ids"] + entry["documents"] * files.wrap) // self.block_tokens)}
+            for entry in self.manifest["block_files"]
         ]
         self._crossing_ends = _ends(lengths, key="blocks")
 
@@ -166,11 +188,12 @@ class TokenSet:
     def summary(self) -> str:
         """What there is, in one line for people."""
         told = self.manifest
+        held_out = told["held_out_documents"]
         return (
-            f"{told['tokens']:,} tokens of {told['documents']:,} documents "
+            f"{told['tokens']:,} tokens of {told['documents'] - held_out:,} documents "
             f"({told['cut_documents']:,} of them cut) in {told['blocks']:,} blocks of "
-            f"{self._block_tokens}, {told['efficiency']:.2%} full"
-        )
+            f"{self.block_tokens}, {told['efficiency']:.2%} full"
+        ) + (f"; {held_out:,} documents are held out" if held_out else "")
 
     @property
     def num_blocks(self) -> int:
@@ -193,7 +216,7 @@ class TokenSet:
             blocks["lengths"][first:last].tolist(),
             strict=True,
         )
-        return [self._wrapped(tokens["ids"][start : start + length]) for start, length in spans]
+        return [self.wrapped(tokens["ids"][start : start + length]) for start, length in spans]
 
     def crossing_block(self, index: int) -> list[Ids]:
         """The block of the reference (run_mntp.py): `block_tokens` of a shard's documents in a row.
@@ -202,37 +225,44 @@ class TokenSet:
         last block of a shard is shorter, where the reference drops it.
         """
         shard, inside = _place(self._crossing_ends, index)
-        arrays = self._arrays("token_files", shard)
-        offsets = arrays["document_offsets"]
-        ends = self._wrapped_ends(offsets)
-        start = inside * self._block_tokens
+        rows, ends = self._run(shard)
+        start = inside * self.block_tokens
         found: list[Ids] = []
-        row = int(np.searchsorted(ends, start, side="right"))
-        skip = start - (int(ends[row - 1]) if row else 0)
-        wanted = self._block_tokens
-        while wanted > 0 and row < len(ends):
-            document = self._wrapped(arrays["ids"][offsets[row] : offsets[row + 1]])
-            piece = document[skip : skip + wanted]
+        place = int(np.searchsorted(ends, start, side="right"))
+        skip = start - (int(ends[place - 1]) if place else 0)
+        wanted = self.block_tokens
+        for row in rows[place:]:
+            piece = self.wrapped(self.document(shard, row))[skip : skip + wanted]
             found.append(piece)
-            wanted -= len(piece)
-            row, skip = row + 1, 0
+            wanted, skip = wanted - len(piece), 0
+            if not wanted:
+                break
         return [np.concatenate(found)]
 
     def rows_of_block(self, index: int, *, crossing: bool) -> tuple[str, list[int]]:
         """The text shard of a block, and which rows of it the block holds something of."""
         shard, inside = _place(self._crossing_ends if crossing else self._ends, index)
-        offsets = self._arrays("token_files", shard)["document_offsets"]
         if crossing:
-            ends = self._wrapped_ends(offsets)
-            start = inside * self._block_tokens
-            first, last = np.searchsorted(ends, [start, start + self._block_tokens - 1], "right")
-            rows = list(range(int(first), min(int(last) + 1, len(ends))))
+            run, ends = self._run(shard)
+            start = inside * self.block_tokens
+            first, last = np.searchsorted(ends, [start, start + self.block_tokens - 1], "right")
+            rows = run[first : last + 1].tolist()
         else:
+            offsets = self._arrays("token_files", shard)["document_offsets"]
             blocks = self._arrays("block_files", shard)
             pieces = slice(*blocks["block_offsets"][inside : inside + 2].tolist())
             found = np.searchsorted(offsets, blocks["starts"][pieces], side="right") - 1
             rows = sorted(set(found.tolist()))
-        return str(self._sources[shard]["file"]), rows
+        return self.shard_name(shard), rows
+
+    def shard_name(self, shard: int) -> str:
+        """The file of a text shard."""
+        return str(self._sources[shard]["file"])
+
+    def held_out(self) -> Iterator[tuple[int, int]]:
+        """The shard of each held-out document, and its row there."""
+        for shard, rows in enumerate(self._held_out_rows):
+            yield from ((shard, row) for row in rows.tolist())
 
     def document(self, shard: int, row: int) -> NDArray[Any]:
         """The own tokens of a document: a view of the file, not a copy."""
@@ -240,14 +270,21 @@ class TokenSet:
         first, last = arrays["document_offsets"][row : row + 2].tolist()
         return arrays["ids"][first:last]
 
-    def _wrapped_ends(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where documents end when each has its special tokens."""
-        wrap = len(self._prefix) + len(self._suffix)
-        ends: NDArray[np.int64] = offsets[1:] + np.arange(1, len(offsets)) * wrap
-        return ends
+    def cuts(self, shard: int, row: int) -> NDArray[Any]:
+        """The tokens of a document at which its sentences start."""
+        arrays = self._arrays("token_files", shard)
+        first, last = arrays["cut_offsets"][row : row + 2].tolist()
+        return arrays["cuts"][first:last]
 
-    def _wrapped(self, ids: NDArray[Any]) -> Ids:
+    def wrapped(self, ids: NDArray[Any]) -> Ids:
+        """A document with its special tokens."""
         return np.concatenate([self._prefix, ids.astype(np.int64), self._suffix])
+
+    def _run(self, shard: int) -> tuple[Ids, Ids]:
+        """The rows of a shard that are trained on, and where each ends with its special tokens."""
+        lengths = np.diff(self._arrays("token_files", shard)["document_offsets"])
+        rows = np.delete(np.arange(len(lengths)), self._held_out_rows[shard])
+        return rows, np.cumsum(lengths[rows] + self.wrap)
 
     def _arrays(self, kind: str, shard: int) -> dict[str, NDArray[Any]]:
         entry = self.manifest[kind][shard]
@@ -268,31 +305,6 @@ def open_tokens(files: TokenFiles) -> TokenSet:
     return TokenSet(files)
 
 
-def map_arrays(path: Path, *, sha256: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a safetensors file as views of its memory map; `BadInput` when it changed."""
-    try:
-        with path.open("rb") as handle:
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); delete {path.parent}") from error
-    if hashlib.sha256(mapped).hexdigest() != sha256:
-        raise BadInput(f"{path}: is damaged (its SHA-256 differs); delete {path.parent}")
-    # https://huggingface.co/docs/safetensors: 8 bytes with the header's size, the header, the data.
-    size = int.from_bytes(mapped[:8], "little")
-    header = json.loads(mapped[8 : 8 + size])
-    arrays = {}
-    for name, about in header.items():
-        if name != "__metadata__":
-            dtype = np.dtype(
-                {"U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}[about["dtype"]]
-            )
-            begin, end = about["data_offsets"]
-            arrays[name] = np.frombuffer(
-                mapped, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=8 + size + begin
-            )
-    return arrays
-
-
 def _write_tokens(path: Path, *, text: Path, tokenizer: TextTokenizer) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     ids: list[NDArray[Any]] = [np.array([], dtype=dtype)]
@@ -307,7 +319,7 @@ def _write_tokens(path: Path, *, text: Path, tokenizer: TextTokenizer) -> None:
         "cut_offsets": np.cumsum([0, *map(len, cuts[1:])], dtype=np.int64),
         "cuts": np.concatenate(cuts),
     }
-    _write(path, arrays, told={"ids": len(arrays["ids"]), "documents": len(ids) - 1})
+    write_arrays(path, arrays, told={"ids": len(arrays["ids"]), "documents": len(ids) - 1})
 
 
 def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
@@ -317,12 +329,14 @@ def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
         yield batch["text"].to_pylist(), marks
 
 
-def _write_blocks(path: Path, *, tokens: Path, files: TokenFiles) -> None:
-    arrays = map_arrays(tokens, sha256=read_json(_note(tokens))["sha256"])
+def _write_blocks(path: Path, *, tokens: Path, files: TokenFiles, held_out: Ids) -> None:
+    arrays = map_arrays(tokens, sha256=read_json(note_of(tokens))["sha256"])
     bounds = arrays["cut_offsets"].tolist()
     cuts = [arrays["cuts"][a:b] for a, b in itertools.pairwise(bounds)]
     offsets = arrays["document_offsets"]
-    packing = pack_documents(offsets, cuts=cuts, room=files.block_tokens, wrap=files.wrap)
+    packing = pack_documents(
+        offsets, cuts=cuts, room=files.block_tokens, wrap=files.wrap, without=held_out
+    )
     owners = np.searchsorted(offsets, packing.starts, side="right")
     packed: dict[str, NDArray[Any]] = {
         "starts": packing.starts,
@@ -330,27 +344,13 @@ def _write_blocks(path: Path, *, tokens: Path, files: TokenFiles) -> None:
         "block_offsets": packing.block_offsets,
     }
     told = {
+        "ids": int(packing.lengths.sum()),
+        "documents": len(cuts) - len(held_out),
         "blocks": len(packing.block_offsets) - 1,
         "pieces": len(packing.starts),
         "cut_documents": int((np.bincount(owners) > 1).sum()),
     }
-    _write(path, packed, told=told)
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]], *, told: Entry) -> None:
-    data = save(arrays)
-    write_atomic(path, data)
-    note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_json(_note(path), note | told)
-
-
-def _is_made(path: Path) -> bool:
-    note = _note(path)
-    return note.is_file() and path.is_file() and path.stat().st_size == read_json(note)["bytes"]
-
-
-def _note(path: Path) -> Path:
-    return path.with_suffix(".json")
+    write_arrays(path, packed, told=told)
 
 
 def _ends(entries: list[Entry], *, key: str) -> NDArray[np.int64]:

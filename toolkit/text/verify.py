@@ -118,10 +118,10 @@ def _token_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
     """Of the tokens made from these shards, in the cache beside them. All of it can be made again,
     by whoever needs it, once it is deleted."""
     for listed in sorted((directory / shards.CACHE).glob("tokens-*/blocks-*.json")):
-        if not listed.stem.removeprefix("blocks-").isdigit():
+        told = read_json(listed)
+        if "block_files" not in told:  # of one file, not of all
             continue
         where = listed.parent.relative_to(directory)
-        told = read_json(listed)
         for entry in itertools.chain(told["token_files"], told["block_files"]):
             if problem := file_problem(listed.parent, entry, verify=True):
                 yield Fault(str(where / entry["file"]), problem)

@@ -42,6 +42,7 @@ from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import (
     digest_of_data,
+    form_of_samples,
     is_packed,
     make_tokens,
     open_stream,
@@ -153,7 +154,7 @@ def check(
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
     digest = model_digest(base_folder(recipe.model.base)) if leads else ""
-    origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
+    origin = Origin(recipe.model.base, digest, data_digest, samples=form_of_samples(recipe))
     if leads:
         checkpoint.check_origin(run_dir, origin=origin)
         open_probe(recipe.train.probe)
