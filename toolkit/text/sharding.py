@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.files import read_json, write_atomic, write_json
-from toolkit.text.duplicates import key_of, signature, text_key
+from toolkit.text.duplicates import SIGNATURE_FORM, key_of, signature, text_key
 from toolkit.text.filters import Filters, has_no_spaces
 from toolkit.text.readers import Columns, Source
 from toolkit.text.records import Article, Damaged, Rejected
@@ -67,7 +67,9 @@ class Work:
         """Where parts lie; another input or setting has another place. Looked up once: workers are
         told it, and an input that changes meanwhile does not part them."""
         seen = [(given.name, given.path, *_stamp(given)) for given in self.inputs]
-        identity = json.dumps([seen, self.settings], sort_keys=True)
+        # Parts with signatures of another form are no use beside these.
+        form = [SIGNATURE_FORM] if self.deduplicate == "near" else []
+        identity = json.dumps([seen, self.settings, *form], sort_keys=True)
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return self.output.with_name(f".{self.output.name}.parts-{digest}")
 
