@@ -14,6 +14,7 @@ from toolkit.cluster.topology import array_task, detect
 from toolkit.console import say
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
+from toolkit.text.held_out import HeldOut
 from toolkit.text.shards import open_shards
 
 EXAMPLES = """examples:
@@ -38,6 +39,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-tokens", type=int, default=512, help="the recipe's data.max_tokens; %(default)s"
     )
+    parser.add_argument(
+        "--held-out-documents",
+        type=int,
+        default=0,
+        help="the recipe's data.held_out_documents; %(default)s",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=42, help="the recipe's train.seed, by which they are drawn"
+    )
     return parser.parse_args(argv)
 
 
@@ -45,6 +55,9 @@ def tokenize(arguments: argparse.Namespace) -> None:
     """Do this task's share; the task that finds all shards done writes the manifest."""
     if arguments.max_tokens < 8:
         raise BadInput(f"--max-tokens {arguments.max_tokens}: give a number from 8")
+    if arguments.held_out_documents < 0 or arguments.seed < 0:
+        raise BadInput("--held-out-documents and --seed: give numbers from 0")
+    held_out = HeldOut(documents=arguments.held_out_documents, seed=arguments.seed)
     place = detect(os.environ)
     task, num_tasks = array_task(os.environ)
     part = task * place.world_size + place.rank
@@ -54,7 +67,10 @@ def tokenize(arguments: argparse.Namespace) -> None:
     from toolkit.text_tokenizer import text_tokenizer, tokenize_shards
 
     tokenizer = text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
-    say(tokenize_shards(arguments.shards, tokenizer=tokenizer, part=part, parts=parts))
+    told = tokenize_shards(
+        arguments.shards, tokenizer=tokenizer, part=part, parts=parts, held_out=held_out
+    )
+    say(told)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

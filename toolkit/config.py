@@ -167,9 +167,18 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
         )
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
+    _check_held_out(recipe)
     _check_schedule(recipe)
     check_run_dir(recipe)
     return micro, accumulation
+
+
+def _check_held_out(recipe: TrainingRecipe) -> None:
+    if isinstance(recipe, SupervisedRecipe) and (number := recipe.data.held_out_documents):
+        raise BadInput(f"data.held_out_documents={number}: pairs are of no documents; give 0")
+    if isinstance(recipe, MntpRecipe) and (blocks := recipe.mntp.held_out_blocks):
+        told = f"mntp.held_out_blocks={blocks}: whole documents are held out now"
+        raise BadInput(f"{told}; give data.held_out_documents=N in its place")
 
 
 def _check_schedule(recipe: TrainingRecipe) -> None:
@@ -180,11 +189,11 @@ def _check_schedule(recipe: TrainingRecipe) -> None:
             "the learning rate reaches zero; raise that as well (of a run that has begun, with "
             "train.may_differ=[train.horizon_steps])"
         )
-    held_out = isinstance(recipe, MntpRecipe) and recipe.mntp.held_out_blocks
+    held_out = isinstance(recipe, MntpRecipe) and recipe.data.held_out_documents
     if train.keep_best and not train.probe and not held_out:
         raise BadInput(
             f"train.keep_best=true: nothing says which checkpoint of {recipe.kind} is best; give "
-            "train.probe, or of MNTP mntp.held_out_blocks (in a pipeline, STAGE.train.keep_best)"
+            "train.probe, or of MNTP data.held_out_documents (in a pipeline, STAGE.train.keep_best)"
         )
 
 

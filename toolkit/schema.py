@@ -48,10 +48,15 @@ class Model(Section):
 
 class Data(Section):
     """A directory of shards (of pairs for supervised training), and the length of a row: where a
-    text is cut, or how many tokens of documents fill a block."""
+    text is cut, or how many tokens of documents fill a block.
+
+    `held_out_documents` of the shards, drawn by `train.seed`, are never trained on. MNTP's loss and
+    accuracy on them stand in the metrics before the first step and after every
+    `mntp.evaluate_every_steps`."""
 
     train: Text
     max_tokens: Annotated[int, Field(ge=8)]
+    held_out_documents: Natural = 0
 
 
 class Train(Section):
@@ -104,11 +109,11 @@ class Deepspeed(Section):
 class Mntp(Section):
     """Masked next token prediction. `bert`: 80 % mask, 10 % random, 10 % kept; `all`: mask.
 
-    A row is a block of whole documents that do not see each other. With `cross_documents` it is a
+    A row is a block of documents that do not see each other. With `cross_documents` it is a
     run of documents that do, cut wherever the block ends: what the reference trains on.
 
-    The last `held_out_blocks` of the shards are not trained on: their loss and accuracy stand in
-    the metrics before the first step and after every `evaluate_every_steps`.
+    `held_out_blocks` is read in the recipes of older runs and refused: whole documents are held out
+    now (`data.held_out_documents`).
 
     `cross_entropy`: `torch` in chunks, or liger-kernel's kernel, where it is installed, on a GPU.
     """
@@ -117,7 +122,7 @@ class Mntp(Section):
     mask_policy: Literal["bert", "all"]
     mask_token: Text = "_"  # noqa: S105 (no password)
     cross_documents: bool = False
-    held_out_blocks: Natural = 0
+    held_out_blocks: Natural = Field(default=0, exclude=True)
     evaluate_every_steps: Count = 100
     cross_entropy: Kernel = "torch"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.console import Progress
 from toolkit.model.tokenizer import load_tokenizer, special_ids
+from toolkit.text.held_out import NOTHING, HeldOut
 from toolkit.text.token_shards import (
     TokenFiles,
     finish_token_files,
@@ -32,11 +33,21 @@ def text_tokenizer(
     )
 
 
-def tokenize_shards(shards: Path, *, tokenizer: TextTokenizer, part: int, parts: int) -> str:
+def tokenize_shards(
+    shards: Path,
+    *,
+    tokenizer: TextTokenizer,
+    part: int,
+    parts: int,
+    held_out: HeldOut = NOTHING,
+) -> str:
     """Make the token files of every parts-th shard from `part` on; returns what there is, for
     people. Blocks are as long as the tokenizer cuts. Raises `BadInput` (`make_token_files`)."""
     files = TokenFiles(
-        shards=shards.absolute(), tokenizer=tokenizer, block_tokens=tokenizer.max_tokens
+        shards=shards.absolute(),
+        tokenizer=tokenizer,
+        block_tokens=tokenizer.max_tokens,
+        held_out=held_out,
     )
     mine = len(range(part, len(files.sources), parts))
     progress = Progress(f"tokenise {part + 1} of {parts}", total=mine, unit="shards")

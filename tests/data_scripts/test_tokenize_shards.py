@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.text.shards import open_shards
+from toolkit.text.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,7 +49,7 @@ def test_tasks_share_the_shards_and_the_last_one_finishes(many: Path, tiny_model
         assert done.returncode == 0, done.stderr
     assert "shards done; the other tasks have theirs to do" in first.stdout
     assert "shards done; the other tasks have theirs to do" in second.stdout
-    assert "tokens of 170 documents in " in third.stdout
+    assert "tokens of 170 documents (170 of them cut) in " in third.stdout
     (directory,) = (many / ".cache").glob("tokens-*")
     before = {path.name: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")}
     assert len(before) == 2 * -(-open_shards(many).num_rows // 40)
@@ -57,11 +58,20 @@ def test_tasks_share_the_shards_and_the_last_one_finishes(many: Path, tiny_model
     assert before == {
         path.name: path.stat().st_mtime_ns for path in directory.glob("*.safetensors")
     }
+    without = tokenize(many, tiny_model, *length, "--held-out-documents", "20", "--seed", "7")
+    assert "tokens of 150 documents" in without.stdout, without.stderr
+    assert without.stdout.endswith("; 20 documents are held out\n")
+    assert (directory / "blocks-64-without-20-7.json").is_file()
+    assert verify(many) == []
 
 
 def test_bad_input_is_one_line(tmp_path: Path, many: Path, tiny_model: Path) -> None:
     cases = {
         "--max-tokens 4: give a number from 8": tokenize(many, tiny_model, "--max-tokens", "4"),
+        "give numbers from 0": tokenize(many, tiny_model, "--held-out-documents", "-1"),
+        "held_out_documents=170: the shards hold 170 documents": tokenize(
+            many, tiny_model, "--held-out-documents", "170"
+        ),
         "no such directory": tokenize(tmp_path / "absent", tiny_model),
         "no such folder, and not a hub name": tokenize(many, tmp_path / "model"),
     }

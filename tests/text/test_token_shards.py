@@ -84,13 +84,15 @@ def test_blocks_hold_every_token_once_and_pieces_stay_in_order(
     pieces = [piece.tolist() for block in blocks for piece in block]
     assert all(piece[0] == BOS and len(piece) > 1 for piece in pieces)
     bare = [piece[1:] for piece in pieces]
-    for document in documents:
-        if len(document) <= 31:  # whole
-            bare.remove(document)
-    long = sorted(token for document in documents if len(document) > 31 for token in document)
-    assert sorted(itertools.chain(*bare)) == long
+    assert sorted(itertools.chain(*bare)) == sorted(itertools.chain(*documents))
+    # Each is a run of tokens of one document.
+    texts = [" ".join(map(str, document)) + " " for document in documents]
+    for piece in bare:
+        assert any(" ".join(map(str, piece)) + " " in text for text in texts)
     assert opened.manifest["tokens"] == sum(map(len, documents))
     assert opened.manifest["documents"] == len(documents)
+    uncut = sum(document in bare for document in documents if document)
+    assert opened.manifest["cut_documents"] == sum(map(bool, documents)) - uncut
 
 
 def test_a_long_document_is_cut_where_sentences_start(files: TokenFiles, inner: Tokenizer) -> None:

@@ -1,27 +1,41 @@
-"""The loss on held-out blocks: that of a naive computation, on any number of ranks."""
+"""Held-out documents are never trained on, and the loss on them is that of a naive computation, on
+any number of ranks."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
-from tests.training.gradients import case_recipe
-from toolkit.config import load_recipe
-from toolkit.files import BadInput
+from tests.conftest import QUICKSTART
+from tests.text.making import shard_articles
+from toolkit.config import check_training, load_recipe
+from toolkit.files import BadInput, committed_directory, write_json
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.schema import MntpRecipe
+from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.text.held_out import HeldOut
+from toolkit.text.manifest import content_digest
+from toolkit.text.records import Article
+from toolkit.text.shards import open_shards
 from toolkit.text.stream import Stream
 from toolkit.text.token_shards import finish_token_files, make_token_files
 from toolkit.training import data
+from toolkit.training.checkpoint import Origin, check_origin
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objectives import build_objective
 
 Door = Callable[..., str]
-NUM_HELD_OUT = 17  # five micro-batches of four, the last one short: a turn in which a rank has none
+NUM_HELD_OUT = 7
+NUM_TOLD = 120
 
 
 def held_out_rows(run_dir: Path) -> list[dict[str, float]]:
@@ -32,7 +46,7 @@ def held_out_rows(run_dir: Path) -> list[dict[str, float]]:
 def naive(model: Path, *, shards: Path, trained: Path | None = None) -> tuple[float, float]:
     """Loss and accuracy with all logits, block by block, each document alone."""
     overrides = [f"data.train={shards}", f"model.base={model}"]
-    overrides += [f"mntp.held_out_blocks={NUM_HELD_OUT}"]
+    overrides += [f"data.held_out_documents={NUM_HELD_OUT}"]
     recipe = load_recipe("tiny_mntp", overrides=overrides)
     assert isinstance(recipe, MntpRecipe)
     tokenizer = data.open_tokenizer(recipe)
@@ -40,13 +54,15 @@ def naive(model: Path, *, shards: Path, trained: Path | None = None) -> tuple[fl
     assert isinstance(objective, MntpObjective)
     stream = data.open_stream(recipe, tokenizer=tokenizer)
     assert isinstance(stream, Stream)
+    # An odd number of micro-batches of four, the last one short: a turn in which a rank has none.
+    assert stream.num_held_out % 4 and -(-stream.num_held_out // 4) % 2
     decoder = load_backbone(
         str(model), config=load_config(str(model)), head=True, dtype="fp32", attention="eager"
     ).eval()
     if trained:
         decoder.model.load_state_dict(load_file(trained / "model.safetensors"))
     loss, correct, units = 0.0, 0, 0
-    for block in objective.encode(stream.held_out(0, NUM_HELD_OUT), tokenizer=tokenizer):
+    for block in objective.encode(stream.held_out(0, stream.num_held_out), tokenizer=tokenizer):
         for ids_T, predict_T, target_M in zip(
             block.rows, block.predict, block.targets, strict=True
         ):
@@ -63,7 +79,7 @@ def test_held_out_figures_are_the_naive_ones_on_any_number_of_ranks(
     door: Door, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     common = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", "train.steps=3"]
-    common += [f"mntp.held_out_blocks={NUM_HELD_OUT}", "mntp.evaluate_every_steps=2"]
+    common += [f"data.held_out_documents={NUM_HELD_OUT}", "mntp.evaluate_every_steps=2"]
     common += ["model.lora.dropout=0.5", "train.log_every_steps=100"]
     for ranks in (1, 2):
         run_dir = tmp_path / str(ranks)
@@ -91,27 +107,146 @@ def test_a_restart_before_the_first_checkpoint_does_not_repeat_itself(
     assert len(read_metrics(tmp_path)) == 1
 
 
-def test_held_out_blocks_are_never_trained_on(shards: Path, tiny_model: Path) -> None:
-    recipe = case_recipe("mntp", shards=str(shards), base=str(tiny_model))
-    assert isinstance(recipe, MntpRecipe)
-    held_out = recipe.mntp.model_copy(update={"held_out_blocks": 9})
-    recipe = recipe.model_copy(update={"mntp": held_out})
-    tokenizer = data.open_tokenizer(recipe)
-    files = data.token_files(recipe, tokenizer=tokenizer)
-    make_token_files(files, part=0, parts=1)
-    assert finish_token_files(files)
-    stream = data.open_stream(recipe, tokenizer=tokenizer)
-    assert isinstance(stream, Stream)
-    held = {sample.index for sample in stream.held_out(0, 9)}
-    rows = stream.num_samples
-    seen = [s.index for s in stream.batch(0, global_rows=2 * rows, start=0, stop=2 * rows)]
-    assert len(held) == 9 and held.isdisjoint(seen)
-    assert held | set(seen) == set(range(rows + 9))
-    assert sorted(seen) == sorted(2 * list(range(rows)))
-    with pytest.raises(BadInput, match=r"9999999 samples held out of .* leave none to train on"):
-        data.open_stream(
-            recipe.model_copy(
-                update={"mntp": held_out.model_copy(update={"held_out_blocks": 9999999})}
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of documents that tell their number with every other word."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path_factory.mktemp("told")
+    articles = [
+        Article(
+            id=str(number),
+            title="",
+            url="",
+            text=" ".join(
+                f"All of <{number:03d}> is in <{number:03d}> and by <{number:03d}>."
+                for _ in range(int(rng.integers(1, 12)))
             ),
-            tokenizer=tokenizer,
         )
+        for number in range(NUM_TOLD)
+    ]
+    return shard_articles(articles, output=folder / "shards", rows_per_shard=30)
+
+
+def stream_of(kind: str, *, shards: Path, documents: int, overrides: list[str]) -> tuple[Any, Any]:
+    """The stream of a recipe, and its tokenizer."""
+    base = QUICKSTART / "tiny-mistral"
+    own = [f"data.train={shards}", f"data.held_out_documents={documents}", f"model.base={base}"]
+    recipe = load_recipe(f"tiny_{kind}", overrides=[*own, *overrides])
+    assert isinstance(recipe, TrainingRecipe)
+    tokenizer = data.open_tokenizer(recipe)
+    if isinstance(recipe, MntpRecipe):
+        files = data.token_files(recipe, tokenizer=tokenizer)
+        make_token_files(files, part=0, parts=1)
+        assert finish_token_files(files)
+    return data.open_stream(recipe, tokenizer=tokenizer), AutoTokenizer.from_pretrained(
+        recipe.model.base
+    )
+
+
+def owners(samples: Sequence[Any], tokenizer: Any) -> set[int]:
+    """The documents that samples hold a word of, by what the text says of itself."""
+    found: set[int] = set()
+    for sample in samples:
+        pieces = [sample.content] if isinstance(sample.content, str) else sample.content
+        for piece in pieces:
+            text = piece if isinstance(piece, str) else tokenizer.decode(piece)
+            numbers = re.findall(r"<\s*(\d\s*\d\s*\d)\s*>", text)
+            assert numbers or len(text) < 20
+            found |= {int(re.sub(r"\s", "", number)) for number in numbers}
+    return found
+
+
+def epoch_of(stream: Any) -> list[Any]:
+    rows = stream.num_samples
+    samples: list[Any] = stream.batch(0, global_rows=rows, start=0, stop=rows)
+    return samples
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+@pytest.mark.parametrize("crossing", ["false", "true"])
+def test_no_document_is_trained_on_and_held_out(
+    tokens: int, crossing: str, told: Path, tmp_path: Path
+) -> None:
+    overrides = [f"data.max_tokens={tokens}", f"mntp.cross_documents={crossing}"]
+    stream, tokenizer = stream_of("mntp", shards=told, documents=20, overrides=overrides)
+    trained = owners(epoch_of(stream), tokenizer)
+    held_out = owners(stream.held_out(0, stream.num_held_out), tokenizer)
+    assert trained.isdisjoint(held_out)
+    assert trained | held_out == set(range(NUM_TOLD)) and len(held_out) == 20
+    # Their names say so too: the rows of shards of 30.
+    for index in range(stream.num_samples + stream.num_held_out):
+        rows = re.findall(r"shard-(\d+)\.parquet, rows? ([\d, ]+)", stream.name(index))
+        named = {30 * int(n) + int(row) for n, some in rows for row in some.split(", ")}
+        assert named and named <= (trained if index < stream.num_samples else held_out)
+    # Neither the block length nor the objective decides which documents they are.
+    sentences, _ = stream_of("simcse", shards=told, documents=20, overrides=[])
+    assert owners(epoch_of(sentences), tokenizer) == trained
+    assert sentences.num_held_out == 0
+
+
+def test_held_out_documents_are_a_function_of_seed_and_corpus(told: Path, tmp_path: Path) -> None:
+    def held_out(number: int, *overrides: str, shards: Path = told) -> set[int]:
+        stream, tokenizer = stream_of(
+            "mntp", shards=shards, documents=number, overrides=[*overrides]
+        )
+        return owners(stream.held_out(0, stream.num_held_out), tokenizer)
+
+    few = held_out(5)
+    assert few < held_out(20) and few != held_out(5, "train.seed=43")
+    articles = [Article(**record) for record in open_shards(told).records(0, NUM_TOLD)]
+    again = shard_articles(articles, output=tmp_path / "s" / "shards", rows_per_shard=7)
+    assert few == held_out(5, shards=again)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(2, 500), st.data())
+def test_any_number_of_documents_is_drawn_once_and_one_is_left(
+    num_rows: int, data: st.DataObject
+) -> None:
+    documents = data.draw(st.integers(0, num_rows - 1))
+    rows = HeldOut(documents=documents, seed=data.draw(st.integers(0, 2**40))).rows(num_rows)
+    assert len(set(rows.tolist())) == documents and (np.diff(rows) > 0).all()
+    assert not documents or (rows[0] >= 0 and rows[-1] < num_rows)
+    with pytest.raises(BadInput, match=f"the shards hold {num_rows} documents"):
+        HeldOut(documents=num_rows).rows(num_rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tiny_supervised", "data.held_out_documents=3"], "pairs are of no documents"),
+        (["tiny_mntp", "mntp.held_out_blocks=9"], "give data.held_out_documents=N in its place"),
+        (["tiny_simcse", "data.held_out_documents=3", "train.keep_best=true"], "nothing says"),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(arguments: list[str], message: str) -> None:
+    recipe = load_recipe(arguments[0], overrides=arguments[1:])
+    assert isinstance(recipe, TrainingRecipe)
+    with pytest.raises(BadInput, match=message):
+        check_training(recipe, world_size=1)
+
+
+def test_held_out_documents_without_text_are_refused(tmp_path: Path) -> None:
+    """Only when all of them are: a mean over nothing is no loss."""
+    blank = [Article(id=str(n), title="", url="", text="") for n in range(6)]
+    shards = shard_articles(
+        [*blank, Article(id="x", title="", url="", text="Some text.")],
+        output=tmp_path / "blank" / "shards",
+        max_bad_fraction=1.0,
+    )
+    if open_shards(shards).num_rows < 7:
+        return  # what has no text is no document: nothing to refuse
+    stream, _ = stream_of("mntp", shards=shards, documents=1, overrides=[])
+    with pytest.raises(BadInput, match="hold no text"):
+        assert stream.num_held_out
+
+
+def test_a_run_of_another_packing_is_not_continued(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-00000001"
+    state = {"base_digest": "b", "data_digest": "d", "step": 1}
+    with committed_directory(folder) as written:
+        write_json(written / "state.json", {**state, "digest": content_digest(state)})
+    check_origin(tmp_path, origin=Origin("x", base_digest="b", data_digest="d"))
+    mntp = Origin("x", base_digest="b", data_digest="d", samples="toolkit-tokens/3")
+    with pytest.raises(BadInput, match="another version of the toolkit packed"):
+        check_origin(tmp_path, origin=mntp)

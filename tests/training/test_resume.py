@@ -286,7 +286,7 @@ def test_other_base_or_shards_under_the_same_name_are_refused(
     from toolkit.training.checkpoint import Origin, check_origin
 
     state = json.loads((finished / "checkpoints" / "step-00000003" / "state.json").read_text())
-    same = Origin("x", base_digest=state["base_digest"], data_digest=state["data_digest"])
+    same = Origin("x", state["base_digest"], state["data_digest"], samples=state["samples"])
     check_origin(finished, origin=same)
     for changed, what in (("base_digest", "base model"), ("data_digest", "shards")):
         with pytest.raises(BadInput, match=f"trained with a {what} of other content"):

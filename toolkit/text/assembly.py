@@ -27,9 +27,9 @@ from toolkit.files import (
     write_json,
 )
 from toolkit.text.duplicates import (
-    NUM_PERMUTATIONS,
     Duplicate,
     as_keys,
+    as_signatures,
     nearly_repeated,
     repeated,
 )
@@ -179,8 +179,7 @@ def _keys(work: Work, part: Part) -> dict[str, NDArray[Any]]:
         if name in table.column_names:
             found[name] = as_keys(table[name].to_pylist())
     if "signature" in table.column_names:
-        data = b"".join(table["signature"].to_pylist())
-        found["signature"] = np.frombuffer(data, dtype=np.uint32).reshape(-1, NUM_PERMUTATIONS)
+        found["signature"] = as_signatures(table["signature"].to_pylist())
     return found
 
 

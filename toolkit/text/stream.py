@@ -5,14 +5,16 @@ Knows shards and their order. Refuses to know ranks: it deals row ranges of a gl
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.files import BadInput
+from toolkit.text.held_out import HeldOut
 from toolkit.text.order import BlockShuffle
+from toolkit.text.packing import Packing, pack_documents
 from toolkit.text.shards import ShardSet
 from toolkit.text.token_shards import TokenSet
 
@@ -56,11 +58,14 @@ class Samples(Protocol):
 
 
 class Sentences:
-    """Every kept sentence of the shards."""
+    """Every kept sentence of the shards, but for those of the documents that are held out."""
 
-    def __init__(self, shards: ShardSet) -> None:
+    def __init__(self, shards: ShardSet, *, held_out: HeldOut | None = None) -> None:
         self._shards = shards
-        self._ends = np.cumsum(shards.num_sentences, dtype=np.int64)
+        counts = np.array(shards.num_sentences)
+        if held_out:
+            counts[held_out.rows(len(counts))] = 0
+        self._ends = np.cumsum(counts, dtype=np.int64)
         self.num_samples = int(self._ends[-1]) if len(self._ends) else 0
 
     def content(self, index: int) -> str:
@@ -96,22 +101,85 @@ class Blocks:
         return f"{shard}, rows {', '.join(map(str, rows))}"
 
 
+class HeldOutBlocks:
+    """The documents that are held out, packed among themselves like those that are trained on.
+
+    They are read when the first block is: from as many shards as there are documents, at most.
+    """
+
+    def __init__(self, tokens: TokenSet, *, crossing: bool) -> None:
+        self._tokens, self._crossing = tokens, crossing
+
+    @property
+    def num_samples(self) -> int:
+        """How many blocks there are."""
+        return len(self._packing.block_offsets) - 1
+
+    def content(self, index: int) -> Pieces:
+        """The pieces of a block: token ids, special tokens included. None is empty."""
+        spans = self._spans(index)
+        pieces = [self._ids[start : start + length] for start, length in spans]
+        return pieces if self._crossing else [self._tokens.wrapped(piece) for piece in pieces]
+
+    def name(self, index: int) -> str:
+        """The shards, and the rows of the documents that the block holds, from 0."""
+        found = []
+        for start, length in self._spans(index):
+            first, last = np.searchsorted(self._offsets, [start, start + length - 1], "right") - 1
+            found += self._documents[first : last + 1]
+        return "; ".join(f"{self._tokens.shard_name(shard)}, row {row}" for shard, row in found)
+
+    def _spans(self, index: int) -> Iterator[tuple[int, int]]:
+        pieces = slice(*self._packing.block_offsets[index : index + 2].tolist())
+        starts, lengths = self._packing.starts[pieces], self._packing.lengths[pieces]
+        return zip(starts.tolist(), lengths.tolist(), strict=True)
+
+    @functools.cached_property
+    def _documents(self) -> list[tuple[int, int]]:
+        tokens = self._tokens
+        return [place for place in tokens.held_out() if len(tokens.document(*place))]
+
+    @functools.cached_property
+    def _rows(self) -> list[NDArray[np.int64]]:
+        bare = (self._tokens.document(*place) for place in self._documents)
+        wrap = self._tokens.wrapped if self._crossing else lambda ids: ids.astype(np.int64)
+        return [wrap(ids) for ids in bare]
+
+    @functools.cached_property
+    def _ids(self) -> NDArray[np.int64]:
+        if not self._rows:
+            raise BadInput("the documents that are held out hold no text: hold out more of them")
+        return np.concatenate(self._rows)
+
+    @functools.cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *map(len, self._rows)], dtype=np.int64)
+
+    @functools.cached_property
+    def _packing(self) -> Packing:
+        room = self._tokens.block_tokens
+        if self._crossing:
+            starts = np.arange(0, len(self._ids), room, dtype=np.int64)
+            lengths = np.minimum(room, len(self._ids) - starts)
+            return Packing(starts, lengths, block_offsets=np.arange(len(starts) + 1))
+        cuts = [self._tokens.cuts(*place) for place in self._documents]
+        return pack_documents(self._offsets, cuts=cuts, room=room, wrap=self._tokens.wrap)
+
+
 class Stream(Generic[Content]):
     """The endless sequence of a source's samples, epoch after epoch, each in another order.
 
-    The last `num_held_out` of the source are never in it. Raises `BadInput` when none is left.
+    `held_out` are other samples, on which nothing is trained. Raises `BadInput` when there is
+    nothing to train on.
     """
 
-    def __init__(self, source: Source[Content], *, seed: int, num_held_out: int = 0) -> None:
+    def __init__(
+        self, source: Source[Content], *, seed: int, held_out: Source[Content] | None = None
+    ) -> None:
         if source.num_samples == 0:
             raise BadInput("the shards hold no text to train on")
-        if num_held_out >= source.num_samples:
-            raise BadInput(
-                f"{num_held_out} samples held out of {source.num_samples} leave none to train on"
-            )
-        self._source = source
-        self.num_samples = source.num_samples - num_held_out
-        self.num_held_out = num_held_out
+        self._source, self._held_out = source, held_out
+        self.num_samples = source.num_samples
         self._order = BlockShuffle(num_samples=self.num_samples, seed=seed)
 
     def batch(self, step: int, *, global_rows: int, start: int, stop: int) -> list[Sample[Content]]:
@@ -123,13 +191,22 @@ class Stream(Generic[Content]):
             for epoch, index in zip(epochs.tolist(), indices.tolist(), strict=True)
         ]
 
+    @property
+    def num_held_out(self) -> int:
+        """How many samples are held out."""
+        return self._held_out.num_samples if self._held_out else 0
+
     def held_out(self, start: int, stop: int) -> list[Sample[Content]]:
-        """Samples start..stop of those that are held out, in their stored order."""
+        """Samples start..stop of those that are held out, numbered after all others."""
+        if self._held_out is None:
+            return []
         return [
-            Sample(epoch=0, index=index, content=self._source.content(index))
-            for index in range(self.num_samples + start, self.num_samples + stop)
+            Sample(epoch=0, index=self.num_samples + number, content=self._held_out.content(number))
+            for number in range(start, stop)
         ]
 
     def name(self, index: int) -> str:
         """Where the sample of that index stands in the data, for people."""
+        if self._held_out and index >= self.num_samples:
+            return self._held_out.name(index - self.num_samples)
         return self._source.name(index)

@@ -33,6 +33,7 @@ class _TokenFile(TypedDict):
     sha256: Digest
     ids: Count
     documents: Count
+    max_id: Count
 
 
 class _BlockFile(TypedDict):
@@ -40,6 +41,9 @@ class _BlockFile(TypedDict):
     sha256: Digest
     blocks: Count
     pieces: Count
+    ids: Count
+    documents: Count
+    cut_documents: Count
 
 
 class _Listed(TypedDict):
@@ -47,6 +51,8 @@ class _Listed(TypedDict):
 
     tokens: Count
     documents: Count
+    held_out_documents: Count
+    cut_documents: Count
     blocks: Count
     efficiency: float
     token_files: list[_TokenFile]
@@ -60,6 +66,7 @@ class _TokenNote(TypedDict):
     sha256: Digest
     ids: Count
     documents: Count
+    max_id: Count
 
 
 class _BlockNote(TypedDict):
@@ -69,6 +76,9 @@ class _BlockNote(TypedDict):
     sha256: Digest
     blocks: Count
     pieces: Count
+    ids: Count
+    documents: Count
+    cut_documents: Count
 
 
 def map_arrays(
@@ -94,12 +104,16 @@ def map_arrays(
     }
 
 
-def write_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Write a file of tokens or of blocks, and then its note."""
+def write_arrays(
+    path: Path, arrays: dict[str, NDArray[Any]], *, told: Mapping[str, int] | None = None
+) -> None:
+    """Write a file of tokens or of blocks, and then its note, with what else is `told` of it."""
+    # safetensors writes the memory of a view, not its numbers.
+    assert all(array.flags.c_contiguous for array in arrays.values())
     data = save(arrays)
     write_atomic(path, data)
     note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    note |= counts_of(arrays)
+    note |= {**counts_of(arrays), **(told or {})}
     write_json(_note(path), {**note, SELF_DIGEST: content_digest(note)})
 
 
@@ -111,7 +125,11 @@ def counts_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
             "documents": len(arrays["document_offsets"]) - 1,
             "max_id": int(arrays["ids"].max(initial=0)),
         }
-    return {"blocks": len(arrays["block_offsets"]) - 1, "pieces": len(arrays["starts"])}
+    return {
+        "blocks": len(arrays["block_offsets"]) - 1,
+        "pieces": len(arrays["starts"]),
+        "ids": int(arrays["lengths"].sum()),
+    }
 
 
 def is_made(path: Path) -> bool:

@@ -7,6 +7,8 @@ Layout, all of it made from the text shards and safe to delete:
     SHARDS/.cache/tokens-<digest>/
         tokens-00000.safetensors        ids, document_offsets, cuts, cut_offsets
         blocks-512-00000.safetensors    starts, lengths, block_offsets
+        blocks-512-without-256-42-00000.safetensors    the same without the 256 documents that
+                                                       seed 42 holds out
 A .json beside each file says what it holds; a manifest is written when all of them are there.
 """
 
@@ -26,6 +28,7 @@ from numpy.typing import NDArray
 
 from toolkit.files import BadInput, write_json
 from toolkit.text.copies import CACHE
+from toolkit.text.held_out import NOTHING, HeldOut
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.packing import pack_documents
 from toolkit.text.shards import checked_manifest
@@ -43,7 +46,7 @@ from toolkit.text.token_files import (
 )
 from toolkit.text.tokens import TextTokenizer
 
-FORMAT = "toolkit-tokens/2"  # raise it when the same shards and tokenizer give other files
+FORMAT = "toolkit-tokens/3"  # raise it when the same shards and tokenizer give other files
 BATCH_ROWS = 256
 
 Ids = NDArray[np.int64]
@@ -51,11 +54,13 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """The token files of one shard directory, one tokenizer and one block length, made or not."""
+    """The token files of one shard directory, one tokenizer, one block length, and without the
+    documents that are held out; made or not."""
 
     shards: Path
     tokenizer: TextTokenizer
     block_tokens: int
+    held_out: HeldOut = NOTHING
 
     @property
     def wrap(self) -> int:
@@ -89,7 +94,24 @@ class TokenFiles:
     @property
     def manifest(self) -> str:
         """The file that lists all others; it is written last."""
-        return f"blocks-{self.block_tokens}.json"
+        return f"{self.blocks}.json"
+
+    @property
+    def blocks(self) -> str:
+        """What the names of the block files begin with."""
+        name = f"blocks-{self.block_tokens}"
+        if self.held_out.documents:
+            name += f"-without-{self.held_out.documents}-{self.held_out.seed}"
+        return name
+
+    @functools.cached_property
+    def held_out_rows(self) -> list[Ids]:
+        """Of each shard the rows that are held out. Raises `BadInput` when none is left."""
+        ends = _ends(self.sources, key="rows")
+        rows = self.held_out.rows(int(ends[-1]) if len(ends) else 0)
+        starts = np.concatenate([[0], ends[:-1]])
+        parts = np.split(rows, np.searchsorted(rows, ends[:-1]))
+        return [part - start for part, start in zip(parts, starts.tolist(), strict=True)]
 
 
 def make_token_files(
@@ -108,10 +130,11 @@ def make_token_files(
             tokens = directory / f"tokens-{number:05d}.safetensors"
             if not is_made(tokens):
                 text = files.shards / sources[number]["file"]
-                write_arrays(tokens, _tokenized(text, tokenizer=files.tokenizer))
-            blocks = directory / f"blocks-{files.block_tokens}-{number:05d}.safetensors"
+                _write_tokens(tokens, text=text, tokenizer=files.tokenizer)
+            blocks = directory / f"{files.blocks}-{number:05d}.safetensors"
             if not is_made(blocks):
-                write_arrays(blocks, _packed(tokens, room=files.block_tokens, wrap=files.wrap))
+                held_out = files.held_out_rows[number]
+                _write_blocks(blocks, tokens=tokens, files=files, held_out=held_out)
             on_shard(int(note_of(tokens)["ids"]))
     except OSError as error:
         raise BadInput(
@@ -123,7 +146,7 @@ def make_token_files(
 def finish_token_files(files: TokenFiles) -> bool:
     """Write the manifest when all files are there; returns whether they are."""
     directory = files.directory
-    listed: dict[str, list[Entry]] = {"tokens": [], f"blocks-{files.block_tokens}": []}
+    listed: dict[str, list[Entry]] = {"tokens": [], files.blocks: []}
     for kind, entries in listed.items():
         for number in range(len(files.sources)):
             path = directory / f"{kind}-{number:05d}.safetensors"
@@ -132,12 +155,14 @@ def finish_token_files(files: TokenFiles) -> bool:
             entries.append({"file": path.name, **note_of(path)})
     tokens, blocks = listed.values()
     num_blocks = sum(entry["blocks"] for entry in blocks)
-    num_tokens = sum(entry["ids"] for entry in tokens)
+    num_tokens = sum(entry["ids"] for entry in blocks)
     content = {
         "format": FORMAT,
         "tokenizer_sha256": files.tokenizer.digest,
         "documents": sum(entry["documents"] for entry in tokens),
+        "held_out_documents": files.held_out.documents,
         "tokens": num_tokens,
+        "cut_documents": sum(entry["cut_documents"] for entry in blocks),
         "blocks": num_blocks,
         # Begin tokens count as filled: they are trained through like all others.
         "efficiency": round(
@@ -159,21 +184,19 @@ class TokenSet:
 
     def __init__(self, files: TokenFiles) -> None:
         self._directory = files.directory
-        self._sources = files.sources
+        self._sources, self._held_out_rows = files.sources, files.held_out_rows
         self.manifest = listed_in(self._directory / files.manifest, num_shards=len(self._sources))
         self._prefix = np.array(files.tokenizer.prefix_ids, dtype=np.int64)
         self._suffix = np.array(files.tokenizer.suffix_ids, dtype=np.int64)
-        self._block_tokens = files.block_tokens
-        for entry in self.manifest["token_files"]:  # those of an older version do not say
-            if (largest := entry.get("max_id")) is not None:
-                where = str(self._directory / entry["file"])
-                files.tokenizer.check_largest(largest, where=where)
-        self._tokenizer = files.tokenizer
+        self.block_tokens, self.wrap = files.block_tokens, files.wrap
+        for entry in self.manifest["token_files"]:
+            where = str(self._directory / entry["file"])
+            files.tokenizer.check_largest(entry["max_id"], where=where)
         self._opened: dict[str, dict[str, NDArray[Any]]] = {}
         self._ends = _ends(self.manifest["block_files"], key="blocks")
         lengths = [
-            {"blocks": -(-(entry["ids"] + entry["documents"] * files.wrap) // self._block_tokens)}
-            for entry in self.manifest["token_files"]
+            {"blocks": -(-(entry["ids"] + entry["documents"] * files.wrap) // self.block_tokens)}
+            for entry in self.manifest["block_files"]
         ]
         self._crossing_ends = _ends(lengths, key="blocks")
 
@@ -181,14 +204,16 @@ class TokenSet:
     def summary(self) -> str:
         """What there is, in one line for people."""
         told = self.manifest
+        held_out = told["held_out_documents"]
         return (
-            f"{told['tokens']:,} tokens of {told['documents']:,} documents in {told['blocks']:,} "
-            f"blocks of {self._block_tokens}, {told['efficiency']:.2%} full"
-        )
+            f"{told['tokens']:,} tokens of {told['documents'] - held_out:,} documents "
+            f"({told['cut_documents']:,} of them cut) in {told['blocks']:,} blocks of "
+            f"{self.block_tokens}, {told['efficiency']:.2%} full"
+        ) + (f"; {held_out:,} documents are held out" if held_out else "")
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks of whole documents there are."""
+        """How many blocks of documents with their boundaries there are."""
         return int(self._ends[-1])
 
     @property
@@ -197,7 +222,7 @@ class TokenSet:
         return int(self._crossing_ends[-1])
 
     def block(self, index: int) -> list[Ids]:
-        """The documents, or pieces of long ones, of a block, each with its special tokens."""
+        """The documents, or pieces of them, of a block, each with its special tokens."""
         shard, inside = _place(self._ends, index)
         tokens = self._arrays("token_files", shard)
         blocks = self._arrays("block_files", shard)
@@ -207,7 +232,7 @@ class TokenSet:
             blocks["lengths"][first:last].tolist(),
             strict=True,
         )
-        return [self._wrapped(tokens["ids"][start : start + length]) for start, length in spans]
+        return [self.wrapped(tokens["ids"][start : start + length]) for start, length in spans]
 
     def crossing_block(self, index: int) -> list[Ids]:
         """The block of the reference (run_mntp.py): `block_tokens` of a shard's documents in a row.
@@ -216,37 +241,44 @@ class TokenSet:
         last block of a shard is shorter, where the reference drops it.
         """
         shard, inside = _place(self._crossing_ends, index)
-        arrays = self._arrays("token_files", shard)
-        offsets = arrays["document_offsets"]
-        ends = self._wrapped_ends(offsets)
-        start = inside * self._block_tokens
+        rows, ends = self._run(shard)
+        start = inside * self.block_tokens
         found: list[Ids] = []
-        row = int(np.searchsorted(ends, start, side="right"))
-        skip = start - (int(ends[row - 1]) if row else 0)
-        wanted = self._block_tokens
-        while wanted > 0 and row < len(ends):
-            document = self._wrapped(arrays["ids"][offsets[row] : offsets[row + 1]])
-            piece = document[skip : skip + wanted]
+        place = int(np.searchsorted(ends, start, side="right"))
+        skip = start - (int(ends[place - 1]) if place else 0)
+        wanted = self.block_tokens
+        for row in rows[place:]:
+            piece = self.wrapped(self.document(shard, row))[skip : skip + wanted]
             found.append(piece)
-            wanted -= len(piece)
-            row, skip = row + 1, 0
+            wanted, skip = wanted - len(piece), 0
+            if not wanted:
+                break
         return [np.concatenate(found)]
 
     def rows_of_block(self, index: int, *, crossing: bool) -> tuple[str, list[int]]:
         """The text shard of a block, and which rows of it the block holds something of."""
         shard, inside = _place(self._crossing_ends if crossing else self._ends, index)
-        offsets = self._arrays("token_files", shard)["document_offsets"]
         if crossing:
-            ends = self._wrapped_ends(offsets)
-            start = inside * self._block_tokens
-            first, last = np.searchsorted(ends, [start, start + self._block_tokens - 1], "right")
-            rows = list(range(int(first), min(int(last) + 1, len(ends))))
+            run, ends = self._run(shard)
+            start = inside * self.block_tokens
+            first, last = np.searchsorted(ends, [start, start + self.block_tokens - 1], "right")
+            rows = run[first : last + 1].tolist()
         else:
+            offsets = self._arrays("token_files", shard)["document_offsets"]
             blocks = self._arrays("block_files", shard)
             pieces = slice(*blocks["block_offsets"][inside : inside + 2].tolist())
             found = np.searchsorted(offsets, blocks["starts"][pieces], side="right") - 1
             rows = sorted(set(found.tolist()))
-        return str(self._sources[shard]["file"]), rows
+        return self.shard_name(shard), rows
+
+    def shard_name(self, shard: int) -> str:
+        """The file of a text shard."""
+        return str(self._sources[shard]["file"])
+
+    def held_out(self) -> Iterator[tuple[int, int]]:
+        """The shard of each held-out document, and its row there."""
+        for shard, rows in enumerate(self._held_out_rows):
+            yield from ((shard, row) for row in rows.tolist())
 
     def document(self, shard: int, row: int) -> NDArray[Any]:
         """The own tokens of a document: a view of the file, not a copy."""
@@ -254,14 +286,21 @@ class TokenSet:
         first, last = arrays["document_offsets"][row : row + 2].tolist()
         return arrays["ids"][first:last]
 
-    def _wrapped_ends(self, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where documents end when each has its special tokens."""
-        wrap = len(self._prefix) + len(self._suffix)
-        ends: NDArray[np.int64] = offsets[1:] + np.arange(1, len(offsets)) * wrap
-        return ends
+    def cuts(self, shard: int, row: int) -> NDArray[Any]:
+        """The tokens of a document at which its sentences start."""
+        arrays = self._arrays("token_files", shard)
+        first, last = arrays["cut_offsets"][row : row + 2].tolist()
+        return arrays["cuts"][first:last]
 
-    def _wrapped(self, ids: NDArray[Any]) -> Ids:
+    def wrapped(self, ids: NDArray[Any]) -> Ids:
+        """A document with its special tokens."""
         return np.concatenate([self._prefix, ids.astype(np.int64), self._suffix])
+
+    def _run(self, shard: int) -> tuple[Ids, Ids]:
+        """The rows of a shard that are trained on, and where each ends with its special tokens."""
+        lengths = np.diff(self._arrays("token_files", shard)["document_offsets"])
+        rows = np.delete(np.arange(len(lengths)), self._held_out_rows[shard])
+        return rows, np.cumsum(lengths[rows] + self.wrap)
 
     def _arrays(self, kind: str, shard: int) -> dict[str, NDArray[Any]]:
         entry = self.manifest[kind][shard]
@@ -269,12 +308,10 @@ class TokenSet:
             path = self._directory / entry["file"]
             names = TOKEN_ARRAYS if kind == "token_files" else BLOCK_ARRAYS
             found = map_arrays(path, sha256=entry["sha256"], names=names)
-            if any(entry.get(key, value) != value for key, value in counts_of(found).items()):
+            if any(entry[key] != value for key, value in counts_of(found).items()):
                 raise BadInput(
                     f"{path}: is not what the manifest says; {made_again(self._directory)}"
                 )
-            if kind == "token_files" and "max_id" not in entry:
-                self._tokenizer.check_ids(found["ids"], where=str(path))
             self._opened[entry["file"]] = found
         return self._opened[entry["file"]]
 
@@ -290,20 +327,21 @@ def open_tokens(files: TokenFiles) -> TokenSet:
     return TokenSet(files)
 
 
-def _tokenized(path: Path, *, tokenizer: TextTokenizer) -> dict[str, NDArray[Any]]:
+def _write_tokens(path: Path, *, text: Path, tokenizer: TextTokenizer) -> None:
     dtype = np.uint16 if tokenizer.num_ids <= 2**16 else np.uint32
     ids: list[NDArray[Any]] = [np.array([], dtype=dtype)]
     cuts: list[NDArray[Any]] = [np.array([], dtype=np.int64)]
-    for texts, marks in _documents(path):
+    for texts, marks in _documents(text):
         for own, places in tokenizer.tokenize(texts, marks=marks):
             ids.append(own.astype(dtype))
             cuts.append(places)
-    return {
+    arrays: dict[str, NDArray[Any]] = {
         "ids": np.concatenate(ids),
         "document_offsets": np.cumsum([0, *map(len, ids[1:])], dtype=np.int64),
         "cut_offsets": np.cumsum([0, *map(len, cuts[1:])], dtype=np.int64),
         "cuts": np.concatenate(cuts),
     }
+    write_arrays(path, arrays)
 
 
 def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
@@ -313,16 +351,25 @@ def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
         yield batch["text"].to_pylist(), marks
 
 
-def _packed(tokens: Path, *, room: int, wrap: int) -> dict[str, NDArray[Any]]:
+def _write_blocks(path: Path, *, tokens: Path, files: TokenFiles, held_out: Ids) -> None:
     arrays = map_arrays(tokens, sha256=note_of(tokens)["sha256"])
     bounds = arrays["cut_offsets"].tolist()
     cuts = [arrays["cuts"][a:b] for a, b in itertools.pairwise(bounds)]
-    packing = pack_documents(arrays["document_offsets"], cuts=cuts, room=room, wrap=wrap)
-    return {
+    offsets = arrays["document_offsets"]
+    packing = pack_documents(
+        offsets, cuts=cuts, room=files.block_tokens, wrap=files.wrap, without=held_out
+    )
+    owners = np.searchsorted(offsets, packing.starts, side="right")
+    packed: dict[str, NDArray[Any]] = {
         "starts": packing.starts,
         "lengths": packing.lengths.astype(np.int32),
         "block_offsets": packing.block_offsets,
     }
+    told = {
+        "documents": len(cuts) - len(held_out),
+        "cut_documents": int((np.bincount(owners) > 1).sum()),
+    }
+    write_arrays(path, packed, told=told)
 
 
 def _ends(entries: list[Entry], *, key: str) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ where opening a directory stops at the first.
 """
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ from toolkit.text.manifest import (
     file_problem,
 )
 from toolkit.text.token_files import listed_in
+
+_LISTS_BLOCKS = re.compile(r"blocks-\d+(-without-\d+-\d+)?")  # and no number of one file
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _token_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
     """Of the tokens made from these shards, in the cache beside them. All of it can be made again,
     by whoever needs it, once it is deleted."""
     for listed in sorted((directory / CACHE).glob("tokens-*/blocks-*.json")):
-        if not listed.stem.removeprefix("blocks-").isdigit():
+        if not _LISTS_BLOCKS.fullmatch(listed.stem):  # the note of one file
             continue
         where = listed.parent.relative_to(directory)
         try:

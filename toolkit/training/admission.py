@@ -25,7 +25,7 @@ from toolkit.parallel.agreement import agree
 from toolkit.schema import TrainingRecipe
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
-from toolkit.training.data import digest_of_data
+from toolkit.training.data import digest_of_data, form_of_samples
 from toolkit.training.objectives import check_objective
 from toolkit.training.preflight import preflight
 from toolkit.training.probe import open_probe
@@ -135,7 +135,7 @@ def check(
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
     digest = digest_of_base(recipe.model.base) if leads else ""
-    origin = Origin(recipe.model.base, base_digest=digest, data_digest=data_digest)
+    origin = Origin(recipe.model.base, digest, data_digest, samples=form_of_samples(recipe))
     if leads:
         checkpoint.check_origin(run_dir, origin=origin)
         open_probe(recipe.train.probe)

@@ -43,11 +43,13 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run grows from. Names may change, these digests may not."""
+    """What a run grows from. Names may change; the digests, and how the data become samples
+    (`samples`), may not."""
 
     base: str
     base_digest: str
     data_digest: str
+    samples: str = ""
 
 
 def check_origin(run_dir: Path, *, origin: Origin) -> None:
@@ -62,6 +64,13 @@ def check_origin(run_dir: Path, *, origin: Origin) -> None:
                 f"{folder}: was trained with a {what} of other content; bring that back, or choose "
                 "another run_dir"
             )
+    # Checkpoints of MNTP from before there was this key are of another packing too.
+    if state.get("samples", "") != origin.samples:
+        raise BadInput(
+            f"{folder}: was trained on blocks that another version of the toolkit packed, and this "
+            "one packs others; finish the run with the version that began it, or choose another "
+            "run_dir"
+        )
 
 
 def load_newest(run_dir: Path) -> Checkpoint | None:

@@ -11,11 +11,13 @@ from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
 from toolkit.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.text.held_out import HeldOut
 from toolkit.text.pair_stream import PairStream
 from toolkit.text.pairs import open_pairs
 from toolkit.text.shards import open_shards
-from toolkit.text.stream import Blocks, Samples, Sentences, Stream
+from toolkit.text.stream import Blocks, HeldOutBlocks, Samples, Sentences, Stream
 from toolkit.text.token_shards import (
+    FORMAT,
     TokenFiles,
     finish_token_files,
     make_token_files,
@@ -90,9 +92,22 @@ def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
     if isinstance(recipe, MntpRecipe):
         tokens = open_tokens(token_files(recipe, tokenizer=tokenizer))
         blocks = Blocks(tokens, crossing=recipe.mntp.cross_documents)
-        return Stream(blocks, seed=recipe.train.seed, num_held_out=recipe.mntp.held_out_blocks)
+        held_out = None
+        if recipe.data.held_out_documents:
+            held_out = HeldOutBlocks(tokens, crossing=recipe.mntp.cross_documents)
+        return Stream(blocks, seed=recipe.train.seed, held_out=held_out)
     shards = open_shards(Path(recipe.data.train), verify=False)
-    return Stream(Sentences(shards), seed=recipe.train.seed)
+    return Stream(Sentences(shards, held_out=held_out_by(recipe)), seed=recipe.train.seed)
+
+
+def held_out_by(recipe: TrainingRecipe) -> HeldOut:
+    """The documents that the recipe holds out."""
+    return HeldOut(documents=recipe.data.held_out_documents, seed=recipe.train.seed)
+
+
+def form_of_samples(recipe: TrainingRecipe) -> str:
+    """What else decides which samples a step reads: how documents are packed into blocks."""
+    return FORMAT if isinstance(recipe, MntpRecipe) else ""
 
 
 def token_files(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> TokenFiles:
@@ -101,4 +116,5 @@ def token_files(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> TokenFil
         shards=Path(recipe.data.train).absolute(),
         tokenizer=tokenizer,
         block_tokens=recipe.data.max_tokens,
+        held_out=held_out_by(recipe),
     )
