@@ -66,8 +66,9 @@ def rich_console(*, width: int | None = None) -> "Console":
 def at_work(
     on: str, *, shown: bool = True, first_s: float | None = None, every_s: float = 60.0
 ) -> Iterator[None]:
-    """Say, while the block runs, that it does: after `first_s` (`FIRST_S`), then every `every_s`. For work
-    that cannot be counted, or is done elsewhere. On stderr: what is printed may be for programs."""
+    """Say, while the block runs, that it does: after `first_s` (None: `FIRST_S`), then every
+    `every_s`. For work that cannot be counted, or is done elsewhere. On stderr: what is printed may
+    be for programs."""
     began, over = time.monotonic(), threading.Event()
 
     def tell() -> None:
