@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from toolkit import console
+
 ROOT = Path(__file__).parents[1]
 FIRST_PORT, NUM_PORTS = 19100, 900
 # The two workers of xdist begin half a circle apart, other runs of the tests somewhere else.
@@ -33,6 +35,13 @@ def need(condition: bool, reason: str) -> None:
     if os.environ.get("TOOLKIT_REQUIRE_ALL") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _slow_machines_say_no_more() -> None:
+    """What goes on for long says so on stderr (`console.at_work`): not on a machine that is busy,
+    where tests look at every line. Those of the console give times of their own."""
+    console.FIRST_S = 3600.0
 
 
 @pytest.fixture(scope="session")

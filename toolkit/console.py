@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 LINE_S = 10.0  # between two lines in a log
+FIRST_S = 15.0  # of silence, before work says that it goes on
 
 
 def say(text: object = "") -> None:
@@ -63,14 +64,15 @@ def rich_console(*, width: int | None = None) -> "Console":
 
 @contextlib.contextmanager
 def at_work(
-    on: str, *, shown: bool = True, first_s: float = 15.0, every_s: float = 60.0
+    on: str, *, shown: bool = True, first_s: float | None = None, every_s: float = 60.0
 ) -> Iterator[None]:
-    """Say, while the block runs, that it does: after `first_s`, then every `every_s`. For work
-    that cannot be counted, or is done elsewhere. On stderr: what is printed may be for programs."""
+    """Say, while the block runs, that it does: after `first_s` (None: `FIRST_S`), then every
+    `every_s`. For work that cannot be counted, or is done elsewhere. On stderr: what is printed may
+    be for programs."""
     began, over = time.monotonic(), threading.Event()
 
     def tell() -> None:
-        wait_s = first_s
+        wait_s = FIRST_S if first_s is None else first_s
         while not over.wait(wait_s):
             say_beside(f"{on}: at work, {time.monotonic() - began:,.0f} s so far")
             wait_s = every_s
