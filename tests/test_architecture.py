@@ -83,8 +83,7 @@ WRITES = ("write_atomic", "write_json", "rename", "write_text", "write_bytes")
 MAY_LOOK_AND_WRITE = {
     "toolkit/cluster/heartbeats.py:write": "asks only whether the run has begun; the last is right",
     "toolkit/cluster/heartbeats.py:write_forever": "as `write`, which stands in it",
-    "toolkit/encoding/index.py:_save": "named by its content, and looked for again afterwards; the "
-    "record that is written last is right",
+    "toolkit/encoding/index.py:_save": "looks after it has written, and writes again what is gone",
     "toolkit/evaluate.py:run": "asks for a file in the place of its directory; scores.json is made "
     "whole from what this evaluation has seen, and the last to end is right",
     "toolkit/files.py:_place_in_turn": "looks and renames while it alone may",

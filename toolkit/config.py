@@ -38,13 +38,12 @@ ENCODER_DIR = "encoder"
 ADAPTER_CONFIG = "adapter_config.json"
 # What may differ between a run and its continuation, with all below it; all else would be another
 # run.
-FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.micro_batch_rows"}
-FREE_KEYS |= {"train.micro_batch_tokens"}
-FREE_KEYS |= {"train.save_every_steps", "train.log_every_steps", "train.keep_checkpoints"}
-FREE_KEYS |= {"train.max_skipped_steps", "mntp.evaluate_every_steps", "mntp.cross_entropy"}
-FREE_KEYS |= {"train.keep_every_steps", "train.keep_best", "train.background_save"}
-FREE_KEYS |= {"train.probe"}
-FREE_KEYS |= {"train.views", "train.may_differ", "train.heartbeat_s", "train.stall_s"}
+FREE_KEYS = {"run_dir", "deepspeed", "mntp.evaluate_every_steps", "mntp.cross_entropy"} | {
+    f"train.{key}"
+    for key in "steps micro_batch_rows micro_batch_tokens save_every_steps log_every_steps "
+    "keep_checkpoints max_skipped_steps keep_every_steps keep_best background_save probe views "
+    "may_differ heartbeat_s stall_s".split()
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -224,9 +223,8 @@ def deepspeed_layout(name: str) -> dict[str, Any]:
             raise BadInput(f"{path}: {key} belongs to the recipe ({owner}), not to the layout")
     for key, value in flatten(layout).items():
         if value == "auto":
-            raise BadInput(
-                f'{path}: {key} is "auto", which DeepSpeed drops silently: write a value'
-            )
+            told = '"auto", which DeepSpeed drops silently: write a value'
+            raise BadInput(f"{path}: {key} is {told}")
     return dict(layout)
 
 
