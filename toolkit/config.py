@@ -38,12 +38,12 @@ ENCODER_DIR = "encoder"
 ADAPTER_CONFIG = "adapter_config.json"
 # What may differ between a run and its continuation, with all below it; all else would be another
 # run.
-FREE_KEYS = {"run_dir", "deepspeed", "mntp.evaluate_every_steps", "mntp.cross_entropy"} | {
-    f"train.{key}"
-    for key in "steps micro_batch_rows micro_batch_tokens save_every_steps log_every_steps "
-    "keep_checkpoints max_skipped_steps keep_every_steps keep_best background_save probe views "
-    "may_differ heartbeat_s stall_s".split()
-}
+FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.views", "train.may_differ"}
+FREE_KEYS |= {"train.micro_batch_rows", "train.micro_batch_tokens", "train.log_every_steps"}
+FREE_KEYS |= {"train.save_every_steps", "train.keep_checkpoints", "train.keep_every_steps"}
+FREE_KEYS |= {"train.keep_best", "train.background_save", "train.probe", "train.max_skipped_steps"}
+FREE_KEYS |= {"train.heartbeat_s", "train.stall_s"}
+FREE_KEYS |= {"mntp.evaluate_every_steps", "mntp.cross_entropy"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -270,10 +270,8 @@ def _check_instruction_format(text: str) -> None:
     except (KeyError, IndexError, ValueError):
         known = False
     if not known:
-        raise BadInput(
-            f"supervised.instruction_format={text!r}: write a text with {{instruction}} in it, "
-            'such as "{instruction}; "'
-        )
+        valid = 'write a text with {instruction} in it, such as "{instruction}; "'
+        raise BadInput(f"supervised.instruction_format={text!r}: {valid}")
 
 
 def check_run_dir(recipe: TrainingRecipe) -> None:
