@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forking.start import forked_python
 from toolkit import console
 
 ROOT = Path(__file__).parents[1]
@@ -77,11 +78,23 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def run(command: list[str], *, code: int = 0, cwd: Path = ROOT, timeout_s: float = 600) -> str:
-    """Run a command and return what it printed; fail unless it ends with `code`."""
+def run(
+    command: list[str],
+    *,
+    code: int = 0,
+    cwd: Path = ROOT,
+    timeout_s: float = 600,
+    real: bool = False,
+) -> str:
+    """Run a command and return what it printed; fail unless it ends with `code`.
+
+    A command of this interpreter is forked from a process that has imported the libraries
+    (tests/forking), unless it has to be a `real` start.
+    """
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    forked = command[0] == sys.executable and not real
     done = subprocess.run(
-        command,
+        [forked_python(), *command[1:]] if forked else command,
         cwd=cwd,
         env=environ,
         stdout=subprocess.PIPE,

@@ -1,0 +1,302 @@
+"""A process that has imported everything and forks what `shim.py` asks for.
+
+    python -m tests.forking.server DESCRIPTOR SHIM
+
+The descriptor is of a socket that listens; SHIM is the interpreter whose starts come here. The
+server ends when its standard input does.
+
+A child begins as a real start would: its own command, environment, directory, files and random
+numbers, no signal handler, none of the server's files. It has modules that it did not import, and
+it shares the hashes of strings with the server; so a test of what is imported, of memory or of an
+interpreter's own options starts really. The server must share with the child what an environment
+variable decides while something is imported: a start with another value of these (`IMPORTED`) is
+refused, and becomes a real one.
+"""
+
+import array
+import atexit
+import contextlib
+import gc
+import importlib
+import io
+import json
+import os
+import random
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import types
+from pathlib import Path
+from typing import NoReturn
+
+from tests.forking import shim
+
+# Read by libraries when they are imported, or by the interpreter when it starts.
+IMPORTED = (
+    *("OMP_", "MKL_", "KMP_", "OPENBLAS_", "NUMEXPR_", "ATEN_", "LD_", "MALLOC_", "GLIBC_"),
+    *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "ARROW_", "MPLBACKEND"),
+    *("DS_", "TORCH_", "TRITON_", "CUDA_", "PYTHON", "PMI", "MPI4PY_", "VIRTUAL_ENV", "COVERAGE"),
+)
+# A child sets these for itself.
+PER_CHILD = ("PYTHONPATH", "PYTHONUNBUFFERED", "TORCH_NCCL", "TORCHELASTIC", "PYTHONHASHSEED")
+MODULES = (
+    *("torch", "torch.distributed.run", "torch.distributed.elastic.multiprocessing.api"),
+    *("torch.nn.attention.flex_attention", "torch.utils.checkpoint"),
+    *("transformers", "transformers.models.auto.modeling_auto", "transformers.modeling_utils"),
+    *("transformers.models.mistral.modeling_mistral", "transformers.models.llama.modeling_llama"),
+    *("transformers.integrations.deepspeed", "transformers.trainer_pt_utils", "tokenizers"),
+    *("deepspeed", "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage3", "peft"),
+    *(
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.ops.adam",
+        "safetensors.torch",
+        "datasets",
+    ),
+    *("datasets.io.parquet", "pyarrow.parquet", "pyarrow.compute", "scipy.io", "safetensors.numpy"),
+    *("scipy.stats", "sklearn.linear_model", "sklearn.cluster", "sklearn.metrics", "submitit"),
+    *("pydantic", "yaml", "rich.console", "rich.table", "tqdm", "mwxml", "mwparserfromhell"),
+    *("sentencex", "py3langid", "rensa", "seqeval.metrics", "pytrec_eval", "accelerate"),
+)
+
+
+def preload() -> None:
+    """Import what the doors need, so that no child does. One thread must be left, for a fork."""
+    for name in MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    tasks = Path("/proc/self/task")
+    names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
+    # Arrow's allocator, which looks after itself at a fork.
+    others = [name for name in names[1:] if name != "jemalloc_bg_thd"]
+    assert not others, f"an import started threads, so that a fork is unsafe: {others}"
+    gc.collect()
+    gc.freeze()  # a collection in a child must not copy every page
+
+
+def decided(environ: dict[str, str]) -> dict[str, str]:
+    """The variables that an import may have read."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(IMPORTED) and not name.startswith(PER_CHILD)
+    }
+
+
+def is_supported(arguments: list[str]) -> bool:
+    """Whether `become` can run this: -u, then -m, -c or a script."""
+    rest = arguments[1:] if arguments[:1] == ["-u"] else arguments
+    if not rest:
+        return False
+    return (rest[0] in ("-m", "-c") and len(rest) > 1) or rest[0].endswith(".py")
+
+
+class Server:
+    """Answers shims until its standard input ends, with which all children are killed."""
+
+    def __init__(self, listener: socket.socket, *, own: dict[str, str]) -> None:
+        self._own = own
+        self._surroundings = json.loads(json.dumps(shim.surroundings()))
+        self._shims: dict[int, socket.socket] = {}  # by the process number of the child
+        self._listener = listener
+        self._woken, self._waker = socket.socketpair()
+        for one in (self._woken, self._waker):
+            one.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._selector = selectors.DefaultSelector()
+        for source in (self._listener, self._woken, sys.stdin):
+            self._selector.register(source, selectors.EVENT_READ)
+
+    def serve(self) -> dict[str, object] | None:
+        """Serve; in a child returns what it was asked for, in the server None at the end."""
+        while True:
+            for key, _ in self._selector.select():
+                if key.fileobj is sys.stdin:
+                    for process in self._shims:
+                        os.kill(process, signal.SIGKILL)
+                    return None
+                if key.fileobj is self._listener:
+                    asked = self._accept()
+                    if asked is not None:
+                        return asked
+                elif key.fileobj is self._woken:
+                    with contextlib.suppress(BlockingIOError):
+                        self._woken.recv(4096)
+                    self._reap()
+                elif key.data in self._shims:  # the shim was killed: so is what it stands for
+                    os.kill(key.data, signal.SIGKILL)
+                    self._selector.unregister(key.fileobj)
+
+    def _accept(self) -> dict[str, object] | None:
+        connection, _ = self._listener.accept()
+        connection.settimeout(10)
+        try:
+            asked, files = _received(connection)
+        except (OSError, EOFError, ValueError):
+            connection.close()
+            return None
+        if not self._can_fork(asked):
+            connection.sendall(bytes(8))
+            connection.close()
+            for number in files:
+                os.close(number)
+            return None
+        process = os.fork()
+        if process == 0:
+            self._leave(connection)
+            asked["files"] = files
+            return asked
+        for number in files:
+            os.close(number)
+        self._shims[process] = connection
+        self._selector.register(connection, selectors.EVENT_READ, data=process)
+        with contextlib.suppress(OSError):
+            connection.sendall(process.to_bytes(8, "little"))
+        return None
+
+    def _can_fork(self, asked: dict[str, object]) -> bool:
+        environ, arguments = asked["environ"], asked["arguments"]
+        assert isinstance(environ, dict) and isinstance(arguments, list)
+        same = asked["surroundings"] == self._surroundings
+        return same and decided(environ) == self._own and is_supported(arguments)
+
+    def _reap(self) -> None:
+        while self._shims:
+            process, status = os.waitpid(-1, os.WNOHANG)
+            if process == 0:
+                return
+            connection = self._shims.pop(process)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(status.to_bytes(8, "little"))
+            connection.close()
+
+    def _leave(self, connection: socket.socket) -> None:
+        """Be no server any more, in a child."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._selector.close()
+        for one in (self._listener, self._woken, self._waker, connection, *self._shims.values()):
+            one.close()
+
+
+def _received(connection: socket.socket) -> tuple[dict[str, object], list[int]]:
+    """What a shim asks, and the numbers that its three files have here."""
+    size = array.array("i")
+    head, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(3 * size.itemsize))
+    for _, _, data in ancillary:
+        size.frombytes(data)
+    content, wanted = b"", int.from_bytes(head, "little")
+    while len(content) < wanted:
+        got = connection.recv(wanted - len(content))
+        if not got:
+            raise EOFError("the shim is gone")
+        content += got
+    return json.loads(content), list(size)
+
+
+def become(asked: dict[str, object], *, python: str) -> NoReturn:
+    """Be the process that was asked for, to its end."""
+    arguments, environ, files = asked["arguments"], asked["environ"], asked["files"]
+    assert isinstance(arguments, list) and isinstance(environ, dict) and isinstance(files, list)
+    os.setpgid(0, 0)  # what is meant for the shim's group reaches the child once, forwarded
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environ)
+    os.umask(int(str(asked["umask"])))
+    os.chdir(str(asked["directory"]))
+    random.seed()
+    sys.modules["numpy"].random.seed()
+    is_unbuffered = arguments[:1] == ["-u"] or bool(environ.get("PYTHONUNBUFFERED"))
+    _open_streams(is_unbuffered=is_unbuffered)
+    rest = arguments[1:] if arguments[:1] == ["-u"] else arguments
+    # A launcher of ranks has them forked too; all else starts what it starts as it is.
+    if rest[:2] == ["-m", "torch.distributed.run"]:
+        sys.executable = python
+    paths = [path for path in environ.get("PYTHONPATH", "").split(":") if path]
+    sys.path[:] = [*paths, *(path for path in sys.path if path not in (*paths, "", os.getcwd()))]
+    _run(rest)
+
+
+def _run(rest: list[str]) -> NoReturn:
+    """Run it as `__main__`, and end as an interpreter does: by the same code, after all threads and
+    exit handlers. Objects are not taken down one by one, which costs as much as a small test."""
+    code = 0
+    try:
+        _run_main(rest)
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            code = end.code
+        elif end.code is not None:
+            print(end.code, file=sys.stderr)
+            code = 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or 120  # what the interpreter says where its output cannot be written
+    if code < 0:
+        signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
+
+
+def _run_main(rest: list[str]) -> None:
+    kind, *others = rest
+    if kind == "-m":
+        sys.argv = others
+        sys.path.insert(0, os.getcwd())
+        sys.modules.pop(others[0], None)
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        sys.argv = ["-c", *others[1:]]
+        sys.path.insert(0, "")
+        main = types.ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(others[0], "<string>", "exec"), main.__dict__)
+    else:
+        sys.argv = rest
+        sys.path.insert(0, str(Path(kind).resolve().parent))
+        runpy.run_path(kind, run_name="__main__")
+
+
+def _open_streams(*, is_unbuffered: bool) -> None:
+    """Standard streams as an interpreter opens them on files."""
+    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        errors = "backslashreplace" if name == "stderr" else "strict"
+        stream = io.TextIOWrapper(
+            open(number, "wb", 0 if is_unbuffered else -1, closefd=False),  # noqa: SIM115
+            encoding="utf-8",
+            errors=errors,
+            line_buffering=name == "stderr",
+            write_through=is_unbuffered,
+        )
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def main() -> None:
+    """Serve; a child ends in `become`."""
+    descriptor, python = sys.argv[1:]
+    own = decided(dict(os.environ))  # before imports, which set some of these themselves
+    preload()
+    asked = Server(socket.socket(fileno=int(descriptor)), own=own).serve()
+    if asked is not None:
+        become(asked, python=python)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The interpreter whose starts are forks, for a test session."""
+
+import atexit
+import functools
+import os
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+SHIM = Path(__file__).with_name("shim.py")
+ROOT = Path(__file__).parents[2]
+SWITCH = "TOOLKIT_TEST_REAL_STARTS"  # 1: every start is a real one
+
+
+@functools.cache
+def forked_python() -> str:
+    """The path of an interpreter whose starts are forks; `sys.executable` where that is not wanted.
+
+    Its server begins with the first start, in the environment of this moment: another environment
+    is a real start (`server.IMPORTED`).
+    """
+    if os.environ.get(SWITCH) == "1":
+        return sys.executable
+    folder = Path(tempfile.mkdtemp(prefix="toolkit-forks-"))
+    python, address = folder / "python", folder / "socket"
+    # -I and -S leave out site-packages, which the shim needs not.
+    python.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -I -S {SHIM} {address} {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(address))
+    listener.listen(64)
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    threading.Thread(target=_serve, args=(listener, environ, python), daemon=True).start()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(python)
+
+
+def _serve(listener: socket.socket, environ: dict[str, str], python: Path) -> None:
+    """Start the server when the first shim calls; it takes over the socket."""
+    select.select([listener], [], [])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.forking.server", str(listener.fileno()), str(python)],
+        cwd=ROOT,
+        env=environ,
+        stdin=subprocess.PIPE,  # its end is the server's: also when this process is killed
+        stdout=subprocess.DEVNULL,  # what libraries print when they are imported
+        pass_fds=[listener.fileno()],
+    )
+    listener.close()
+    atexit.register(server.wait)
+    if server.stdin:
+        atexit.register(server.stdin.close)  # first: exit handlers run from the last
