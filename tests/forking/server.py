@@ -41,7 +41,7 @@ IMPORTED = (
     *("DS_", "TORCH_", "TRITON_", "CUDA_", "PYTHON", "PMI", "MPI4PY_", "VIRTUAL_ENV", "COVERAGE"),
 )
 # A child sets these for itself.
-PER_CHILD = ("PYTHONPATH", "PYTHONUNBUFFERED", "TORCH_NCCL", "TORCHELASTIC", "PYTHONHASHSEED")
+PER_CHILD = ("PYTHONUNBUFFERED", "TORCH_NCCL", "TORCHELASTIC")
 MODULES = (
     *("torch", "torch.distributed.run", "torch.distributed.elastic.multiprocessing.api"),
     *("torch.nn.attention.flex_attention", "torch.utils.checkpoint"),
@@ -219,8 +219,8 @@ def become(asked: dict[str, object], *, python: str) -> NoReturn:
     # A launcher of ranks has them forked too; all else starts what it starts as it is.
     if rest[:2] == ["-m", "torch.distributed.run"]:
         sys.executable = python
-    paths = [path for path in environ.get("PYTHONPATH", "").split(":") if path]
-    sys.path[:] = [*paths, *(path for path in sys.path if path not in (*paths, "", os.getcwd()))]
+    # `-m` has put the directory of the server first; PYTHONPATH is the same (`IMPORTED`).
+    sys.path[:] = [path for path in sys.path[1:] if path]
     _run(rest)
 
 
