@@ -27,6 +27,7 @@ from toolkit.schema import (
     SupervisedRecipe,
     TrainingRecipe,
     batch_split,
+    check_no_blocks,
 )
 from toolkit.shown import as_yaml
 
@@ -166,18 +167,12 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
         )
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
-    _check_held_out(recipe)
+        if number := recipe.data.held_out_documents:
+            raise BadInput(f"data.held_out_documents={number}: pairs are of no documents; give 0")
+    check_no_blocks(recipe)
     _check_schedule(recipe)
     check_run_dir(recipe)
     return micro, accumulation
-
-
-def _check_held_out(recipe: TrainingRecipe) -> None:
-    if isinstance(recipe, SupervisedRecipe) and (number := recipe.data.held_out_documents):
-        raise BadInput(f"data.held_out_documents={number}: pairs are of no documents; give 0")
-    if isinstance(recipe, MntpRecipe) and (blocks := recipe.mntp.held_out_blocks):
-        told = f"mntp.held_out_blocks={blocks}: whole documents are held out now"
-        raise BadInput(f"{told}; give data.held_out_documents=N in its place")
 
 
 def _check_schedule(recipe: TrainingRecipe) -> None:
@@ -281,7 +276,9 @@ def check_run_dir(recipe: TrainingRecipe) -> None:
         raise BadInput(f"run_dir={recipe.run_dir} is a file: choose another")
     if not (path / "config.yaml").is_file():
         return
-    old = flatten(load_recipe(str(path / "config.yaml")).model_dump(mode="json"))
+    before = load_recipe(str(path / "config.yaml"))
+    check_no_blocks(before)
+    old = flatten(before.model_dump(mode="json"))
     new = flatten(recipe.model_dump(mode="json"))
     if unknown := [key for key in recipe.train.may_differ if key not in new]:
         raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe")

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.files import BadInput
 from toolkit.section import Count, Fraction, Natural, Positive, Probability, Section, Text
@@ -122,9 +122,16 @@ class Mntp(Section):
     mask_policy: Literal["bert", "all"]
     mask_token: Text = "_"  # noqa: S105 (no password)
     cross_documents: bool = False
-    held_out_blocks: Natural = Field(default=0, exclude=True)
+    held_out_blocks: Natural = 0
     evaluate_every_steps: Count = 100
     cross_entropy: Kernel = "torch"
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_gone(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = whole(self)
+        if not self.held_out_blocks:
+            del found["held_out_blocks"]
+        return found
 
 
 class Simcse(Section):
@@ -166,6 +173,16 @@ class MntpRecipe(TrainingRecipe):
 
     kind: Literal["mntp"]
     mntp: Mntp
+
+
+def check_no_blocks(recipe: Section) -> None:
+    """Raise `BadInput` for a recipe that holds out blocks, as older ones did."""
+    if isinstance(recipe, MntpRecipe) and (blocks := recipe.mntp.held_out_blocks):
+        raise BadInput(
+            f"mntp.held_out_blocks={blocks}: whole documents are held out now, "
+            "data.held_out_documents=N; a run that began with blocks is finished by the version it "
+            "began with"
+        )
 
 
 class SimcseRecipe(TrainingRecipe):

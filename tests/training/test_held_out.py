@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from tests.conftest import QUICKSTART
 from tests.text.making import shard_articles
-from toolkit.config import check_training, load_recipe
+from toolkit.config import check_training, load_recipe, to_yaml
 from toolkit.files import BadInput, committed_directory, write_json
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.schema import MntpRecipe, TrainingRecipe
@@ -26,7 +26,7 @@ from toolkit.text.held_out import HeldOut
 from toolkit.text.manifest import content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
-from toolkit.text.stream import Stream
+from toolkit.text.stream import HeldOutBlocks, Stream
 from toolkit.text.token_shards import finish_token_files, make_token_files
 from toolkit.training import data
 from toolkit.training.checkpoint import Origin, check_origin
@@ -215,7 +215,10 @@ def test_any_number_of_documents_is_drawn_once_and_one_is_left(
     ("arguments", "message"),
     [
         (["tiny_supervised", "data.held_out_documents=3"], "pairs are of no documents"),
-        (["tiny_mntp", "mntp.held_out_blocks=9"], "give data.held_out_documents=N in its place"),
+        (
+            ["tiny_mntp", "mntp.held_out_blocks=9"],
+            "whole documents are held out now, data.held_out_documents=N",
+        ),
         (["tiny_simcse", "data.held_out_documents=3", "train.keep_best=true"], "nothing says"),
     ],
 )
@@ -226,19 +229,32 @@ def test_what_cannot_be_held_out_is_refused(arguments: list[str], message: str) 
         check_training(recipe, world_size=1)
 
 
-def test_held_out_documents_without_text_are_refused(tmp_path: Path) -> None:
-    """Only when all of them are: a mean over nothing is no loss."""
-    blank = [Article(id=str(n), title="", url="", text="") for n in range(6)]
-    shards = shard_articles(
-        [*blank, Article(id="x", title="", url="", text="Some text.")],
-        output=tmp_path / "blank" / "shards",
-        max_bad_fraction=1.0,
-    )
-    if open_shards(shards).num_rows < 7:
-        return  # what has no text is no document: nothing to refuse
-    stream, _ = stream_of("mntp", shards=shards, documents=1, overrides=[])
-    with pytest.raises(BadInput, match="hold no text"):
-        assert stream.num_held_out
+def test_a_run_that_held_out_blocks_is_read_but_not_continued(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny_mntp", overrides=[f"run_dir={tmp_path}"])
+    assert isinstance(recipe, MntpRecipe) and "held_out_blocks" not in to_yaml(recipe)
+    old = load_recipe("tiny_mntp", overrides=["mntp.held_out_blocks=9"])
+    (tmp_path / "config.yaml").write_text(to_yaml(old))
+    assert load_recipe(str(tmp_path / "config.yaml")) == old
+    with pytest.raises(BadInput, match="is finished by the version it began with"):
+        check_training(recipe, world_size=1)
+
+
+def test_held_out_documents_without_a_token_are_refused() -> None:
+    """A mean over nothing is no loss. Shards hold no such document; a tokenizer may make one."""
+
+    class Blank:
+        block_tokens, wrap = 64, 1
+
+        def held_out(self) -> list[tuple[int, int]]:
+            return [(0, 0)]
+
+        def document(self, shard: int, row: int) -> Any:
+            return np.array([], dtype=np.uint16)
+
+    blank: Any = Blank()
+    for crossing in (False, True):
+        with pytest.raises(BadInput, match="hold no text: hold out more of them"):
+            assert HeldOutBlocks(blank, crossing=crossing).num_samples
 
 
 def test_a_run_of_another_packing_is_not_continued(tmp_path: Path) -> None:

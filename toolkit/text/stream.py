@@ -141,14 +141,15 @@ class HeldOutBlocks:
 
     @functools.cached_property
     def _rows(self) -> list[NDArray[np.int64]]:
+        if not self._documents:
+            raise BadInput("the documents that are held out hold no text: hold out more of them")
         bare = (self._tokens.document(*place) for place in self._documents)
-        wrap = self._tokens.wrapped if self._crossing else lambda ids: ids.astype(np.int64)
-        return [wrap(ids) for ids in bare]
+        if self._crossing:
+            return [self._tokens.wrapped(ids) for ids in bare]
+        return [ids.astype(np.int64) for ids in bare]
 
     @functools.cached_property
     def _ids(self) -> NDArray[np.int64]:
-        if not self._rows:
-            raise BadInput("the documents that are held out hold no text: hold out more of them")
         return np.concatenate(self._rows)
 
     @functools.cached_property
