@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 from tests.faults.killer import Call, Run, Trainer, served
 from toolkit import verify
 from toolkit.files import BadInput
-from toolkit.training import checkpoint
+from toolkit.training import checkpoint, steps
 from toolkit.training.metrics import read_metrics
 
 KILLED = -9
@@ -53,7 +53,7 @@ class Story:
 
 
 def outcome(run_dir: Path) -> Outcome:
-    newest = checkpoint.newest(run_dir)
+    newest = steps.newest(run_dir)
     assert newest
     tensors = {}
     for path in [*newest.rglob("*.safetensors"), *(run_dir / "encoder").rglob("*.safetensors")]:
@@ -123,7 +123,7 @@ def lost(story: Story, *, run_dir: Path) -> list[str]:
     """Whether more was lost than a save interval, or what is there is not whole."""
     faults = []
     done = max((int(row["step"]) for row in read_metrics(run_dir)), default=0)
-    newest = checkpoint.newest(run_dir)
+    newest = steps.newest(run_dir)
     step = int(newest.name.removeprefix("step-")) if newest else 0
     first = 3 if story.before else 0
     if step < max(first, done - SAVE_EVERY):

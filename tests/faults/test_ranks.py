@@ -21,7 +21,7 @@ from tests.faults.killer import Run, Trainer
 from tests.faults.test_kills import Outcome, outcome
 from tests.faults.troubles import STEP, TROUBLES
 from toolkit.cluster.watchdog import WATCHDOG_EXIT
-from toolkit.training import checkpoint
+from toolkit.training import steps
 
 RANKS, CULPRIT, STEPS, SAVE_EVERY, HEARTBEAT_S, STALL_S = 4, 2, 8, 2, 2.0, 20.0
 LINE = re.compile(
@@ -149,7 +149,7 @@ def check(name: str, expected: Expected, *, arguments: list[str], runs: Trainer,
         assert len(stacks) >= RANKS - 1  # of those that still could
     if expected.code == expected.others == 1:  # the last state is lost: the run's own failure
         assert printed.count(f"error: {run_dir}: step {STEPS} could not be saved") == RANKS
-    newest = checkpoint.newest_step(run_dir)
+    newest = steps.newest_step(run_dir)
     assert newest == expected.goes_on_after
     done = {1: STEPS, 0: STEPS, 75: newest}[expected.code] if name in LIVED else STEP - 1
     lost = done - newest

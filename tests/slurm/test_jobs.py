@@ -19,8 +19,9 @@ from tests.conftest import run
 from tests.slurm.cluster import Cluster
 from toolkit.encoding.store import VectorStore
 from toolkit.files import read_json
-from toolkit.training.checkpoint import PREFIX, load_newest, newest
+from toolkit.training.checkpoint import load_newest
 from toolkit.training.metrics import read_metrics
+from toolkit.training.steps import PREFIX, newest
 
 pytestmark = pytest.mark.usefixtures("idle")
 
