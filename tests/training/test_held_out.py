@@ -27,7 +27,7 @@ from toolkit.text.manifest import content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import HeldOutBlocks, Stream
-from toolkit.text.token_shards import finish_token_files, make_token_files
+from toolkit.text.token_shards import TokenFiles, finish_token_files, make_token_files
 from toolkit.training import data
 from toolkit.training.checkpoint import Origin, check_origin
 from toolkit.training.mntp import MntpObjective
@@ -43,26 +43,40 @@ def held_out_rows(run_dir: Path) -> list[dict[str, float]]:
     return [row for row in rows if "held_out_loss" in row]
 
 
-def naive(model: Path, *, shards: Path, trained: Path | None = None) -> tuple[float, float]:
-    """Loss and accuracy with all logits, block by block, each document alone."""
-    overrides = [f"data.train={shards}", f"model.base={model}"]
-    overrides += [f"data.held_out_documents={NUM_HELD_OUT}"]
-    recipe = load_recipe("tiny_mntp", overrides=overrides)
+def make_all(files: TokenFiles) -> None:
+    make_token_files(files, part=0, parts=1)
+    assert finish_token_files(files)
+
+
+def naive(
+    model: Path,
+    *,
+    shards: Path,
+    trained: Path | None = None,
+    documents: int = NUM_HELD_OUT,
+    overrides: Sequence[str] = (),
+) -> tuple[float, float]:
+    """Loss and accuracy on held-out documents with all logits, block by block, each document
+    alone."""
+    own = [f"data.train={shards}", f"model.base={model}", f"data.held_out_documents={documents}"]
+    recipe = load_recipe("tiny_mntp", overrides=[*own, *overrides])
     assert isinstance(recipe, MntpRecipe)
     tokenizer = data.open_tokenizer(recipe)
+    make_all(data.token_files(recipe, tokenizer=tokenizer))
     objective = build_objective(recipe, tokenizer=tokenizer)
     assert isinstance(objective, MntpObjective)
     stream = data.open_stream(recipe, tokenizer=tokenizer)
     assert isinstance(stream, Stream)
-    # An odd number of micro-batches of four, the last one short: a turn in which a rank has none.
-    assert stream.num_held_out % 4 and -(-stream.num_held_out // 4) % 2
     decoder = load_backbone(
         str(model), config=load_config(str(model)), head=True, dtype="fp32", attention="eager"
     ).eval()
     if trained:
         decoder.model.load_state_dict(load_file(trained / "model.safetensors"))
     loss, correct, units = 0.0, 0, 0
-    for block in objective.encode(stream.held_out(0, stream.num_held_out), tokenizer=tokenizer):
+    blocks = objective.encode(stream.held_out(0, stream.num_held_out), tokenizer=tokenizer)
+    # An odd number of micro-batches of four, the last one short: a turn in which a rank has none.
+    assert documents != NUM_HELD_OUT or (len(blocks) % 4 and -(-len(blocks) // 4) % 2)
+    for block in blocks:
         for ids_T, predict_T, target_M in zip(
             block.rows, block.predict, block.targets, strict=True
         ):
@@ -135,9 +149,7 @@ def stream_of(kind: str, *, shards: Path, documents: int, overrides: list[str]) 
     assert isinstance(recipe, TrainingRecipe)
     tokenizer = data.open_tokenizer(recipe)
     if isinstance(recipe, MntpRecipe):
-        files = data.token_files(recipe, tokenizer=tokenizer)
-        make_token_files(files, part=0, parts=1)
-        assert finish_token_files(files)
+        make_all(data.token_files(recipe, tokenizer=tokenizer))
     return data.open_stream(recipe, tokenizer=tokenizer), AutoTokenizer.from_pretrained(
         recipe.model.base
     )
