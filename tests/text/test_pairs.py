@@ -93,6 +93,19 @@ NLI = [
 ]
 
 
+def test_rows_of_a_table_are_not_swallowed(tmp_path: Path) -> None:
+    """By a quote that nobody closes, or one inside of a text; a row of other columns is bad."""
+    path = tmp_path / "x.csv"
+    path.write_text('query,answer\na,"b, ""c"""\nd\ne,f,g\nh,i\n')
+    pairs, bad = read(path)
+    assert [(pair.query, pair.positive) for pair in pairs] == [("a", 'b, "c"'), ("h", "i")]
+    assert bad == [("line 3", "has not 2 columns"), ("line 4", "has not 2 columns")]
+    for row in ('"a,b', '"He" said,b'):
+        path.write_text(f"query,answer\n{row}\nc,d\ne,f\n")
+        with pytest.raises(BadInput, match=r"x.csv, line \d: its quotes cannot be read"):
+            read(path)
+
+
 def test_nli_gives_triplets_from_any_layout(tmp_path: Path) -> None:
     wanted = [Pair("A man sleeps.", "Somebody rests.", ("A man runs.", "Nobody rests."))]
     names = ("sentence1", "sentence2", "gold_label")

@@ -19,9 +19,16 @@ class Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
+class Commas(csv.excel):
+    """Fields parted by commas. A quote that is not closed is an error: it would take in the rows
+    behind it."""
+
+    strict = True
+
+
 def dialect_of(path: Path) -> type[csv.Dialect]:
     """How the fields of a .tsv and of a .csv are parted and quoted."""
-    return Tabs if path.suffix == ".tsv" else csv.excel
+    return Tabs if path.suffix == ".tsv" else Commas
 
 
 def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[str]]:
@@ -63,7 +70,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                 where = f"{path}, line {number}"
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise BadInput(f"{where}: is no JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise BadInput(f'{where}: is not like {{"text": "...", "label": "..."}}')

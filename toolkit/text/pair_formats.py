@@ -144,9 +144,22 @@ def _rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
                 yield f"row {number}", row
     elif path.suffix in TABLES:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle, delimiter="\t" if path.suffix == ".tsv" else ",")
-            for row in reader:
-                yield f"line {reader.line_num}", row
+            # Strict: a quote that is not closed would take the rows behind it into its own.
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            reader = csv.DictReader(handle, delimiter=delimiter, strict=True)
+            names = reader.fieldnames or []
+            try:
+                for row in reader:
+                    where = f"line {reader.line_num}"
+                    if None in row or None in row.values():
+                        on_bad(where, f"has not {len(names)} columns", str([*row.values()])[:80])
+                    else:
+                        yield where, row
+            except csv.Error as error:
+                raise BadInput(
+                    f"{path}, line {reader.line_num}: its quotes cannot be read ({error}); write "
+                    '"" for a quote in a text, or JSON lines'
+                ) from error
     else:
         yield from _json_rows(path, on_bad=on_bad)
 
