@@ -32,6 +32,7 @@ LEASE, LEASE_S = "prepare", 60.0  # of the three files, which are of one collect
 TEXT_FIELDS = ("text", "body")
 TITLE_FIELDS = ("title", "headline", "head")
 OPENED, TAG = re.compile(r"<(\w+)(?:\s[^<>]*)?>"), re.compile(r"</?\w+(?:\s[^<>]*)?>")
+CLOSED = re.compile(r"</(\w+)\s*>")
 NUMBER = re.compile(r"(?:number\s*:)?\s*(\S+)", re.IGNORECASE)
 
 
@@ -45,11 +46,10 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); UTF-8, please") from error
-    flags = re.DOTALL | re.IGNORECASE
-    found = re.findall(rf"<{tag}>(.*?)</{tag}>", content, flags)
+    found = list(_elements(content, tag=tag))
     if not found:
         raise BadInput(f"{path}: no <{tag}> ... </{tag}> in it")
-    num_opened = len(re.findall(rf"<{tag}>", content, flags))
+    num_opened = len(re.findall(rf"<{tag}>", content, re.IGNORECASE))
     if num_opened != len(found):  # one that is not closed would take the next one into it
         raise BadInput(
             f"{path}: {num_opened} <{tag}> and {len(found)} that are closed by </{tag}>: close "
@@ -63,13 +63,30 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
         yield fields
 
 
+def _elements(content: str, *, tag: str) -> Iterator[str]:
+    """What stands between each <tag> and the next </tag>."""
+    begins, ends = (re.compile(f"<{slash}{tag}>", re.IGNORECASE) for slash in ("", "/"))
+    place = 0
+    while (opened := begins.search(content, place)) and (
+        closed := ends.search(content, opened.end())
+    ):
+        yield content[opened.end() : closed.start()]
+        place = closed.end()
+
+
 def _fields(inner: str) -> Iterator[tuple[str, str]]:
     """Each field at the top with what is in it, tags within it too. An old topic does not close its
     fields: one ends where the next begins."""
+    ends: dict[str, list[re.Match[str]]] = {}  # the last first; not searched for again and again
+    for match in reversed([*CLOSED.finditer(inner)]):
+        ends.setdefault(match.group(1).lower(), []).append(match)
     place = 0
     while opened := OPENED.search(inner, place):
         name, start = opened.group(1).lower(), opened.end()
-        closed = re.compile(rf"</{name}\s*>", re.IGNORECASE).search(inner, start)
+        waiting = ends.get(name, [])
+        while waiting and waiting[-1].start() < start:
+            waiting.pop()
+        closed = waiting[-1] if waiting else None
         following = OPENED.search(inner, start)
         end = closed.start() if closed else following.start() if following else len(inner)
         yield name, inner[start:end]

@@ -108,6 +108,7 @@ def test_pairs_are_read_by_their_columns(tmp_path: Path) -> None:
         ("l.csv", b"text,label\na\n", r"line 2: 'label' is 'None', not a text"),
         ("l.csv", b"text,label\na,b,c\n", r"line 2: more fields than the header has"),
         ("l.csv", b"text,label\n", r"l\.csv: no rows"),
+        ("l.csv", b'text,label\n"a,b\nc,d\n', r"l\.csv: cannot be read \(unexpected end of data"),
         ("l.csv", b"\xff\xfe", r"l\.csv: cannot be read"),
         ("l.jsonl", b'{"text": "a", "label": "b"}\n{\n', r"line 2: is no JSON"),
         ("l.jsonl", b"[]\n", r"line 1: is not like"),

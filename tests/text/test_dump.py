@@ -1,6 +1,8 @@
 """Every kind of page, every file that is no dump, and multistream dumps read from anywhere."""
 
 import bz2
+import contextlib
+import encodings.aliases
 import gzip
 from collections import Counter
 from pathlib import Path
@@ -8,6 +10,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from tests.text.damage import PACKS
 from toolkit.text.dump import MAX_PAGE_BYTES, Dump
 from toolkit.text.readers import DumpPages
 from toolkit.text.records import Article, Damaged, Rejected
@@ -38,7 +41,7 @@ def read(path: Path) -> tuple[list[Article], Counter[str]]:
     return articles, rejected
 
 
-@pytest.mark.parametrize("pack", [bytes, bz2.compress, gzip.compress])
+@pytest.mark.parametrize("pack", [bytes, *PACKS.values()])
 def test_only_articles_are_kept(tmp_path: Path, pack: object) -> None:
     assert callable(pack)
     path = tmp_path / "misnamed.xml"
@@ -93,6 +96,10 @@ BAD_DUMPS = {
     "odd.xml": (
         b'<?xml version="1.0" encoding="klingon"?><mediawiki></mediawiki>',
         "is in an encoding that nobody knows, 'klingon'",
+    ),
+    "rotten.xml": (
+        b'<?xml version="1.0" encoding="rot13"?><mediawiki></mediawiki>',
+        "is in an encoding that nobody knows, 'rot13'",
     ),
     "half.xml": ("<mediawiki>é</mediawiki>".encode("utf-16")[:-1] + b"\xd8", "no MediaWiki"),
 }
@@ -176,7 +183,7 @@ def multistream(folder: Path, *, pages: list[str], size: int, packed: bool = Tru
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("size", [1, 7, 100])
 def test_a_multistream_dump_is_read_from_any_page(tmp_path: Path, size: int, packed: bool) -> None:
-    pages = [a_page(f"T{i}", f"Some text of page {i * i}.") for i in range(60)]
+    pages = [a_page(f"T{i}", f"Some text of page {i * i}.", number=i) for i in range(60)]
     path = multistream(tmp_path, pages=pages, size=size, packed=packed)
     plain = tmp_path / "plain.xml"
     plain.write_bytes(a_dump(*pages))
@@ -194,6 +201,7 @@ def test_a_multistream_dump_is_read_from_any_page(tmp_path: Path, size: int, pac
         (b"abc:1:A\n", r"is damaged \(line 1\)"),
         (b"", "is damaged"),
         (b"11:1:A\n12:2:B\n", "belongs to another file"),
+        (b"123\n", r"is damaged \(line 1\)"),
     ],
 )
 def test_an_index_that_does_not_fit_is_named(tmp_path: Path, index: bytes, message: str) -> None:
@@ -202,6 +210,40 @@ def test_an_index_that_does_not_fit_is_named(tmp_path: Path, index: bytes, messa
     beside.write_bytes(bz2.compress(index))
     with pytest.raises(Damaged, match=f"its index .*{beside.name} {message}"):
         list(Dump(path).pages(0))
+
+
+def test_an_index_that_lacks_a_line_is_named(tmp_path: Path) -> None:
+    """Every page behind it would have another number, and some reader would miss one."""
+    pages = [a_page(f"T{i}", f"Page {i}.", number=i) for i in range(20)]
+    path = multistream(tmp_path, pages=pages, size=5, packed=False)
+    (index,) = tmp_path.glob("*index*")
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join(lines[:7] + lines[8:]))
+    found = []
+    with pytest.raises(Damaged, match=r"its index .* names another page 10"):
+        found.extend(Dump(path).pages(0))
+    assert len(found) == 9
+    index.unlink()
+    cut = bz2.compress(b"".join(lines))[:-9]
+    index.with_name(index.name + ".bz2").write_bytes(cut)
+    with pytest.raises(Damaged, match="ends too early"):
+        list(Dump(path).pages(0))
+
+
+@pytest.mark.parametrize(
+    "name", [*sorted({*encodings.aliases.aliases.values()}), "idna", "undefined"]
+)
+def test_an_encoding_of_texts_is_read_and_another_one_named(tmp_path: Path, name: str) -> None:
+    """Whatever Python calls a codec: rot13 and zip are no encodings of a dump."""
+    plain = (
+        f"""<?xml version='1.0' encoding='{name}'?>{a_dump(a_page("A", "Some words.")).decode()}"""
+    )
+    path = tmp_path / "x.xml"
+    for data in (plain.encode(), plain.encode().replace(b"words", b"w\xe9\xff\x00rds")):
+        path.write_bytes(data)
+        with contextlib.suppress(Damaged):
+            articles, rejected = read(path)
+            assert [article.title for article in articles] == ["A"] or rejected
 
 
 def test_a_real_english_dump(real_data: Path) -> None:

@@ -103,6 +103,22 @@ NLI = [
 ]
 
 
+def test_rows_of_a_table_are_not_swallowed(tmp_path: Path) -> None:
+    """By a quote that nobody closes, or one inside of a text; a row of other columns is bad."""
+    path = tmp_path / "x.csv"
+    path.write_text('query,answer\na,"b, ""c"""\nd\ne,f,g\nh,i\n')
+    pairs, bad = read(path)
+    assert [(pair.query, pair.positive) for pair in pairs] == [("a", 'b, "c"'), ("h", "i")]
+    assert bad == [
+        ("line 3", "fewer fields than the header has"),
+        ("line 4", "more fields than the header has"),
+    ]
+    for row in ('"a,b', '"He" said,b'):
+        path.write_text(f"query,answer\n{row}\nc,d\ne,f\n")
+        with pytest.raises(BadInput, match=r"x.csv, line \d: its quotes cannot be read"):
+            read(path)
+
+
 def test_nli_gives_triplets_from_any_layout(tmp_path: Path) -> None:
     wanted = [Pair("A man sleeps.", "Somebody rests.", ("A man runs.", "Nobody rests."))]
     names = ("sentence1", "sentence2", "gold_label")
@@ -187,7 +203,10 @@ def test_a_quote_in_a_tsv_swallows_no_rows_and_a_tab_too_many_is_told(tmp_path: 
     (tmp_path / "x.tsv").write_text("\n".join(lines))
     pairs, bad = read(tmp_path / "x.tsv")
     assert pairs == [Pair('"Hello', "p1"), Pair("q2", "p2"), Pair('q3"', "p3")]
-    assert bad == [("line 5", "more fields than the header has"), ("line 6", "no positive")]
+    assert bad == [
+        ("line 5", "more fields than the header has"),
+        ("line 6", "fewer fields than the header has"),
+    ]
     (tmp_path / "x.csv").write_text(f"query,positive\nq,{'long ' * 40_000}\n")
     assert len(read(tmp_path / "x.csv")[0][0].positive) == 200_000
 

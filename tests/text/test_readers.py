@@ -143,7 +143,7 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "empty.jsonl": (b"", "is empty"),
     "cut.jsonl.gz": (gzip.compress(JSONL * 50)[:-30], "ends too early"),
     "cut.jsonl.bz2": (bz2.compress(JSONL * 50)[:-30], "ends too early"),
-    "cut.jsonl.zst": (zst(JSONL * 50)[:-30], "is damaged or of another kind (Truncated"),
+    "cut.jsonl.zst": (zst(JSONL * 50)[:-30], "ends too early; copy or"),
     "plain.jsonl.gz": (JSONL, "is damaged or of another kind"),
     "utf16.txt": ("words".encode("utf-16"), "is UTF-16; convert it first: iconv"),
     "cut.parquet": (b"PAR1" + b"x" * 99, "is damaged or of another kind"),
@@ -172,6 +172,29 @@ def test_a_parquet_page_that_is_damaged_ends_the_file_there(tmp_path: Path) -> N
     with pytest.raises(Damaged, match="is damaged"):
         seen.extend(source.rows(0))
     assert len(seen) == 2000
+
+
+@pytest.mark.parametrize("has_checksums", [True, False])
+def test_a_changed_bit_of_a_parquet_file_is_found_where_it_has_checksums(
+    tmp_path: Path, has_checksums: bool
+) -> None:
+    """In the pages: the description at its end has none in any file. Whatever is damaged, nothing
+    but `Damaged` is raised."""
+    path = tmp_path / "x.parquet"
+    rows = pa.Table.from_pylist([{"text": f"{n} {n * 7919 % 10007:x}"} for n in range(90)])
+    pq.write_table(rows, path, row_group_size=30, write_page_checksum=has_checksums)
+    whole, truth = path.read_bytes(), documents(opened(path))
+    end_of_pages = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for place in range(4, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found = documents(opened(path))
+        except (Damaged, BadInput):
+            continue
+        if has_checksums and place < end_of_pages:
+            assert found == truth
 
 
 def test_an_absent_file_or_data_set_is_named(tmp_path: Path) -> None:
@@ -222,6 +245,20 @@ def test_folders_are_all_their_files_by_names_below_what_they_share(tmp_path: Pa
         find_inputs([tmp_path / "empty"])
     with pytest.raises(BadInput, match="named twice"):
         find_inputs([tmp_path / "b", tmp_path / "b" / "1.txt"])
+
+
+def test_a_folder_may_be_named_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden is what is hidden in it, not what lies on the way to it."""
+    inside = tmp_path / ".project" / "data"
+    for name in ("a.txt", "sub/b.txt", ".hidden/c.txt", "sub/.d.txt"):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).write_text("words\n")
+    (inside.parent / "work").mkdir()
+    monkeypatch.chdir(inside.parent / "work")
+    for given in ("../data", "../data/", str(inside), "./../data/../data"):
+        assert [found.name for found in find_inputs([Path(given)])] == ["a.txt", "sub/b.txt"]
+    monkeypatch.chdir(inside)
+    assert [found.name for found in find_inputs([Path(".")])] == ["a.txt", "sub/b.txt"]
 
 
 def test_the_number_of_rows_is_known_where_it_costs_nothing(tmp_path: Path) -> None:

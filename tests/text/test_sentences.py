@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toolkit.text.sentences import sentence_spans, split_sentences
+from toolkit.text.sentences import MAX_LINE_CHARS, sentence_spans, split_sentences
 
 
 def test_abbreviations_do_not_end_a_sentence() -> None:
@@ -50,3 +50,17 @@ def test_spans_are_ordered_trimmed_and_within_a_line(text: str) -> None:
     for start, end in spans:
         sentence = text[start:end]
         assert sentence and sentence == sentence.strip() and "\n" not in sentence
+
+
+def test_a_long_line_has_the_sentences_that_its_parts_have() -> None:
+    """It is looked at piece by piece; wherever a piece ends, no sentence is lost or cut."""
+    sentences = [
+        f"This is sentence number {n} of a text, {'and so on ' * (n % 7)}." for n in range(900)
+    ]
+    line = " ".join(sentences)
+    assert len(line) > 4 * MAX_LINE_CHARS
+    assert split_sentences(line) == sentences
+    endless = "word " * MAX_LINE_CHARS
+    spans = sentence_spans(endless + "The end of it is here.")
+    assert spans[0][0] == 0 and all(stop - start <= MAX_LINE_CHARS for start, stop in spans)
+    assert sum(stop - start for start, stop in spans) > 0.99 * len(endless)

@@ -51,7 +51,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                 where = f"{path}, line {number}"
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise BadInput(f"{where}: is no JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise BadInput(f'{where}: is not like {{"text": "...", "label": "..."}}')

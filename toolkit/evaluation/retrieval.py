@@ -219,7 +219,7 @@ def _lines(path: Path, *, hint: str) -> list[tuple[int, dict[str, object]]]:
                 rows.append((number, row))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BadInput(f"{path}, line {len(rows) + 1}: is not like {hint}") from None
     if not rows:
         raise BadInput(f"{path}: no queries")

@@ -5,11 +5,9 @@ Knows files. Refuses to know tokens and vectors.
 """
 
 import dataclasses
-import gzip
 import hashlib
 import json
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,8 +17,10 @@ from toolkit.console import warn
 from toolkit.evaluation.task import Embed, EmbedTokens
 from toolkit.files import BadInput
 from toolkit.task_schema import Column, WordTask
+from toolkit.text.packed import open_packed
 from toolkit.text.readers import DatasetRows
-from toolkit.text.sources import is_saved_dataset
+from toolkit.text.records import Damaged
+from toolkit.text.sources import COMPRESSED, is_saved_dataset
 
 CONLL_SUFFIXES, CONLLU_SUFFIXES = (".conll", ".txt"), (".conllu",)
 # CoNLL-2003's columns; what a name means in a file without names.
@@ -189,25 +189,27 @@ def _read(task: WordTask, *, role: str) -> Tagged:
 
 
 def _kind_of(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
+    name = path.name.lower()
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
     if name.endswith(CONLLU_SUFFIXES):
         return "conllu"
     if name.endswith(CONLL_SUFFIXES):
         return "conll"
     if path.is_dir() and is_saved_dataset(path):
         return "dataset"
+    packed = ", ".join(COMPRESSED)
     raise BadInput(
-        f"{path}: unknown kind of file; give .conll, .txt or .conllu (also .gz) or a folder of "
-        "`save_to_disk`, or say which it is by format=conll, conllu or dataset"
+        f"{path}: unknown kind of file; give .conll, .txt or .conllu (also with {packed}), or a "
+        "folder of `save_to_disk`, or say which it is by format=conll, conllu or dataset"
     )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Each line with where it stands; `BadInput` for what is not UTF-8 and for a broken file."""
-    opened = gzip.open if path.name.lower().endswith(".gz") else open
     number = 0
     try:
-        with opened(path, "rb") as handle:  # lines end at \n alone: a word may hold U+2028
+        with open_packed(path) as handle:  # lines end at \n alone: a word may hold U+2028
             for number, raw in enumerate(handle, 1):
                 line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
                 yield line.decode().rstrip("\r\n"), f"{path}, line {number}"
@@ -216,7 +218,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             f"{path}, line {number}: is not UTF-8 ({error.reason}); convert the file first, as in "
             "iconv -f LATIN1 -t UTF-8"
         ) from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, Damaged) as error:
         raise BadInput(f"{path}: cannot be read after line {number} ({error})") from error
 
 

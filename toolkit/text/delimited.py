@@ -14,6 +14,13 @@ class Tabs(csv.excel_tab):
     quoting = csv.QUOTE_NONE
 
 
+class Commas(csv.excel):
+    """Fields parted by commas. A quote that is not closed is an error: it would take in the rows
+    behind it."""
+
+    strict = True
+
+
 def dialect_of(path: Path) -> type[csv.Dialect]:
     """How the fields of a .tsv and of a .csv are parted and quoted."""
-    return Tabs if path.suffix == ".tsv" else csv.excel
+    return Tabs if path.suffix == ".tsv" else Commas

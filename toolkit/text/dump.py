@@ -7,16 +7,14 @@ The dump is cut at `</page>` before any XML is parsed: pages that others read ar
 speed of decompression, and one damaged page costs that page only.
 """
 
-import bz2
 import codecs
 import functools
-import gzip
 import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 from xml.etree.ElementTree import ParseError
 
 import mwxml
@@ -25,6 +23,7 @@ from mwxml.element_iterator import ElementIterator
 from mwxml.errors import MalformedXML
 from numpy.typing import NDArray
 
+from toolkit.text.packed import open_packed
 from toolkit.text.records import Damaged, read_errors
 from toolkit.text.wikitext import HIDDEN_LINKS
 
@@ -58,7 +57,7 @@ class Page:
 
 
 class Dump:
-    """A dump (.xml, or the same in bz2 or gzip, one stream or many), opened by its content.
+    """A dump (.xml, or the same packed by bzip2, gzip or zstd, in one stream or many).
 
     With a multistream index beside it (`index_of`), any page is found without reading the pages
     before it; otherwise reading starts at the first. Raises `Damaged` for a file that is no dump.
@@ -67,7 +66,7 @@ class Dump:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.index = index_of(path)
-        with open_dump(path) as handle, read_errors():
+        with open_packed(path) as handle, read_errors():
             head, _ = _cut_head(next(_pieces(_utf8_blocks(handle)), b""))
         self.site = site_of(head)
 
@@ -84,27 +83,35 @@ class Dump:
         if self.index is not None:
             yield from self._indexed(start, offsets=_read_index(self.index))
             return
-        with open_dump(self._path) as handle, read_errors():
+        with open_packed(self._path) as handle, read_errors():
             yield from _from(_pages(handle), start)
 
     def _indexed(self, start: int, *, offsets: "_Offsets") -> Iterator[bytes]:
         stream = int(np.searchsorted(offsets.first_page, start, side="right")) - 1
-        skipped = start - int(offsets.first_page[stream])
-        with self._path.open("rb") as file, read_errors():
-            file.seek(int(offsets.byte[stream]))
+        place = int(offsets.byte[stream])
+        with read_errors(), self._path.open("rb") as file:
+            file.seek(place)
             if file.read(3) != b"BZh":
                 raise Damaged(f"its index {self.index} belongs to another file")
-            file.seek(-3, io.SEEK_CUR)
-            with bz2.open(file) as handle:
-                yield from _from(_pages(handle), skipped)
+        with open_packed(self._path, start=place) as handle, read_errors():
+            for number, page in enumerate(_pages(handle), int(offsets.first_page[stream])):
+                while stream < len(offsets.first_page) and offsets.first_page[stream] <= number:
+                    # A line that the index lacks would move every number behind it.
+                    if offsets.first_id[stream] != _id_in(page):
+                        raise Damaged(f"its index {self.index} names another page {number + 1}")
+                    stream += 1
+                if number >= start:
+                    yield page
 
 
 @dataclass(frozen=True)
 class _Offsets:
-    """Where the streams of a multistream dump begin, and the number of the first page of each."""
+    """Where the streams of a multistream dump begin, and the first page of each: its number in the
+    dump, and its id."""
 
     byte: NDArray[np.int64]
     first_page: NDArray[np.int64]
+    first_id: NDArray[np.int64]
 
 
 def index_of(path: Path) -> Path | None:
@@ -165,20 +172,9 @@ def site_of(head: bytes) -> Site:
         raise
     except (ParseError, MalformedXML, TypeError, ValueError) as error:
         raise Damaged(
-            "is no MediaWiki XML dump; give a pages-articles .xml, .xml.bz2 or .xml.gz"
+            "is no MediaWiki XML dump; give a pages-articles file, .xml or with .bz2, .gz, .zst"
         ) from error
     return Site()
-
-
-def open_dump(path: Path) -> IO[bytes]:
-    """Open by what the file begins with, not by its name: dumps are renamed often."""
-    with path.open("rb") as handle:
-        magic = handle.read(3)
-    if magic == b"BZh":
-        return bz2.open(path)
-    if magic.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.open(path))
-    return path.open("rb")
 
 
 def _site(info: Any) -> Site:
@@ -238,8 +234,9 @@ def _utf8_blocks(handle: IO[bytes]) -> Iterator[bytes]:
         if decoder is not None:
             try:
                 block = decoder.decode(block).encode()
-            except UnicodeDecodeError as error:
-                raise Damaged(f"is not valid {error.encoding} ({error.reason})") from error
+            except UnicodeError as error:
+                told = getattr(error, "reason", str(error))
+                raise Damaged(f"is not valid in the encoding that it names ({told})") from error
         yield _PROLOG.sub(b"", block, count=1) if first else block
         first = False
         block = _read1(handle)
@@ -256,11 +253,14 @@ def _decoder(start: bytes) -> codecs.IncrementalDecoder | None:
     prolog = _PROLOG.match(start)
     declared = _ENCODING.search(prolog[0]) if prolog else None
     encoding = declared[1].decode() if declared else "utf-8"
-    if start.startswith(_UTF16_BOMS):
-        encoding = "utf-16"
     try:
+        if start.startswith(_UTF16_BOMS):
+            encoding = "utf-16"
+        # Python's other codecs (rot13, zip, idna) are no encodings of a text.
+        elif prolog and prolog[0].decode(encoding) != prolog[0].decode("ascii"):
+            raise LookupError
         name = codecs.lookup(encoding).name
-    except LookupError:
+    except (LookupError, UnicodeError):
         raise Damaged(f"is in an encoding that nobody knows, {encoding!r}") from None
     return None if name in ("utf-8", "ascii") else codecs.getincrementaldecoder(name)()
 
@@ -274,19 +274,28 @@ def _from(pages: Iterator[bytes], start: int) -> Iterator[bytes]:
 @functools.lru_cache(maxsize=8)
 def _read_index(path: Path) -> _Offsets:
     """Read offset:page id:title of every page: 25 million lines for the English Wikipedia."""
-    opener = bz2.open if path.name.endswith(".bz2") else open
     offsets: list[int] = []
     first_page: list[int] = []
+    first_id: list[int] = []
     last = b""
-    with opener(path, "rb") as handle:
+    with read_errors(), open_packed(path) as handle:
         for number, line in enumerate(handle):
             offset = line[: line.find(b":")]
             if offset != last:
-                if not offset.isdigit():
+                identifier = line.partition(b":")[2].partition(b":")[0]
+                if not offset.isdigit() or not identifier.isdigit():
                     raise Damaged(f"its index {path} is damaged (line {number + 1})")
                 offsets.append(int(offset))
                 first_page.append(number)
+                first_id.append(int(identifier))
                 last = offset
     if not offsets or sorted(set(offsets)) != offsets:
         raise Damaged(f"its index {path} is damaged")
-    return _Offsets(np.array(offsets, dtype=np.int64), np.array(first_page, dtype=np.int64))
+    found = (np.array(column, dtype=np.int64) for column in (offsets, first_page, first_id))
+    return _Offsets(*found)
+
+
+def _id_in(page: bytes) -> int:
+    """The id in the XML of a page, its first; -1 where it has none."""
+    digits = page.partition(b"<id>")[2].partition(b"</id>")[0].strip()
+    return int(digits) if digits.isdigit() else -1

@@ -189,12 +189,20 @@ def _rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tupl
 def _table_rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
     with path.open(encoding=UTF_8, newline="") as handle:
         reader = csv.DictReader(handle, dialect=dialect_of(path))
-        for row in reader:
-            place = f"line {reader.line_num}"
-            if None in row:  # a text with a comma or tab, cut there
-                on_bad(place, "more fields than the header has", str(row)[:80])
-            else:
-                yield place, row
+        try:
+            for row in reader:
+                place = f"line {reader.line_num}"
+                if None in row:  # a text with a comma or tab, cut there
+                    on_bad(place, "more fields than the header has", str(row)[:80])
+                elif None in row.values():
+                    on_bad(place, "fewer fields than the header has", str(row)[:80])
+                else:
+                    yield place, row
+        except csv.Error as error:
+            raise BadInput(
+                f"{path}, line {reader.line_num}: its quotes cannot be read ({error}); write "
+                '"" for a quote in a text, or JSON lines'
+            ) from error
 
 
 def _json_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:

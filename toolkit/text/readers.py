@@ -4,20 +4,17 @@ Knows how each kind of file is read, and what is wrong with a row. Refuses to kn
 which kind (`sources`), and what becomes of a document.
 """
 
-import bz2
-import gzip
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit.files import BadInput
 from toolkit.text.dump import Dump, read_page
+from toolkit.text.packed import open_packed
 from toolkit.text.records import Article, Damaged, Rejected, read_errors
 from toolkit.text.wikitext import UnreadableMarkup, clean_markup, is_redirect, page_url
 
@@ -96,7 +93,7 @@ class Lines:
 
     def __init__(self, path: Path, *, name: str, columns: Columns | None) -> None:
         self._path, self._name, self._columns = path, name, columns
-        with read_errors(), _open_lines(path) as handle:
+        with read_errors(), open_packed(path) as handle:
             head = handle.read(2)
         if head in (b"\xff\xfe", b"\xfe\xff"):
             raise Damaged("is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8")
@@ -105,7 +102,7 @@ class Lines:
 
     def rows(self, start: int) -> Iterator[bytes]:
         """Each line; of one that is too long, its beginning."""
-        with _open_lines(self._path) as handle, read_errors():
+        with open_packed(self._path) as handle, read_errors():
             number = 0
             while line := handle.readline(MAX_TEXT_BYTES + 2):
                 if len(line) > MAX_TEXT_BYTES + 1:
@@ -194,7 +191,12 @@ class ParquetRows:
 
     def __init__(self, path: Path) -> None:
         with read_errors():
-            self._file = pq.ParquetFile(path)
+            # Files have checksums where their writer was asked for them.
+            self._file = pq.ParquetFile(path, page_checksum_verification=True)
+            metadata = self._file.metadata
+            sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
+        if sum(sizes) != metadata.num_rows:
+            raise Damaged(f"is damaged ({sum(sizes)} rows, where it says {metadata.num_rows})")
         self.columns = self._file.schema_arrow.names
 
     def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
@@ -208,12 +210,16 @@ class ParquetRows:
             else:
                 first += size
         skipped = start - first
+        missing = sum(metadata.row_group(group).num_rows for group in groups)
         for batch in self._file.iter_batches(
             batch_size=ROWS_PER_BATCH, row_groups=groups, columns=columns
         ):
             if skipped < len(batch):
                 yield batch.slice(skipped).to_pylist()
             skipped = max(0, skipped - len(batch))
+            missing -= len(batch)
+        if missing:
+            raise Damaged(f"is damaged ({missing} rows fewer than it says)")
 
 
 class DatasetRows:
@@ -294,14 +300,3 @@ def _require_column(column: str, *, found: Any, name: str) -> None:
             f"{name}: has no column {column!r}, only {', '.join(sorted(found))}; "
             "name one with --text-column"
         )
-
-
-def _open_lines(path: Path) -> IO[bytes]:
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        return cast(IO[bytes], gzip.open(path))
-    if name.endswith(".bz2"):
-        return bz2.open(path)
-    if name.endswith(".zst"):
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return path.open("rb")

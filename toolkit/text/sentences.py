@@ -4,10 +4,14 @@ Knows sentence ends (through sentencex) and which sentences are worth keeping. R
 documents and files.
 """
 
+from collections.abc import Iterator
+
 import sentencex
 
 MIN_CHARS = 20
 MIN_WORDS = 4
+# A longer line is cut for the search: sentencex looks from each opened quote to its end.
+MAX_LINE_CHARS = 10_000
 # Written without spaces between words: the word count says nothing there.
 UNSPACED_LANGUAGES = frozenset({"bo", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
 
@@ -26,8 +30,8 @@ def sentence_spans(
     spans = []
     line_start = 0
     for line in text.split("\n"):
-        for found in sentencex.get_sentence_boundaries(language, line):
-            start, end = _trimmed(line, start=found["start_index"], end=found["end_index"])
+        for first, last in _boundaries(line, language=language):
+            start, end = _trimmed(line, start=first, end=last)
             long_enough = end - start >= max(min_chars, 1)
             if long_enough and len(line[start:end].split()) >= min_words:
                 spans.append((line_start + start, line_start + end))
@@ -41,6 +45,24 @@ def split_sentences(
     """The kept sentences of a text, as `sentence_spans` finds them."""
     spans = sentence_spans(text, language=language, min_chars=min_chars, min_words=min_words)
     return [text[start:end] for start, end in spans]
+
+
+def _boundaries(line: str, *, language: str) -> Iterator[tuple[int, int]]:
+    """Where sentences stand. Of a long line piece by piece: the last sentence of a piece begins the
+    next one, and a sentence that fills a piece is cut."""
+    start = 0
+    while start < len(line):
+        piece = line[start : start + MAX_LINE_CHARS]
+        is_last = start + len(piece) == len(line)
+        if not is_last and (blank := piece.rfind(" ")) > 0:
+            piece = piece[: blank + 1]
+        found = [
+            (start + boundary["start_index"], start + boundary["end_index"])
+            for boundary in sentencex.get_sentence_boundaries(language, piece)
+        ]
+        kept = found if is_last or len(found) < 2 else found[:-1]
+        yield from kept
+        start = start + len(piece) if kept is found else found[-1][0]
 
 
 def _trimmed(line: str, *, start: int, end: int) -> tuple[int, int]:

@@ -92,7 +92,11 @@ def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
         if not path.is_dir() or is_saved_dataset(path):
             files.append(path)
             continue
-        inside = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_known(file)]
+        inside = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and _is_known(file, below=path)
+        ]
         if not inside:
             raise BadInput(f"{path}: holds no file that can be read")
         files += inside
@@ -132,8 +136,10 @@ def rows_of_dataset(given: Input) -> DatasetRows:
     return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
 
 
-def _is_known(path: Path) -> bool:
-    if path.name.startswith((".", "_")) or any(part.startswith(".") for part in path.parts):
+def _is_known(path: Path, *, below: Path) -> bool:
+    # Hidden is what the person who named the folder does not see in it: ../data is not.
+    parts = path.relative_to(below).parts
+    if path.name.startswith("_") or any(part.startswith(".") for part in parts):
         return False
     try:
         # The index of a multistream dump lies beside it, and is no input.

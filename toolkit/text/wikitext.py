@@ -3,6 +3,7 @@
 Refuses to know dumps and pages: see `dump`.
 """
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ from mwparserfromhell.nodes import Wikilink as Link
 from mwparserfromhell.parser import ParserError
 from mwparserfromhell.wikicode import Wikicode
 
+from toolkit.text.markup_cost import costs_too_much, num_unclosed, part_links
+
 # Raise it when `clean_markup` gives another text: it is part of a shard's identity.
-RULES_VERSION = 1
+RULES_VERSION = 2
 
 HIDDEN_LINKS = frozenset({"file", "image", "media", "category"})
 DROPPED_SECTIONS = frozenset(
@@ -48,9 +51,7 @@ ITEM_TAGS = frozenset({"li", "dd", "dt"})
 WORDS_AT: dict[str, tuple[str, ...]] = {
     "abbr": ("1",),
     "blockquote": ("1", "text"),
-    "convert": ("1", "2"),
     "cquote": ("1",),
-    "cvt": ("1", "2"),
     "em": ("1",),
     "ill": ("1",),
     "interlanguage link": ("1",),
@@ -79,10 +80,36 @@ WORDS_OF = {
     "—": "—",
 }
 
-MAX_UNCLOSED_TAGS = 1000  # real pages have three at most; the parser's time grows with the square
+# {{convert|400|to|670|mm}}: what parts two numbers of a measure, and what stands there on the page.
+MEASURES = frozenset({"convert", "cvt"})
+RANGES = {
+    "-": "–",
+    "–": "–",
+    "to": " to ",
+    "to(-)": " to ",
+    "to about": " to about ",
+    "and": " and ",
+    "and(-)": " and ",
+    "or": " or ",
+    "or(-)": " or ",
+    "by": " by ",
+    "by(x)": " by ",
+    "x": " × ",
+    "×": " × ",
+    "xx": " × ",
+    "x(-)": " × ",
+    "*": " × ",
+    "+/-": " ± ",
+    "±": " ± ",
+    "+": " + ",
+    ",": ", ",
+    ", and": ", and ",
+    ", or": ", or ",
+}
+# Units of the second number of one measure: {{convert|6|ft|4|in|cm}}.
+SMALLER_UNITS = frozenset({"ft", "in", "lb", "oz", "yd", "ozt", "chain", "furlong"})
 
 # What shows nothing and costs the parser most: comments, and references (a quarter of a page).
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _REFERENCE = re.compile(
     # <ref ... />, or <ref ...> to </ref> with no other <ref between: that one was never closed.
     r"<ref(?=[\s/>])[^<>]*(?:/>|(?<!/)>[^<]*+(?:<(?!/?ref[\s/>])[^<]*+)*+</ref\s*>)",
@@ -93,7 +120,6 @@ _ITEM = "\x02"  # begins a list item; XML forbids it, and unlike \x1e it survive
 _QUOTES = re.compile(r"'{2,}")
 _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _STRAY_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(\s[^<>]*)?/?>")
-_OPENING_TAG = re.compile(r"<(?!br|hr|li|p\b|dd|dt|td|tr|th)[a-zA-Z]")
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 # What removed templates and formulas leave behind, in the order in which it is mended.
 _MENDS = tuple(
@@ -137,17 +163,30 @@ def clean_markup(wikitext: str, *, hidden_links: frozenset[str] = HIDDEN_LINKS) 
     `hidden_links` are the lower-case namespaces whose links show nothing, such as "file".
     Raises `UnreadableMarkup`.
     """
-    num_closed = wikitext.count("</") + wikitext.count("/>")
-    if len(_OPENING_TAG.findall(wikitext)) - num_closed > MAX_UNCLOSED_TAGS:
-        raise UnreadableMarkup(f"more than {MAX_UNCLOSED_TAGS} unclosed tags")
     if "<nowiki" not in wikitext.casefold():
-        wikitext = _REFERENCE.sub(_TAKEN, _COMMENT.sub(_TAKEN, wikitext))
+        wikitext = _REFERENCE.sub(_TAKEN, _without_comments(wikitext))
+    wikitext = part_links(wikitext, by=_TAKEN)
+    if costs_too_much(wikitext):
+        raise UnreadableMarkup(f"{num_unclosed(wikitext)} brackets and tags are not closed")
     try:
         # No style tags: unbalanced quotes, common in dumps, would hide whole paragraphs.
         code = mwparserfromhell.parse(wikitext, skip_style_tags=True)
     except ParserError as error:
         raise UnreadableMarkup(str(error)) from error
     return _tidy("".join(_visible(code, hidden_links=hidden_links)).replace(_TAKEN, ""))
+
+
+def _without_comments(wikitext: str) -> str:
+    """With `_TAKEN` for each comment. No regular expression: for each beginning of a comment that
+    has no end it would look through the rest of the page."""
+    pieces, place = [], 0
+    while (begin := wikitext.find("<!--", place)) >= 0:
+        end = wikitext.find("-->", begin + 4)
+        if end < 0:
+            break
+        pieces += [wikitext[place:begin], _TAKEN]
+        place = end + 3
+    return "".join([*pieces, wikitext[place:]])
 
 
 def _visible(code: Wikicode, *, hidden_links: frozenset[str]) -> Iterator[str]:
@@ -201,16 +240,41 @@ def _link(node: Link, *, hidden_links: frozenset[str]) -> Iterator[str]:
     if node.text is not None and str(node.text).strip():
         yield from _visible(node.text, hidden_links=hidden_links)
     elif not _LANGUAGE_LINK.match(target):
-        yield from _visible(node.title, hidden_links=hidden_links)
+        shown = "".join(_visible(node.title, hidden_links=hidden_links))
+        # A colon before it makes a link seen that would not be: [[:Category:Cats]], [[:de:Haus]].
+        yield shown.lstrip()[1:] if target.startswith(":") else shown
 
 
 def _template(node: Template, *, hidden_links: frozenset[str]) -> Iterator[str]:
     name = str(node.name).strip().casefold()
     yield WORDS_OF.get(name, "")
-    words = [node.get(key).value for key in WORDS_AT.get(name, ()) if node.has(key)]
+    if name not in WORDS_AT and name not in MEASURES:
+        return
+    values = {str(given.name).strip(): given.value for given in node.params}
+    if name in MEASURES:
+        numbered = (values.get(str(number)) for number in range(1, len(values) + 1))
+        found = itertools.takewhile(lambda value: value is not None, numbered)
+        yield _measure(["".join(_visible(value, hidden_links=hidden_links)) for value in found])
+        return
+    words = [values[key] for key in WORDS_AT[name] if key in values]
     for number, value in enumerate(words):
         yield " " if number else ""
         yield from _visible(value, hidden_links=hidden_links)
+
+
+def _measure(values: list[str]) -> str:
+    """Number and unit, or numbers with what parts them and their unit, of what `convert` is given;
+    what follows is what it converts to."""
+    given = [value.strip() for value in values]
+    told = given[:1]
+    place = 1
+    while place + 1 < len(given) and given[place] in RANGES:
+        told += [RANGES[given[place]], given[place + 1]]
+        place += 2
+    told += [" ", *given[place : place + 1]]
+    if given[place + 2 : place + 3] and given[place + 2] in SMALLER_UNITS:
+        told += [" ", given[place + 1], " ", given[place + 2]]
+    return "".join(told).rstrip()
 
 
 def _tag(node: Tag, *, hidden_links: frozenset[str]) -> Iterator[str]:
