@@ -105,8 +105,8 @@ def cache_of(directory: Path) -> str | None:
 def open_copy(
     directory: Path, *, entries: Sequence[Mapping[str, Any]], schema: pa.Schema, verify: bool
 ) -> ArrowCopy:
-    """The copy of the files of a directory that a manifest lists, made if it is not there; with
-    `verify` all of it is compared now, and not when it is needed.
+    """The copy of the columns of `schema` of the files that a manifest lists, made if it is not
+    there; with `verify` all of it is compared now, and not when it is needed.
 
     A copy without a record is compared with the Parquet files, row by row, and so are these with
     their SHA-256: once, for all who open it later. Raises `BadInput` that names what is damaged.
@@ -120,7 +120,9 @@ def open_copy(
     cache = cache_of(directory)
     try:
         with silent_datasets(), at_work(f"{directory}: is copied for reading"):
-            rows = datasets.Dataset.from_parquet(files, cache_dir=cache, keep_in_memory=False)
+            rows = datasets.Dataset.from_parquet(
+                files, cache_dir=cache, keep_in_memory=False, columns=schema.names
+            )
     except Exception as error:  # of `datasets`, of Arrow, and of whatever they call
         if isinstance(cause := error.__cause__ or error, OSError) and cause.errno:
             where = cache or "the default cache of datasets"
@@ -203,7 +205,7 @@ def _proven(
             if hashlib.sha256(data).hexdigest() != entry["sha256"]:
                 where = directory / entry["file"]
                 raise BadInput(f"{where}: is damaged (its SHA-256 differs); {again(directory)}")
-            wanted = pq.read_table(pa.BufferReader(data))
+            wanted = pq.read_table(pa.BufferReader(data), columns=schema.names)
             found = rows.slice(start, len(wanted)).select(wanted.column_names).cast(wanted.schema)
             same = found.equals(wanted) and wanted.schema.remove_metadata() == schema
             if not same or start + len(wanted) > len(rows):

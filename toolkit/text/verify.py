@@ -62,7 +62,8 @@ def believable_manifest(directory: Path) -> Manifest:
         raise BadInput(f"{path}: is not a manifest of {' or '.join(forms)}")
     if manifest.get(SELF_DIGEST) != content_digest(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); nothing it says can be checked")
-    form = pairs.Listed if manifest["format"] == pairs.FORMAT else shards.Listed
+    is_pairs = manifest["format"] in (pairs.FORMAT, *pairs.OLDER)
+    form = pairs.Listed if is_pairs else shards.Listed
     checked(manifest, form, source=path, advice="nothing it says can be checked")
     return manifest
 
