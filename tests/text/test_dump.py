@@ -116,6 +116,45 @@ def test_a_file_that_is_no_whole_dump_says_what_it_is(tmp_path: Path, name: str)
     assert "\n" not in str(caught.value)
 
 
+def declared(encoding: str, *, content: bytes = WHOLE) -> bytes:
+    return f'<?xml version="1.0" encoding="{encoding}"?>\n'.encode() + content
+
+
+NO_ENCODINGS = [
+    *("rot13", "rot_13", "ROT-13", "hex", "base64", "bz2", "zip", "uu", "quopri", "undefined"),
+    *("idna", "punycode", "unicode_escape", "raw_unicode_escape", "unicode-escape"),
+    *("aliases", "__init__", "..", "-", "os", "x" * 10_000),
+]
+
+
+@pytest.mark.parametrize("encoding", NO_ENCODINGS, ids=lambda name: name[:20])
+def test_a_declaration_that_names_no_encoding_of_text_is_said(
+    tmp_path: Path, encoding: str
+) -> None:
+    path = tmp_path / "x.xml"
+    path.write_bytes(declared(encoding))
+    with pytest.raises(Damaged, match="is in an encoding that nobody knows, ") as caught:
+        read(path)
+    assert repr(encoding[:40]) in str(caught.value)
+    assert len(str(caught.value)) < 200
+
+
+def test_every_codec_that_python_has_gives_the_pages_or_is_refused(tmp_path: Path) -> None:
+    small = a_dump(a_page("A", "Some text."))
+    wanted = read_whole(tmp_path, small)
+    for name in sorted(set(encodings.aliases.aliases.values())):
+        try:
+            found = read_whole(tmp_path, declared(name, content=small))
+        except Damaged:
+            continue
+        assert found == wanted, name
+
+
+def read_whole(folder: Path, content: bytes) -> list[str]:
+    (folder / "x.xml").write_bytes(content)
+    return [article.text for article in read(folder / "x.xml")[0]]
+
+
 @pytest.mark.parametrize(
     ("page", "reason"),
     [

@@ -33,6 +33,8 @@ FILE_NAMESPACE, CATEGORY_NAMESPACE = 6, 14
 _END_OF_PAGE = b"</page>"
 _PROLOG = re.compile(rb"^\s*<\?xml[^>]*\?>")
 _ENCODING = re.compile(rb"""encoding=["']([A-Za-z0-9._-]+)["']""")
+# Codecs of Python that count as encodings of text, and are none that a file is in.
+_NO_ENCODINGS = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
 _UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -260,8 +262,13 @@ def _decoder(start: bytes) -> codecs.IncrementalDecoder | None:
         elif prolog and prolog[0].decode(encoding) != prolog[0].decode("ascii"):
             raise LookupError
         name = codecs.lookup(encoding).name
+        if name in _NO_ENCODINGS:
+            raise LookupError
     except (LookupError, UnicodeError):
-        raise Damaged(f"is in an encoding that nobody knows, {encoding!r}") from None
+        raise Damaged(
+            f"is in an encoding that nobody knows, {encoding[:40]!r}; convert it to UTF-8, or "
+            "correct its first line"
+        ) from None
     return None if name in ("utf-8", "ascii") else codecs.getincrementaldecoder(name)()
 
 
