@@ -261,6 +261,20 @@ def test_a_folder_may_be_named_by_any_path(tmp_path: Path, monkeypatch: pytest.M
     assert [found.name for found in find_inputs([Path(".")])] == ["a.txt", "sub/b.txt"]
 
 
+def test_a_file_has_one_name_however_it_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("data/a.txt", "here/b.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("words\n")
+    monkeypatch.chdir(tmp_path / "here")
+    for paths in (["../data", "."], ["../data/a.txt", "b.txt"], [tmp_path / "data", "../here"]):
+        names = [given.name for given in find_inputs([Path(path) for path in paths])]
+        assert names == ["data/a.txt", "here/b.txt"]
+    with pytest.raises(BadInput, match="named twice"):
+        find_inputs([Path("../data"), tmp_path / "data" / "a.txt"])
+
+
 def test_the_number_of_rows_is_known_where_it_costs_nothing(tmp_path: Path) -> None:
     for name in ("x.parquet", "x.jsonl"):
         WRITERS[name](tmp_path / name)

@@ -100,17 +100,24 @@ def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
         if not inside:
             raise BadInput(f"{path}: holds no file that can be read")
         files += inside
-    if len(set(files)) < len(files):
+    places = [_absolute(file) for file in files]
+    if len(set(places)) < len(places):
         raise BadInput("an input is named twice")
-    common = Path(os.path.commonpath([file.absolute().parent for file in files]))
+    common = Path(os.path.commonpath([place.parent for place in places]))
     return tuple(
         Input(
-            name=str(file.absolute().relative_to(common)),
+            name=str(place.relative_to(common)),
             path=str(file),
             kind="dataset" if is_saved_dataset(file) else kind_of(file),
         )
-        for file in files
+        for file, place in zip(files, places, strict=True)
     )
+
+
+def _absolute(path: Path) -> Path:
+    """A path without "..": what is reached by it has one name, from wherever it is named."""
+    path = path.absolute()
+    return path.parent.resolve() / path.name if ".." in path.parent.parts else path
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -134,6 +141,22 @@ def num_rows(given: Input) -> int | None:
 def rows_of_dataset(given: Input) -> DatasetRows:
     """The table of an input of that kind."""
     return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
+
+
+def stamp(given: Input) -> tuple[int, int]:
+    """Size and time of change of a file: enough to see that it is another one by now."""
+    if not given.is_file:
+        return 0, 0
+    try:
+        status = os.stat(given.path)
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def is_packed(given: Input) -> bool:
+    """Whether a file is smaller than what is in it, by its name."""
+    return given.path.lower().endswith((*COMPRESSED, *PARQUET))
 
 
 def _is_known(path: Path, *, below: Path) -> bool:
