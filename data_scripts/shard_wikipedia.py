@@ -73,7 +73,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rows-per-shard",
         type=int,
         default=ShardRules.rows_per_shard,
-        help="pages, lines or rows of input a shard; default %(default)s",
+        help="pages, lines or rows of input per shard; small files share one; default %(default)s",
     )
     parser.add_argument("--model", help="then tokenise for this model too (see tokenize_shards.py)")
     parser.add_argument(

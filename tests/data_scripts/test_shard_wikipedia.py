@@ -193,14 +193,14 @@ def ended_at_random(
             start_new_session=True,
         )
         wanted = parts + chance.randrange(1, 5)
-        while process.poll() is None and len(list(tmp_path.glob(".made*/f*.json"))) < wanted:
+        while process.poll() is None and len(list(tmp_path.glob(".made*/g*.json"))) < wanted:
             time.sleep(chance.random() / 100)
         if process.poll() is not None:
             break
         os.killpg(process.pid, number) if number == signal.SIGKILL else process.terminate()
         process.wait(timeout=60)
         assert not (tmp_path / "made").exists()
-        parts = len(list(tmp_path.glob(".made*/f*.json")))
+        parts = len(list(tmp_path.glob(".made*/g*.json")))
     assert attempt == times - 1 and parts >= times
     done = run(*arguments, "made", "--workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

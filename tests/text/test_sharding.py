@@ -72,10 +72,9 @@ def test_documents_are_in_the_order_of_the_inputs(folder: Path, tmp_path: Path) 
     assert ids == [f"id{n}" for n in range(30)] + [str(n) for n in range(30, 41)]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [tuple(shard["part"]) for shard in manifest["shards"]] == [
-        *((0, 0, 0), (0, 1, 0), (1, 0, 0)),
-        *((2, unit, 0) for unit in range(6)),
-        *((4, unit, 0) for unit in range(3)),
+        (0, unit, 0) for unit in range(11)
     ]
+    assert manifest["groups"] == [5]
     assert manifest["summary"] == json.loads((tmp_path / "out" / "summary.json").read_text())
     assert manifest["summary"]["rows"] == 43
     assert manifest["summary"]["dropped"] == {"blank line": 2}
@@ -115,8 +114,10 @@ def test_shares_and_restarts_give_the_same_bytes(
         first += size
     if not first:
         return
-    wanted = contents(shard(inside, output=tmp_path / "whole", rules=FOUR_ROWS))
-    work = work_on(inside, tmp_path / "out")
+    # A shard of 400 bytes joins no file that is larger: up to four groups.
+    rules = ShardRules(rows_per_shard=4, bytes_per_shard=data.draw(st.sampled_from([400, 2**20])))
+    wanted = contents(shard(inside, output=tmp_path / "whole", rules=rules))
+    work = work_on(inside, tmp_path / "out", rules=rules)
     count = data.draw(st.integers(1, 5))
     shares = data.draw(st.permutations(range(count)))
     for index in shares:
@@ -166,11 +167,13 @@ def test_every_share_has_work_and_reads_each_file_once(
         return real(self, *args, **kwargs)
 
     work = work_on(folder, tmp_path / "out")
+    assert work.files == (range(5),)
     maker = PartMaker(work)
     monkeypatch.setattr(Path, "open", counting)
-    for unit in range(6):
-        maker.make(file=2, unit=unit)
-    assert opened.count("c.jsonl") <= 3  # once for the rows, twice to look at its beginning
+    for unit in range(11):
+        maker.make(group=0, unit=unit)
+    for name in ("a.jsonl", "c.jsonl", "d.jsonl"):
+        assert opened.count(name) <= 3  # once for the rows, twice to look at its beginning
 
 
 def test_a_part_that_is_there_is_not_made_again(folder: Path, tmp_path: Path) -> None:
@@ -179,14 +182,14 @@ def test_a_part_that_is_there_is_not_made_again(folder: Path, tmp_path: Path) ->
     before = {path.name: path.stat().st_mtime_ns for path in work.parts.iterdir()}
     make_parts(work, executor=InProcess(), width=1)
     assert before == {path.name: path.stat().st_mtime_ns for path in work.parts.iterdir()}
-    torn = work.parts / "f00002-u00003-0.parquet"
+    torn = work.parts / "g00000-u00003-0.parquet"
     torn.write_bytes(b"half")
-    assert load_part(work, file=2, unit=3) is None
+    assert load_part(work, group=0, unit=3) is None
     make_parts(work, executor=InProcess(), width=1)
     changed = {
         path.name for path in work.parts.iterdir() if path.stat().st_mtime_ns != before[path.name]
     }
-    assert {name.removeprefix("f00002-u00003") for name in changed} == {
+    assert {name.removeprefix("g00000-u00003") for name in changed} == {
         *("-0.parquet", ".json", ".keys.parquet")
     }
 
@@ -331,7 +334,7 @@ def test_too_much_that_is_bad_fails_with_the_worst_and_goes_on_when_allowed(tmp_
     listed = Path(str(caught.value).rpartition(" ")[2])
     assert listed.read_text().count("\n") == 10
     assert not (tmp_path / "out").exists()
-    before = {p.name: p.stat().st_mtime_ns for p in listed.parent.glob("f*")}
+    before = {p.name: p.stat().st_mtime_ns for p in listed.parent.glob("g*")}
     shard(path, output=tmp_path / "out", max_bad_fraction=0.1)
     assert before and not listed.parent.exists()
     assert (tmp_path / "out" / "quarantine.jsonl").read_text().count("\n") == 10

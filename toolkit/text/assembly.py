@@ -50,12 +50,13 @@ class Unfinished(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-    """All documents of all parts in order: in which part, from which row of the input.
+    """All documents of all parts in order: in which part, from which input and row of it.
 
     Shapes: N documents.
     """
 
     part_N: NDArray[np.int32]
+    file_N: NDArray[np.int32]
     row_N: NDArray[np.int64]
     duplicates: list[Duplicate]
 
@@ -64,6 +65,10 @@ class _Documents:
         kept = np.ones(len(self.part_N), dtype=np.bool_)
         kept[[found.number for found in self.duplicates]] = False
         return kept
+
+    def place(self, number: int) -> tuple[int, int]:
+        """The input of a document, and its row there."""
+        return int(self.file_N[number]), int(self.row_N[number])
 
 
 @at_work("shard: looks for duplicates and puts the parts together")
@@ -88,7 +93,7 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
             if quarantine:
                 write_atomic(folder / QUARANTINE, "".join(quarantine))
             if documents.duplicates:
-                _write_duplicates(folder / DUPLICATES, work, parts=parts, documents=documents)
+                _write_duplicates(folder / DUPLICATES, work, documents=documents)
             shards = _place_shards(work, folder=folder, parts=parts, documents=documents)
             _seal(work, folder=folder, shards=shards, summary=summary)
     except FileNotFoundError:
@@ -143,7 +148,7 @@ def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
     if "signature" in whole:
         leave_out(nearly_repeated(whole["signature"], among=among, reason=NEARLY_SAME))
     duplicates.sort(key=lambda duplicate: duplicate.number)
-    return _Documents(part_N, whole["row"], duplicates)
+    return _Documents(part_N, whole["file"], whole["row"], duplicates)
 
 
 def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> dict[str, Any]:
@@ -162,7 +167,9 @@ def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> di
         "documents": kept,
         "dropped": dict(sorted(dropped.items())),
         "quarantined": dict(sorted(quarantined.items())),
-        "damaged_files": {work.inputs[p.file].name: p.damage for p in parts if p.damage},
+        "damaged_files": {
+            work.inputs[int(file)].name: why for part in parts for file, why in part.damage.items()
+        },
         "files": len(work.inputs),
         "bytes_read": sum(part.bytes_in for part in parts),
     }
@@ -172,9 +179,12 @@ def _keys(work: Work, part: Part) -> dict[str, NDArray[Any]]:
     """The keys of a part's documents, by column; a part at a time, since signatures are large."""
     table = keys_schema(work).empty_table()
     if part.kept:
-        stem = work.stem(file=part.file, unit=part.unit)
+        stem = work.stem(group=part.group, unit=part.unit)
         table = pq.read_table(work.parts / f"{stem}.keys.parquet")
-    found: dict[str, NDArray[Any]] = {"row": table["row"].to_numpy().astype(np.int64)}
+    found: dict[str, NDArray[Any]] = {
+        "file": table["file"].to_numpy().astype(np.int32),
+        "row": table["row"].to_numpy().astype(np.int64),
+    }
     for name in ("id", "text", "normalized"):
         if name in table.column_names:
             found[name] = as_keys(table[name].to_pylist())
@@ -190,16 +200,16 @@ def _quarantine(work: Work, *, parts: Sequence[Part], documents: _Documents) -> 
         if found.reason == DUPLICATE_ID:
             repeats.setdefault(int(documents.part_N[found.number]), []).append(found)
     for number, part in enumerate(parts):
-        path = work.parts / f"{work.stem(file=part.file, unit=part.unit)}.quarantine.jsonl"
+        path = work.parts / f"{work.stem(group=part.group, unit=part.unit)}.quarantine.jsonl"
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         entries = [json.loads(line) for line in text.split("\n") if line]
         for found in repeats.get(number, []):
-            row, first = int(documents.row_N[found.number]), int(documents.row_N[found.of])
-            origin = work.inputs[parts[documents.part_N[found.of]].file]
+            (file, row), (of, first) = (documents.place(it) for it in (found.number, found.of))
+            origin = work.inputs[of]
             note = f"first in {origin.name}, {noun_of(origin.kind)} {first + 1}"
-            entries.append({"row": row, "reason": found.reason, "note": note})
-        given = work.inputs[part.file]
-        for entry in sorted(entries, key=lambda entry: int(entry["row"])):
+            entries.append({"file": file, "row": row, "reason": found.reason, "note": note})
+        for entry in sorted(entries, key=lambda entry: (int(entry["file"]), int(entry["row"]))):
+            given = work.inputs[entry.pop("file")]
             place = f"{noun_of(given.kind)} {entry.pop('row') + 1}"
             line = {"file": given.name, "place": place, **entry}
             yield json.dumps(line, ensure_ascii=False) + "\n"
@@ -257,7 +267,7 @@ def _place_shards(
                 entry = write_table(rows, path=target)
             else:
                 continue
-            entries.append({**entry, "part": [part.file, part.unit, piece]})
+            entries.append({**entry, "part": [part.group, part.unit, piece]})
     return entries
 
 
@@ -268,15 +278,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _write_duplicates(
-    path: Path, work: Work, *, parts: Sequence[Part], documents: _Documents
-) -> None:
+def _write_duplicates(path: Path, work: Work, *, documents: _Documents) -> None:
     """Which row repeats which: what was left out can be looked at, and a shard made again."""
 
     def origin(numbers: list[int]) -> dict[str, list[Any]]:
-        files = [parts[part].file for part in documents.part_N[numbers]]
         return {
-            "file": [work.inputs[file].name for file in files],
+            "file": [work.inputs[file].name for file in documents.file_N[numbers]],
             "row": documents.row_N[numbers].tolist(),
         }
 
@@ -312,6 +319,7 @@ def _seal(
         "rows": sum(shard["rows"] for shard in shards),
         "files": {path.name: sha256_of(path) for path in beside if path.is_file()},
         "sources": _sources(work),
+        "groups": [len(files) for files in work.files],
         "settings": _plain(work.settings),
         "summary": whole,
     }

@@ -53,18 +53,25 @@ def repair(directory: Path, *, inputs: Sequence[Input]) -> list[Fault]:
 
 def _remake(directory: Path, *, manifest: Manifest, number: int, inputs: Sequence[Input]) -> None:
     entry = manifest["shards"][number]
-    file, unit, piece = entry["part"]
-    _check_inputs(manifest, file=file, inputs=inputs)
+    group, unit, piece = entry["part"]
+    _check_names(manifest, inputs=inputs)
     folder = Path(tempfile.mkdtemp(prefix=".repair-", dir=directory.parent))
     try:
         work = _work(manifest, output=folder / directory.name, inputs=tuple(inputs))
-        part = PartMaker(work).make(file=file, unit=unit)
-        stem = work.stem(file=file, unit=unit)
-        keys = pq.read_table(work.parts / f"{stem}.keys.parquet")["row"].to_numpy()
+        for file in work.files[group]:
+            _check_input(manifest["sources"][file], given=inputs[file])
+        part = PartMaker(work).make(group=group, unit=unit)
+        stem = work.stem(group=group, unit=unit)
         first = sum(int(shard["rows"]) for shard in part.shards[:piece])
-        rows = keys[first : first + int(part.shards[piece]["rows"])]
+        keys = pq.read_table(work.parts / f"{stem}.keys.parquet", columns=["file", "row"])
         made = work.parts / str(part.shards[piece]["file"])
-        kept = ~np.isin(rows, _left_out(directory, name=inputs[file].name))
+        left_out = _left_out(directory)
+        kept = np.array(
+            [
+                (inputs[key["file"]].name, key["row"]) not in left_out
+                for key in keys.slice(first, int(part.shards[piece]["rows"])).to_pylist()
+            ]
+        )
         if not kept.all():
             write_table(pq.read_table(made).filter(pa.array(kept)), path=made)
         if sha256_of(made) == entry["sha256"]:
@@ -73,25 +80,27 @@ def _remake(directory: Path, *, manifest: Manifest, number: int, inputs: Sequenc
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_inputs(manifest: Manifest, *, file: int, inputs: Sequence[Input]) -> None:
+def _check_names(manifest: Manifest, *, inputs: Sequence[Input]) -> None:
     names = [source["name"] for source in manifest["sources"]]
     if [given.name for given in inputs] != names:
         raise BadInput(
             f"the shards were made of {', '.join(names)}; give the same inputs, in that order"
         )
-    wanted, given = manifest["sources"][file], inputs[file]
-    if given.is_file and sha256_of(Path(given.path)) != wanted["sha256"]:
-        raise BadInput(f"{given.path}: is not the file that the shards were made of")
 
 
-def _left_out(directory: Path, *, name: str) -> Any:
-    """The rows of an input that were left out as duplicates."""
+def _check_input(wanted: dict[str, Any], *, given: Input) -> None:
+    path = Path(given.path)
+    if given.is_file and (sha256_of(path) if path.is_file() else "") != wanted["sha256"]:
+        raise BadInput(f"{path}: is not the file that the shards were made of")
+
+
+def _left_out(directory: Path) -> set[tuple[str, int]]:
+    """The input and row of each document that was left out as a duplicate."""
     path = directory / DUPLICATES
     if not path.is_file():
-        return np.array([], dtype=np.int64)
-    table = pq.read_table(path)
-    here = np.array([file == name for file in table["file"].to_pylist()], dtype=np.bool_)
-    return table["row"].to_numpy()[here]
+        return set()
+    table = pq.read_table(path, columns=["file", "row"])
+    return set(zip(table["file"].to_pylist(), table["row"].to_pylist(), strict=True))
 
 
 def _work(manifest: Manifest, *, output: Path, inputs: tuple[Input, ...]) -> Work:
@@ -108,4 +117,6 @@ def _work(manifest: Manifest, *, output: Path, inputs: tuple[Input, ...]) -> Wor
         filters=Filters(**filters),
         deduplicate=told["deduplicate"],
         limit=told["limit"],
+        # Shards from before files were joined do not say so: each was made of one file.
+        groups=tuple(manifest.get("groups", [1] * len(inputs))),
     )

@@ -1,11 +1,12 @@
 """Documents of any files to a directory of shards, in parts that any number of workers make.
 
-Knows parts: the documents of `rows_per_shard` rows of one input, a pure function of that input and
-the settings. Refuses to know who makes which part (`toolkit.cluster.crew`), and when.
+Knows parts: the documents of `rows_per_shard` rows of a group of inputs (one large file, or small
+ones in a row: `joining`), a pure function of these inputs and the settings. Refuses to know who
+makes which part (`toolkit.cluster.crew`), and when.
 
 While they are made, parts lie beside the output:
-    .OUT.parts-<digest>/f00000-u00000.json              what the part holds; written last
-    .OUT.parts-<digest>/f00000-u00000-0.parquet         its shards, its keys, its quarantine
+    .OUT.parts-<digest>/g00000-u00000.json              what the part holds; written last
+    .OUT.parts-<digest>/g00000-u00000-0.parquet         its shards, its keys, its quarantine
 When all are there, `finish` looks for duplicates over all of them and commits OUT, whole.
 """
 
@@ -14,9 +15,8 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,19 +28,22 @@ import pyarrow.parquet as pq
 from toolkit.files import read_json, write_atomic, write_json
 from toolkit.text.duplicates import KEYS, key_of, normalized, signature
 from toolkit.text.filters import Filters, has_no_spaces
-from toolkit.text.readers import Columns, Source
-from toolkit.text.records import Article, Damaged, Rejected
+from toolkit.text.joining import Break, JoinedRows, Row, grouped
+from toolkit.text.readers import Columns
+from toolkit.text.records import Article, Rejected
 from toolkit.text.shards import ShardRules, write_shard
-from toolkit.text.sources import Input, num_rows, open_source, reading_settings
+from toolkit.text.sources import Input, num_rows, reading_settings, stamp
 
 DEDUPLICATE = ("none", "exact", "normalized", "near")
 SHOWN_CHARS = 80
 LIKELY_ROW_BYTES = 100  # few inputs have rows that are smaller, packed
+PARTS = 2  # raise it when the files of a part change: older ones are then left alone
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that decides what the output holds, and where it goes."""
+    """Everything that decides what the output holds, and where it goes. `groups` (how many inputs
+    are in each) follows from the sizes of the inputs, unless it is given."""
 
     output: Path
     inputs: tuple[Input, ...]
@@ -49,6 +52,7 @@ class Work:
     filters: Filters = field(default_factory=Filters)
     deduplicate: str = "none"
     limit: int | None = None
+    groups: tuple[int, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -64,31 +68,41 @@ class Work:
         }
 
     @functools.cached_property
+    def files(self) -> tuple[range, ...]:
+        """The numbers of the inputs in each group. Looked up once, as `parts` is."""
+        counts = self.groups or grouped(self.inputs, rules=self.rules)
+        ends = itertools.accumulate(counts)
+        return tuple(range(end - count, end) for end, count in zip(ends, counts, strict=True))
+
+    @functools.cached_property
     def parts(self) -> Path:
         """Where parts lie; another input or setting has another place. Looked up once: workers are
         told it, and an input that changes meanwhile does not part them."""
-        seen = [(given.name, given.path, *_stamp(given)) for given in self.inputs]
-        identity = json.dumps([seen, self.settings], sort_keys=True)
+        seen = [(given.name, given.path, *stamp(given)) for given in self.inputs]
+        identity = json.dumps(
+            [PARTS, seen, [len(files) for files in self.files], self.settings], sort_keys=True
+        )
         digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         return self.output.with_name(f".{self.output.name}.parts-{digest}")
 
-    def stem(self, *, file: int, unit: int) -> str:
+    def stem(self, *, group: int, unit: int) -> str:
         """How the files of a part begin."""
-        return f"f{file:05d}-u{unit:05d}"
+        return f"g{group:05d}-u{unit:05d}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part holds. `ended` says that its input has no rows after it."""
+    """What a part holds. `ended` says that its group has no rows after it; `damage`, which of its
+    files (by number) cannot be read on, and why."""
 
-    file: int
+    group: int
     unit: int
     rows: int
     ended: bool
     bytes_in: int
     dropped: Mapping[str, int]
     quarantined: Mapping[str, int]
-    damage: str
+    damage: Mapping[str, str]
     shards: Sequence[Mapping[str, Any]]
 
     @property
@@ -97,9 +111,9 @@ class Part:
         return sum(int(shard["rows"]) for shard in self.shards)
 
 
-def load_part(work: Work, *, file: int, unit: int) -> Part | None:
+def load_part(work: Work, *, group: int, unit: int) -> Part | None:
     """A part that is there and whole; None otherwise."""
-    path = work.parts / f"{work.stem(file=file, unit=unit)}.json"
+    path = work.parts / f"{work.stem(group=group, unit=unit)}.json"
     if not path.is_file():
         return None
     part = Part(**read_json(path))
@@ -112,70 +126,34 @@ def load_part(work: Work, *, file: int, unit: int) -> Part | None:
 
 
 class PartMaker:
-    """Makes parts in one process; it goes on in an input where its last part ended, so that a
-    file that cannot be sought in is read once, if parts come in ascending order."""
+    """Makes parts in one process; it goes on in a group where its last part ended."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._cursor: tuple[int, _Cursor] | None = None
+        self._joined: tuple[int, JoinedRows] | None = None
 
-    def make(self, *, file: int, unit: int) -> Part:
+    def make(self, *, group: int, unit: int) -> Part:
         """Make a part, or take the one that is there. Raises `BadInput` (`open_source`)."""
-        if found := load_part(self._work, file=file, unit=unit):
+        if found := load_part(self._work, group=group, unit=unit):
             return found
         work = self._work
         size = work.rules.rows_per_shard
-        start, stop = unit * size, (unit + 1) * size
-        if work.limit is not None:
-            stop = min(stop, work.limit)
-        collected = _Collected(work, stem=work.stem(file=file, unit=unit))
-        number, damage = start, ""
-        try:
-            cursor = self._cursor_of(file)
-            for row in cursor.take(start, stop):
-                collected.add(row, number=number, source=cursor.source)
-                number += 1
-        except Damaged as error:
-            damage = str(error)
-            collected.note("damaged file", row=number, note=damage)
-            self._cursor = None
-        part = Part(
-            file=file,
-            unit=unit,
-            rows=number - start,
-            ended=number < (unit + 1) * size,
-            damage=damage,
-            **collected.close(),
-        )
-        write_json(work.parts / f"{work.stem(file=file, unit=unit)}.json", dataclasses.asdict(part))
+        stem = work.stem(group=group, unit=unit)
+        collected = _Collected(work, stem=stem)
+        rows, self._joined = self._rows_of(group), None  # what fails half-way is not gone on with
+        for item in rows.take(unit * size, (unit + 1) * size):
+            collected.add(item)
+        self._joined = (group, rows)
+        part = Part(group=group, unit=unit, ended=collected.rows < size, **collected.close())
+        write_json(work.parts / f"{stem}.json", dataclasses.asdict(part))
         return part
 
-    def _cursor_of(self, file: int) -> "_Cursor":
-        if self._cursor is None or self._cursor[0] != file:
-            source = open_source(self._work.inputs[file], columns=self._work.columns)
-            self._cursor = (file, _Cursor(source))
-        return self._cursor[1]
-
-
-class _Cursor:
-    """Rows of a source, going on where the last ones ended."""
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self._rows: Iterator[Any] = iter(())
-        self._next = -1
-
-    def take(self, start: int, stop: int) -> Iterator[Any]:
-        """Rows start .. stop - 1, fewer where the source ends."""
-        if self._next < 0 or start < self._next or (start > self._next and self.source.seeks):
-            self._rows, self._next = self.source.rows(start), start
-        while self._next < start:
-            if next(self._rows, self) is self:
-                return
-            self._next += 1
-        for row in itertools.islice(self._rows, max(0, stop - start)):
-            self._next += 1
-            yield row
+    def _rows_of(self, group: int) -> JoinedRows:
+        if self._joined is not None and self._joined[0] == group:
+            return self._joined[1]
+        work = self._work
+        inputs = {file: work.inputs[file] for file in work.files[group]}
+        return JoinedRows(inputs, columns=work.columns, limit=work.limit)
 
 
 class _Collected:
@@ -190,31 +168,29 @@ class _Collected:
         self._quarantined: Counter[str] = Counter()
         self._lines: list[str] = []
         self._keys: list[dict[str, Any]] = []
+        self._damage: dict[str, str] = {}
+        self.rows = 0
 
-    def add(self, row: Any, *, number: int, source: Source) -> None:
-        """Take a raw row."""
-        self._bytes_in += source.num_bytes(row)
-        found = source.document(row, number=number)
+    def add(self, item: Row | Break) -> None:
+        """Take a raw row, or list the place where a file cannot be read on, which is no row."""
+        if isinstance(item, Break):
+            self._damage[str(item.file)] = item.why
+            self._note("damaged file", place=item, note=item.why)
+            return
+        self.rows += 1
+        self._bytes_in += item.source.num_bytes(item.raw)
+        found = item.source.document(item.raw, number=item.number)
         if isinstance(found, Article) and has_no_spaces(found.text):
             found = Rejected("no spaces", is_bad=True)
         if isinstance(found, Article) and (why := self._work.filters.reason(found.text)):
             found = Rejected(why, is_bad=False)
         if isinstance(found, Article):
-            self._keep(found, number=number)
+            self._keep(found, place=item)
         elif found.is_bad:
-            self.quarantine(found.reason, row=number, note=_shown(row))
+            self._quarantined[found.reason] += 1
+            self._note(found.reason, place=item, note=_shown(item.raw))
         else:
             self._dropped[found.reason] += 1
-
-    def quarantine(self, reason: str, *, row: int, note: str) -> None:
-        """List a row that is bad."""
-        self._quarantined[reason] += 1
-        self.note(reason, row=row, note=note)
-
-    def note(self, reason: str, *, row: int, note: str) -> None:
-        """List what is bad and no row, such as the place where a file cannot be read on."""
-        entry = {"row": row, "reason": reason, "note": note}
-        self._lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def close(self) -> dict[str, Any]:
         """Write what is left; the counts and shards of the part."""
@@ -228,19 +204,29 @@ class _Collected:
             pq.write_table(table, sink, compression="zstd")
             write_atomic(folder / f"{self._stem}.keys.parquet", sink.getvalue().to_pybytes())
         return {
+            "rows": self.rows,
             "bytes_in": self._bytes_in,
             "dropped": dict(sorted(self._dropped.items())),
             "quarantined": dict(sorted(self._quarantined.items())),
+            "damage": self._damage,
             "shards": self._shards,
         }
 
-    def _keep(self, article: Article, *, number: int) -> None:
+    def _note(self, reason: str, *, place: Row | Break, note: str) -> None:
+        entry = {"file": place.file, "row": place.number, "reason": reason, "note": note}
+        self._lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+
+    def _keep(self, article: Article, *, place: Row) -> None:
         size = len(article.text.encode())
         if self._articles and self._num_bytes + size > self._work.rules.bytes_per_shard:
             self._flush()
         self._articles.append(article)
         self._num_bytes += size
-        keys: dict[str, Any] = {"row": number, "id": key_of(article.id)}
+        keys: dict[str, Any] = {
+            "file": place.file,
+            "row": place.number,
+            "id": key_of(article.id),
+        }
         if self._work.deduplicate != "none":
             keys["text"] = key_of(article.text)
         if self._work.deduplicate == "normalized":
@@ -267,10 +253,10 @@ def make_parts(
 ) -> None:
     """Have every part made, or every part of share `(index, count)`, at most `width` at a time.
 
-    How many parts an input has is known when one of them meets its end, so the likely ones are
+    How many parts a group has is known when one of them meets its end, so the likely ones are
     dealt first, in order, and then one after another until the end is seen.
     """
-    assert work.parts  # looked up here, so that the workers are told
+    assert work.parts and work.files  # looked up here, so that the workers are told
     ends: dict[int, int] = {}
     pending: set[Future[Part]] = set()
 
@@ -279,39 +265,43 @@ def make_parts(
         done, pending = wait(pending, return_when=when)
         for part in sorted((future.result() for future in done), key=lambda part: part.unit):
             if part.ended:
-                ends[part.file] = min(part.unit, ends.get(part.file, part.unit))
+                ends[part.group] = min(part.unit, ends.get(part.group, part.unit))
             on_part(part)
 
     reached: list[int] = []
-    for file, given in enumerate(work.inputs):
-        unit = (share[0] - file) % share[1]
-        rows = num_rows(given) or _stamp(given)[0] // LIKELY_ROW_BYTES
+    for group, files in enumerate(work.files):
+        unit = (share[0] - group) % share[1]
+        rows = sum(_likely_rows(work.inputs[file]) for file in files)
         likely = 1 + rows // work.rules.rows_per_shard
-        while unit < likely and unit <= ends.get(file, unit):
-            pending.add(executor.submit(make_part, work, file=file, unit=unit))
+        while unit < likely and unit <= ends.get(group, unit):
+            pending.add(executor.submit(make_part, work, group=group, unit=unit))
             unit += share[1]
             if len(pending) >= width:
                 collect(FIRST_COMPLETED)
         reached.append(unit)
     collect(ALL_COMPLETED)
-    for file, unit in enumerate(reached):
+    for group, unit in enumerate(reached):
         looked_at = 0
-        while file not in ends:
+        while group not in ends:
             # Somebody else may have met the end before us.
-            while looked_at < unit and (part := load_part(work, file=file, unit=looked_at)):
+            while looked_at < unit and (part := load_part(work, group=group, unit=looked_at)):
                 looked_at += 1
                 if part.ended:
-                    ends[file] = part.unit
+                    ends[group] = part.unit
                     break
             else:
-                pending.add(executor.submit(make_part, work, file=file, unit=unit))
+                pending.add(executor.submit(make_part, work, group=group, unit=unit))
                 collect(ALL_COMPLETED)
                 unit += share[1]
 
 
-def make_part(work: Work, *, file: int, unit: int) -> Part:
+def make_part(work: Work, *, group: int, unit: int) -> Part:
     """`PartMaker.make` in whatever process this is."""
-    return _maker(work, work.parts).make(file=file, unit=unit)
+    return _maker(work, work.parts).make(group=group, unit=unit)
+
+
+def _likely_rows(given: Input) -> int:
+    return num_rows(given) or stamp(given)[0] // LIKELY_ROW_BYTES
 
 
 @functools.lru_cache(maxsize=1)
@@ -321,8 +311,8 @@ def _maker(work: Work, _: Path) -> PartMaker:
 
 
 def keys_schema(work: Work) -> pa.Schema:
-    """The columns of a part's keys: one row a document, in the order of its shards."""
-    fields = [("row", pa.int64()), ("id", pa.binary())]
+    """The columns of a part's keys: one row per document, in the order of its shards."""
+    fields = [("file", pa.int32()), ("row", pa.int64()), ("id", pa.binary())]
     if work.deduplicate != "none":
         fields.append(("text", pa.binary()))
     if work.deduplicate == "normalized":
@@ -333,28 +323,17 @@ def keys_schema(work: Work) -> pa.Schema:
 
 
 def all_parts(work: Work) -> list[Part] | None:
-    """Every part of every input in order, or None while one is missing."""
+    """Every part of every group in order, or None while one is missing."""
     found: list[Part] = []
-    for file in range(len(work.inputs)):
+    for group in range(len(work.files)):
         for unit in itertools.count():
-            part = load_part(work, file=file, unit=unit)
+            part = load_part(work, group=group, unit=unit)
             if part is None:
                 return None
             found.append(part)
             if part.ended:
                 break
     return found
-
-
-def _stamp(given: Input) -> tuple[int, int]:
-    """Size and time of change of a file: enough to see that it is another one by now."""
-    if not given.is_file:
-        return 0, 0
-    try:
-        status = os.stat(given.path)
-    except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def _shown(row: Any) -> str:

@@ -50,7 +50,7 @@ _SHARD_NAME = re.compile(r"shard-[0-9]{5,}\.parquet")
 class ShardRules:
     """How documents are cut into sentences and shards.
 
-    A shard holds what is kept of `rows_per_shard` rows of one input (pages, lines), and at most
+    A shard holds what is kept of `rows_per_shard` rows of input (pages, lines), and at most
     `bytes_per_shard` of UTF-8 text before compression; one longer document is its own shard.
     """
 
