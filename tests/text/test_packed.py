@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,15 @@ def rows_of_source(path: Path) -> list[str]:
 
 def rows_of_pairs(path: Path) -> list[str]:
     rows: list[str] = []
+    left_out = Counter[str]()
+
+    def on_bad(*told: str) -> None:
+        rows.append(repr(told))
+
     try:
-        for pair in read_pairs(path, max_negatives=1, on_bad=lambda *told: rows.append(repr(told))):
+        for pair in read_pairs(path, max_negatives=1, on_bad=on_bad, left_out=left_out):
             rows.append(pair.query)
+        rows += left_out.elements()
     except BadInput:
         rows.append("damaged")
     return rows
