@@ -172,9 +172,13 @@ def unit_length(vectors_RD: Vectors) -> Vectors:
     """Vectors divided by their norm; the zero vector stays zero."""
     with np.errstate(over="ignore"):
         norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():  # squares that fp32 cannot hold
-        norms = np.linalg.norm(vectors_RD.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
+    found = np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
+    usual = (norms[:, 0] > 1e-12) & np.isfinite(norms[:, 0])
+    if (others := np.flatnonzero(~usual)).size:  # of squares that fp32 cannot hold, and zero
+        exact_KD = vectors_RD[others].astype(np.float64)
+        norms = np.linalg.norm(exact_KD, axis=1, keepdims=True)
+        found[others] = exact_KD / np.where(norms > 0, norms, 1)
+    return found
 
 
 def _packed(vectors_RD: Vectors, *, form: VectorFormat) -> Array:

@@ -25,7 +25,7 @@ from toolkit.console import at_work
 from toolkit.documents import Count, Digest, FileName, checked
 from toolkit.door import ROOM, is_full
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import Found, check_queries
+from toolkit.encoding.search import Found, check_queries, cosines
 from toolkit.encoding.store import VectorStore
 from toolkit.files import (
     BadInput,
@@ -180,10 +180,10 @@ class Index:
     def _cosines(self, query_QD: Vectors, *, rows_QC: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the stored vectors; -inf where a row is -1."""
         rows_N, place_QC = np.unique(rows_QC, return_inverse=True)
-        vectors_ND = unit_length(self._store.read(np.maximum(rows_N, 0)))
+        vectors_ND = self._store.read(np.maximum(rows_N, 0))
         places = place_QC.reshape(rows_QC.shape)
         score_QC = np.stack(
-            [vectors_ND[of] @ one for of, one in zip(places, query_QD, strict=True)]
+            [cosines(one, vectors_ND[of]) for of, one in zip(places, query_QD, strict=True)]
         )
         return np.where(rows_QC >= 0, score_QC, -np.inf).astype(np.float32)
 
