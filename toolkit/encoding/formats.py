@@ -33,6 +33,8 @@ Array = NDArray[Any]
 
 VECTORS, SCALES, SUMS = "vectors", "scales", "crc32"
 INT8_MAX = 127
+# What a form holds at most; of bf16, 8 bits of the number are kept.
+LARGEST: dict[str, float] = {"fp16": 65504.0, "bf16": (2 - 2**-7) * 2.0**127}
 _DTYPES: dict[str, tuple[str, type[np.generic]]] = {  # numpy has no bf16: its 16 bits are stored
     "fp32": ("F32", np.float32),
     "fp16": ("F16", np.float16),
