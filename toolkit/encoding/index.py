@@ -108,7 +108,7 @@ def build_index(
     An index of other embeddings or other parameters is made anew. Raises `BadInput` without faiss,
     or when a unit is damaged.
     """
-    faiss = _faiss()
+    _faiss()
     wanted = {
         "format": FORMAT,
         "kind": kind,
