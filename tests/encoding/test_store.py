@@ -451,7 +451,7 @@ def test_an_encoder_that_is_not_told_is_refused_by_the_manifests_name(
 def test_rows_that_are_no_list_are_refused(rows: Any, tmp_path: Path) -> None:
     write_all(output_of(tmp_path, rows=6, unit_rows=2), np.ones((6, 3), dtype=np.float32))
     for read in (VectorStore(tmp_path).read, VectorStore(tmp_path).facts):
-        with pytest.raises(BadInput, match="give whole numbers|give a list of them|a mask of"):
+        with pytest.raises(BadInput, match=r"give whole numbers|give a list of them|a mask of"):
             read(rows)
     assert VectorStore(tmp_path).read([]).shape == (0, 3)
 
