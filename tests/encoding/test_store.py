@@ -459,7 +459,7 @@ def test_rows_that_are_no_list_are_refused(rows: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [[3], ["\ud800"], "id1", 7, [["id1"]], [None]])
 def test_ids_that_are_no_texts_are_refused(ids: Any, tmp_path: Path) -> None:
     write_all(output_of(tmp_path, rows=6, unit_rows=2), np.ones((6, 3), dtype=np.float32))
-    with pytest.raises(BadInput, match="an id is a text of valid Unicode|no row has the id"):
+    with pytest.raises(BadInput, match=r"an id is a text of valid Unicode|no row has the id"):
         VectorStore(tmp_path).rows_of(ids)
     assert VectorStore(tmp_path).rows_of([]).shape == (0,)
 
