@@ -219,7 +219,8 @@ def open_encoding(folder: Path) -> None:
 
 
 def finish_encoding(folder: Path) -> None:
-    output = Output(folder, "0" * 64, output_of(folder.parent / "other", rows=6, unit_rows=2).units)
+    other = output_of(folder.parent / "other", rows=6, unit_rows=2)
+    output = Output(folder, other.digest, other.units)
     output.damaged(output.units)
     output.is_in_manifest(["00001"])
     output.write_manifest()

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.encoding.output import Output
-from toolkit.encoding.plan import FORMAT, claim_directory, units
+from toolkit.encoding.plan import FORMAT, claim_directory, facts_digest, units
 from toolkit.schema import VectorFormat
-
-DIGEST = "0" * 64
 
 
 def even_bounds(rows: int, *, unit_rows: int) -> list[int]:
@@ -28,18 +27,20 @@ def output_of(
 ) -> Output:
     """An encoding that has a plan, and nothing else."""
     bounds = even_bounds(rows, unit_rows=unit_rows)
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "corpus": "c",
         "model": "m",
         "rows": rows,
         "bounds": bounds,
         "output": {"vectors": form, "dims": None, "normalize": False},
-        "digest": DIGEST,
         **({"chunks": chunks} if chunks else {}),
     }
+    facts["digest"] = facts_digest(facts)
     claim_directory(directory, facts=facts, model="m", corpus="c")
-    return Output(directory, DIGEST, units(bounds), form=form, has_chunks=chunks is not None)
+    return Output(
+        directory, facts["digest"], units(bounds), form=form, has_chunks=chunks is not None
+    )
 
 
 def write_all(output: Output, vectors_ND: NDArray[np.float32]) -> None:

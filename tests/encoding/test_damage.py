@@ -1,7 +1,9 @@
 """Damaged encodings: whatever is read is what was written, or is refused by name, by default."""
 
+import dataclasses
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -226,3 +228,34 @@ def test_a_damaged_index_is_never_searched(tmp_path: Path) -> None:
             Index(store, kind="hnsw")
     write_json(record, told)
     Index(store, kind="hnsw")
+
+
+@pytest.mark.parametrize(("kind", "other"), [("hnsw", "flat"), ("flat", "hnsw"), ("pq", "ivf")])
+def test_a_record_that_names_the_file_of_another_kind_is_refused(
+    kind: str, other: str, tmp_path: Path
+) -> None:
+    """With that file's digest, size and rows."""
+    store = VectorStore(encoding(tmp_path))
+    build_index(store, kind=kind)
+    build_index(store, kind=other)
+    record, told = (read_json(tmp_path / "index" / f"{name}.json") for name in (kind, other))
+    same = {name: told[name] for name in ("file", "sha256", "bytes")}
+    write_json(tmp_path / "index" / f"{kind}.json", {**record, **same})
+    with pytest.raises(BadInput, match=rf"{told['file']}: {DAMAGED}; --build-index {kind}"):
+        Index(store, kind=kind)
+
+
+def test_an_index_of_another_width_or_of_other_rows_is_refused(tmp_path: Path) -> None:
+    store = VectorStore(encoding(tmp_path / "one"))
+    record = build_index(store, kind="flat")
+    for name, shape in (("width", (ROWS, WIDTH // 2)), ("rows", (ROWS - 100, WIDTH))):
+        other = output_of(tmp_path / name, rows=shape[0], unit_rows=UNIT_ROWS)
+        write_all(other, np.ones(shape, dtype=np.float32))
+        build_index(VectorStore(other.directory), kind="flat")
+        told = read_json(tmp_path / name / "index" / "flat.json")
+        same = {key: told[key] for key in ("file", "sha256", "bytes")}
+        folder = tmp_path / "one" / "index"
+        shutil.copy(tmp_path / name / "index" / told["file"], folder)
+        write_json(folder / "flat.json", {**dataclasses.asdict(record), **same})
+        with pytest.raises(BadInput, match=rf"{told['file']}: {DAMAGED}; --build-index flat"):
+            Index(store, kind="flat")

@@ -17,7 +17,7 @@ from tests.text.making import shard_articles
 from toolkit import search
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.index import Index, build_index
-from toolkit.encoding.search import Find, Hit, exact, nearest
+from toolkit.encoding.search import Find, Hit, cosines, exact, nearest, nearest_rows
 from toolkit.encoding.snippets import snippet_of
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
@@ -83,6 +83,79 @@ def test_random_vectors(unit_rows: int, top: int, tmp_path: Path) -> None:
     found = store_of(tmp_path, vectors, unit_rows=unit_rows)
     hits = nearest(found, queries_QD=queries, top=top)
     agree(hits, brute_force(vectors, queries_QD=queries, top=top))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    width=st.sampled_from([3, 64, 127, 768]),
+    rows=st.integers(1, 120),
+    unit_rows=st.integers(1, 120),
+    top=st.integers(1, 130),
+    different=st.integers(1, 5),
+)
+def test_a_score_depends_on_the_two_vectors_alone(
+    seed: int,
+    width: int,
+    rows: int,
+    unit_rows: int,
+    top: int,
+    different: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Equal vectors have equal scores wherever they stand, in a batch of queries and alone."""
+    rng = np.random.default_rng(seed)
+    some = rng.standard_normal((different, width)).astype(np.float32)
+    vectors = some[rng.integers(0, different, rows)]
+    queries = rng.standard_normal((3, width)).astype(np.float32)
+    store = store_of(tmp_path_factory.mktemp("store"), vectors, unit_rows=unit_rows)
+    scores_QK, rows_QK = nearest_rows(store, queries_QD=queries, top=top)
+    for query, scores, found in zip(queries, scores_QK, rows_QK, strict=True):
+        alone_scores, alone = nearest_rows(store, queries_QD=query[None], top=top)
+        np.testing.assert_array_equal(alone[0], found)
+        np.testing.assert_array_equal(alone_scores[0], scores)
+        score_N = cosines(query, vectors)
+        for one in some:
+            assert len(set(score_N[(vectors == one).all(axis=1)].tolist())) <= 1
+        np.testing.assert_array_equal(found, np.argsort(-score_N, kind="stable")[:top])
+    build_index(store, kind="flat")
+    by_index = Index(store, kind="flat").nearest_rows(queries, rows)
+    np.testing.assert_array_equal(by_index[1][:, :top], rows_QK)
+    np.testing.assert_array_equal(by_index[0][:, :top], scores_QK)
+
+
+def test_all_rows_equal_costs_no_more_than_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = np.tile(np.random.default_rng(1).standard_normal(48), (3000, 1)).astype(np.float32)
+    store = store_of(tmp_path, vectors, unit_rows=1000)
+    seen: list[int] = []
+
+    def counted(left: Any, right: Any) -> Any:
+        seen.append(len(right))
+        return cosines(left, right)
+
+    monkeypatch.setattr("toolkit.encoding.search.cosines", counted)
+    queries = np.random.default_rng(2).standard_normal((2, 48)).astype(np.float32)
+    _, rows_QK = nearest_rows(store, queries_QD=queries, top=7)
+    assert rows_QK.tolist() == [list(range(7))] * 2
+    assert seen == [1] * 6
+
+
+@pytest.mark.parametrize("scale", [1e20, 3e37, 1e-25, 1e-37])
+def test_the_scale_of_vectors_changes_no_cosine(scale: float, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((50, 16)).astype(np.float32)
+    vectors[7] = 0
+    queries = rng.standard_normal((4, 16)).astype(np.float32)
+    expected = brute_force(vectors, queries_QD=queries, top=9)
+    for number, rows in enumerate((slice(None), slice(3, 40, 5))):
+        scaled, size = vectors.copy(), np.float32(scale)
+        scaled[rows] *= size
+        store = store_of(tmp_path / str(number), scaled, unit_rows=20)
+        for asked in (queries, queries * size):
+            agree(nearest(store, queries_QD=asked, top=9), expected)
+    np.testing.assert_allclose(unit_length(vectors * size), unit_length(vectors), atol=1e-6)
 
 
 @pytest.mark.parametrize("top", [0, -1, True, 1.5, np.nan, None])

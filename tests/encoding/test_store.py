@@ -1,6 +1,7 @@
 """Units, their files, and who may write into an output directory."""
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import even_bounds, output_of, write_all
+from toolkit.encoding.encoder import encoder_of
+from toolkit.encoding.formats import open_vectors
 from toolkit.encoding.output import Output, unit_files, write_unit
 from toolkit.encoding.plan import (
     CHARS_PER_ROW,
@@ -24,6 +28,7 @@ from toolkit.encoding.plan import (
     Unit,
     bounds,
     claim_directory,
+    facts_digest,
     share,
     units,
 )
@@ -31,8 +36,7 @@ from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput, read_json, sha256_of, write_json
 from toolkit.text.manifest import SELF_DIGEST, content_digest
 
-DIGEST = "0" * 64
-FACTS = {
+FACTS: dict[str, Any] = {
     "format": FORMAT,
     "corpus": "c",
     "model": "m",
@@ -41,8 +45,9 @@ FACTS = {
     "encoder": {},
     "bounds": [0, 2, 4, 5],
     "output": {"vectors": "fp32", "dims": None, "normalize": False},
-    "digest": DIGEST,
 }
+DIGEST = facts_digest(FACTS)
+FACTS["digest"] = DIGEST
 UNIT = Unit(number=1, start=2, stop=4)
 
 
@@ -322,7 +327,7 @@ UNIT_HARMS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda enc: reseal(
             enc / "manifest.json", {**read_json(enc / "manifest.json"), "model": "other"}
         ),
-        "plan.json",
+        "manifest.json",
     ),
     "manifest of other vectors": (
         lambda enc: reseal(
@@ -348,6 +353,131 @@ def test_whatever_was_done_to_a_unit_is_found_by_name(harm: str, tmp_path: Path)
     do(tmp_path)
     with pytest.raises(BadInput, match=named):
         VectorStore(tmp_path, verify=True)
+
+
+EDITS: dict[str, Any] = {
+    "rows": 5,
+    "corpus": "other",
+    "model": "other",
+    "output": {"vectors": "fp32", "dims": None, "normalize": True},
+    "encoder": {"max_tokens": 9},
+    "more": 1,
+}
+
+
+@pytest.mark.parametrize("fact", EDITS)
+def test_edited_facts_are_of_no_encoding(fact: str, tmp_path: Path) -> None:
+    """Whoever reads them: the digest of an encoding is that of its facts."""
+    output = output_of(tmp_path, rows=6, unit_rows=2)
+    write_all(output, np.arange(1, 19, dtype=np.float32).reshape(6, 3))
+    path, whole = tmp_path / "manifest.json", read_json(tmp_path / "manifest.json")
+    reseal(path, {**whole, fact: EDITS[fact]})
+    with pytest.raises(BadInput, match=r"manifest\.json: is damaged \(its digest is not"):
+        VectorStore(tmp_path)
+    reseal(path, {**whole, "corpus_path": "moved"})  # no fact
+    VectorStore(tmp_path)
+    plan = read_json(tmp_path / PLAN_FILE)
+    edited = {**plan, fact: EDITS[fact]}
+    write_json(tmp_path / PLAN_FILE, edited)
+    with pytest.raises(BadInput, match=r"plan\.json: is damaged \(its digest is not that of"):
+        output.write_manifest()
+    # Nor by those who ask for just these.
+    facts = {key: value for key, value in edited.items() if not key.endswith(("path", "paths"))}
+    with pytest.raises(BadInput, match=r"plan\.json: is damaged"):
+        claim_directory(tmp_path, facts=facts, model="m", corpus="c")
+
+
+LONG = "x" * 300
+WRONG: dict[str, tuple[Any, ...]] = {
+    "rows": (None, "6", -1, 6.0, True, 2**70),
+    "output": (None, {}, [], {"vectors": "fp32", "dims": "3"}, {"vectors": "fp32", "dims": 2**70}),
+    "model": (None, 3, []),
+    "model_path": (None, 3, ["m"], LONG, "a\0b", "m/" * 3000),
+    "corpus_path": (None, 3, {}, LONG, "a\0b"),
+    "adapter_paths": (None, "m", [3], [LONG]),
+    "corpus": (None, 3),
+    "encoder": (3, "x", []),
+    "bounds": (None, 3, "x", [0, "6"]),
+    "units": (None, [], {}),
+    "digest": (None, 3),
+}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_a_manifest_with_a_right_digest_and_wrong_fields_is_refused(
+    key: str, tmp_path: Path
+) -> None:
+    write_all(output_of(tmp_path, rows=6, unit_rows=2), np.ones((6, 3), dtype=np.float32))
+    path, whole = tmp_path / "manifest.json", read_json(tmp_path / "manifest.json")
+    without = {name: value for name, value in whole.items() if name != key}
+    for content in (without, *({**whole, key: value} for value in WRONG[key])):
+        if content == whole or (content is without and key in ("encoder", "adapter_paths")):
+            continue
+        content = {**content}
+        if "digest" in content and key != "digest":
+            content["digest"] = digest = facts_digest(content)
+            units_told = content.get("units", {})
+            for marker in units_told.values() if isinstance(units_told, dict) else ():
+                marker["encoding"] = digest
+        reseal(path, content)
+        with pytest.raises(BadInput, match=re.escape(str(tmp_path))):
+            VectorStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        None,
+        {},
+        {"max_tokens": "x"},
+        {"max_tokens": 10**30},
+        {"strange": 1},
+        {"model": "m"},
+        {"adapters": []},
+    ],
+)
+def test_an_encoder_that_is_not_told_is_refused_by_the_manifests_name(
+    told: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_all(output_of(tmp_path, rows=6, unit_rows=2), np.ones((6, 3), dtype=np.float32))
+    store = VectorStore(tmp_path)
+    if told is not None:
+        store.manifest["encoder"] = told
+    with pytest.raises(BadInput, match=re.escape(str(tmp_path))):
+        encoder_of(store, model=str(tiny_model))
+
+
+@pytest.mark.parametrize("rows", [5, [[1, 2]], [[1], [2, 3]], np.ones((2, 2), dtype=bool), [[]]])
+def test_rows_that_are_no_list_are_refused(rows: Any, tmp_path: Path) -> None:
+    write_all(output_of(tmp_path, rows=6, unit_rows=2), np.ones((6, 3), dtype=np.float32))
+    for read in (VectorStore(tmp_path).read, VectorStore(tmp_path).facts):
+        with pytest.raises(BadInput, match=r"give whole numbers|give a list of them|a mask of"):
+            read(rows)
+    assert VectorStore(tmp_path).read([]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("ids", [[3], ["\ud800"], "id1", 7, [["id1"]], [None]])
+def test_ids_that_are_no_texts_are_refused(ids: Any, tmp_path: Path) -> None:
+    write_all(output_of(tmp_path, rows=6, unit_rows=2), np.ones((6, 3), dtype=np.float32))
+    with pytest.raises(BadInput, match=r"an id is a text of valid Unicode|no row has the id"):
+        VectorStore(tmp_path).rows_of(ids)
+    assert VectorStore(tmp_path).rows_of([]).shape == (0,)
+
+
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38])
+def test_what_bf16_cannot_hold_is_refused(value: float, tmp_path: Path) -> None:
+    vectors = np.ones((2, 3), dtype=np.float32)
+    vectors[1, 0] = value
+    options: dict[str, Any] = {"unit": UNIT, "records": records(2), "digest": DIGEST}
+    with pytest.raises(BadInput, match=r"id '1': .* more than bf16 can hold; use vectors=fp32, or"):
+        write_unit(tmp_path, vectors_RD=vectors, form="bf16", **options)
+    assert not list(tmp_path.iterdir())
+    # The largest that it does hold is stored as itself.
+    vectors[1, 0] = torch.finfo(torch.bfloat16).max
+    write_unit(tmp_path, vectors_RD=vectors, form="bf16", **options)
+    path = unit_files(tmp_path, unit=UNIT).vectors
+    found = open_vectors(path, form="bf16", rows=2, width=3).rows(slice(None))
+    np.testing.assert_array_equal(found, vectors)
 
 
 def test_every_flipped_bit_of_an_encoding_is_found(tmp_path: Path) -> None:

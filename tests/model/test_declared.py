@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, WordWeights
+from transformers import AutoTokenizer
 
 from toolkit import evaluate, train
 from toolkit.encoding.encoder import Encoder
@@ -139,6 +140,15 @@ def test_exported_weights_are_of_special_tokens_alone(tiny_model: Path, tmp_path
     assert set(weights) == {0.0, 1.0}
 
 
+def test_an_export_keeps_the_first_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    """Whatever the base's tokenizer says: the encoder was trained so."""
+    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer.truncation_side = "left"
+    config = load_config(str(tiny_model))
+    write_encoder_files(tmp_path, config=config, tokenizer=tokenizer, max_tokens=64, dtype="fp32")
+    assert AutoTokenizer.from_pretrained(tmp_path).truncation_side == "right"
+
+
 def dense() -> Dense:
     torch.manual_seed(0)
     return Dense(WIDTH, WIDTH)
@@ -193,6 +203,92 @@ def test_a_causal_model_is_causal_only_when_that_is_asked_for(save: Save, plain:
     write_json(path, {**read_json(path), "config_kwargs": {"is_causal": False}})
     assert distance(theirs(folder), ours(base, causal=True)) <= 1e-5
     with pytest.raises(BadInput, match=r"config_kwargs\.is_causal is False, an unknown setting"):
+        ours(folder)
+
+
+@pytest.mark.parametrize("flag", [True, "all"])
+def test_the_flag_of_gemma_makes_no_other_model_bidirectional(flag: Any, save: Save) -> None:
+    """transformers ignores it in most families: the vectors stay those of causal attention."""
+    folder = save()
+    wanted, path = theirs(folder), folder / "config.json"
+    config = {key: value for key, value in read_json(path).items() if key != "is_causal"}
+    write_json(path, {**config, "use_bidirectional_attention": flag})
+    assert distance(theirs(folder), wanted) > 0.05
+    message = (
+        rf"use_bidirectional_attention={flag!r} and no is_causal=false: .* encoder\.causal=true; "
+        '.* write "is_causal": false into'
+    )
+    with pytest.raises(BadInput, match=message):
+        ours(folder)
+    assert distance(theirs(folder), ours(folder, causal=True)) <= 1e-5
+    write_json(path, {**config, "use_bidirectional_attention": flag, "is_causal": False})
+    assert distance(theirs(folder), ours(folder)) <= 1e-5
+    assert distance(theirs(folder), wanted) == 0.0
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_tokenizer_that_keeps_the_last_tokens_is_refused(file: str, save: Save) -> None:
+    folder = save()
+    as_before_6(folder, pooling={}, max_seq_length=16)
+    wanted, path = theirs(folder), folder / file
+    left = {
+        "tokenizer_config.json": {"truncation_side": "left"},
+        "tokenizer.json": {
+            "truncation": {
+                "direction": "Left",
+                "max_length": 16,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            }
+        },
+    }
+    config = folder / "tokenizer_config.json"
+    write_json(config, {k: v for k, v in read_json(config).items() if k != "truncation_side"})
+    write_json(path, {**read_json(path), **left[file]})
+    assert distance(theirs(folder), wanted) > 0.01
+    with pytest.raises(
+        BadInput, match=r"truncation_side 'left', which cuts off a text's beginning"
+    ):
+        ours(folder, max_tokens=16)
+    (folder / "modules.json").unlink()
+    (folder / "llm2vec_config.json").write_text("{}")
+    with pytest.raises(
+        BadInput, match=r"truncation_side 'left', which cuts off a text's beginning"
+    ):
+        ours(folder, max_tokens=16)
+    (folder / "llm2vec_config.json").unlink()
+    assert distance(wanted, ours(folder, max_tokens=16)) <= 1e-5  # what the message says
+
+
+def test_the_first_settings_that_say_something_count(save: Save) -> None:
+    folder = save()
+    as_before_6(folder, pooling={})
+    write_json(folder / "sentence_bert_config.json", {})
+    other = {"max_seq_length": 16, "do_lower_case": False}
+    write_json(folder / "sentence_distilbert_config.json", other)
+    with pytest.raises(BadInput, match=r"cut at 16 tokens .*sentence_distilbert_config\.json"):
+        ours(folder)
+    assert distance(theirs(folder), ours(folder, max_tokens=16)) <= 1e-5
+    write_json(folder / "sentence_distilbert_config.json", {**other, "do_lower_case": True})
+    with pytest.raises(BadInput, match=r"sentence_distilbert_config\.json: do_lower_case is true"):
+        ours(folder, max_tokens=16)
+
+
+def test_a_length_of_null_is_that_of_the_tokenizer(save: Save) -> None:
+    folder = save()
+    as_before_6(folder, pooling={}, max_seq_length=None)
+    path = folder / "tokenizer_config.json"
+    write_json(path, {**read_json(path), "model_max_length": 16})
+    with pytest.raises(BadInput, match=r"cut at 16 tokens \(.*model_max_length\)"):
+        ours(folder)
+    assert distance(theirs(folder), ours(folder, max_tokens=16)) <= 1e-5
+
+
+@pytest.mark.parametrize("length", [0, -1, True, False, 16.5, "16", [16]])
+def test_a_length_that_is_none_is_refused(length: Any, save: Save) -> None:
+    folder = save()
+    as_before_6(folder, pooling={}, max_seq_length=length)
+    with pytest.raises(BadInput, match=r"max_seq_length is .*; valid: a whole number from 1 on"):
         ours(folder)
 
 
@@ -369,7 +465,7 @@ KEYS = {
     "1_Pooling/config.json": ("pooling_mode", "pooling_mode_cls_token", "include_prompt"),
     "config_sentence_transformers.json": ("prompts", "default_prompt_name", "truncate_dim"),
     "sentence_bert_config.json": ("modality_config", "max_seq_length", "config_kwargs"),
-    "config.json": ("is_causal",),
+    "config.json": ("is_causal", "use_bidirectional_attention"),
     "llm2vec_config.json": ("pooling_mode", "max_length"),
 }
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from toolkit.batch import Batch, embed_rows, lay_out, place, to_device, token_states
 from toolkit.console import Progress
 from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.plan import MANIFEST_FILE
 from toolkit.encoding.store import VectorStore
 from toolkit.files import BadInput
 from toolkit.model.adapters import chain_of, merge_into
@@ -303,15 +304,29 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
     path = model or store.manifest["model_path"]
     try:
         adapters = tuple(store.manifest.get("adapter_paths", ()))
-        settings = EncoderSettings(model=path, adapters=adapters, **store.manifest["encoder"])
-        encoder = Encoder(settings, dims=store.manifest["output"]["dims"])
+        settings = _settings_of(store, model=path, adapters=adapters)
+        encoder = Encoder(settings, dims=store.manifest["output"].get("dims"))
     except BadInput as error:
         raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
+    except OverflowError as error:  # a limit of tokens that nobody meant
+        raise BadInput(f"{store.directory / MANIFEST_FILE}: encoder: {error}") from error
     if encoder.digest() != store.manifest["model"]:
         raise BadInput(
             f"{store.directory}: was not made by the model in {path}; give --model its folder"
         )
     return encoder
+
+
+def _settings_of(store: VectorStore, *, model: str, adapters: tuple[str, ...]) -> EncoderSettings:
+    path = store.directory / MANIFEST_FILE
+    told = store.manifest.get("encoder")
+    try:
+        if not isinstance(told, dict) or {"model", "adapters"} & set(told):
+            raise ValueError(f"encoder is {told!r:.60}")
+        return EncoderSettings(model=model, adapters=adapters, **told)
+    except (ValueError, TypeError, OverflowError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: does not say how texts were encoded ({said})") from error
 
 
 def token_batches(

@@ -33,6 +33,8 @@ Array = NDArray[Any]
 
 VECTORS, SCALES, SUMS = "vectors", "scales", "crc32"
 INT8_MAX = 127
+# What a form holds at most; of bf16, 8 bits of the number are kept.
+LARGEST: dict[str, float] = {"fp16": 65504.0, "bf16": (2 - 2**-7) * 2.0**127}
 _DTYPES: dict[str, tuple[str, type[np.generic]]] = {  # numpy has no bf16: its 16 bits are stored
     "fp32": ("F32", np.float32),
     "fp16": ("F16", np.float16),
@@ -172,9 +174,13 @@ def unit_length(vectors_RD: Vectors) -> Vectors:
     """Vectors divided by their norm; the zero vector stays zero."""
     with np.errstate(over="ignore"):
         norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
-    if not np.isfinite(norms).all():  # squares that fp32 cannot hold
-        norms = np.linalg.norm(vectors_RD.astype(np.float64), axis=1, keepdims=True)
-    return np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
+    found = np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
+    usual = (norms[:, 0] > 1e-12) & np.isfinite(norms[:, 0])
+    if (others := np.flatnonzero(~usual)).size:  # of squares that fp32 cannot hold, and zero
+        exact_KD = vectors_RD[others].astype(np.float64)
+        norms = np.linalg.norm(exact_KD, axis=1, keepdims=True)
+        found[others] = exact_KD / np.where(norms > 0, norms, 1)
+    return found
 
 
 def _packed(vectors_RD: Vectors, *, form: VectorFormat) -> Array:

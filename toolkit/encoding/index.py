@@ -25,7 +25,7 @@ from toolkit.console import at_work
 from toolkit.documents import Count, Digest, FileName, checked
 from toolkit.door import ROOM, is_full
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import Found, check_queries
+from toolkit.encoding.search import Found, check_queries, cosines
 from toolkit.encoding.store import VectorStore
 from toolkit.files import (
     BadInput,
@@ -43,6 +43,7 @@ FORMAT = "toolkit-index/1"
 INDEX_DIR = "index"
 FLAT, IVF, HNSW, PQ = "flat", "ivf", "hnsw", "pq"
 KINDS = (FLAT, IVF, HNSW, PQ)
+_CLASSES = {FLAT: "IndexFlat", IVF: "IndexIVFFlat", HNSW: "IndexHNSWFlat", PQ: "IndexPQ"}  # faiss's
 SAVE_EVERY_S = 600.0
 YOUNG_S = 6 * SAVE_EVERY_S
 TRAINING_ROWS = 39  # a centroid; faiss warns below
@@ -107,7 +108,7 @@ def build_index(
     An index of other embeddings or other parameters is made anew. Raises `BadInput` without faiss,
     or when a unit is damaged.
     """
-    faiss = _faiss()
+    _faiss()
     wanted = {
         "format": FORMAT,
         "kind": kind,
@@ -119,7 +120,7 @@ def build_index(
     if record and record.rows == store.num_rows:
         return record
     if record:
-        index = faiss.read_index(str(folder / record.file))
+        index = _loaded(folder / record.file, record=record, width=store.width)
     else:
         index = _new_index(store, kind=kind, parameters=wanted["parameters"])
     begun = record.rows if record else 0
@@ -143,13 +144,9 @@ class Index:
     def __init__(self, store: VectorStore, *, kind: str) -> None:
         """Raises `BadInput` when there is none, or it is damaged or of other embeddings."""
         self._store = store
-        faiss = _faiss()
         record = _checked(store, kind=kind)
         path = store.directory / INDEX_DIR / record.file
-        try:
-            self._index = faiss.read_index(str(path))
-        except RuntimeError as error:
-            raise _damaged(path, kind=kind) from error
+        self._index = _loaded(path, record=record, width=store.width)
         self._ef_search = record.parameters.get("ef_search", 0)
         if kind == IVF:
             self._index.nprobe = record.parameters["probes"]
@@ -180,10 +177,10 @@ class Index:
     def _cosines(self, query_QD: Vectors, *, rows_QC: NDArray[np.int64]) -> NDArray[np.float32]:
         """Of the stored vectors; -inf where a row is -1."""
         rows_N, place_QC = np.unique(rows_QC, return_inverse=True)
-        vectors_ND = unit_length(self._store.read(np.maximum(rows_N, 0)))
+        vectors_ND = self._store.read(np.maximum(rows_N, 0))
         places = place_QC.reshape(rows_QC.shape)
         score_QC = np.stack(
-            [vectors_ND[of] @ one for of, one in zip(places, query_QD, strict=True)]
+            [cosines(one, vectors_ND[of]) for of, one in zip(places, query_QD, strict=True)]
         )
         return np.where(rows_QC >= 0, score_QC, -np.inf).astype(np.float32)
 
@@ -199,6 +196,21 @@ def check_indexes(store: VectorStore) -> list[str]:
             _checked(store, kind=kind)
             found.append(kind)
     return found
+
+
+def _loaded(path: Path, *, record: Record, width: int) -> Any:
+    """An index from its file. `BadInput` when it is not that of its record: a record may name the
+    file of another kind, with its digest."""
+    faiss = _faiss()
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise _damaged(path, kind=record.kind) from error
+    wanted = (_CLASSES[record.kind], width, record.rows)
+    found = (type(index).__name__.removesuffix("IP"), int(index.d), int(index.ntotal))
+    if found != wanted:
+        raise _damaged(path, kind=record.kind)
+    return index
 
 
 def _new_index(store: VectorStore, *, kind: str, parameters: dict[str, int]) -> Any:

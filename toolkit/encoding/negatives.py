@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from toolkit.console import at_work
 from toolkit.encoding.encoder import Encoder
-from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import nearest_rows
+from toolkit.encoding.formats import Vectors
+from toolkit.encoding.search import cosines, nearest_rows
 from toolkit.encoding.store import VectorStore
 from toolkit.text.pairs import Pair, PairTask, text_hash
 
@@ -72,7 +72,7 @@ class Miner:
                 scores_QK, rows_QK = nearest_rows(
                     self._store, queries_QD=queries_QD, top=self._rules.depth
                 )
-            cosine_Q = (unit_length(queries_QD) * unit_length(positives_QD)).sum(axis=1)
+            cosine_Q = cosines(queries_QD, positives_QD)
             nearest = zip(some, scores_QK, rows_QK, cosine_Q * self._rules.max_ratio, strict=True)
             for pair, scores_K, rows_K, limit in nearest:
                 known = {pair.query_hash, *answers[pair.query_hash]}

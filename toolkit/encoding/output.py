@@ -22,8 +22,8 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from toolkit.documents import Count, Digest, checked
 from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
-from toolkit.encoding.formats import Vectors, encode, seal_of, unit_length
-from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit
+from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_length
+from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit, facts_digest
 from toolkit.files import (
     BadInput,
     read_json,
@@ -142,10 +142,11 @@ def _refuse(vectors_RD: Vectors, *, ids: Sequence[str], form: VectorFormat) -> N
     if len(broken):
         raise BadInput(f"id {ids[broken[0]]!r}: its vector is not finite; use encoder.dtype=fp32")
     largest = np.abs(vectors_RD).max(axis=1, initial=0)
-    if form == "fp16" and (large := np.flatnonzero(largest > np.finfo(np.float16).max)).size:
+    if (large := np.flatnonzero(largest > LARGEST.get(form, np.inf))).size:
+        wider = {"fp16": "bf16 or fp32", "bf16": "fp32"}[form]
         raise BadInput(
-            f"id {ids[large[0]]!r}: its vector has {largest[large[0]]:g}, more than fp16 can hold; "
-            "use vectors=bf16 or fp32, or normalize=true"
+            f"id {ids[large[0]]!r}: its vector has {largest[large[0]]:g}, more than {form} can "
+            f"hold; use vectors={wider}, or normalize=true"
         )
 
 
@@ -247,6 +248,9 @@ class Output:
         plan = read_json(self.directory / PLAN_FILE)
         if not isinstance(plan, dict) or plan.get("digest") != self.digest:
             raise BadInput(f"{self.directory / PLAN_FILE}: {FOREIGN}; choose another output_dir")
+        if facts_digest(plan) != self.digest:
+            edited = "is damaged (its digest is not that of its facts)"
+            raise BadInput(f"{self.directory / PLAN_FILE}: {edited}; choose another output_dir")
         for folder in (self.directory, self.directory / UNIT_DIR):
             remove_temporaries(folder)
         content = {**plan, "units": markers}

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equa
 CHARS_PER_ROW = 32  # what a row costs beside its text
 MAX_ROWS_FACTOR = 4
 NO_FACTS = ("digest", "model_path", "adapter_paths", "corpus_path")  # of what a plan says
+NO_PLAN = ("units", "manifest_sha256")  # of what a manifest says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,15 @@ def identity(
     }
     if chunks:
         facts["chunks"] = dataclasses.asdict(chunks)
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    return {**facts, "digest": digest}
+    return {**facts, "digest": facts_digest(facts)}
+
+
+def facts_digest(told: Mapping[str, Any]) -> str:
+    """What `digest` says in a plan, or a manifest that repeats it: of all facts that stand there.
+    Who edits one has another encoding, of which the units are not."""
+    others = {*NO_FACTS, *NO_PLAN}
+    facts = {key: value for key, value in told.items() if key not in others}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def claim_directory(
@@ -173,7 +181,8 @@ def _require_same(output_dir: Path, *, there: Any, facts: dict[str, Any]) -> Non
             f"output_dir={output_dir} holds an encoding of another "
             f"{' and '.join(differing)}; choose another output_dir"
         )
-    if there.get("digest") != facts["digest"]:  # of facts that are the same
+    # Of facts that are the same.
+    if there.get("digest") != facts["digest"] or there["digest"] != facts_digest(there):
         raise BadInput(damaged)
 
 

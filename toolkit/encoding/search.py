@@ -6,6 +6,8 @@ Shapes: Q queries, R rows of a unit, D width, K hits.
 """
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,12 @@ from toolkit.files import BadInput
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 Find = Callable[[Vectors, int], Found]
+# By how much less than the worst hit a product may say of a better row. A product of unit vectors
+# in fp32 is off by some 1e-6.
+MARGIN = 1e-5
+FEW = 256  # candidates, of which equal ones are not looked for
+NUMBERS_AT_ONCE = 2**20  # in fp64
+LEAST_LENGTH, MOST_LENGTH = 1e-12, 1e15  # of vectors that fp32 multiplies well
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,26 +112,102 @@ def check_queries(queries_QD: Vectors, *, width: int, top: int) -> Vectors:
 
 def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
     """The cosines (Q, K) and the rows (Q, K) of the corpus that `nearest` describes. `BadInput` for
-    what `check_queries` refuses."""
+    what `check_queries` refuses.
+
+    A matrix product rounds a row by where it stands, and by what else is multiplied. It only
+    proposes rows, which are then ranked by `cosines`: neither equal vectors nor a query that comes
+    in a batch have other scores than alone.
+    """
     query = check_queries(queries_QD, width=store.width, top=top)
     best: list[Found] = [
         (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in query
     ]
     floor_Q = np.full(len(query), -np.inf, dtype=np.float32)
     for unit, vectors_RD in store.blocks():
-        score_QR = query @ vectors_RD.T
-        score_QR *= 1 / np.maximum(np.sqrt(np.vecdot(vectors_RD, vectors_RD)), 1e-12)
+        score_QR = _products(query, vectors_RD)
+        scored = _Unit(vectors_RD)
         # Of equal cosines the first row stays, so only what is above the worst comes in: after a
         # few units that is next to nothing, and the time goes into the product alone.
-        for q in np.flatnonzero(score_QR.max(axis=1) > floor_Q):
-            places = np.flatnonzero(score_QR[q] > floor_Q[q])
-            scores = np.concatenate([best[q][0], score_QR[q, places]])
-            rows = np.concatenate([best[q][1], places + unit.start])
+        for q in np.flatnonzero(score_QR.max(axis=1) > floor_Q - MARGIN):
+            places = _candidates(score_QR[q], top=top, floor=float(floor_Q[q]))
+            exact_K = scored.cosines(query[q], places=places)
+            above = exact_K > floor_Q[q]
+            scores = np.concatenate([best[q][0], exact_K[above]])
+            rows = np.concatenate([best[q][1], places[above] + unit.start])
             best[q] = _best(scores, rows, top=top)
             if len(best[q][0]) == top:
                 floor_Q[q] = best[q][0][-1]
     none: Found = (np.zeros((0, 0), dtype=np.float32), np.zeros((0, 0), dtype=np.int64))
     return (np.stack([s for s, _ in best]), np.stack([r for _, r in best])) if best else none
+
+
+def cosines(left_KD: Vectors, right_KD: Vectors) -> Vectors:
+    """The cosine (K,) of each row of `right_KD` and that of `left_KD`, or a single vector (D,); 0
+    with a zero vector. Each is summed by itself in fp64, which holds all squares of fp32: it
+    depends on these two vectors alone."""
+    found = np.zeros(len(right_KD), dtype=np.float32)
+    at_once = max(1, NUMBERS_AT_ONCE // max(1, right_KD.shape[1]))
+    for start in range(0, len(right_KD), at_once):
+        part = slice(start, start + at_once)
+        left = (left_KD[part] if left_KD.ndim == 2 else left_KD).astype(np.float64)
+        right = right_KD[part].astype(np.float64)
+        # numpy adds along the last axis row by row; a product of BLAS does not.
+        product_K = (left * right).sum(axis=-1)
+        length_K = np.sqrt((left * left).sum(axis=-1)) * np.sqrt((right * right).sum(axis=-1))
+        np.divide(product_K, length_K, out=product_K, where=length_K > 0)
+        found[part] = product_K
+    return found
+
+
+class _Unit:
+    """The vectors (R, D) of a unit, of which equal ones are multiplied once where they are many."""
+
+    def __init__(self, vectors_RD: Vectors) -> None:
+        self._vectors = vectors_RD
+
+    def cosines(self, query_D: Vectors, *, places: NDArray[np.int64]) -> Vectors:
+        """`cosines` of the vectors at these places (K,)."""
+        if len(places) <= FEW:
+            return cosines(query_D, self._vectors[places])
+        first_K, number_K = np.unique(self._first_equal[places], return_inverse=True)
+        return cosines(query_D, self._vectors[first_K])[number_K]
+
+    @functools.cached_property
+    def _first_equal(self) -> NDArray[np.int64]:
+        """The first row that each row (R,) equals."""
+        first: dict[bytes, int] = {}
+        return np.array(
+            [
+                first.setdefault(hashlib.blake2b(vector_D.tobytes()).digest(), row)
+                for row, vector_D in enumerate(self._vectors)
+            ],
+            dtype=np.int64,
+        )
+
+
+def _products(query_QD: Vectors, vectors_RD: Vectors) -> Vectors:
+    """About the cosines (Q, R), by a matrix product in fp32."""
+    with np.errstate(over="ignore"):
+        length_R = np.sqrt(np.vecdot(vectors_RD, vectors_RD))
+    low_R = length_R < LEAST_LENGTH
+    if not length_R.max(initial=0) < MOST_LENGTH or vectors_RD[low_R].any():
+        # fp32 does not hold their squares.
+        return query_QD @ unit_length(vectors_RD).T
+    score_QR = query_QD @ vectors_RD.T
+    score_QR *= 1 / np.maximum(length_R, LEAST_LENGTH)
+    return score_QR
+
+
+def _candidates(score_R: Vectors, *, top: int, floor: float) -> NDArray[np.int64]:
+    """The places of all that may be among the `top` best, and above `floor`, by scores that are off
+    by no more than half of the margin."""
+    if len(score_R) > top and floor == -np.inf:
+        floor = float(np.partition(score_R, -top)[-top])
+    places = np.flatnonzero(score_R > floor - MARGIN)
+    if len(places) > FEW + top:
+        floor = max(floor, float(np.partition(score_R[places], -top)[-top]))
+        places = places[score_R[places] > floor - MARGIN]
+    return places
 
 
 def _best(scores: NDArray[np.float32], rows: NDArray[np.int64], *, top: int) -> Found:

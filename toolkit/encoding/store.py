@@ -13,22 +13,24 @@ import bisect
 import functools
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from toolkit.documents import Count, checked
 from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
 from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, Marker, unit_files
-from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, units
+from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, facts_digest, units
 from toolkit.files import BadInput, read_json, sha256_of
 from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest
@@ -37,24 +39,40 @@ if TYPE_CHECKING:
     import torch
 
 Rows = slice | Sequence[int] | NDArray[np.int64]
+MAX_PATH, MAX_NAME = 4095, 255  # of Linux
 MAX_OPEN = 1024  # memory maps at a time; the kernel allows a process some 65,000
 
 
 class _Output(TypedDict):
     vectors: VectorFormat
+    dims: NotRequired[Annotated[int, Field(ge=1, le=2**24)] | None]
+
+
+def _is_path(told: str) -> str:
+    """A path that the system can be asked for."""
+    name = os.fsencode(told)
+    if b"\0" in name or len(name) > MAX_PATH or max(map(len, name.split(b"/"))) > MAX_NAME:
+        raise ValueError("is no path")
+    return told
+
+
+PathText = Annotated[str, AfterValidator(_is_path)]
 
 
 class Manifest(TypedDict):
     """What must be in an encoding's manifest for it to be read."""
 
     bounds: list[Count]
+    rows: Count
     output: _Output
+    encoder: NotRequired[dict[str, Any]]
     units: dict[str, Marker]
     digest: str
     corpus: str
-    corpus_path: str
-    model_path: str
-    adapter_paths: NotRequired[list[str]]
+    model: str
+    corpus_path: PathText
+    model_path: PathText
+    adapter_paths: NotRequired[list[PathText]]
 
 
 class VectorStore:
@@ -146,7 +164,13 @@ class VectorStore:
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows (K,) that have these ids, of chunks the first. All ids are looked through, a
         unit at a time. `BadInput` for an id that no row, or more than one text, has."""
-        wanted = pa.array(ids, pa.string())
+        try:
+            if isinstance(ids, str):
+                raise TypeError("a single text")
+            wanted = pa.array(ids, pa.string())
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            said = f"rows_of({ids!r:.60}): an id is a text of valid Unicode"
+            raise BadInput(f"{said}; give a list of them") from error
         rows = np.full(len(ids), -1, dtype=np.int64)
         for unit in self.units:
             column = self._records(unit)["id"].combine_chunks()
@@ -181,7 +205,12 @@ class VectorStore:
     def _numbers(self, rows: Rows) -> NDArray[np.int64]:
         if isinstance(rows, slice):
             return np.arange(*rows.indices(self.num_rows), dtype=np.int64)
-        given = np.asarray(rows)
+        try:
+            given = np.asarray(rows)
+        except ValueError as error:  # lists of different lengths
+            raise BadInput(f"rows={rows!r:.60}: give whole numbers, a mask or a slice") from error
+        if given.ndim != 1:
+            raise BadInput(f"rows are {given.shape}: give a list of them, not {rows!r:.60}")
         if given.dtype == bool:
             if given.shape != (self.num_rows,):
                 raise BadInput(
@@ -266,6 +295,8 @@ def _manifest(output_dir: Path) -> dict[str, Any]:
     if content.get(SELF_DIGEST) != content_digest(content):
         raise _damaged(path)
     checked(content, Manifest, source=path, advice=AGAIN)
+    if content["digest"] != facts_digest(content):
+        raise BadInput(f"{path}: is damaged (its digest is not that of its facts); {AGAIN}")
     planned = units(content["bounds"])
     markers = [content["units"].get(unit.name) for unit in planned]
     widths = {marker["width"] for marker in markers if marker}

@@ -80,6 +80,8 @@ def check_declared(folders: Sequence[Path], *, tokenizer: str, use: Use) -> None
             _check_modules(folder, tokenizer=tokenizer)
             _check_settings(folder / SETTINGS_FILE, use=use)
             _check_attention(folder, base=folders[0], use=use)
+        if any((folder / name).is_file() for name in (LLM2VEC_CONFIG, MODULES_FILE)):
+            _check_truncation(folder, tokenizer=tokenizer)
         _check_length(folder, use=use)
 
 
@@ -204,20 +206,37 @@ def _check_settings(path: Path, *, use: Use) -> None:
 
 
 def _check_attention(folder: Path, *, base: Path, use: Use) -> None:
-    """sentence-transformers follows config.json, in which decoders are causal unless it says so."""
-    told = _mapping(base / "config.json")
-    both = told.get("is_causal") is False or told.get("use_bidirectional_attention") in (
-        True,
-        "all",
-    )
+    """sentence-transformers follows config.json, in which decoders are causal unless it says so.
+
+    `use_bidirectional_attention` is not enough: most families ignore it, and Gemma 3 then halves
+    its sliding window, which it is not here.
+    """
+    path = base / "config.json"
+    told = _mapping(path)
     # Who asks for a causal model has asked.
-    if use.causal is False and not both:
+    if use.causal is not False or told.get("is_causal") is False:
+        return
+    modules = folder / MODULES_FILE
+    if flag := told.get("use_bidirectional_attention"):
         raise BadInput(
-            f"{folder / MODULES_FILE}: makes vectors by causal attention (no is_causal=false in "
-            f"{base / 'config.json'}), and here it would be bidirectional; for what its makers "
-            "meant give encoder.causal=true; to make it bidirectional all the same, give a copy of "
-            f"the folder without {MODULES_FILE}"
+            f"{modules}: {path} says use_bidirectional_attention={flag!r} and no is_causal=false: "
+            "most families ignore the former and are causal, and Gemma 3 halves its window by it; "
+            "for a causal model give encoder.causal=true; for a bidirectional one, write "
+            '"is_causal": false into config.json of a copy of the folder'
         )
+    raise BadInput(
+        f"{modules}: makes vectors by causal attention (no is_causal=false in {path}), and here it "
+        "would be bidirectional; for what its makers meant give encoder.causal=true; to make it "
+        f"bidirectional all the same, give a copy of the folder without {MODULES_FILE}"
+    )
+
+
+def _check_truncation(folder: Path, *, tokenizer: str) -> None:
+    """Here the first tokens of a long text are kept, and its end is cut off."""
+    # Loaded, it has heard tokenizer_config.json and tokenizer.json alike.
+    if (side := load_tokenizer(tokenizer).truncation_side) != "right":
+        what = f"its tokenizer has truncation_side {side!r}, which cuts off a text's beginning"
+        raise _refused(folder, what)
 
 
 def _check_length(folder: Path, *, use: Use) -> None:
@@ -226,8 +245,14 @@ def _check_length(folder: Path, *, use: Use) -> None:
         return
     places = [(folder / LLM2VEC_CONFIG, "max_length")]
     if (folder / MODULES_FILE).is_file():
-        old = [path for path in _transformer_files(folder) if "max_seq_length" in _mapping(path)]
-        places += [(path, "max_seq_length") for path in old]
+        key = "max_seq_length"
+        # Null is as good as none.
+        old = [path for path in _transformer_files(folder) if _mapping(path).get(key) is not None]
+        for path in old:
+            limit = _mapping(path)[key]
+            if type(limit) is not int or limit < 1:
+                raise BadInput(f"{path}: {key} is {limit!r}; valid: a whole number from 1 on")
+        places += [(path, key) for path in old]
         places += [] if old else [(folder / "tokenizer_config.json", "model_max_length")]
     for path, key in places:
         limit = _mapping(path).get(key) if path.is_file() else None
@@ -239,8 +264,9 @@ def _check_length(folder: Path, *, use: Use) -> None:
 
 
 def _transformer_files(folder: Path) -> list[Path]:
-    """The settings of the Transformer module: of several files the first counts."""
-    return [path for name in _TRANSFORMER_FILES if (path := folder / name).is_file()][:1]
+    """The settings of the Transformer module: of several files the first that has any counts."""
+    there = [path for name in _TRANSFORMER_FILES if (path := folder / name).is_file()]
+    return [path for path in there if _mapping(path)][:1]
 
 
 def _mapping(path: Path) -> dict[str, Any]:

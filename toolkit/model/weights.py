@@ -259,6 +259,8 @@ def write_encoder_files(
     config.architectures = [inner.__name__] if (inner := inner_class(config)) else None
     config.dtype = DTYPES[dtype]
     config.save_pretrained(out)
+    if tokenizer.truncation_side != "right":  # here the first tokens of a text are kept
+        tokenizer.truncation_side = "right"
     tokenizer.save_pretrained(out)
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     vocab = [by_id.get(number, f"<unused {number}>") for number in range(max(by_id) + 1)]

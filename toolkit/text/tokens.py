@@ -190,7 +190,9 @@ class TextTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """Token ids of each text, special tokens included, cut at the limit: those of the whole
-        text and no others, though a long text is tokenised only as far as it must be."""
+        text and no others, though a long text is tokenised only as far as it must be. The exception
+        is a text of which `MAX_CUT_CHARS` characters hold fewer tokens than the limit: it ends
+        there."""
         found = []
         for text, encoding in zip(texts, self._encodings(texts), strict=True):
             found.append(np.asarray(encoding.ids, dtype=np.int64))
