@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from tests.conftest import run
 from tests.encoding.conftest import embed
 from toolkit.encoding.encoder import encoder_of
 from toolkit.encoding.formats import unit_length
+from toolkit.encoding.plan import facts_digest
 from toolkit.encoding.store import VectorStore
+from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.pairs import PairSet, open_pairs, text_hash
 from toolkit.text.shards import ShardSet, open_shards
 
@@ -98,6 +101,14 @@ def test_negatives_are_those_of_a_plain_search(
         assert not answers & set(pair.negative_hashes)
 
 
+def of_facts(manifest: dict[str, Any], **facts: object) -> dict[str, Any]:
+    """The manifest of an encoding with these facts instead, all digests right."""
+    changed = {**manifest, **facts}
+    changed["digest"] = digest = facts_digest(changed)
+    changed["units"] = {n: {**m, "encoding": digest} for n, m in manifest["units"].items()}
+    return {**changed, SELF_DIGEST: content_digest(changed)}
+
+
 def test_bad_input_is_one_line(
     made: Path, whole: Path, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -118,10 +129,10 @@ def test_bad_input_is_one_line(
     other = tmp_path / "other"
     embed(other, f"encoder.model={tiny_model}", f"corpus.input={shards}")
     manifest = json.loads((other / "manifest.json").read_text())
-    (other / "manifest.json").write_text(json.dumps({**manifest, "corpus": "0" * 64}))
+    (other / "manifest.json").write_text(json.dumps(of_facts(manifest, corpus="0" * 64)))
     assert "not of this corpus" in mine(*places, "--embeddings", other, code=2)
-    chunks = {"chunks": {"tokens": 8, "overlap": 0}}
-    (other / "manifest.json").write_text(json.dumps({**manifest, **chunks}))
+    chunks = {"tokens": 8, "overlap": 0}
+    (other / "manifest.json").write_text(json.dumps(of_facts(manifest, chunks=chunks)))
     assert "encode without corpus.chunk_tokens" in mine(*places, "--embeddings", other, code=2)
 
 
