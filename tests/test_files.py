@@ -259,7 +259,7 @@ def test_no_line_of_others_is_lost_or_joined_with_a_cut_one(tmp_path: Path) -> N
     path.write_text('{"half": ')
     threads = [
         threading.Thread(
-            target=lambda n=number: [append_line(path, json.dumps([n, k])) for k in range(lines)]
+            target=lambda n=number: [append_line(path, json.dumps({"at": [n, k]})) for k in range(lines)]
         )
         for number in range(writers)
     ]
@@ -267,6 +267,6 @@ def test_no_line_of_others_is_lost_or_joined_with_a_cut_one(tmp_path: Path) -> N
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(map(list, read_json_lines(path))) == [
+    assert sorted(row["at"] for row in read_json_lines(path)) == [
         [number, k] for number in range(writers) for k in range(lines)
     ]

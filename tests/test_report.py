@@ -16,7 +16,7 @@ from tests.encoding.conftest import embed
 from toolkit import report, train
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.encoding.store import VectorStore
-from toolkit.evaluation.parts import Part, keep, main_scores
+from toolkit.evaluation.parts import Part, Scores, main_scores
 from toolkit.standing import Standing
 from toolkit.training.metrics import read_metrics
 
@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_model: Path
         "after": {"STS Spearman": 0.75},
     }
     part = Part("before", "STS", {"main": "Spearman"})
-    keep(part, {"Spearman": 0.25}, output_dir=folder / "evaluate")
+    Scores(folder / "evaluate").keep(part, {"Spearman": 0.25})
     (folder / "evaluate" / "scores.json").write_text(json.dumps(scores))
     stages = [
         Launched(name, name, str(folder / name), str(folder / "logs" / name), steps)

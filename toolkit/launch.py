@@ -148,7 +148,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         for job in jobs:
             previous = previous_of(jobs, job)
             after = f"afterok:<id of {previous.name}>" if previous else arguments.dependency
-            say_lines(dry_run_text(job, after=after, cluster=cluster, setup=setup))
+            text = dry_run_text(job, after=after, cluster=cluster, setup=setup)
+            say_lines(f"{text}\n")  # a line between two scripts
             if job.resources.chained:
                 say(
                     f"# {arguments.chain} such jobs, each afterany of the one before, with its "

@@ -110,7 +110,7 @@ def test_what_became_of_jobs_is_known_when_slurm_has_forgotten_them(
     for stage in ("simcse", "embed"):
         assert accounting.wait(jobs[stage], timeout_s=30) == "CANCELLED"
     remembered = of_stages(accounting, run_dir)
-    assert remembered["mntp"] == ("FAILED", "exit code 1")
+    assert remembered["mntp"] == ("FAILED", "exit code 2")
     assert remembered["simcse"] == remembered["embed"] == ("CANCELLED", "the job before it failed")
     accounting.forget_ended_jobs(list(jobs.values()))
     assert of_stages(accounting, run_dir) == remembered

@@ -226,18 +226,11 @@ def read_all(files: TokenFiles) -> None:
         opened.block(index)
 
 
-@pytest.mark.parametrize("is_older", [False, True])
 def test_tokens_that_the_model_has_no_vector_of_are_refused_when_opened(
-    files: TokenFiles, inner: Tokenizer, is_older: bool
+    files: TokenFiles, inner: Tokenizer
 ) -> None:
-    """Before the first step; files of an older version, which do not say, when they are read."""
+    """Before the first step."""
     made(files)
-    if is_older:
-        listed = files.directory / files.manifest
-        content = json.loads(listed.read_text())
-        for entry in content["token_files"]:
-            del entry["max_id"]
-        listed.write_text(json.dumps(content))
     largest = max(max(row, default=0) for row in whole_documents(files, inner))
     for num_embeddings in (largest + 1, largest):
         tokenizer = TextTokenizer(
