@@ -54,7 +54,7 @@ def read_pairs(
     max_negatives: int,
     on_bad: OnBad,
     left_out: Counter[str],
-    on_row: Callable[[], None] = lambda: None,
+    on_row: Callable[[], object] = lambda: None,
 ) -> Iterator[Pair]:
     """The pairs of a file (.jsonl, .parquet, .csv, .tsv), or of a folder with line-aligned files
     s1.PART, s2.PART and labels.PART.
@@ -169,7 +169,7 @@ def _first_of(row: Row, names: Sequence[str]) -> str | None:
 
 
 def _checked(
-    rows: Iterator[tuple[str, Row]], *, path: Path, on_row: Callable[[], None]
+    rows: Iterator[tuple[str, Row]], *, path: Path, on_row: Callable[[], object]
 ) -> Iterator[tuple[str, Row]]:
     try:
         for row in rows:
