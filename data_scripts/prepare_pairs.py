@@ -4,6 +4,7 @@ Knows its command line, instructions by name, and how to report. All the work is
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -18,7 +19,7 @@ from toolkit.console import say
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, sha256_of
 from toolkit.text.delimited import TABLES
-from toolkit.text.pair_formats import read_pairs
+from toolkit.text.pair_formats import BLANK_LINE, read_pairs
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 
 E5_INSTRUCTIONS = Path(__file__).with_name("e5_instructions.yaml")
@@ -83,20 +84,20 @@ def prepare(arguments: argparse.Namespace) -> None:
             entry = {"file": name, "place": place, "reason": reason, "note": note}
             quarantine.append(json.dumps(entry, ensure_ascii=False) + "\n")
 
-        count, before = 0, len(quarantine)
-        for pair in read_pairs(
+        read, before = itertools.count(), len(quarantine)
+        yield from read_pairs(
             path,
             max_negatives=arguments.max_negatives,
             on_bad=on_bad,
             left_out=told["left_out"],
-        ):
-            count += 1
-            yield pair
+            on_row=lambda: next(read),
+        )
         told["left_out"] = +told["left_out"]  # without the reasons that no row had
-        bad = len(quarantine) - before
-        if bad > arguments.max_bad_fraction * (count + bad):
+        # Of the rows, not the pairs: a row may give a hundred pairs, or a tenth of one.
+        bad, rows = len(quarantine) - before, next(read) + told["left_out"][BLANK_LINE]
+        if bad > arguments.max_bad_fraction * rows:
             raise BadInput(
-                f"{path}: {bad} of {count + bad} rows are bad, more than --max-bad-fraction "
+                f"{path}: {bad} of {rows} rows are bad, more than --max-bad-fraction "
                 f"{arguments.max_bad_fraction}; the first: {quarantine[before].strip()}"
             )
 

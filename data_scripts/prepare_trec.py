@@ -55,10 +55,16 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
             f"{path}: {num_opened} <{tag}> and {len(found)} that are closed by </{tag}>: close "
             "every one; is the file whole?"
         )
-    for inner in found:
+    for number, inner in enumerate(found, 1):
         fields: dict[str, str] = {}
         for name, value in _fields(inner):
-            text = " ".join(html.unescape(TAG.sub(" ", value)).split())
+            try:
+                text = " ".join(html.unescape(TAG.sub(" ", value)).split())
+            except ValueError as error:  # Python reads no number of more than 4,300 digits
+                raise BadInput(
+                    f"{path}: <{name}> of <{tag}> {number}: a character is written as &# and "
+                    "thousands of digits; write the character"
+                ) from error
             fields[name] = " ".join(filter(None, [fields.get(name, ""), text]))
         yield fields
 

@@ -77,6 +77,8 @@ def test_published_figures(family: str) -> None:
         ("train.steps=1.5", r"'train\.steps'"),
         ("train.steps='3'", r"'train\.steps'"),
         ("train.steps=0", r"greater than or equal to 1, not 0"),
+        ("train.seed=-1", r"'train\.seed': .*greater than or equal to 0, not -1"),
+        (f"train.seed={2**63}", r"'train\.seed': .*less than 9223372036854775808, not 92233720"),
         ("train.lr=-1", r"'train\.lr'"),
         ("train.lr=.nan", r"'train\.lr'"),
         ("model.dtype=fp8", r"'model\.dtype': input should be 'fp32' or 'bf16', not \"fp8\""),

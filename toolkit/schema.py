@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.files import BadInput
-from toolkit.section import Count, Fraction, Natural, Positive, Probability, Section, Text
+from toolkit.section import Count, Fraction, Natural, Positive, Probability, Section, Seed, Text
 from toolkit.task_schema import Classification, Mteb, Probe, Retrieval, WordTask
 
 INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
@@ -81,7 +81,7 @@ class Train(Section):
     global_batch_rows: Count
     micro_batch_rows: Count
     micro_batch_tokens: Count | None = None
-    seed: Natural
+    seed: Seed
     lr: Positive
     warmup_steps: Natural = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

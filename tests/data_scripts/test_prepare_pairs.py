@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_scripts import prepare_pairs
 from toolkit.text.pairs import open_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,23 @@ def test_bad_rows_are_listed_until_they_are_too_many(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "2 bad rows, listed in pairs/quarantine.jsonl" in done.stdout
     assert (tmp_path / "pairs" / "quarantine.jsonl").read_text().count("\n") == 2
+
+
+def test_the_fraction_of_bad_rows_is_of_rows_however_many_pairs_they_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many = [{"query": f"q{n}", "positive": [f"p{m}" for m in range(100)]} for n in range(5)]
+    empty = [{"query": f"q{n}", "positive": []} for n in range(4)]
+    path = write(tmp_path / "many.jsonl", *many, *empty)
+    path.write_text(path.read_text() + "\n")
+    assert prepare_pairs.main(["--input", str(path), "--output", str(tmp_path / "out")]) == 2
+    assert "many.jsonl: 4 of 10 rows are bad" in capsys.readouterr().err
+    labels = ["entailment", "neutral", "contradiction"]
+    rows = [
+        {"premise": f"P{n // 3}", "hypothesis": f"h{n}", "label": labels[n % 3]} for n in range(99)
+    ]
+    path = write(tmp_path / "few.jsonl", *rows, {**rows[0], "label": "maybe"})
+    assert prepare_pairs.main(["--input", str(path), "--output", str(tmp_path / "out")]) == 0
 
 
 def test_rows_that_give_no_pair_are_counted_by_reason(tmp_path: Path) -> None:

@@ -94,6 +94,11 @@ def test_judgements_that_number_queries_in_order(
         ("documents", "nothing", r"no <doc> ... </doc> in it"),
         ("documents", "<doc><text>a</text></doc>", r"document 1 has no <docno>"),
         ("documents", "<doc><docno>1</docno></doc>", r"no document has a <text> or <body>"),
+        (
+            "documents",
+            f"<doc><docno>1</docno><text>&#{'0' * 5000}65;</text></doc>",
+            r"<text> of <doc> 1: a character is written as &# and thousands of digits",
+        ),
         ("queries", "<top><num>1</num></top>", r"topic 1 lacks <num> or <title>"),
         ("queries", "<top><num>1<title>a</top>" * 2, r"two topics have the number 1"),
         ("judgements", "1 0 a 1\n1 a 1\n", r"line 2: is not like: query 0 document grade"),

@@ -1,19 +1,27 @@
 """The first of equal documents stays, whatever the order in which they were read."""
 
+import itertools
 import re
+import sys
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from toolkit.text import duplicates
 from toolkit.text.duplicates import (
     LEAST_ESTIMATE,
+    LONGEST_RUN,
+    MARKS_END,
     NEAR,
     NUM_PERMUTATIONS,
     Duplicate,
     as_keys,
+    is_mark,
     key_of,
     nearly_repeated,
     normalized,
@@ -83,6 +91,42 @@ def test_exact_means_identical_and_normalising_again_changes_nothing(one: str, o
     assert (key_of(one) == key_of(other)) == (one == other)
     assert normalized(normalized(one)) == normalized(one)
     assert normalized(f" {one}\n") == normalized(one)
+
+
+# In no order: an acute above and a grave below; and a vowel sign that is two marks in one.
+MARKS = ("\u0301\u0316", "\u0f73\u0316", "\u0344\u0316")
+
+
+@pytest.mark.parametrize("marks", MARKS)
+def test_no_text_takes_time_by_the_square_of_its_length(
+    marks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at is what is normalised: never a long run of marks, which is put in order mark by
+    mark."""
+    longest: list[int] = []
+
+    class Watched:
+        combining = staticmethod(unicodedata.combining)
+
+        @staticmethod
+        def normalize(form: Literal["NFC", "NFD"], text: str) -> str:
+            if form == "NFC":
+                runs = itertools.groupby(text, key=is_mark)
+                longest.extend(len(list(run)) for of_marks, run in runs if of_marks)
+            return unicodedata.normalize(form, text)
+
+    monkeypatch.setattr(duplicates, "unicodedata", Watched)
+    run = marks * 10_000
+    text = f"CAFE\u0301 x{run} e\u0301 {marks * LONGEST_RUN}"
+    found = normalized(text)
+    assert max(longest) <= LONGEST_RUN
+    assert found.startswith(f"caf\u00e9 x{run.casefold()} \u00e9 ")
+    assert normalized(found) == found
+
+
+def test_every_mark_stands_where_runs_are_looked_for() -> None:
+    marks = [code for code in range(sys.maxunicode + 1) if is_mark(chr(code))]
+    assert max(marks) < MARKS_END
 
 
 def words(count: int, *, seed: int) -> list[str]:

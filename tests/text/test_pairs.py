@@ -230,6 +230,28 @@ def test_real_nli(real_data: Path) -> None:
     assert all(pair.negatives and pair.positive not in pair.negatives for pair in pairs)
 
 
+@pytest.mark.parametrize("between", [",", "\t"])
+def test_no_column_of_a_table_hides_another_and_blank_lines_are_counted(
+    between: str, tmp_path: Path
+) -> None:
+    path = tmp_path / ("x.csv" if between == "," else "x.tsv")
+    path.write_text("\nquery,positive\n\na,b\n  \nc,d\n\n".replace(",", between))
+    assert read_and_count(path) == ([Pair("a", "b"), Pair("c", "d")], [], {"blank line": 4})
+    path.write_text("query,positive,positive\na,b,c\n".replace(",", between))
+    with pytest.raises(BadInput, match=r"two of its columns are called 'positive': rename one"):
+        read(path)
+
+
+def test_no_value_of_a_json_object_hides_another(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        '{"query": "q", "positive": "p"}\n{"query": "q", "positive": "p", "positive": "r"}\n'
+        '{"query": "q", "positive": {"text": "p", "text": "r"}}\n'
+    )
+    again = "a name twice in a JSON object"
+    assert read(path) == ([Pair("q", "p")], [("line 2", again), ("line 3", again)])
+
+
 def test_bad_rows_are_told_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     good = json.dumps({"query": "q", "positive": "p"})

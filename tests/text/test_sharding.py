@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,9 +30,9 @@ from toolkit.text.assembly import Unfinished, finish, written
 from toolkit.text.filters import Filters
 from toolkit.text.manifest import write_manifest
 from toolkit.text.records import Article
-from toolkit.text.sharding import PartMaker, Work, all_parts, load_part, make_parts
+from toolkit.text.sharding import Part, PartMaker, Work, all_parts, load_part, make_parts
 from toolkit.text.shards import ShardRules, open_shards
-from toolkit.text.sources import find_inputs
+from toolkit.text.sources import Input, find_inputs
 
 FOUR_ROWS = ShardRules(rows_per_shard=4)
 
@@ -219,6 +221,84 @@ def test_what_is_written_is_recognised(folder: Path, tmp_path: Path) -> None:
     (moved / "a.jsonl").write_text(lines_of([article(99)]))
     with pytest.raises(BadInput, match=r"holds shards of a.jsonl, b.jsonl, c.jsonl made with"):
         written(work_on(moved, output))
+
+
+def saved_dataset(path: Path, *, of: str) -> Path:
+    shutil.rmtree(path, ignore_errors=True)
+    rows = [asdict(article(n, text=f"Number {n} of {of}.")) for n in range(12)]
+    datasets.Dataset.from_list(rows).save_to_disk(path)
+    return path
+
+
+def test_a_saved_data_set_is_told_by_its_content(tmp_path: Path) -> None:
+    """Not by its folder: another one may be there by the next time."""
+    place = saved_dataset(tmp_path / "ds", of="A")
+    output = shard(place, output=tmp_path / "out", rules=FOUR_ROWS)
+    first = work_on(place, output)
+    assert written(first)
+    moved = tmp_path / "elsewhere" / "ds"
+    shutil.copytree(place, moved)  # content counts, not place and time
+    (moved / "cache-0123.arrow").write_bytes(b"of the library's own")
+    assert written(work_on(moved, output))
+    part = PartMaker(begun := work_on(place, tmp_path / "other")).make(group=0, unit=0)
+    assert part.rows == 4
+    saved_dataset(place, of="B")
+    with pytest.raises(BadInput, match=r"holds shards of ds made with other input"):
+        written(work_on(place, output))
+    assert work_on(place, tmp_path / "other").parts != begun.parts
+    with pytest.raises(BadInput, match=r"ds: has changed while it was read"):
+        PartMaker(begun).make(group=0, unit=1)
+
+
+def in_place(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+def replaced(path: Path, content: str) -> None:
+    path.with_suffix(".new").write_text(content)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("change", [in_place, replaced])
+@pytest.mark.parametrize("moment", ["between parts", "after the last", "while it is committed"])
+def test_an_input_that_changes_meanwhile_is_told_and_nothing_is_committed(
+    moment: str,
+    change: Callable[[Path, str], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text(lines_of([article(n, text=f"Number {n} of A.") for n in range(12)]))
+    other = lines_of([article(n, text=f"Number {n} of theirs.") for n in range(12)])
+    work = work_on(path, tmp_path / "out")
+    seen: list[int] = []
+
+    def on_part(part: Part) -> None:
+        seen.append(part.unit)
+        if moment == "between parts" and len(seen) == 1:
+            change(path, other)
+
+    real = assembly.identity
+
+    def identity(given: Input) -> dict[str, Any]:
+        told = real(given)
+        if moment == "while it is committed":
+            change(path, other)
+        return told
+
+    monkeypatch.setattr(assembly, "identity", identity)
+
+    def whole_run() -> None:
+        make_parts(work, executor=InProcess(), width=1, on_part=on_part)
+        if moment == "after the last":
+            change(path, other)
+        finish(work, max_bad_fraction=0.0)
+
+    with pytest.raises(BadInput, match=r"/in.jsonl: has changed while it was read"):
+        whole_run()
+    assert not work.output.exists() and not work.parts.exists()
+    monkeypatch.undo()
+    assert shard(path, output=work.output, rules=FOUR_ROWS)
 
 
 def shards_of_both(one: Path, other: Path, *, folder: Path, rules: ShardRules) -> dict[str, bytes]:

@@ -34,9 +34,9 @@ from toolkit.text.duplicates import (
     repeated,
 )
 from toolkit.text.manifest import Manifest, write_manifest
-from toolkit.text.sharding import Part, Work, all_parts, keys_schema
+from toolkit.text.sharding import Part, Work, all_parts, keys_schema, require_unchanged
 from toolkit.text.shards import FORMAT, checked_manifest, write_table
-from toolkit.text.sources import Input, noun_of
+from toolkit.text.sources import identity, noun_of
 
 SUMMARY, QUARANTINE, DUPLICATES = "summary.json", "quarantine.jsonl", "duplicates.parquet"
 DUPLICATE_ID, SAME_TEXT, NEARLY_SAME = "duplicate id", "duplicate text", "near duplicate"
@@ -76,8 +76,9 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
     """Commit the output when every part is there, and remove the parts; returns the manifest.
 
     Any worker may call it, several at once. Raises `Unfinished` while parts are missing, and
-    `BadInput` when there is no document, or when more rows or more files are bad than
-    `max_bad_fraction`: the parts then stay, and the same command with a larger fraction takes them.
+    `BadInput` when there is no document, when an input has changed since the work began (the parts
+    then go), or when more rows or more files are bad than `max_bad_fraction`: the parts then stay,
+    and the same command with a larger fraction takes them.
     """
     try:
         if there := written(work):
@@ -304,7 +305,9 @@ def _write_duplicates(path: Path, work: Work, *, documents: _Documents) -> None:
 def _seal(
     work: Work, *, folder: Path, shards: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    """Write summary and manifest."""
+    """Write summary and manifest, when the inputs are still those that the parts are of."""
+    sources = _sources(work)
+    require_unchanged(work, range(len(work.inputs)))  # after their digests are taken
     whole = {
         **summary,
         "shards": len(shards),
@@ -318,7 +321,7 @@ def _seal(
         "shards": shards,
         "rows": sum(shard["rows"] for shard in shards),
         "files": {path.name: sha256_of(path) for path in beside if path.is_file()},
-        "sources": _sources(work),
+        "sources": sources,
         "groups": [len(files) for files in work.files],
         "settings": _plain(work.settings),
         "summary": whole,
@@ -328,16 +331,7 @@ def _seal(
 
 def _sources(work: Work) -> list[dict[str, Any]]:
     """What identifies the inputs, whatever folder they are in."""
-    return [_source(given) for given in work.inputs]
-
-
-def _source(given: Input) -> dict[str, Any]:
-    if not given.is_file:
-        return {"name": given.name, "config": given.config, "split": given.split}
-    path = Path(given.path)
-    if not path.is_file():
-        return {"name": given.name, "bytes": 0, "sha256": ""}
-    return {"name": given.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return [identity(given) for given in work.inputs]
 
 
 def _plain(settings: dict[str, Any]) -> Any:

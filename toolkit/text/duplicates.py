@@ -15,6 +15,7 @@ some pairs of less than `NEAR` go with them. Measured on real texts of 700 words
 Shapes: N documents, P permutations.
 """
 
+import functools
 import hashlib
 import re
 import unicodedata
@@ -33,8 +34,10 @@ SIGNATURE_TYPE = np.uint16
 SHINGLE_WORDS = 5
 SEED = 1
 KEY_BYTES = 16
-KEYS = 2  # raise it when a document gets another key or signature
+KEYS = 3  # raise it when a document gets another key or signature
 PAIRS_AT_ONCE = 100_000
+LONGEST_RUN = 1_000  # of marks on one letter; Unicode's own limit for streams is 30 (UAX 15)
+MARKS_END = 0x20000  # no mark stands in the planes from here on
 
 Keys = NDArray[np.void]
 Signature = NDArray[np.uint16]
@@ -63,10 +66,42 @@ def normalized(text: str) -> str:
     run of it, of whatever characters, is one blank, and none stands at the ends); and the two ways
     to write one accented character (NFC). Kept are punctuation, signs, digits and combining marks,
     which make other words of the same letters: C++ and C#, 5 and -5, 10 with a superscript 2 and
-    102.
+    102. A run of more than `LONGEST_RUN` combining marks, which is no writing, is kept as it is:
+    to put its marks in order would take time by the square of its length.
     """
-    composed = unicodedata.normalize("NFC", text)
-    return " ".join(unicodedata.normalize("NFC", composed.casefold()).split())
+    return " ".join(_composed(_composed(text).casefold()).split())
+
+
+def _composed(text: str) -> str:
+    """In NFC, but for its long runs of marks."""
+    if text.isascii():
+        return text
+    pieces: list[str] = []
+    end = 0
+    for start, stop in _long_runs(text):
+        pieces += [unicodedata.normalize("NFC", text[end:start]), text[start:stop]]
+        end = stop
+    return "".join([*pieces, unicodedata.normalize("NFC", text[end:])])
+
+
+def _long_runs(text: str) -> list[tuple[int, int]]:
+    """Where more than `LONGEST_RUN` marks stand in a row: from where to where."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+    marked = np.concatenate([[False], _marks()[np.minimum(codes, MARKS_END)], [False]])
+    starts, stops = np.flatnonzero(marked[1:] != marked[:-1]).reshape(-1, 2).T
+    long = stops - starts > LONGEST_RUN
+    return list(zip(starts[long].tolist(), stops[long].tolist(), strict=True))
+
+
+@functools.cache
+def _marks() -> NDArray[np.bool_]:
+    """Of each character up to `MARKS_END`, whether it is a mark."""
+    return np.array([is_mark(chr(code)) for code in range(MARKS_END + 1)])
+
+
+def is_mark(character: str) -> bool:
+    """Whether a character is put in order among its neighbours (a non-starter of Unicode)."""
+    return unicodedata.combining(unicodedata.normalize("NFD", character)[0]) > 0
 
 
 def signature(text: str) -> Signature:

@@ -49,16 +49,27 @@ OnBad = Callable[[str, str, str], None]
 
 
 def read_pairs(
-    path: Path, *, max_negatives: int, on_bad: OnBad, left_out: Counter[str]
+    path: Path,
+    *,
+    max_negatives: int,
+    on_bad: OnBad,
+    left_out: Counter[str],
+    on_row: Callable[[], object] = lambda: None,
 ) -> Iterator[Pair]:
     """The pairs of a file (.jsonl, .parquet, .csv, .tsv), or of a folder with line-aligned files
     s1.PART, s2.PART and labels.PART.
 
     `on_bad(place, reason, note)` is called for each row that cannot be used, and `left_out` counts
-    by their reason the rows that can, and give no pair and no negative. Raises `BadInput` for a
+    by their reason the rows that can, and give no pair and no negative. `on_row()` is called for
+    each row that is read, whatever becomes of it, but not for a blank line. Raises `BadInput` for a
     file that cannot be read, and for columns that are in no known layout.
     """
-    rows = _checked(_rows(path, on_bad=on_bad, left_out=left_out), path=path)
+
+    def on_unread(place: str, reason: str, note: str) -> None:
+        on_row()
+        on_bad(place, reason, note)
+
+    rows = _checked(_rows(path, on_bad=on_unread, left_out=left_out), path=path, on_row=on_row)
     first = next(rows, None)
     if first is None:
         raise BadInput(f"{path}: holds no row")
@@ -157,9 +168,13 @@ def _first_of(row: Row, names: Sequence[str]) -> str | None:
     return next((name for name in names if name in row), None)
 
 
-def _checked(rows: Iterator[tuple[str, Row]], *, path: Path) -> Iterator[tuple[str, Row]]:
+def _checked(
+    rows: Iterator[tuple[str, Row]], *, path: Path, on_row: Callable[[], object]
+) -> Iterator[tuple[str, Row]]:
     try:
-        yield from rows
+        for row in rows:
+            on_row()
+            yield row
     except Damaged as error:
         raise BadInput(f"{path}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -181,23 +196,32 @@ def _rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tupl
                     number += 1
                     yield f"row {number}", row
     elif path.suffix in TABLES:
-        yield from _table_rows(path, on_bad=on_bad)
+        yield from _table_rows(path, on_bad=on_bad, left_out=left_out)
     else:
         yield from _json_rows(path, on_bad=on_bad, left_out=left_out)
 
 
-def _table_rows(path: Path, *, on_bad: OnBad) -> Iterator[tuple[str, Row]]:
+def _table_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
     with path.open(encoding=UTF_8, newline="") as handle:
-        reader = csv.DictReader(handle, dialect=dialect_of(path))
+        reader = csv.reader(handle, dialect=dialect_of(path))
+        header: list[str] = []
         try:
-            for row in reader:
+            for fields in reader:
                 place = f"line {reader.line_num}"
-                if None in row:  # a text with a comma or tab, cut there
-                    on_bad(place, "more fields than the header has", str(row)[:80])
-                elif None in row.values():
-                    on_bad(place, "fewer fields than the header has", str(row)[:80])
+                if not any(map(str.strip, fields)) and len(fields) < 2:
+                    left_out[BLANK_LINE] += 1
+                elif not header:
+                    header = fields
+                    if twice := [name for name in header if header.count(name) > 1]:
+                        raise BadInput(
+                            f"{path}: two of its columns are called {twice[0]!r}: rename one"
+                        )
+                elif len(fields) > len(header):  # a text with a comma or tab, cut there
+                    on_bad(place, "more fields than the header has", str(fields)[:80])
+                elif len(fields) < len(header):
+                    on_bad(place, "fewer fields than the header has", str(fields)[:80])
                 else:
-                    yield place, row
+                    yield place, dict(zip(header, fields, strict=True))
         except csv.Error as error:
             raise BadInput(
                 f"{path}, line {reader.line_num}: its quotes cannot be read ({error}); write "
@@ -211,15 +235,29 @@ def _json_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator
         if not line.strip():
             left_out[BLANK_LINE] += 1
             continue
+        problem = "not a JSON object"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_without_repeats)
+        except _Repeated as error:
+            row, problem = None, str(error)
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             yield f"line {number}", row
         else:
             shown = line[:80].decode(errors="replace").strip()
-            on_bad(f"line {number}", "not a JSON object", shown)
+            on_bad(f"line {number}", problem, shown)
+
+
+class _Repeated(ValueError):
+    """An object has a name twice: which of the two values is meant, nobody knows."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Repeated("a name twice in a JSON object")
+    return found
 
 
 def _aligned(folder: Path) -> Iterator[tuple[str, Row]]:

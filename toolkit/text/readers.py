@@ -244,6 +244,8 @@ class DatasetRows:
         self.columns: list[str] = found.column_names
         self.features: dict[str, Any] = dict(found.features)
         self.num_rows: int = len(found)
+        # Of a data set of the hub it follows from the revision and the split.
+        self.fingerprint = str(found._fingerprint)
 
     def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
         rows = self._rows.select_columns(columns)

@@ -15,8 +15,9 @@ import functools
 import hashlib
 import itertools
 import json
+import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.files import read_json, write_atomic, write_json
+from toolkit.files import BadInput, read_json, write_atomic, write_json
 from toolkit.text.duplicates import KEYS, key_of, normalized, signature
 from toolkit.text.filters import Filters, has_no_spaces
 from toolkit.text.joining import Break, JoinedRows, Row, grouped
@@ -75,10 +76,18 @@ class Work:
         return tuple(range(end - count, end) for end, count in zip(ends, counts, strict=True))
 
     @functools.cached_property
+    def stamps(self) -> tuple[tuple[int, int], ...]:
+        """What each input looked like when the work began. Looked up once, as `parts` is."""
+        return tuple(stamp(given) for given in self.inputs)
+
+    @functools.cached_property
     def parts(self) -> Path:
         """Where parts lie; another input or setting has another place. Looked up once: workers are
         told it, and an input that changes meanwhile does not part them."""
-        seen = [(given.name, given.path, *stamp(given)) for given in self.inputs]
+        seen = [
+            (given.name, given.path, *stamped)
+            for given, stamped in zip(self.inputs, self.stamps, strict=True)
+        ]
         identity = json.dumps(
             [PARTS, seen, [len(files) for files in self.files], self.settings], sort_keys=True
         )
@@ -125,6 +134,17 @@ def load_part(work: Work, *, group: int, unit: int) -> Part | None:
     return part if whole else None
 
 
+def require_unchanged(work: Work, files: Iterable[int]) -> None:
+    """Raise `BadInput`, and drop all parts, when one of these inputs is not as it was when the work
+    began."""
+    for file in files:
+        if stamp(given := work.inputs[file]) != work.stamps[file]:
+            shutil.rmtree(work.parts, ignore_errors=True)
+            raise BadInput(
+                f"{given.path}: has changed while it was read; start again when it is whole"
+            )
+
+
 class PartMaker:
     """Makes parts in one process; it goes on in a group where its last part ended."""
 
@@ -133,7 +153,8 @@ class PartMaker:
         self._joined: tuple[int, JoinedRows] | None = None
 
     def make(self, *, group: int, unit: int) -> Part:
-        """Make a part, or take the one that is there. Raises `BadInput` (`open_source`)."""
+        """Make a part, or take the one that is there. Raises `BadInput` (`open_source`), also when
+        a file of the group has changed since the work began: the part would be of both."""
         if found := load_part(self._work, group=group, unit=unit):
             return found
         work = self._work
@@ -145,6 +166,7 @@ class PartMaker:
             collected.add(item)
         self._joined = (group, rows)
         part = Part(group=group, unit=unit, ended=collected.rows < size, **collected.close())
+        require_unchanged(work, work.files[group])  # after all is read: no part is of another file
         write_json(work.parts / f"{stem}.json", dataclasses.asdict(part))
         return part
 

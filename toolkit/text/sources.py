@@ -3,14 +3,17 @@
 Knows names of files. Refuses to know what is in them (`readers`).
 """
 
+import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, sha256_of
 from toolkit.text.readers import (
     Columns,
     DatasetRows,
@@ -140,18 +143,72 @@ def num_rows(given: Input) -> int | None:
 
 def rows_of_dataset(given: Input) -> DatasetRows:
     """The table of an input of that kind."""
+    if Path(given.path).is_dir():  # which may be another one by the next time
+        return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
+    return _rows_of_hub(given)
+
+
+@functools.lru_cache(maxsize=4)
+def _rows_of_hub(given: Input) -> DatasetRows:
+    # Once per process: what was read is then what `stamp` told of, whatever the hub has by now.
     return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
 
 
 def stamp(given: Input) -> tuple[int, int]:
-    """Size and time of change of a file: enough to see that it is another one by now."""
+    """Size and time of change of a file: enough to see that it is another one by now. Of a data
+    set's folder the size of all its files and a digest of their names, sizes and times; of a data
+    set of the hub a digest of its fingerprint."""
     if not given.is_file:
-        return 0, 0
+        return _stamp_of_dataset(given)
     try:
         status = os.stat(given.path)
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns
+
+
+def _stamp_of_dataset(given: Input) -> tuple[int, int]:
+    if not Path(given.path).is_dir():
+        return 0, _number_of([rows_of_dataset(given).fingerprint])
+    try:
+        seen = [(name, path.stat()) for name, path in _files_of_dataset(given)]
+    except OSError:
+        return 0, 0
+    told = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}" for name, status in seen]
+    return sum(status.st_size for _, status in seen), _number_of(told)
+
+
+def _number_of(told: Sequence[str]) -> int:
+    return int.from_bytes(hashlib.sha256("\n".join(told).encode()).digest()[:8])
+
+
+def _files_of_dataset(given: Input) -> list[tuple[str, Path]]:
+    """The files that hold a split of a saved data set, by their names below it. The caches that
+    `datasets` leaves beside them are none of them."""
+    folder = Path(given.path)
+    split = folder / (given.split or DEFAULT_SPLIT)
+    folder = split if split.is_dir() and (folder / "dataset_dict.json").is_file() else folder
+    return [
+        (str(path.relative_to(folder)), path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith((".", "cache-", "tmp"))
+    ]
+
+
+def identity(given: Input) -> dict[str, Any]:
+    """What identifies an input by its content, whatever folder it is in."""
+    path = Path(given.path)
+    if given.is_file:
+        if not path.is_file():
+            return {"name": given.name, "bytes": 0, "sha256": ""}
+        return {"name": given.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    asked = {"name": given.name, "config": given.config, "split": given.split}
+    if not path.is_dir():
+        return {**asked, "fingerprint": rows_of_dataset(given).fingerprint}
+    whole = hashlib.sha256()
+    for name, file in _files_of_dataset(given):
+        whole.update(f"{name}\0{sha256_of(file)}\n".encode())
+    return {**asked, "sha256": whole.hexdigest()}
 
 
 def is_packed(given: Input) -> bool:

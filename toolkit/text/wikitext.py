@@ -19,7 +19,7 @@ from mwparserfromhell.wikicode import Wikicode
 from toolkit.text.markup_cost import costs_too_much, num_unclosed, part_links
 
 # Raise it when `clean_markup` gives another text: it is part of a shard's identity.
-RULES_VERSION = 2
+RULES_VERSION = 3
 
 HIDDEN_LINKS = frozenset({"file", "image", "media", "category"})
 DROPPED_SECTIONS = frozenset(
@@ -85,11 +85,17 @@ MEASURES = frozenset({"convert", "cvt"})
 RANGES = {
     "-": "–",
     "–": "–",
+    "−": "–",
+    "/": "/",
     "to": " to ",
+    "to-": " to ",
+    "through": " through ",
     "to(-)": " to ",
     "to about": " to about ",
     "and": " and ",
     "and(-)": " and ",
+    "and/or": " and/or ",
+    "&": " & ",
     "or": " or ",
     "or(-)": " or ",
     "by": " by ",
@@ -100,12 +106,14 @@ RANGES = {
     "x(-)": " × ",
     "*": " × ",
     "+/-": " ± ",
+    "+/−": " ± ",
     "±": " ± ",
     "+": " + ",
     ",": ", ",
     ", and": ", and ",
     ", or": ", or ",
 }
+DEGREES = {"C": "°C", "F": "°F"}  # as a page writes the units that a template has without it
 # Units of the second number of one measure: {{convert|6|ft|4|in|cm}}.
 SMALLER_UNITS = frozenset({"ft", "in", "lb", "oz", "yd", "ozt", "chain", "furlong"})
 
@@ -117,6 +125,7 @@ _REFERENCE = re.compile(
 )
 _TAKEN = "\x03"  # stands for them: without it a heading could begin where a reference was
 _ITEM = "\x02"  # begins a list item; XML forbids it, and unlike \x1e it survives str.strip
+_NUMBER = re.compile(r"[-−+]?\d")
 _QUOTES = re.compile(r"'{2,}")
 _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
 _STRAY_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(\s[^<>]*)?/?>")
@@ -268,13 +277,23 @@ def _measure(values: list[str]) -> str:
     given = [value.strip() for value in values]
     told = given[:1]
     place = 1
-    while place + 1 < len(given) and given[place] in RANGES:
-        told += [RANGES[given[place]], given[place + 1]]
-        place += 2
-    told += [" ", *given[place : place + 1]]
+    while place + 1 < len(given):
+        if given[place] in RANGES:
+            told += [RANGES[given[place]], given[place + 1]]
+            place += 2
+        elif given[place + 1] in RANGES and _NUMBER.match("".join(given[place + 2 : place + 3])):
+            told += [" ", _unit(given[place]), RANGES[given[place + 1]], given[place + 2]]
+            place += 3
+        else:
+            break
+    told += [" ", *map(_unit, given[place : place + 1])]
     if given[place + 2 : place + 3] and given[place + 2] in SMALLER_UNITS:
         told += [" ", given[place + 1], " ", given[place + 2]]
     return "".join(told).rstrip()
+
+
+def _unit(name: str) -> str:
+    return DEGREES.get(name, name)
 
 
 def _tag(node: Tag, *, hidden_links: frozenset[str]) -> Iterator[str]:
