@@ -259,7 +259,9 @@ def test_no_line_of_others_is_lost_or_joined_with_a_cut_one(tmp_path: Path) -> N
     path.write_text('{"half": ')
     threads = [
         threading.Thread(
-            target=lambda n=number: [append_line(path, json.dumps({"at": [n, k]})) for k in range(lines)]
+            target=lambda n=number: [
+                append_line(path, json.dumps({"at": [n, k]})) for k in range(lines)
+            ]
         )
         for number in range(writers)
     ]

@@ -182,7 +182,7 @@ def test_two_encoders_side_by_side(
     evaluate._Scorer(loaded, tasks=[], local_rank=3).load(Part("both", "dev", {}))
     assert asked == [3]
     # Two names that tables show alike are refused.
-    alike = {name: loaded.encoders["both"] for name in ("base_causal", "base causal")}
+    alike = dict.fromkeys(("base_causal", "base causal"), loaded.encoders["both"])
     with pytest.raises(BadInput, match="encoders: two are shown as 'base causal'"):
         evaluate.run(loaded.model_copy(update={"encoders": alike}), environ={})
     # Again: nothing is scored twice, until an input is another.

@@ -246,10 +246,6 @@ def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     task = samples[0].content.task
     assert task.name == "questions"
 
-    def same(left: str, right: str) -> bool:
-        words = [re.findall(r"\w+", text.lower()) for text in (left, right)]
-        return words[0] == words[1]
-
     def vector(text: str, instruction: str) -> Tensor:
         prefix = f"{instruction}; " if instruction else ""
         ids = tokenizer.encode([prefix + text])[0]
@@ -270,10 +266,7 @@ def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
         kept = [
             place
             for place, (text, answers) in enumerate(candidates)
-            if place == number
-            or not (
-                same(text, pair.positive) or same(text, pair.query) or same(answers, pair.query)
-            )
+            if place == number or not (text in (pair.positive, pair.query) or answers == pair.query)
         ]
         query = vector(pair.query, task.query_instruction)
         scores = torch.stack([20.0 * query @ vectors[place] for place in kept])

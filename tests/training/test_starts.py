@@ -10,9 +10,9 @@ from toolkit import train
 from toolkit.config import load_recipe, to_yaml
 from toolkit.files import RunFailed, append_line, read_json_lines, write_atomic
 from toolkit.training import program
-from toolkit.training.steps import newest_step
 from toolkit.training.recorder import Recorder
 from toolkit.training.starts import STARTS_FILE, check_progress
+from toolkit.training.steps import newest_step
 
 REQUEUED = {"SLURM_RESTART_COUNT": "2"}
 
