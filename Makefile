@@ -24,6 +24,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 quickstart: install  ## the whole pipeline on what the project ships, with a table of scores
 	$(BIN)/python -m toolkit.quickstart
 
+# Most tests fork their Python processes from one that has imported the libraries (tests/forking);
+# TOOLKIT_TEST_REAL_STARTS=1 starts each anew.
 # A test that hangs fails after ten minutes and says where; one that Python cannot interrupt ends
 # its worker, with the stacks of all threads.
 LIMITS := --timeout 600 -o faulthandler_timeout=660 -o faulthandler_exit_on_timeout=true
