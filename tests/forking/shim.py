@@ -19,7 +19,6 @@ import sys
 LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_STACK")
 NAMESPACES = ("net", "mnt", "pid", "user", "uts")
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGTSTP")
-STOPPED = (signal.SIGTSTP,)
 
 
 def surroundings() -> dict[str, object]:

@@ -28,22 +28,32 @@ _NUMPY = {"U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8"}
 Entry = dict[str, Any]
 
 
-class _TokenFile(TypedDict):
-    file: FileName
-    sha256: Digest
+class _TokenCounts(TypedDict):
+    """How much a file of tokens holds."""
+
     ids: Count
     documents: Count
     max_id: Count
 
 
-class _BlockFile(TypedDict):
-    file: FileName
-    sha256: Digest
+class _BlockCounts(TypedDict):
+    """How much a file of blocks holds."""
+
     blocks: Count
     pieces: Count
     ids: Count
     documents: Count
     cut_documents: Count
+
+
+class _TokenFile(_TokenCounts):
+    file: FileName
+    sha256: Digest
+
+
+class _BlockFile(_BlockCounts):
+    file: FileName
+    sha256: Digest
 
 
 class _Listed(TypedDict):
@@ -59,26 +69,18 @@ class _Listed(TypedDict):
     block_files: list[_BlockFile]
 
 
-class _TokenNote(TypedDict):
+class _TokenNote(_TokenCounts):
     """What the JSON beside a file of tokens says."""
 
     bytes: Count
     sha256: Digest
-    ids: Count
-    documents: Count
-    max_id: Count
 
 
-class _BlockNote(TypedDict):
+class _BlockNote(_BlockCounts):
     """And beside a file of blocks."""
 
     bytes: Count
     sha256: Digest
-    blocks: Count
-    pieces: Count
-    ids: Count
-    documents: Count
-    cut_documents: Count
 
 
 def map_arrays(

@@ -7,7 +7,7 @@ Knows what can be refused. Refuses to know what a run does.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,22 +147,21 @@ def check(
 def check_exportable(recipe: TrainingRecipe, *, trained: list[str]) -> None:
     """Raise `BadInput` on all ranks where the weights that are trained cannot be merged afterwards,
     which rank 0 looks at. Collective."""
-    problem = None
-    if comm.rank() == 0:
-        try:
-            check_mergeable(base_folder(recipe.model.base), trained=trained)
-        except BadInput as error:
-            problem = error
-    agree(problem)
+    _by_rank_0(lambda: check_mergeable(base_folder(recipe.model.base), trained=trained))
 
 
 def claim(recipe: TrainingRecipe) -> None:
     """Make the run directory this recipe's own (`claim_run_dir`), which rank 0 does. Raises on all
     ranks where it belongs to another recipe. Collective."""
+    _by_rank_0(lambda: claim_run_dir(recipe))
+
+
+def _by_rank_0(action: Callable[[], None]) -> None:
+    """Have rank 0 do something, and all ranks raise the `BadInput` that it meets."""
     problem = None
     if comm.rank() == 0:
         try:
-            claim_run_dir(recipe)
+            action()
         except BadInput as error:
             problem = error
     agree(problem)
