@@ -25,7 +25,7 @@ from toolkit.encoding.snippets import snippet_of
 from toolkit.files import BadInput
 from toolkit.text import markup_cost, wikitext
 from toolkit.text.dump import Dump
-from toolkit.text.duplicates import signature, text_key
+from toolkit.text.duplicates import key_of, normalized, signature
 from toolkit.text.filters import has_no_spaces, language_of, low_quality
 from toolkit.text.markup_cost import part_links
 from toolkit.text.records import Damaged
@@ -37,13 +37,15 @@ METHODS = {"search", "match", "fullmatch", "split", "findall", "finditer", "sub"
 ANCHORED = {"match", "fullmatch"}
 # Patterns that are put together when they are used, as their source says: what comes of them, or
 # why nobody need look.
-OF_OUR_OWN = "never sees a text of strangers: names of files"
+OF_OUR_OWN = "never sees a text of strangers: names of files and of weights"
 PUT_TOGETHER: dict[str, list[str] | str] = {
+    "f'<{tag}>'": ["<doc>"],
     "f'<{slash}{tag}>'": ["<doc>", "</doc>"],
     "'\\\\[(?=\\\\[(?:(?:' + '|'.join(sorted(URI_SCHEMES)) + '):|//))'": [
         markup_cost._TWO_LINKS.pattern
     ],
     "pattern": [pattern.pattern for pattern, _ in wikitext._MENDS],
+    "f'(?:{prefix}\\\\.)?(?:layers|h|blocks)\\\\.(\\\\d+)\\\\.'": OF_OUR_OWN,
     "stem + '(-\\\\d+-of-\\\\d+)?\\\\.safetensors'": OF_OUR_OWN,
 }
 
@@ -247,8 +249,8 @@ def cleaned(text: str) -> None:
 
 @pytest.mark.parametrize(
     "call",
-    [cleaned, sentence_spans, text_key, signature, has_no_spaces, low_quality, language_of]
-    + [snippet_of, part_links, markup_cost.num_unclosed, dump_of, trec_of],
+    [cleaned, sentence_spans, key_of, normalized, signature, has_no_spaces, low_quality]
+    + [language_of, snippet_of, part_links, markup_cost.num_unclosed, dump_of, trec_of],
 )
 def test_every_function_that_is_given_texts_is_linear(
     call: Callable[..., object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
