@@ -5,7 +5,6 @@ that ends otherwise than the first makes 143 or 137 of the code that a person wo
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest

@@ -4,7 +4,6 @@ Whatever happens, the final weights equal those of the run that nothing happened
 """
 
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path

@@ -4,7 +4,6 @@ import contextlib
 import getpass
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
