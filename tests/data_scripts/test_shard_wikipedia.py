@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.forking.start import forked_python
-from tests.mpi import mpi_environ
 from toolkit.text.shards import open_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,10 +257,11 @@ def run_with_mpi(*arguments: object, ranks: int, cwd: Path) -> subprocess.Comple
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        **mpi_environ(),
+        "MPI4PY_MPIABI": "mpich",
+        "LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib"),
     }
     return subprocess.run(
-        [*mpiexec, *command(*arguments, python=forked_python())],
+        [*mpiexec, *command(*arguments)],
         cwd=cwd,
         env=environ,
         capture_output=True,
