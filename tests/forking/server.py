@@ -121,7 +121,10 @@ def _fill_caches() -> None:
 
     for model in ("mistral", "llama"):
         conversion_mapping.get_checkpoint_conversion_mapping(model)
+    before = shim.open_files()
     _ = deepspeed.ops.__compatible_ops__  # asks a compiler
+    for number in set(shim.open_files()) - set(before):  # forgotten by who asked
+        os.close(number)
 
 
 def torch_sees_a_gpu() -> bool:
@@ -324,8 +327,8 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     return json.loads(content), list(size)
 
 
-def become(asked: dict[str, Any], *, python: str) -> NoReturn:
-    """Be the process that was asked for, to its end."""
+def become(asked: dict[str, Any], *, python: str, path: list[str]) -> NoReturn:
+    """Be the process that was asked for, to its end; `path` is an interpreter's own search path."""
     arguments, environ = asked["arguments"], asked["environ"]
     os.setpgid(0, 0)  # what is meant for the shim's group reaches the child once, forwarded
     _take_over(asked["files"], numbers=asked["numbers"])
@@ -348,8 +351,7 @@ def become(asked: dict[str, Any], *, python: str) -> NoReturn:
     if rest[0] == "-m" and rest[1] in LAUNCHERS:
         sys.executable = python
     sys.orig_argv = [sys.executable, *arguments]
-    # `-m` has put the directory of the server first, which itself has no PYTHONPATH.
-    sys.path[:] = list(dict.fromkeys([*search_path(environ), *sys.path[1:]]))
+    sys.path[:] = list(dict.fromkeys([*search_path(environ), *path]))
     if rest[0] in ("-m", "-c"):
         sys.path.insert(0, os.getcwd() if rest[0] == "-m" else "")
     else:
@@ -464,10 +466,12 @@ def main() -> None:
     """Serve; a child ends in `become`."""
     descriptor, python = sys.argv[1:]
     own = decided(dict(os.environ))  # before imports, which set some of these themselves
+    # `-m` has put the directory of the server first, which itself has no PYTHONPATH.
+    path = sys.path[1:]  # before imports, too: some add to it
     preload()
     asked = Server(socket.socket(fileno=int(descriptor)), own=own).serve()
     if asked is not None:
-        become(asked, python=python)
+        become(asked, python=python, path=path)
     os._exit(0)
 
 

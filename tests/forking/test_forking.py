@@ -220,7 +220,8 @@ def test_a_launcher_starts_forks(python: str, tmp_path: Path) -> None:
 
 
 def test_what_a_child_leaves_behind_ends_with_the_server(tmp_path: Path) -> None:
-    leave = "import subprocess as s; print(s.Popen(['sleep', '600'], stdout=s.DEVNULL).pid)"
+    leave = "import subprocess as s; n = s.DEVNULL\n"
+    leave += "print(s.Popen(['sleep', '600'], stdout=n, stderr=n).pid)"
     session = (
         "import subprocess as s, sys\nfrom tests.forking.start import forked_python\n"
         f"print(s.run([forked_python(), '-c', {leave!r}], capture_output=True, text=True).stdout)"
