@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from tests import times
 from tests.forking.start import forked_python
 from toolkit import console
 
@@ -27,6 +29,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Without a GPU, liger's kernels are interpreted; triton asks when it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+# A busy machine is no failure of a property.
+hypothesis.settings.register_profile("toolkit", deadline=None)
+hypothesis.settings.load_profile("toolkit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    times.configure(config)
 
 
 def need(condition: bool, reason: str) -> None:

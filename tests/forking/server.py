@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tests.forking import shim
+from tests.used import tell
 
 # Read by libraries when they are imported, or by the interpreter when it starts.
 IMPORTED = (
@@ -168,6 +169,7 @@ class Server:
             process, status = os.waitpid(-1, os.WNOHANG)
             if process == 0:
                 return
+            tell()
             connection = self._shims.pop(process)
             with contextlib.suppress(KeyError):
                 self._selector.unregister(connection)
