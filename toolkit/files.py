@@ -176,6 +176,18 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: is not valid JSON of ours (nested too deeply)") from error
 
 
+class RepeatedName(ValueError):
+    """A JSON object has a name twice: which of the two values is meant, nobody knows."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` for JSON of strangers; raises `RepeatedName`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedName("a name twice in a JSON object")
+    return found
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to a file, which others may do at the same moment: theirs are kept. A line that a
     killed writer has cut short is ended first."""
