@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
+from toolkit.catalogue import recipe_names
 from toolkit.config import (
     deepspeed_layout,
     load_recipe,
     parse_override,
-    recipe_names,
     resolve_model,
     resolve_stages,
     split_overrides,
