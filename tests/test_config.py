@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
+from toolkit.catalogue import recipe_names
 from toolkit.config import (
     deepspeed_layout,
     load_recipe,
     parse_override,
-    recipe_names,
     resolve_model,
     resolve_stages,
     split_overrides,
@@ -40,12 +40,14 @@ def test_every_recipe_loads_and_survives_a_round_trip(name: str, tmp_path: Path)
         assert list(resolve_stages(recipe)) == list(recipe.stages)
 
 
-def test_the_recipes_of_the_readme_load(tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_recipes_of_the_evaluation_readme_load(tmp_path: Path) -> None:
+    page = (ROOT / "toolkit" / "evaluation" / "README.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     whole = [block for block in blocks if block.startswith("kind: ")]
-    assert whole
-    for block in whole:
-        (tmp_path / "recipe.yaml").write_text(block)
+    assert len(whole) == 2
+    for block in blocks:
+        head = "" if block in whole else f"{whole[0]}\n"  # the others are a part of a recipe
+        (tmp_path / "recipe.yaml").write_text(head + block)
         assert load_recipe(str(tmp_path / "recipe.yaml"))
 
 

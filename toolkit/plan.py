@@ -8,8 +8,9 @@ import argparse
 import sys
 from collections.abc import Mapping
 
+from toolkit.catalogue import recipes_text
 from toolkit.completion import answer_shell
-from toolkit.config import load_recipe, recipe_names, resolve_stages, split_overrides
+from toolkit.config import load_recipe, resolve_stages, split_overrides
 from toolkit.console import say, say_lines
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
@@ -28,6 +29,7 @@ from toolkit.planning import (
 from toolkit.schema import PipelineRecipe, Recipe, TrainingRecipe
 
 GBIT = 1e9 / 8
+KINDS = ("pipeline", "mntp", "simcse", "supervised")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         "but for what ZeRO partitions, which is exact. A step takes the longer of computing and "
         "of the network beside it, and then the network after it.",
         epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
-        f"recipes of the project: {', '.join(recipe_names())}",
+        f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
@@ -52,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--efficiency", type=float, default=0.45, help="part of the peak; default 0.45"
     )
-    answer_shell(parser)
+    answer_shell(parser, kinds=KINDS)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: run(arguments))
 
@@ -89,7 +91,7 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
 def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[str, TrainingRecipe]]:
     """The base model and the training stages of a recipe or pipeline; a later stage's base is what
     an earlier one made of it, of the same shape."""
-    recipe: Recipe = load_recipe(name)
+    recipe: Recipe = load_recipe(name, kinds=KINDS)
     if isinstance(recipe, PipelineRecipe):
         own, rest = split_overrides(overrides)
         pipeline = load_recipe(name, overrides=own)

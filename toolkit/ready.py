@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from toolkit.catalogue import recipes_text
 from toolkit.cluster.topology import array_task, ranks_of_job
 from toolkit.completion import answer_shell
-from toolkit.config import recipe_names
 from toolkit.console import say
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="example:\n"
         "  python -m toolkit.ready mntp_mistral_7b run_dir=runs/a --ranks 16 && \\\n"
         "    sbatch --nodes=2 slurm/mntp_mistral.sh run_dir=runs/a\n\n"
-        f"recipes of the project: {', '.join(recipe_names())}",
+        f"{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from toolkit.config import ENCODER_DIR, load_recipe
-from toolkit.files import BadInput, read_json_lines
+from toolkit.files import BadInput, did_you_mean, read_json_lines
 from toolkit.schema import EncoderSettings, TrainingRecipe
 from toolkit.shown import as_code, in_markdown
 from toolkit.training.metrics import STARTS_FILE, read_metrics
@@ -56,7 +56,9 @@ def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
     """
     path = Path(name) if name.endswith(".yaml") else REFERENCE_DIR / f"{name}.yaml"
     if not path.is_file():
-        raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(reference_names())}")
+        valid = reference_names()
+        near = did_you_mean(name, valid)
+        raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(valid)}{near}")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         hours = found.get("hours") or {}

@@ -15,7 +15,8 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 HOOK = Path(__file__).with_name("auditing")
-# The only places that unpickle, by the file of whose code does it. README names the same.
+# The only places that unpickle, by the file of whose code does it. The README of
+# toolkit/training names the same.
 MESSAGES, MPI, SUBMITIT = "messages of one command's processes", "MPI messages", "submitit's files"
 EXCEPTIONS = {
     r"/multiprocessing/(connection|queues|spawn|pool)\.py": MESSAGES,

@@ -97,7 +97,8 @@ def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> No
 
 
 def test_what_is_unpickled_is_what_processes_of_one_command_say(tmp_path: Path) -> None:
-    """The exceptions that README names: several processes, MPI ranks (submitit: below)."""
+    """The exceptions that the README of toolkit/training names: several processes, MPI ranks
+    (submitit: below)."""
     script = [sys.executable, "data_scripts/shard_wikipedia.py"]
     script += ["--input", str(QUICKSTART / "encyclopedia.xml.bz2"), "--output"]
     audit = tmp_path / "audit"
