@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean
+.PHONY: help install quickstart test test-slow test-mutants test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,6 +34,11 @@ test: install  ## all tests (a real SLURM among them where it is installed)
 
 test-slow: install  ## the tests that take minutes each, with their full bars
 	$(BIN)/python -m pytest -m slow
+
+# Before and after whoever changes tests: what was caught must be caught. JOBS=2 takes half the time.
+JOBS := 1
+test-mutants: install  ## 200 faults planted one at a time, each to be noticed by its tests (an hour)
+	$(BIN)/python -m tests.mutants --jobs $(JOBS) --write
 
 # Kills at file-system calls, ranks in trouble, flipped bytes, pieces of runs, a real SLURM.
 FAULTS := tests/faults tests/cluster/test_watchdog.py tests/test_verify.py tests/slurm/test_life.py \

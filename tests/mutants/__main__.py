@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tests.mutants.bench import CAUGHT, Bench, Result
+from tests.mutants.bench import CAUGHT, USELESS, Bench, Result
 from tests.mutants.catalogue import LISTS, ROOT, Fault, all_faults, chosen
 
 RESULTS = LISTS / "RESULTS.md"
@@ -51,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     for result in try_all(todo, jobs=arguments.jobs):
         found[result.name] = result
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        with arguments.out.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(dataclasses.asdict(result)) + "\n")
+        keep(result, out=arguments.out)
+    for result in confirmed([found[fault.name] for fault in faults]):
+        found[result.name] = result
+        keep(result, out=arguments.out)
     bad = [found[fault.name] for fault in faults if found[fault.name].outcome != CAUGHT]
     for one in bad:
         print(f"{one.name}: {one.outcome} {one.by}")
@@ -95,6 +96,36 @@ def try_all(faults: Sequence[Fault], *, jobs: int) -> Iterator[Result]:
     finally:
         for bench in benches:
             bench.close()
+
+
+def confirmed(results: Sequence[Result]) -> list[Result]:
+    """Those that are not confirmed yet, now with an answer: a test that fails anyway catches
+    nothing."""
+    asked = [one for one in results if one.outcome == CAUGHT and not one.confirmed]
+    if not asked:
+        return []
+    tests = {one.by for one in asked}
+    print(
+        f"{len(asked)} were caught: do these {len(tests)} tests pass without a fault?", flush=True
+    )
+    bench = Bench()
+    try:
+        passing = bench.passing(tests)
+    finally:
+        bench.close()
+    return [
+        dataclasses.replace(one, confirmed=True)
+        if one.by in passing
+        else dataclasses.replace(one, outcome=USELESS)
+        for one in asked
+    ]
+
+
+def keep(result: Result, *, out: Path) -> None:
+    """Append it to the file of results."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(dataclasses.asdict(result)) + "\n")
 
 
 def read_results(path: Path) -> dict[str, Result]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tests.mutants.catalogue import ROOT, Fault
@@ -21,20 +21,21 @@ CAUGHT, SURVIVED = "caught", "SURVIVED"
 USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
 TEST_S, RUN_S = 300, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; the last: a file cannot be imported
-_FAILURE = re.compile(r"^(?:FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
+_OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
 _PASSED = re.compile(r"\b(\d+) passed\b")
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What became of a fault: by which test it was caught, or why it was not, and in how many
-    seconds."""
+    seconds. `confirmed`: that test passes without the fault."""
 
     name: str
     outcome: str
     by: str = ""
     seconds: float = 0.0
     state: str = ""
+    confirmed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,6 @@ class Bench:
         self.copy = self._folder / "copy"
         # Real data lies beside the checkout, and not beside the copy.
         self._data = os.environ.get("TOOLKIT_REAL_DATA", str(root.parent / "shared" / "data"))
-        self._clean: dict[tuple[str, ...], bool] = {}
         self._running: subprocess.Popen[str] | None = None
         self._writes = 0
         for name in _files_of(root):
@@ -86,20 +86,21 @@ class Bench:
         finally:
             self._write(path, sound)
         outcome = SURVIVED if found.passed else BROKEN if found.broken else CAUGHT
-        if outcome == CAUGHT and not self._passes_without(found.failure, fault):
-            outcome = USELESS
         return Result(fault.name, outcome, by=found.failure, seconds=found.seconds, state=state)
 
-    def _passes_without(self, failure: str, fault: Fault) -> bool:
-        """Whether what has failed passes in the sound copy; a test is asked once."""
-        tests = (failure,) if failure.startswith("tests/") else fault.tests
-        if tests not in self._clean:
-            self._clean[tests] = self.run(tests).passed
-        return self._clean[tests]
+    def passing(self, tests: Collection[str]) -> set[str]:
+        """Which of these tests pass in the sound copy. They are run in one go, since most of a
+        test's time is that of its first imports and of what it shares with its neighbours."""
+        there = sorted({test for test in tests if test.startswith("tests/")})
+        if not there:
+            return set()
+        output = self.run(there, options=("-rpfE", "--maxfail=1000")).output
+        passed = {name for word, name in _OUTCOME.findall(output) if word == "PASSED"}
+        return passed - {name for word, name in _OUTCOME.findall(output) if word != "PASSED"}
 
-    def run(self, tests: Sequence[str]) -> Run:
+    def run(self, tests: Sequence[str], *, options: Sequence[str] = ("-x", "-rfE")) -> Run:
         """Run tests in the copy, up to the first that fails."""
-        command = [sys.executable, "-m", "pytest", "-x", "-rfE", "--tb=short", "--timeout"]
+        command = [sys.executable, "-m", "pytest", *options, "--tb=short", "--timeout"]
         command += [str(TEST_S), *tests]
         environ = {**os.environ, "PYTHONPATH": str(self.copy), "TOOLKIT_REAL_DATA": self._data}
         environ.setdefault("OMP_NUM_THREADS", "1")
@@ -121,10 +122,10 @@ class Bench:
             output, code = process.communicate(timeout=RUN_S)[0], process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            output, code = process.communicate()[0] + "\nFAILED (took too long)", FAILED
+            output, code = process.communicate()[0] + "\ntook too long", process.returncode
         seconds = round(time.monotonic() - began, 1)
         num_passed = int(found[1]) if (found := _PASSED.search(output)) else 0
-        failures = _FAILURE.findall(output)
+        failures = [name for word, name in _OUTCOME.findall(output) if word != "PASSED"]
         if code not in (PASSED, FAILED):  # the interpreter ended, or pytest could not begin
             last = [line for line in output.splitlines() if line.strip()][-1:]
             failures = failures or [f"pytest ended with {code}: {''.join(last)[:200]}"]
