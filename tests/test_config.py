@@ -163,6 +163,9 @@ def test_layouts_own_no_hyper_parameter(name: str) -> None:
     ("layout", "message"),
     [
         ({"train_batch_size": 4}, r"belongs to the recipe \(train\.global_batch_rows\)"),
+        ({"gradient_clipping": 1.0}, r"belongs to the recipe \(train\.clip_norm\)"),
+        *(({key: {}}, f"{key} belongs to the recipe") for key in ("bf16", "fp16")),
+        *(({key: {}}, f"{key} belongs to the recipe") for key in ("optimizer", "scheduler")),
         ({"zero_optimization": {"stage": "auto"}}, r'zero_optimization\.stage is "auto"'),
     ],
 )
