@@ -19,7 +19,8 @@ from tests.mutants.catalogue import ROOT, Fault
 
 CAUGHT, SURVIVED = "caught", "SURVIVED"
 USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
-TEST_S, RUN_S = 300, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
+SLOW = "took too long"  # on a machine that is busy a test may, whatever was planted
+TEST_S, RUN_S = 600, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; the last: a file cannot be imported
 _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
 _PASSED = re.compile(r"\b(\d+) passed\b")
@@ -40,10 +41,12 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What pytest said: whether all passed (one at least), the first failure, the seconds."""
+    """What pytest said: whether all passed (one at least), a file could not be imported, or it took
+    too long; the first failure, all that was printed, the seconds."""
 
     passed: bool
     broken: bool
+    slow: bool
     failure: str
     output: str
     seconds: float
@@ -86,6 +89,7 @@ class Bench:
         finally:
             self._write(path, sound)
         outcome = SURVIVED if found.passed else BROKEN if found.broken else CAUGHT
+        outcome = SLOW if found.slow else outcome
         return Result(fault.name, outcome, by=found.failure, seconds=found.seconds, state=state)
 
     def passing(self, tests: Collection[str]) -> set[str]:
@@ -101,7 +105,8 @@ class Bench:
     def run(self, tests: Sequence[str], *, options: Sequence[str] = ("-x", "-rfE")) -> Run:
         """Run tests in the copy, up to the first that fails."""
         command = [sys.executable, "-m", "pytest", *options, "--tb=short", "--timeout"]
-        command += [str(TEST_S), *tests]
+        # Examples that are the same each time, and without a deadline, which a busy machine misses.
+        command += [str(TEST_S), "--hypothesis-profile=ci", *tests]
         environ = {**os.environ, "PYTHONPATH": str(self.copy), "TOOLKIT_REAL_DATA": self._data}
         environ.setdefault("OMP_NUM_THREADS", "1")
         for name in [name for name in environ if name.startswith("PYTEST_")]:
@@ -122,7 +127,7 @@ class Bench:
             output, code = process.communicate(timeout=RUN_S)[0], process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            output, code = process.communicate()[0] + "\ntook too long", process.returncode
+            output, code = process.communicate()[0] + f"\n{SLOW}", process.returncode
         seconds = round(time.monotonic() - began, 1)
         num_passed = int(found[1]) if (found := _PASSED.search(output)) else 0
         failures = [name for word, name in _OUTCOME.findall(output) if word != "PASSED"]
@@ -132,8 +137,10 @@ class Bench:
         passed = code == PASSED and num_passed > 0
         if not passed and not failures:
             failures = ["no test was run: all are skipped here"]
-        broken = code == INTERRUPTED
-        return Run(passed, broken, failures[0] if failures else "", output, seconds)
+        slow = output.endswith(SLOW) or "Timeout (>" in output
+        return Run(
+            passed, code == INTERRUPTED, slow, failures[0] if failures else "", output, seconds
+        )
 
     def _write(self, path: Path, text: str) -> None:
         """With a time of its own: Python tells by seconds and size whether its cache is of this
