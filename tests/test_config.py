@@ -165,6 +165,9 @@ def test_layouts_own_no_hyper_parameter(name: str) -> None:
     ("layout", "message"),
     [
         ({"train_batch_size": 4}, r"belongs to the recipe \(train\.global_batch_rows\)"),
+        ({"gradient_clipping": 1.0}, r"belongs to the recipe \(train\.clip_norm\)"),
+        *(({key: {}}, f"{key} belongs to the recipe") for key in ("bf16", "fp16")),
+        *(({key: {}}, f"{key} belongs to the recipe") for key in ("optimizer", "scheduler")),
         ({"zero_optimization": {"stage": "auto"}}, r'zero_optimization\.stage is "auto"'),
     ],
 )
@@ -190,13 +193,21 @@ def test_batch_split_deals_every_row_once(rows: int, micro: int, world: int) -> 
     size, steps = batch_split(train, world_size=world)
     assert size * steps * world == rows
     assert size <= micro
+    larger = range(size + 1, min(micro, rows // world) + 1)
+    assert all(rows // world % other for other in larger)
 
 
-def test_model_references(tmp_path: Path, tiny_model: Path) -> None:
+def test_model_references(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert resolve_model("mistralai/Mistral-7B-Instruct-v0.2").startswith("mistralai/")
     assert resolve_model(str(tiny_model)) == str(tiny_model)
     with pytest.raises(BadInput, match="no such folder"):
         resolve_model("./nowhere")
+    (tmp_path / "below" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(BadInput, match="no such folder"):
+        resolve_model("runs/mtnp")  # a slip, and no owner on the hub
     with pytest.raises(BadInput, match=r"has no config\.json"):
         resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")

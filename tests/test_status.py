@@ -154,12 +154,13 @@ def test_a_later_start_by_sbatch_counts_and_not_the_jobs_of_the_launch_before(
     )
     log(run_dir, "7_0_log.out", "error: of the launch\n")
     (one,) = told(run_dir)
-    assert (one["state"], one["jobs"]) == ("FAILED", ["7"])
+    assert (one["state"], one["jobs"], one["restarts"]) == ("FAILED", ["7"], 0)
     (start,) = read_json_lines(run_dir / "starts.jsonl")
     later = {**start, "job": "8", "time": "2999-01-01T00:00:00+00:00"}
     (run_dir / "starts.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(later)}\n")
     (one,) = told(run_dir)
     assert (one["state"], one["jobs"], one["trouble"]) == ("RUNNING", ["8"], "")
+    assert one["restarts"] == 1
 
 
 def test_a_run_that_loads_its_model_is_a_run(

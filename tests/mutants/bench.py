@@ -1,0 +1,158 @@
+"""Plants faults in a copy of the source and runs tests there: the user's files stay as they are.
+
+A fault is caught when a test fails that passes without it. Knows pytest's exit codes.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from tests.mutants.catalogue import ROOT, Fault
+
+CAUGHT, SURVIVED = "caught", "SURVIVED"
+USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
+SLOW = "took too long"  # on a machine that is busy a test may, whatever was planted
+TEST_S, RUN_S = 600, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
+PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; the last: a file cannot be imported
+_OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
+_PASSED = re.compile(r"\b(\d+) passed\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a fault: by which test it was caught, or why it was not, and in how many
+    seconds. `confirmed`: that test passes without the fault."""
+
+    name: str
+    outcome: str
+    by: str = ""
+    seconds: float = 0.0
+    state: str = ""
+    confirmed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What pytest said: whether all passed (one at least), a file could not be imported, or it took
+    too long; the first failure, all that was printed, the seconds."""
+
+    passed: bool
+    broken: bool
+    slow: bool
+    failure: str
+    output: str
+    seconds: float
+
+
+class Bench:
+    """A copy of the tracked files, in a temporary folder that goes with `close`."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="toolkit-mutants-"))
+        self.copy = self._folder / "copy"
+        # Real data lies beside the checkout, and not beside the copy.
+        self._data = os.environ.get("TOOLKIT_REAL_DATA", str(root.parent / "shared" / "data"))
+        self._running: subprocess.Popen[str] | None = None
+        self._writes = 0
+        for name in _files_of(root):
+            place = self.copy / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, place)
+        if (root / ".venv").exists():
+            (self.copy / ".venv").symlink_to((root / ".venv").resolve())
+
+    def close(self) -> None:
+        """End what runs there, and remove the copy."""
+        if self._running is not None and self._running.poll() is None:
+            os.killpg(self._running.pid, signal.SIGKILL)
+            self._running.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def try_fault(self, fault: Fault) -> Result:
+        """Run the tests of a fault with it, and the first that fails without it."""
+        state = fault.state(self.copy)
+        if problem := fault.problem(self.copy):
+            return Result(fault.name, INAPPLICABLE, by=problem, state=state)
+        path = self.copy / fault.file
+        sound = path.read_text(encoding="utf-8")
+        self._write(path, fault.planted(self.copy))
+        try:
+            found = self.run(fault.tests)
+        finally:
+            self._write(path, sound)
+        outcome = SURVIVED if found.passed else BROKEN if found.broken else CAUGHT
+        outcome = SLOW if found.slow else outcome
+        return Result(fault.name, outcome, by=found.failure, seconds=found.seconds, state=state)
+
+    def passing(self, tests: Collection[str]) -> set[str]:
+        """Which of these tests pass in the sound copy. They are run in one go, since most of a
+        test's time is that of its first imports and of what it shares with its neighbours."""
+        there = sorted({test for test in tests if test.startswith("tests/")})
+        if not there:
+            return set()
+        output = self.run(there, options=("-rpfE", "--maxfail=1000")).output
+        passed = {name for word, name in _OUTCOME.findall(output) if word == "PASSED"}
+        return passed - {name for word, name in _OUTCOME.findall(output) if word != "PASSED"}
+
+    def run(self, tests: Sequence[str], *, options: Sequence[str] = ("-x", "-rfE")) -> Run:
+        """Run tests in the copy, up to the first that fails."""
+        command = [sys.executable, "-m", "pytest", *options, "--tb=short", "--timeout"]
+        # Examples that are the same each time, and without a deadline, which a busy machine misses.
+        command += [str(TEST_S), "--hypothesis-profile=ci", *tests]
+        environ = {**os.environ, "PYTHONPATH": str(self.copy), "TOOLKIT_REAL_DATA": self._data}
+        environ.setdefault("OMP_NUM_THREADS", "1")
+        for name in [name for name in environ if name.startswith("PYTEST_")]:
+            del environ[name]  # of the tests that test this
+        began = time.monotonic()
+        process = self._running = subprocess.Popen(
+            command,
+            cwd=self.copy,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            output, code = process.communicate(timeout=RUN_S)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, code = process.communicate()[0] + f"\n{SLOW}", process.returncode
+        seconds = round(time.monotonic() - began, 1)
+        num_passed = int(found[1]) if (found := _PASSED.search(output)) else 0
+        failures = [name for word, name in _OUTCOME.findall(output) if word != "PASSED"]
+        if code not in (PASSED, FAILED):  # the interpreter ended, or pytest could not begin
+            last = [line for line in output.splitlines() if line.strip()][-1:]
+            failures = failures or [f"pytest ended with {code}: {''.join(last)[:200]}"]
+        passed = code == PASSED and num_passed > 0
+        if not passed and not failures:
+            failures = ["no test was run: all are skipped here"]
+        slow = output.endswith(SLOW) or "Timeout (>" in output
+        return Run(
+            passed, code == INTERRUPTED, slow, failures[0] if failures else "", output, seconds
+        )
+
+    def _write(self, path: Path, text: str) -> None:
+        """With a time of its own: Python tells by seconds and size whether its cache is of this
+        source, and two faults may be planted in one second."""
+        path.write_text(text, encoding="utf-8")
+        self._writes += 1
+        moment = time.time() - 10**6 + self._writes
+        os.utime(path, (moment, moment))
+
+
+def _files_of(root: Path) -> list[str]:
+    """All files that git tracks, or would."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split("\0") if name and (root / name).is_file()]
