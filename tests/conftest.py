@@ -1,6 +1,7 @@
 """Fixtures that all tests share."""
 
 import contextlib
+import gc
 import itertools
 import os
 import socket
@@ -29,6 +30,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Without a GPU, liger's kernels are interpreted; triton asks when it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+# Libraries set these in the process of the tests as soon as one of them trains there. No start that
+# had them would be a fork: they decide while something is imported.
+SET_BY_LIBRARIES = (
+    *("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL", "KMP_DUPLICATE_LIB_OK"),
+    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
+)
+_given = frozenset(os.environ)
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("toolkit", deadline=None)
 hypothesis.settings.load_profile("toolkit")
@@ -54,6 +62,13 @@ def _slow_machines_say_no_more() -> None:
     console.FIRST_S = 3600.0
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _collections_pass_over_what_stays() -> None:
+    """DeepSpeed collects garbage for every engine: half a second through all imported modules."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets beside the checkout (TOOLKIT_REAL_DATA names another)."""
@@ -71,9 +86,17 @@ def stories_model(real_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Path:
-    """The shipped tiny base model."""
+def shipped_model() -> Path:
+    """The shipped tiny base model, for tests of what it has learnt or of its size."""
     return QUICKSTART / "tiny-mistral"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of the shipped tiny base model (tests/two_layers.py)."""
+    from tests.two_layers import write_two_layers
+
+    return write_two_layers(tmp_path_factory.mktemp("models") / "tiny-mistral")
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +123,8 @@ def run(
     A command of this interpreter is forked from a process that has imported the libraries
     (tests/forking), unless it has to be a `real` start.
     """
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
+    environ["PYTHONPATH"] = str(ROOT)
     forked = command[0] == sys.executable and not real
     done = subprocess.run(
         [forked_python(), *command[1:]] if forked else command,

@@ -61,10 +61,11 @@ def test_parameters_are_counted_as_transformers_counts_them(family: str) -> None
         assert shape.adapters(lora) == trained
 
 
-def test_partitions_are_what_zero_makes(shards: Path) -> None:
+def test_partitions_are_what_zero_makes(tiny_model: Path, shards: Path) -> None:
     """One rank was tried too: it holds everything."""
     cases = [f"{kind}:{stage}" for kind in ("mntp", "mntp-full", "simcse") for stage in "0123"]
-    run([*torchrun(2), "tests/training/partitions.py", str(shards), *cases])
+    script = ["tests/training/partitions.py", str(tiny_model), str(shards)]
+    run([*torchrun(2), *script, *cases])
 
 
 def test_mistral_7b_is_planned_as_people_run_it() -> None:
