@@ -5,44 +5,62 @@
 The descriptor is of a socket that listens; SHIM is the interpreter whose starts come here. The
 server ends when its standard input does.
 
-A child begins as a real start would: its own command, environment, directory, files and random
-numbers, no signal handler, none of the server's files. It has modules that it did not import, and
-it shares the hashes of strings with the server; so a test of what is imported, of memory or of an
-interpreter's own options starts really. The server must share with the child what an environment
-variable decides while something is imported: a start with another value of these (`IMPORTED`) is
-refused, and becomes a real one.
+A child begins as a real start would: its own command, environment, directory, files, limits,
+niceness, ignored and blocked signals and random numbers, no signal handler, none of the server's
+files. It has modules that it did not import, and it shares the hashes of strings with the server;
+so a test of what is imported, of memory or of an interpreter's own options starts really. The
+server must share with the child what an environment variable decides while something is imported:
+a start with another value of these (`IMPORTED`) is refused, and becomes a real one.
+
+`sys.executable` of a child is the interpreter; of one that starts others (`LAUNCHERS`) it is the
+shim, so that ranks, and the jobs and scripts that it submits, come here as well.
 """
 
 import array
 import atexit
 import contextlib
+import ctypes
+import fcntl
 import gc
 import importlib
+import importlib.machinery
 import io
 import json
 import os
 import random
+import resource
 import runpy
 import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import types
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tests.forking import shim
 from tests.used import tell
 
+PR_SET_CHILD_SUBREAPER = 36
 # Read by libraries when they are imported, or by the interpreter when it starts.
 IMPORTED = (
     *("OMP_", "MKL_", "KMP_", "OPENBLAS_", "NUMEXPR_", "ATEN_", "LD_", "MALLOC_", "GLIBC_"),
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "ARROW_", "MPLBACKEND"),
-    *("DS_", "TORCH_", "TRITON_", "CUDA_", "PYTHON", "PMI", "MPI4PY_", "VIRTUAL_ENV", "COVERAGE"),
+    *("DS_", "TORCH_", "TRITON_", "CUDA_", "PYTHON", "COVERAGE", "HOME", "XDG_CACHE_HOME"),
 )
-# A child sets these for itself.
-PER_CHILD = ("PYTHONUNBUFFERED", "TORCH_NCCL", "TORCHELASTIC")
+# Of those, what is read later, by the child itself; `become` sees to Python's own.
+PER_CHILD = (
+    *("PYTHONUNBUFFERED", "PYTHONPATH", "TORCH_NCCL", "TORCHELASTIC"),
+    *("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR"),  # slurm/env.sh: of each job
+    *(() if Path("/dev/nvidiactl").exists() else ("CUDA_VISIBLE_DEVICES",)),  # no driver: unread
+)
+ROOT = Path(__file__).parents[2]
+# Modules whose processes start other interpreters, as a rule more than one.
+LAUNCHERS = (
+    *("torch.distributed.run", "toolkit.launch", "toolkit.quickstart", "submitit.core._submit"),
+)
 MODULES = (
     *("torch", "torch.distributed.run", "torch.distributed.elastic.multiprocessing.api"),
     *("torch.nn.attention.flex_attention", "torch.utils.checkpoint"),
@@ -65,6 +83,8 @@ MODULES = (
 
 def preload() -> None:
     """Import what the doors need, so that no child does. One thread must be left, for a fork."""
+    if not torch_sees_a_gpu():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as toolkit.parallel.zero does
     for name in MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -75,6 +95,12 @@ def preload() -> None:
     assert not others, f"an import started threads, so that a fork is unsafe: {others}"
     gc.collect()
     gc.freeze()  # a collection in a child must not copy every page
+
+
+def torch_sees_a_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def decided(environ: dict[str, str]) -> dict[str, str]:
@@ -94,14 +120,27 @@ def is_supported(arguments: list[str]) -> bool:
     return (rest[0] in ("-m", "-c") and len(rest) > 1) or rest[0].endswith(".py")
 
 
+def search_path(environ: dict[str, str]) -> list[str]:
+    """The folders that PYTHONPATH puts before those of the interpreter."""
+    return [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+
+
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
 class Server:
     """Answers shims until its standard input ends, with which all children are killed."""
 
     def __init__(self, listener: socket.socket, *, own: dict[str, str]) -> None:
         self._own = own
+        # Set by imports where it is not set: a child that brings it has imported the same.
+        self._added = {k: v for k, v in decided(dict(os.environ)).items() if k not in own}
         self._surroundings = json.loads(json.dumps(shim.surroundings()))
         self._shims: dict[int, socket.socket] = {}  # by the process number of the child
         self._listener = listener
+        # What children leave behind is the server's, which ends it with itself.
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._woken, self._waker = socket.socketpair()
         for one in (self._woken, self._waker):
             one.setblocking(False)
@@ -111,13 +150,12 @@ class Server:
         for source in (self._listener, self._woken, sys.stdin):
             self._selector.register(source, selectors.EVENT_READ)
 
-    def serve(self) -> dict[str, object] | None:
+    def serve(self) -> dict[str, Any] | None:
         """Serve; in a child returns what it was asked for, in the server None at the end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is sys.stdin:
-                    for process in self._shims:
-                        os.kill(process, signal.SIGKILL)
+                    _end_all_children()
                     return None
                 if key.fileobj is self._listener:
                     asked = self._accept()
@@ -131,7 +169,7 @@ class Server:
                     os.kill(key.data, signal.SIGKILL)
                     self._selector.unregister(key.fileobj)
 
-    def _accept(self) -> dict[str, object] | None:
+    def _accept(self) -> dict[str, Any] | None:
         connection, _ = self._listener.accept()
         connection.settimeout(10)
         try:
@@ -139,8 +177,9 @@ class Server:
         except (OSError, EOFError, ValueError):
             connection.close()
             return None
-        if not self._can_fork(asked):
-            connection.sendall(bytes(8))
+        if reason := self._refusal(asked):
+            with contextlib.suppress(OSError):
+                connection.sendall(bytes(8) + reason.encode())
             connection.close()
             for number in files:
                 os.close(number)
@@ -158,19 +197,39 @@ class Server:
             connection.sendall(process.to_bytes(8, "little"))
         return None
 
-    def _can_fork(self, asked: dict[str, object]) -> bool:
-        environ, arguments = asked["environ"], asked["arguments"]
-        assert isinstance(environ, dict) and isinstance(arguments, list)
-        same = asked["surroundings"] == self._surroundings
-        return same and decided(environ) == self._own and is_supported(arguments)
+    def _refusal(self, asked: dict[str, Any]) -> str:
+        """Why a fork would differ from a real start; empty where it would not."""
+        environ, arguments, limits = asked["environ"], asked["arguments"], asked["limits"]
+        given = decided(environ)
+        given = {k: v for k, v in given.items() if self._added.get(k) != v}
+        if names := differing(given, self._own):
+            return f"imports have read {', '.join(names)}"
+        if any(path != str(ROOT) for path in search_path(environ)):
+            return "a PYTHONPATH, from which anything might have been imported"
+        if not is_supported(arguments):
+            return "options of the interpreter"
+        for name, value in self._surroundings.items():
+            if asked["surroundings"][name] != value:
+                return f"other {name}: {asked['surroundings'][name]}, here {value}"
+        own = shim.limits(shim.TAKEN_LIMITS)
+        if any(_is_more(limits[name][1], own[name][1]) for name in own):
+            return f"higher limits: {limits}, here {own}"
+        if asked["groups"] != os.getgroups() and os.geteuid() != 0:
+            return f"other groups: {asked['groups']}"
+        return "" if asked["niceness"] >= os.nice(0) else "a higher priority"
 
     def _reap(self) -> None:
-        while self._shims:
-            process, status = os.waitpid(-1, os.WNOHANG)
+        while True:
+            try:
+                process, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
             if process == 0:
                 return
             tell()
-            connection = self._shims.pop(process)
+            connection = self._shims.pop(process, None)
+            if connection is None:  # an orphan of a child
+                continue
             with contextlib.suppress(KeyError):
                 self._selector.unregister(connection)
             with contextlib.suppress(OSError):
@@ -186,10 +245,24 @@ class Server:
             one.close()
 
 
-def _received(connection: socket.socket) -> tuple[dict[str, object], list[int]]:
-    """What a shim asks, and the numbers that its three files have here."""
+def _end_all_children() -> None:
+    """Children of this process, and what is orphaned by their end, until there is none."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while found := children.read_text().split():
+        for process in map(int, found):
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+
+
+def _is_more(limit: int, other: int) -> bool:
+    return other != resource.RLIM_INFINITY and (limit > other or limit == resource.RLIM_INFINITY)
+
+
+def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """What a shim asks, and the numbers that its files have here."""
     size = array.array("i")
-    head, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(3 * size.itemsize))
+    space = socket.CMSG_SPACE(shim.MOST_FILES * size.itemsize)
+    head, ancillary, _, _ = connection.recvmsg(8, space)
     for _, _, data in ancillary:
         size.frombytes(data)
     content, wanted = b"", int.from_bytes(head, "little")
@@ -201,29 +274,59 @@ def _received(connection: socket.socket) -> tuple[dict[str, object], list[int]]:
     return json.loads(content), list(size)
 
 
-def become(asked: dict[str, object], *, python: str) -> NoReturn:
+def become(asked: dict[str, Any], *, python: str) -> NoReturn:
     """Be the process that was asked for, to its end."""
-    arguments, environ, files = asked["arguments"], asked["environ"], asked["files"]
-    assert isinstance(arguments, list) and isinstance(environ, dict) and isinstance(files, list)
+    arguments, environ = asked["arguments"], asked["environ"]
     os.setpgid(0, 0)  # what is meant for the shim's group reaches the child once, forwarded
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-        os.close(file)
+    _take_over(asked["files"], numbers=asked["numbers"])
     os.environ.clear()
     os.environ.update(environ)
-    os.umask(int(str(asked["umask"])))
-    os.chdir(str(asked["directory"]))
+    os.umask(asked["umask"])
+    os.chdir(asked["directory"])
+    for name, (soft, hard) in asked["limits"].items():
+        resource.setrlimit(getattr(resource, name), (soft, hard))
+    os.nice(asked["niceness"] - os.nice(0))
+    if asked["groups"] != os.getgroups():
+        os.setgroups(asked["groups"])
     random.seed()
     sys.modules["numpy"].random.seed()
+    tempfile.tempdir = None  # read from TMPDIR by the first who asks
     is_unbuffered = arguments[:1] == ["-u"] or bool(environ.get("PYTHONUNBUFFERED"))
     _open_streams(is_unbuffered=is_unbuffered)
     rest = arguments[1:] if arguments[:1] == ["-u"] else arguments
-    # A launcher of ranks has them forked too; all else starts what it starts as it is.
-    if rest[:2] == ["-m", "torch.distributed.run"]:
+    if rest[0] == "-m" and rest[1] in LAUNCHERS:
         sys.executable = python
-    # `-m` has put the directory of the server first; PYTHONPATH is the same (`IMPORTED`).
-    sys.path[:] = [path for path in sys.path[1:] if path]
+    sys.orig_argv = [sys.executable, *arguments]
+    # `-m` has put the directory of the server first, which itself has no PYTHONPATH.
+    sys.path[:] = list(dict.fromkeys([*search_path(environ), *sys.path[1:]]))
+    _set_signals(ignored=asked["ignored"], mask=asked["mask"])
     _run(rest)
+
+
+def _take_over(files: list[int], *, numbers: list[int]) -> None:
+    """Give the files the numbers that they have in the shim."""
+    free = max(*numbers, *files) + 1
+    for index, file in enumerate(files):
+        files[index] = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, free)
+        os.close(file)
+    for file, number in zip(files, numbers, strict=True):
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _set_signals(*, ignored: list[int], mask: list[int]) -> None:
+    """As an interpreter finds them when it starts."""
+    for number in map(int, signal.valid_signals()):
+        is_ignored = signal.getsignal(number) == signal.SIG_IGN
+        if number in (signal.SIGPIPE, signal.SIGXFSZ) or is_ignored == (number in ignored):
+            continue
+        if number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+        elif number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        else:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _run(rest: list[str]) -> NoReturn:

@@ -2,8 +2,8 @@
 
 Runs without site-packages (`python -I -S`), since its own start must cost next to nothing. Signals
 that it gets go to the child; when it is killed, the server kills the child. A start that a fork
-could not equal becomes a real one: of options that are not known here, with more open files than
-three, on a terminal, in another namespace than the server's, or when the server says so.
+could not equal becomes a real one: on a terminal, or when the server says so. With
+TOOLKIT_TEST_FORK_LOG=FILE each start adds a line to FILE: "forked" or why it was real, and what.
 
     shim.py SOCKET PYTHON ARGUMENTS...
 """
@@ -16,9 +16,13 @@ import signal
 import socket
 import sys
 
-LIMITS = ("RLIMIT_AS", "RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE", "RLIMIT_STACK")
-NAMESPACES = ("net", "mnt", "pid", "user", "uts")
+LOG = "TOOLKIT_TEST_FORK_LOG"
+# A child takes over the first; the others decide what an interpreter does when it starts.
+TAKEN_LIMITS = ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE")
+EQUAL_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK", "RLIMIT_NPROC")
+NAMESPACES = ("net", "mnt", "pid", "user", "uts", "ipc")
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGTSTP")
+MOST_FILES = 200  # what one message may carry is little more
 
 
 def surroundings() -> dict[str, object]:
@@ -26,11 +30,14 @@ def surroundings() -> dict[str, object]:
     return {
         "namespaces": [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],
         "user": [os.getuid(), os.geteuid(), os.getgid()],
-        "limits": [resource.getrlimit(getattr(resource, name)) for name in LIMITS],
+        "limits": limits(EQUAL_LIMITS),
         "processors": sorted(os.sched_getaffinity(0)),
-        "niceness": os.nice(0),
-        "ignored": sorted(ignored_signals()),
     }
+
+
+def limits(names: tuple[str, ...]) -> dict[str, list[int]]:
+    """The soft and the hard one of each resource."""
+    return {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
 
 
 def ignored_signals() -> list[int]:
@@ -40,40 +47,80 @@ def ignored_signals() -> list[int]:
     return [int(number) for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
 
 
-def is_plain() -> bool:
-    """Whether nothing but three files, none a terminal, is open."""
-    if any(os.isatty(number) for number in range(3)):
-        return False
-    # The listing itself is open while it is read.
-    opened = [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2]
-    return len(opened) <= 1
+def open_files() -> list[int]:
+    """The numbers of all open files."""
+    listed = [int(name) for name in os.listdir("/proc/self/fd")]
+    # The listing itself was open while it was read.
+    return sorted(number for number in listed if os.path.exists(f"/proc/self/fd/{number}"))
 
 
-def ask(path: str, arguments: list[str]) -> tuple[socket.socket, int] | None:
-    """A connection to the server and the child's process number; None if it has to be real."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        connection.connect(path)
-    except OSError:
-        return None
+def reason_for_a_real_start(files: list[int]) -> str:
+    """Why the server need not be asked; empty where it may."""
+    if files[:3] != [0, 1, 2]:
+        return "a standard stream is closed"
+    if len(files) > MOST_FILES:
+        return f"{len(files)} open files"
+    return "a terminal" if any(os.isatty(number) for number in files) else ""
+
+
+def ask(
+    connection: socket.socket, arguments: list[str], *, files: list[int], mask: list[int]
+) -> tuple[int, str]:
+    """The process number of the child; 0 and the reason if it has to be real."""
+    umask = os.umask(0o022)
+    os.umask(umask)
     asked = {
         "arguments": arguments,
         "environ": dict(os.environ),
         "directory": os.getcwd(),
-        "umask": os.umask(0o022),
+        "umask": umask,
         "surroundings": surroundings(),
+        "numbers": files,
+        "limits": limits(TAKEN_LIMITS),
+        "niceness": os.nice(0),
+        "groups": os.getgroups(),
+        "ignored": ignored_signals(),
+        "mask": mask,
     }
-    os.umask(int(str(asked["umask"])))
     content = json.dumps(asked, ensure_ascii=True).encode()
-    files = array.array("i", [0, 1, 2])
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, files)]
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))]
     connection.sendmsg([len(content).to_bytes(8, "little")], ancillary)
     connection.sendall(content)
     answer = connection.recv(8)
-    if len(answer) < 8 or not (process := int.from_bytes(answer, "little")):
+    if len(answer) < 8:
+        return 0, "the server is gone"
+    process = int.from_bytes(answer, "little")
+    return process, "" if process else connection.recv(4096).decode()
+
+
+def started(
+    path: str, arguments: list[str], *, mask: list[int]
+) -> tuple[socket.socket | None, int, str]:
+    """The connection that tells of the child's end, and its process number; else why not."""
+    files = open_files()
+    if reason := reason_for_a_real_start(files):
+        return None, 0, reason
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(path)
+        process, reason = ask(connection, arguments, files=files, mask=mask)
+    except OSError as error:
+        process, reason = 0, f"no server: {error}"
+    if not process:
         connection.close()
-        return None
-    return connection, process
+        return None, 0, reason
+    for number in files:
+        os.close(number)  # a reader of the child's output sees its end when the child ends
+    return connection, process, ""
+
+
+def log(how: str, arguments: list[str]) -> None:
+    """Say how it was started, if somebody wants to know."""
+    if LOG in os.environ:
+        file = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        line = " ".join([f"{how}:", *arguments]).replace("\n", "\\n")[:300]
+        os.write(file, (line + "\n").encode(errors="backslashreplace"))
+        os.close(file)
 
 
 def main() -> None:
@@ -81,12 +128,12 @@ def main() -> None:
     path, python, *arguments = sys.argv[1:]
     # Before the server is asked: a signal in between must not get lost.
     names = [getattr(signal, name) for name in FORWARDED]
-    signal.pthread_sigmask(signal.SIG_BLOCK, names)
-    started = ask(path, arguments) if is_plain() else None
-    if started is None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, names)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, names)
+    connection, process, reason = started(path, arguments, mask=sorted(before))
+    log(f"real ({reason})" if reason else "forked", arguments)
+    if connection is None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         os.execv(python, [python, *arguments])
-    connection, process = started
 
     def forward(number: int, _: object) -> None:
         try:
@@ -97,8 +144,6 @@ def main() -> None:
     for number in names:
         signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, names)
-    for number in range(3):
-        os.close(number)  # a reader of the child's output sees its end when the child ends
     answer = b""
     while len(answer) < 8:
         got = connection.recv(8 - len(answer))

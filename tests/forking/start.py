@@ -27,19 +27,28 @@ def forked_python() -> str:
     if os.environ.get(SWITCH) == "1":
         return sys.executable
     folder = Path(tempfile.mkdtemp(prefix="toolkit-forks-"))
-    python, address = folder / "python", folder / "socket"
+    (folder / "bin").mkdir()
+    python, address = folder / "bin" / "python", folder / "socket"
     # -I and -S leave out site-packages, which the shim needs not.
     python.write_text(
         f'#!/bin/sh\nexec {sys.executable} -I -S {SHIM} {address} {sys.executable} "$@"\n'
     )
     python.chmod(0o755)
+    real = Path(sys.prefix) / "bin" / "activate"
+    (folder / "bin" / "activate").write_text(f'. "{real}"\nPATH="{folder}/bin:$PATH"\n')
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(address))
     listener.listen(64)
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     threading.Thread(target=_serve, args=(listener, environ, python), daemon=True).start()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(python)
+
+
+def forked_environment() -> str:
+    """The folder of a virtual environment that is the one of the tests, but for its `python`."""
+    python = forked_python()
+    return sys.prefix if python == sys.executable else str(Path(python).parents[1])
 
 
 def _serve(listener: socket.socket, environ: dict[str, str], python: Path) -> None:

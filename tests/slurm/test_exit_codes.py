@@ -5,11 +5,11 @@ that ends otherwise than the first makes 143 or 137 of the code that a person wo
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, job_ids, launch, logs
 from toolkit import train
@@ -111,7 +111,7 @@ def test_jobs_of_the_launcher_have_the_same_codes(
 
 def test_ranks_that_srun_starts_by_hand_end_alike(slurm: Cluster) -> None:
     """No check stands before them: the first to end waits for the others."""
-    command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", sys.executable]
+    command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", forked_python()]
     command += ["-m", "toolkit.train", "tiny_mntp", "train.stpes=3"]
     done = slurm.run(command, cwd=REPOSITORY, timeout_s=120)
     assert done.returncode == 2, done.stderr

@@ -8,13 +8,13 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import QUICKSTART
+from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, launch, pipeline
 from toolkit.files import read_json
@@ -115,7 +115,7 @@ def test_an_interrupt_without_a_terminal_only_stops_following(
 def waiting(slurm: Cluster, *, shards: Path, run_dir: Path) -> list[str]:
     """A launch that follows a job which cannot begin."""
     holder = slurm.submit("--hold", "--wrap", "true")
-    command = [sys.executable, "-m", "toolkit.launch", *TINY, f"run_dir={run_dir}"]
+    command = [forked_python(), "-m", "toolkit.launch", *TINY, f"run_dir={run_dir}"]
     return [*command, f"data.train={shards}", "--wait", "--dependency", f"afterok:{holder}"]
 
 

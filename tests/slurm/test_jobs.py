@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import run
+from tests.forking.start import forked_environment, forked_python
 from tests.slurm.cluster import Cluster
 from toolkit.encoding.store import VectorStore
 from toolkit.files import read_json
@@ -26,7 +27,7 @@ from toolkit.training.steps import PREFIX, newest
 pytestmark = pytest.mark.usefixtures("idle")
 
 REPOSITORY = Path(__file__).parents[2]
-ENVIRON = {"TOOLKIT_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+ENVIRON = {"TOOLKIT_VENV": forked_environment(), "OMP_NUM_THREADS": "1"}
 ONE_RANK_A_NODE = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
 CLOCKS = {"seconds", "tokens_per_s", "memory_gib"}  # what two equal runs do not share
 Door = Callable[..., str]
@@ -40,7 +41,7 @@ def launch(
     timeout_s: float = 60,
 ) -> subprocess.CompletedProcess[str]:
     """`python -m toolkit.launch` on the login node."""
-    command = [sys.executable, "-m", "toolkit.launch", *map(str, arguments)]
+    command = [forked_python(), "-m", "toolkit.launch", *map(str, arguments)]
     environ = ENVIRON | (environ or {})
     done = slurm.run(command, environ=environ, cwd=REPOSITORY, timeout_s=timeout_s)
     assert done.returncode == code, done.stderr
@@ -132,7 +133,7 @@ def test_one_command_submits_the_pipeline(slurm: Cluster, shards: Path, tmp_path
     for task in range(4):
         log = run_dir / "logs" / "embed" / f"{jobs['embed']}_{task}_0_log.out"
         assert f"embed: worker {task + 1} of 4" in log.read_text()
-    search = [sys.executable, "-m", "toolkit.search", str(run_dir / "embeddings"), "a river"]
+    search = [forked_python(), "-m", "toolkit.search", str(run_dir / "embeddings"), "a river"]
     hits = slurm.run(search, check=True).stdout.splitlines()
     assert hits[0] == "a river"
     assert [line[2:4] for line in hits[1::2]] == ["1.", "2.", "3.", "4.", "5."]

@@ -4,7 +4,6 @@ Whatever happens, the final weights equal those of the run that nothing happened
 """
 
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster, ClusterError
 from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, logs, wait_until
 from toolkit.files import read_json_lines
@@ -181,7 +181,7 @@ def test_a_chain_goes_on_where_requeueing_is_forbidden(
     slurm: Cluster, overrides: list[str], whole: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-m", "toolkit.launch", "--recipe", "tiny_mntp", "--nodes", "2"]
+    command = [forked_python(), "-m", "toolkit.launch", "--recipe", "tiny_mntp", "--nodes", "2"]
     command += ["--chain", "3", "--cpus-per-task", "1", "--time-min", "10"]
     command += [f"run_dir={run_dir}", *overrides, "train.save_every_steps=1000"]
     printed = slurm.run(command, environ=ENVIRON, cwd=REPOSITORY, check=True).stdout

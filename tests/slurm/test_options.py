@@ -4,13 +4,13 @@ import contextlib
 import getpass
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, job_ids, launch, pipeline, wait_until
 from toolkit.files import read_json_lines
@@ -38,7 +38,7 @@ def standing(
     slurm: Cluster, run_dir: Path, *, environ: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """What toolkit.status says of each stage."""
-    command = [sys.executable, "-m", "toolkit.status", str(run_dir), "--json"]
+    command = [forked_python(), "-m", "toolkit.status", str(run_dir), "--json"]
     done = slurm.run(command, cwd=REPOSITORY, environ=environ, check=True)
     return {one["stage"]: one for one in json.loads(done.stdout)}
 
@@ -131,7 +131,7 @@ def test_a_stage_that_fails_stops_those_behind_it_and_status_says_why(
     assert "error: " in after["simcse"]["trouble"]
     assert after["embed"]["state"] == "CANCELLED"
     assert after["embed"]["reason"] == "the job before it failed"
-    command = [sys.executable, "-m", "toolkit.status", str(run_dir)]
+    command = [forked_python(), "-m", "toolkit.status", str(run_dir)]
     shown = subprocess.run(
         command, env={**slurm.environ, **ENVIRON}, cwd=REPOSITORY, capture_output=True, text=True
     )
