@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -60,6 +60,13 @@ def _slow_machines_say_no_more() -> None:
     """What goes on for long says so on stderr (`console.at_work`): not on a machine that is busy,
     where tests look at every line. Those of the console give times of their own."""
     console.FIRST_S = 3600.0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _all_is_collected_at_the_end() -> Iterator[None]:
+    """Libraries in C++ list what is left when the interpreter ends."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
