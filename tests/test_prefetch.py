@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, need
+from tests.forking.start import forked_python
 from tests.model.test_adapters import make_adapter
 from toolkit.files import read_json, write_json
 
@@ -106,7 +106,7 @@ def hub(tiny_model: Path) -> Iterator[str]:
 def door(
     *arguments: str, environ: dict[str, str], before: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = [*before, sys.executable, "-m", *arguments]
+    command = [*before, forked_python(), "-m", *arguments]
     path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH", ""), str(ROOT)]))
     environ = {**os.environ, **environ, "PYTHONPATH": path}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 import yaml
 
 from data_scripts import prepare_pairs
+from tests.forking.start import forked_python
 from toolkit.text.pairs import Pair, open_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ GOOD = {"query": "q", "positive": "p", "negative": "n"}
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "data_scripts" / "prepare_pairs.py"), *map(str, arguments)],
+        [forked_python(), str(ROOT / "data_scripts" / "prepare_pairs.py"), *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

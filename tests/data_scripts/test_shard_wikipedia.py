@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.forking.start import forked_python
+from tests.mpi import mpi_environ
 from toolkit.text.shards import open_shards
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,14 +31,19 @@ DUMP = """<mediawiki><siteinfo><base>https://x.org/wiki/Main</base></siteinfo>
 </mediawiki>""".format("&lt;a " * 2000).encode()
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, str(SCRIPT), *map(str, arguments)]
+def command(*arguments: str | Path, python: str = sys.executable) -> list[str]:
+    return [python, str(SCRIPT), *map(str, arguments)]
 
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environ, capture_output=True, text=True, timeout=120
+        command(*arguments, python=forked_python()),
+        cwd=cwd,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -251,11 +258,10 @@ def run_with_mpi(*arguments: object, ranks: int, cwd: Path) -> subprocess.Comple
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        "MPI4PY_MPIABI": "mpich",
-        "LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib"),
+        **mpi_environ(),
     }
     return subprocess.run(
-        [*mpiexec, *command(*arguments)],
+        [*mpiexec, *command(*arguments, python=forked_python())],
         cwd=cwd,
         env=environ,
         capture_output=True,

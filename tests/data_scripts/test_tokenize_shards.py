@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.forking.start import forked_python
 from toolkit.text.shards import open_shards
 from toolkit.text.verify import verify
 
@@ -18,7 +18,7 @@ def many(tmp_path: Path) -> Path:
     out = tmp_path / "shards"
     dump = ROOT / "toolkit" / "quickstart" / "encyclopedia.xml.bz2"
     script = ROOT / "data_scripts" / "shard_wikipedia.py"
-    command = [sys.executable, str(script), "--input", str(dump), "--output", str(out)]
+    command = [forked_python(), str(script), "--input", str(dump), "--output", str(out)]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([*command, "--rows-per-shard", "40"], env=environ, check=True, timeout=300)
     return out
@@ -32,7 +32,7 @@ def tokenize(
         array = {"ID": task, "COUNT": 3, "MIN": 0, "MAX": 2}
         environ |= {f"SLURM_ARRAY_TASK_{key}": str(value) for key, value in array.items()}
     return subprocess.run(
-        [sys.executable, str(ROOT / "data_scripts" / "tokenize_shards.py")]
+        [forked_python(), str(ROOT / "data_scripts" / "tokenize_shards.py")]
         + ["--shards", str(shards), "--model", str(model), *arguments],
         env={**environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, free_port, need
+from tests.forking.start import forked_python
 from toolkit.training.checkpoint import load_newest
 from toolkit.training.metrics import read_metrics
 
@@ -68,7 +68,7 @@ class Hosts:
             inner = f'hostname h{rank} && exec "$@"'
             host = ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", inner, "-"]
             with self.log(rank).open("w") as log:
-                command = [*host, sys.executable, *program, *arguments]
+                command = [*host, forked_python(), *program, *arguments]
                 started.append(
                     subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
                 )
@@ -114,7 +114,7 @@ def test_two_hosts_train_as_one_machine_does(
     two = [*given, "train.steps=2", f"run_dir={tmp_path / 'two'}"]
     assert codes(hosts.start(*two)) == [0, 0], hosts.log(0).read_text()
     assert "2 ranks on 2 hosts, same code and data" in hosts.log(0).read_text()
-    one = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    one = [forked_python(), "-m", "torch.distributed.run", "--nproc-per-node=2"]
     one += [f"--master-port={free_port()}", "-m", "toolkit.train", "tiny_mntp", *given]
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(

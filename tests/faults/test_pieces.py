@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, free_port
+from tests.forking.start import forked_python
 from toolkit.training.checkpoint import Checkpoint, load_newest
 from toolkit.training.metrics import read_metrics
 
@@ -37,7 +37,7 @@ def train_all(
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     crew = [
         subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), str(folder / "plan.json")],
+            [forked_python(), SCRIPT, str(rank), str(folder / "plan.json")],
             cwd=ROOT,
             env=environ,
             stdout=subprocess.PIPE,

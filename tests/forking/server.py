@@ -6,11 +6,11 @@ The descriptor is of a socket that listens; SHIM is the interpreter whose starts
 server ends when its standard input does.
 
 A child begins as a real start would: its own command, environment, directory, files, limits,
-niceness, ignored and blocked signals and random numbers, no signal handler, none of the server's
-files. It has modules that it did not import, and it shares the hashes of strings with the server;
-so a test of what is imported, of memory or of an interpreter's own options starts really. The
-server must share with the child what an environment variable decides while something is imported:
-a start with another value of these (`IMPORTED`) is refused, and becomes a real one.
+niceness, namespaces, ignored and blocked signals and random numbers, no signal handler, none of the
+server's files. It has modules that it did not import, and it shares the hashes of strings with the
+server; so a test of what is imported, of memory or of an interpreter's own options starts really.
+The server must share with the child what an environment variable decides while something is
+imported: a start with another value of these (`IMPORTED`) is refused, and becomes a real one.
 
 `sys.executable` of a child is the interpreter; of one that starts others (`LAUNCHERS`) it is the
 shim, so that ranks, and the jobs and scripts that it submits, come here as well.
@@ -27,12 +27,14 @@ import importlib.machinery
 import io
 import json
 import os
+import platform
 import random
 import resource
 import runpy
 import selectors
 import signal
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -58,9 +60,7 @@ PER_CHILD = (
 )
 ROOT = Path(__file__).parents[2]
 # Modules whose processes start other interpreters, as a rule more than one.
-LAUNCHERS = (
-    *("torch.distributed.run", "toolkit.launch", "toolkit.quickstart", "submitit.core._submit"),
-)
+LAUNCHERS = (*("torch.distributed.run", "toolkit.launch", "toolkit.quickstart"),)
 MODULES = (
     *("torch", "torch.distributed.run", "torch.distributed.elastic.multiprocessing.api"),
     *("torch.nn.attention.flex_attention", "torch.utils.checkpoint"),
@@ -78,6 +78,12 @@ MODULES = (
     *("scipy.stats", "sklearn.linear_model", "sklearn.cluster", "sklearn.metrics", "submitit"),
     *("pydantic", "yaml", "rich.console", "rich.table", "tqdm", "mwxml", "mwparserfromhell"),
     *("sentencex", "py3langid", "rensa", "seqeval.metrics", "pytrec_eval", "accelerate"),
+    *("setuptools", "pydantic.type_adapter", "peft.utils.transformers_weight_conversion"),
+    *(
+        "deepspeed.module_inject.auto_ep_layer",
+        "deepspeed.runtime.superoffload.superoffload_stage3",
+    ),
+    *("torch._subclasses.schema_check_mode", "submitit.core._submit", "mpi4py"),
 )
 
 
@@ -85,9 +91,10 @@ def preload() -> None:
     """Import what the doors need, so that no child does. One thread must be left, for a fork."""
     if not torch_sees_a_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as toolkit.parallel.zero does
-    for name in MODULES:
+    for name in (*MODULES, *own_modules()):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    _fill_caches()
     tasks = Path("/proc/self/task")
     names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
     # Arrow's allocator, which looks after itself at a fork.
@@ -95,6 +102,27 @@ def preload() -> None:
     assert not others, f"an import started threads, so that a fork is unsafe: {others}"
     gc.collect()
     gc.freeze()  # a collection in a child must not copy every page
+
+
+def own_modules() -> list[str]:
+    """The toolkit's, which are the same files for a whole test session; see `_forget_others`."""
+    folder = ROOT / "toolkit"
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in folder.rglob("*.py")]
+    return sorted(
+        ".".join(part for part in names if part != "__init__")
+        for names in parts
+        if names[-1] not in ("__main__", "mteb_tasks")  # mteb imports polars, which starts threads
+    )
+
+
+def _fill_caches() -> None:
+    """What each process would find out for itself, and always alike."""
+    import deepspeed
+    from transformers import conversion_mapping
+
+    for model in ("mistral", "llama"):
+        conversion_mapping.get_checkpoint_conversion_mapping(model)
+    _ = deepspeed.ops.__compatible_ops__  # asks a compiler
 
 
 def torch_sees_a_gpu() -> bool:
@@ -174,6 +202,7 @@ class Server:
         connection.settimeout(10)
         try:
             asked, files = _received(connection)
+            asked["shim"] = _process_of(connection)
         except (OSError, EOFError, ValueError):
             connection.close()
             return None
@@ -208,6 +237,8 @@ class Server:
             return "a PYTHONPATH, from which anything might have been imported"
         if not is_supported(arguments):
             return "options of the interpreter"
+        if asked["namespaces"] != shim.namespaces() and os.geteuid() != 0:
+            return "other namespaces"
         for name, value in self._surroundings.items():
             if asked["surroundings"][name] != value:
                 return f"other {name}: {asked['surroundings'][name]}, here {value}"
@@ -254,6 +285,25 @@ def _end_all_children() -> None:
             os.waitpid(process, 0)
 
 
+def _process_of(connection: socket.socket) -> int:
+    """The process number of who is at the other end."""
+    size = struct.calcsize("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    return int(struct.unpack("3i", credentials)[0])
+
+
+def _enter_namespaces(wanted: dict[str, str], *, process: int) -> None:
+    """Those of another process, where they are others than ours."""
+    own = shim.namespaces()
+    names = [name for name in wanted if wanted[name] != own[name]]
+    files = [os.open(f"/proc/{process}/ns/{name}", os.O_RDONLY) for name in names]
+    for file in files:
+        if ctypes.CDLL(None, use_errno=True).setns(file, 0):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(file)
+    vars(platform)["_uname_cache"] = None  # has the name of the host
+
+
 def _is_more(limit: int, other: int) -> bool:
     return other != resource.RLIM_INFINITY and (limit > other or limit == resource.RLIM_INFINITY)
 
@@ -282,6 +332,7 @@ def become(asked: dict[str, Any], *, python: str) -> NoReturn:
     os.environ.clear()
     os.environ.update(environ)
     os.umask(asked["umask"])
+    _enter_namespaces(asked["namespaces"], process=asked["shim"])
     os.chdir(asked["directory"])
     for name, (soft, hard) in asked["limits"].items():
         resource.setrlimit(getattr(resource, name), (soft, hard))
@@ -299,8 +350,28 @@ def become(asked: dict[str, Any], *, python: str) -> NoReturn:
     sys.orig_argv = [sys.executable, *arguments]
     # `-m` has put the directory of the server first, which itself has no PYTHONPATH.
     sys.path[:] = list(dict.fromkeys([*search_path(environ), *sys.path[1:]]))
+    if rest[0] in ("-m", "-c"):
+        sys.path.insert(0, os.getcwd() if rest[0] == "-m" else "")
+    else:
+        sys.path.insert(0, str(Path(rest[0]).resolve().parent))
+    _forget_others()
     _set_signals(ignored=asked["ignored"], mask=asked["mask"])
     _run(rest)
+
+
+def _forget_others() -> None:
+    """Drop the modules of the toolkit where the child would import others: of another checkout."""
+    found = importlib.machinery.PathFinder.find_spec("toolkit")
+    if found is None or found.origin != str(ROOT / "toolkit" / "__init__.py"):
+        for name in [name for name in sys.modules if name.split(".")[0] == "toolkit"]:
+            _forget(name)
+
+
+def _forget(name: str) -> None:
+    """Have a module imported anew."""
+    if sys.modules.pop(name, None) is not None:
+        parent, _, child = name.rpartition(".")
+        sys.modules.get(parent, types.ModuleType("")).__dict__.pop(child, None)
 
 
 def _take_over(files: list[int], *, numbers: list[int]) -> None:
@@ -346,6 +417,9 @@ def _run(rest: list[str]) -> NoReturn:
         code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.Finalize()  # mpi4py has the interpreter do this when its modules are gone
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -361,18 +435,15 @@ def _run_main(rest: list[str]) -> None:
     kind, *others = rest
     if kind == "-m":
         sys.argv = others
-        sys.path.insert(0, os.getcwd())
-        sys.modules.pop(others[0], None)
+        _forget(others[0])
         runpy.run_module(others[0], run_name="__main__", alter_sys=True)
     elif kind == "-c":
         sys.argv = ["-c", *others[1:]]
-        sys.path.insert(0, "")
         main = types.ModuleType("__main__")
         sys.modules["__main__"] = main
         exec(compile(others[0], "<string>", "exec"), main.__dict__)
     else:
         sys.argv = rest
-        sys.path.insert(0, str(Path(kind).resolve().parent))
         runpy.run_path(kind, run_name="__main__")
 
 

@@ -17,10 +17,10 @@ import socket
 import sys
 
 LOG = "TOOLKIT_TEST_FORK_LOG"
-# A child takes over the first; the others decide what an interpreter does when it starts.
+# A child takes over what is "taken"; what is equal or fixed decides more than it could.
 TAKEN_LIMITS = ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE")
 EQUAL_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK", "RLIMIT_NPROC")
-NAMESPACES = ("net", "mnt", "pid", "user", "uts", "ipc")
+TAKEN_NAMESPACES, FIXED_NAMESPACES = ("net", "uts", "ipc", "mnt"), ("pid", "user")
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGTSTP")
 MOST_FILES = 200  # what one message may carry is little more
 
@@ -28,11 +28,16 @@ MOST_FILES = 200  # what one message may carry is little more
 def surroundings() -> dict[str, object]:
     """What a child inherits besides environment, directory and files, and a fork cannot change."""
     return {
-        "namespaces": [os.readlink(f"/proc/self/ns/{name}") for name in NAMESPACES],
+        "namespaces": namespaces(FIXED_NAMESPACES),
         "user": [os.getuid(), os.geteuid(), os.getgid()],
         "limits": limits(EQUAL_LIMITS),
         "processors": sorted(os.sched_getaffinity(0)),
     }
+
+
+def namespaces(names: tuple[str, ...] = TAKEN_NAMESPACES) -> dict[str, str]:
+    """Those that this process is in."""
+    return {name: os.readlink(f"/proc/self/ns/{name}") for name in names}
 
 
 def limits(names: tuple[str, ...]) -> dict[str, list[int]]:
@@ -75,6 +80,7 @@ def ask(
         "directory": os.getcwd(),
         "umask": umask,
         "surroundings": surroundings(),
+        "namespaces": namespaces(),
         "numbers": files,
         "limits": limits(TAKEN_LIMITS),
         "niceness": os.nice(0),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, free_port, need
+from tests.forking.start import forked_python
 from toolkit.files import NodeFault
 from toolkit.training.preflight import (
     Facts,
@@ -105,7 +106,7 @@ def train_on_two(
     mount namespace of its own in which something has been done before."""
     port, started = free_port(), []
     for rank, root in enumerate((ROOT, second_root)):
-        command = [sys.executable, "-m", "toolkit.train", "tiny_mntp", *arguments]
+        command = [forked_python(), "-m", "toolkit.train", "tiny_mntp", *arguments]
         if rank == 1 and before_second != "true":
             inner = f'{before_second} && exec "$@"'
             command = ["unshare", "--mount", "bash", "-c", inner, "bash", *command]
