@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import environ_of_starts
+from tests.forking.start import forked_python
 from toolkit.config import check_training, load_recipe
 from toolkit.files import BadInput
 from toolkit.schema import MntpRecipe, Train, TrainingRecipe
@@ -207,8 +208,10 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on(
     arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
     arguments += [f"run_dir={tmp_path / 'run'}", "train.save_every_steps=1000"]
     arguments.append("train.horizon_steps=1000")
-    command = [sys.executable, "-m", "toolkit.train", *arguments, "train.steps=1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [forked_python(), "-m", "toolkit.train", *arguments, "train.steps=1000"]
+    with subprocess.Popen(
+        command, env=environ_of_starts(), stdout=subprocess.PIPE, text=True
+    ) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.1)
