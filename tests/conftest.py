@@ -117,6 +117,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def environ_of_starts() -> dict[str, str]:
+    """The environment with which a start may be a fork."""
+    environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
+    return {**environ, "PYTHONPATH": str(ROOT)}
+
+
 def run(
     command: list[str],
     *,
@@ -130,13 +136,11 @@ def run(
     A command of this interpreter is forked from a process that has imported the libraries
     (tests/forking), unless it has to be a `real` start.
     """
-    environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
-    environ["PYTHONPATH"] = str(ROOT)
     forked = command[0] == sys.executable and not real
     done = subprocess.run(
         [forked_python(), *command[1:]] if forked else command,
         cwd=cwd,
-        env=environ,
+        env=environ_of_starts(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

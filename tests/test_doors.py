@@ -155,7 +155,7 @@ def truncated(folder: Path) -> None:
 
 def without_a_weight(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.3.mlp.up_proj.weight"]
+    del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -175,7 +175,7 @@ MODELS: dict[str, tuple[Harm, str]] = {
     "truncated": (truncated, "model.safetensors: is not a whole safetensors file"),
     "a weight missing": (without_a_weight, "1 weights are missing: "),
     "other shapes": (configured(intermediate_size=512), "have another shape than its config.json"),
-    "fewer layers": (configured(num_hidden_layers=4), "weights of 6 layers, and num_hidden_layers"),
+    "fewer layers": (configured(num_hidden_layers=1), "weights of 2 layers, and num_hidden_layers"),
     "other family": (configured(model_type="nonesuch"), "cannot be read (The checkpoint you are"),
     "code of its own": (configured(auto_map={"AutoModel": "x.Y"}), "wants to run code of its own"),
 }

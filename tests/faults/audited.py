@@ -58,14 +58,19 @@ def audited(command: Sequence[object], *, file: Path) -> tuple[str, set[str]]:
 
 
 def in_one_process(commands: Sequence[Sequence[object]]) -> list[str]:
-    """The command that runs the doors, [module, argument, ...] each, one after another."""
+    """The command that runs the doors, [module, argument, ...] each, one after another; under
+    torchrun each of them on all ranks."""
     told = [[str(part) for part in command] for command in commands]
     return [sys.executable, "-m", "tests.faults.audited", json.dumps(told)]
 
 
 def main(commands: str) -> None:
     """Run the mains of doors; each must return 0."""
-    for door, *arguments in json.loads(commands):
+    for number, (door, *arguments) in enumerate(json.loads(commands)):
+        if number and "TORCHELASTIC_RUN_ID" in os.environ:
+            # The agent's store is that of one meeting of the ranks; they meet elsewhere then.
+            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
         code = importlib.import_module(door).main(arguments)
         assert code == 0, (door, arguments, code)
         print(f"AUDITED {door}", flush=True)
