@@ -3,7 +3,9 @@
 A fault is caught when a test fails that passes without it. Knows pytest's exit codes.
 """
 
+import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -60,7 +63,8 @@ class Bench:
         self.copy = self._folder / "copy"
         # Real data lies beside the checkout, and not beside the copy.
         self._data = os.environ.get("TOOLKIT_REAL_DATA", str(root.parent / "shared" / "data"))
-        self._running: subprocess.Popen[str] | None = None
+        self._runner: subprocess.Popen[str] | None = None
+        self._child: int | None = None  # the process number of the pytest that runs
         self._writes = 0
         for name in _files_of(root):
             place = self.copy / name
@@ -71,9 +75,10 @@ class Bench:
 
     def close(self) -> None:
         """End what runs there, and remove the copy."""
-        if self._running is not None and self._running.poll() is None:
-            os.killpg(self._running.pid, signal.SIGKILL)
-            self._running.wait()
+        self._end_child()
+        if self._runner is not None and self._runner.stdin:
+            self._runner.stdin.close()  # its end is the runner's
+            self._runner.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def try_fault(self, fault: Fault) -> Result:
@@ -104,30 +109,10 @@ class Bench:
 
     def run(self, tests: Sequence[str], *, options: Sequence[str] = ("-x", "-rfE")) -> Run:
         """Run tests in the copy, up to the first that fails."""
-        command = [sys.executable, "-m", "pytest", *options, "--tb=short", "--timeout"]
         # Examples that are the same each time, and without a deadline, which a busy machine misses.
-        command += [str(TEST_S), "--hypothesis-profile=ci", *tests]
-        environ = {**os.environ, "PYTHONPATH": str(self.copy), "TOOLKIT_REAL_DATA": self._data}
-        environ.setdefault("OMP_NUM_THREADS", "1")
-        for name in [name for name in environ if name.startswith("PYTEST_")]:
-            del environ[name]  # of the tests that test this
+        arguments = [*options, "--tb=short", f"--timeout={TEST_S}", "--hypothesis-profile=ci"]
         began = time.monotonic()
-        process = self._running = subprocess.Popen(
-            command,
-            cwd=self.copy,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        try:
-            output, code = process.communicate(timeout=RUN_S)[0], process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, code = process.communicate()[0] + f"\n{SLOW}", process.returncode
+        code, output = self._pytest([*arguments, *tests])
         seconds = round(time.monotonic() - began, 1)
         num_passed = int(found[1]) if (found := _PASSED.search(output)) else 0
         failures = [name for word, name in _OUTCOME.findall(output) if word != "PASSED"]
@@ -141,6 +126,48 @@ class Bench:
         return Run(
             passed, code == INTERRUPTED, slow, failures[0] if failures else "", output, seconds
         )
+
+    def _pytest(self, arguments: Sequence[str]) -> tuple[int, str]:
+        """Its exit code and all that it printed."""
+        if self._runner is None or self._runner.poll() is not None:
+            self._runner = self._started()
+        assert self._runner.stdin and self._runner.stdout
+        output = self._folder / "output.txt"
+        output.write_text("")
+        asked = {"arguments": list(arguments), "output": str(output)}
+        self._runner.stdin.write(json.dumps(asked) + "\n")
+        self._runner.stdin.flush()
+        self._child = int(self._runner.stdout.readline())
+        ended = threading.Timer(RUN_S, self._end_child)
+        ended.start()
+        code = int(self._runner.stdout.readline())
+        self._child, is_over = None, ended.finished.is_set()
+        ended.cancel()
+        return code, output.read_text(errors="replace") + (f"\n{SLOW}" if is_over else "")
+
+    def _started(self) -> subprocess.Popen[str]:
+        environ = {**os.environ, "PYTHONPATH": str(self.copy), "TOOLKIT_REAL_DATA": self._data}
+        environ.setdefault("OMP_NUM_THREADS", "1")
+        # As the conftest has it, and before anything is imported.
+        environ["HF_HUB_OFFLINE"] = "1"
+        if not Path("/dev/nvidiactl").exists():
+            environ["TRITON_INTERPRET"] = "1"
+        for name in [name for name in environ if name.startswith("PYTEST_")]:
+            del environ[name]  # of the tests that test this
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.runner"],
+            cwd=self.copy,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child, signal.SIGKILL)
 
     def _write(self, path: Path, text: str) -> None:
         """With a time of its own: Python tells by seconds and size whether its cache is of this

@@ -58,7 +58,9 @@ def main(base: str, shards: str, cases: list[str]) -> None:
             if spoil:
                 spoiled = Spoiled(trainer.objective, how=how, rank=1)
                 assert dataclasses.replace(trainer, objective=spoiled).do_step(1).skipped, case
-            assert not trainer.do_step(2).skipped
+            # One rank alone is told to stop: all are.
+            done = trainer.do_step(2, should_stop=comm.rank() == 1)
+            assert done.told_to_stop and not done.skipped
             states.append(state_of(trainer))
         assert (len(states[0]) > 0) == (comm.rank() == 1)
         for name, value in states[0].items():
