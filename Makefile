@@ -30,7 +30,7 @@ quickstart: install  ## the whole pipeline on what the project ships, with a tab
 # its worker, with the stacks of all threads.
 LIMITS := --timeout 600 -o faulthandler_timeout=660 -o faulthandler_exit_on_timeout=true
 test: install  ## all tests (a real SLURM among them where it is installed)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(LIMITS) --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(LIMITS) --durations 10
 
 test-times: install  ## all tests, and the table of their processor time in tests/README.md anew
 	TOOLKIT_TEST_TIMES=write $(MAKE) test

@@ -46,6 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
     times.configure(config)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    times.order(items)
+
+
 def need(condition: bool, reason: str) -> None:
     """Skip with the reason, or fail where everything must run (TOOLKIT_REQUIRE_ALL=1)."""
     if condition:

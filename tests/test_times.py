@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.conftest import ROOT
 EMPTY = f"# Tests\n\n{times.BEGIN}\n{times.END}\nmore\n"
 CONFTEST = """\
 from pathlib import Path
+from typing import Any
 from tests import times
 times.README = Path(__file__).with_name("README.md")
 def pytest_configure(config):
@@ -89,6 +91,23 @@ def test_a_file_beyond_its_budget_or_without_one_fails_the_run(suite: Path) -> N
     code, said = run_suite(suite, wanted="check")
     assert code == 1 and "over budget: test_busy.py is not in the table" in said, said
     assert said.count("over budget") == 1
+
+
+def test_the_longest_files_come_first_and_keep_the_order_of_their_tests(
+    suite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named:
+        def __init__(self, nodeid: str) -> None:
+            self.nodeid = nodeid
+
+    table = {"tests/a.py": 1.0, "tests/b.py": 5.0, "all": 6.0}
+    (suite / "README.md").write_text(times.with_table(EMPTY, table))
+    monkeypatch.setattr(times, "README", suite / "README.md")
+    items: list[Any] = [
+        Named(f"tests/{name}") for name in ("a.py::1", "b.py::2", "b.py::1", "c.py::1")
+    ]
+    times.order(items)
+    assert [item.nodeid[6:] for item in items] == ["c.py::1", "b.py::2", "b.py::1", "a.py::1"]
 
 
 def test_a_slow_machine_is_no_excess_and_a_part_is_not_compared() -> None:
