@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_scripts import shard_wikipedia
+from data_scripts.shard_wikipedia import parse_arguments, work_of
 from tests.forking.start import forked_python
 from tests.mpi import mpi_environ
-from toolkit.text.shards import open_shards
+from toolkit.text.filters import Filters
+from toolkit.text.shards import ShardRules, open_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "data_scripts" / "shard_wikipedia.py"
@@ -103,6 +105,17 @@ def test_columns_and_filters_are_chosen_by_options(tmp_path: Path) -> None:
     assert "1 left out: shorter than 10 characters\n" in done.stdout
     records = open_shards(tmp_path / "o").records(0, 9)
     assert [(record["id"], record["title"]) for record in records] == [("5", "T")]
+
+
+def test_every_option_of_a_filter_is_passed_on(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("words\n")
+    given = ["--input", str(tmp_path / "x.txt"), "--output", str(tmp_path / "o"), "--quality"]
+    given += ["--min-chars", "1", "--max-chars", "9", "--keep-languages", "en", "de"]
+    given += ["--deduplicate", "near", "--limit", "3", "--language", "de", "--rows-per-shard", "7"]
+    work = work_of(parse_arguments(given))
+    assert work.filters == Filters(1, max_chars=9, languages=("en", "de"), quality=True)
+    assert work.rules == ShardRules(language="de", rows_per_shard=7)
+    assert (work.deduplicate, work.limit) == ("near", 3)
 
 
 def _parquet(content: dict[str, list[str]]) -> bytes:

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time, each in its copy")
     parser.add_argument("--out", type=Path, default=OUT, help="results, a JSON object a line")
     parser.add_argument("--again", action="store_true", help="try those too that have a result")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name} when all have")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--list", action="store_true", help="print the names only")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of `finally`
@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{one.name}: {one.outcome} {one.by}")
     num_caught = len(faults) - len(bad)
     print(f"{num_caught} of {len(faults)} caught, {time.monotonic() - began:,.0f} s")
-    if arguments.write and all(_is_known(fault, found) for fault in every):
+    if arguments.write:
+        found = {fault.name: found[fault.name] for fault in every if _is_known(fault, found)}
         RESULTS.write_text(table(every, found), encoding="utf-8")
         print(f"{RESULTS.relative_to(ROOT)} is written")
     return 1 if bad else 0
@@ -141,17 +142,20 @@ def _is_known(fault: Fault, found: Mapping[str, Result]) -> bool:
 
 def table(faults: Sequence[Fault], found: Mapping[str, Result]) -> str:
     """All faults and what has caught them, for people."""
-    num_caught = sum(found[fault.name].outcome == CAUGHT for fault in faults)
+    num_caught = sum(one.outcome == CAUGHT for one in found.values())
     files = {fault.file for fault in faults}
+    told = f"{num_caught} of {len(faults)} are caught, in {len(files)} source files"
+    if untried := len(faults) - len(found):
+        told += f"; {untried} have not been tried with the source and the tests as they are"
     lines = [
         "# Planted faults and the tests that notice\n",
-        f"{num_caught} of {len(faults)} are caught, in {len(files)} source files. Written by "
-        "`make test-mutants`; what the faults are stands in the lists beside this file.\n",
+        f"{told}. Written by `make test-mutants`; what the faults are stands in the lists beside "
+        "this file.\n",
         "| fault | source | caught by |",
         "|---|---|---|",
     ]
     for fault in faults:
-        one = found[fault.name]
+        one = found.get(fault.name, Result(fault.name, "not tried"))
         by = f"`{one.by}`" if one.outcome == CAUGHT else f"**{one.outcome}** {one.by}"
         by = by.replace("|", "\\|").replace("tests/", "", 1)
         lines.append(f"| {fault.name} | `{fault.file}` | {by} |")
