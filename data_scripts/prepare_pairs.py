@@ -55,8 +55,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
     parser.add_argument("--instructions", help="a YAML file, or e5: those of the E5 data sets")
-    parser.add_argument("--max-negatives", type=int, default=7, help="a pair; default %(default)s")
-    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="default %(default)s")
+    parser.add_argument(
+        "--max-negatives", type=int, default=7, help="negatives per pair; default %(default)s"
+    )
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of the rows; default %(default)s"
+    )
     return parser.parse_args(argv)
 
 

@@ -60,13 +60,47 @@ def parser() -> argparse.ArgumentParser:
         help=f"a recipe's name or YAML file (default {DEFAULT_RECIPE}), then train.steps=100 etc.",
     )
     made.add_argument("--recipe", help="the same, as an option")
+    _add_resources(made)
+    made.add_argument("--dependency", help=site.DEPENDENCY.about)
+    made.add_argument(
+        "--array-throttle", type=int, help="tasks of an array that run at a time (default: all)"
+    )
+    site.add_options(made)
+    made.add_argument(
+        "--site", help=f"a file with defaults for these options; also ${site.SITE_VARIABLE}"
+    )
+    made.add_argument(
+        "--chain",
+        type=int,
+        default=1,
+        help="jobs per training stage, one after another, where SLURM may not requeue (default 1)",
+    )
+    made.add_argument(
+        "--check",
+        action="store_true",
+        help="only check whether all ranks could start: addresses, code, data, disk, clocks, speed",
+    )
+    made.add_argument(
+        "--wait", action="store_true", help="follow the jobs; Ctrl-C asks what to do with them"
+    )
+    made.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the exact scripts and what is missing; do nothing",
+    )
+    made.add_argument("--print-config", action="store_true", help="show the resolved recipes")
+    return made
+
+
+def _add_resources(made: argparse.ArgumentParser) -> None:
     made.add_argument("--nodes", type=int, default=1, help="nodes of each training job (default 1)")
     made.add_argument(
         "--gpus-per-node",
         type=int,
-        help="ranks per node; 0 is one CPU rank (default: what is there)",
+        help="ranks per node; 0 is one rank on the CPU (default: the GPUs that are there)",
     )
-    made.add_argument("--gpu", help="its kind, as in h100: warns of a stage that will not fit")
+    made.add_argument("--gpu", help="kind of GPU, as in h100: warn of stages that will not fit")
     made.add_argument(
         "--allow-missing-models",
         action="store_true",
@@ -77,34 +111,6 @@ def parser() -> argparse.ArgumentParser:
         "--time-min", type=int, default=1440, help="time limit of each job (default 1440)"
     )
     made.add_argument("--mem-gib", type=int, help="memory per node (default: the cluster's)")
-    made.add_argument("--dependency", help=site.DEPENDENCY.about)
-    made.add_argument(
-        "--array-throttle", type=int, help="tasks of an embedding at a time (default: all)"
-    )
-    site.add_options(made)
-    made.add_argument(
-        "--site", help=f"a file with defaults for all of these, also ${site.SITE_VARIABLE}"
-    )
-    made.add_argument(
-        "--chain",
-        type=int,
-        default=1,
-        help="jobs of a training stage, one after another, where SLURM may not requeue (default 1)",
-    )
-    made.add_argument(
-        "--check",
-        action="store_true",
-        help="only see whether all ranks could start: addresses, code, data, disk, clocks, speed",
-    )
-    made.add_argument("--wait", action="store_true", help="follow the jobs; Ctrl-C asks, ends none")
-    made.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")
-    made.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the exact scripts and what is missing; do nothing",
-    )
-    made.add_argument("--print-config", action="store_true", help="show the resolved recipes")
-    return made
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,8 +296,8 @@ def launched(job: PlannedJob, jobs: Sequence[str] = ()) -> Launched:
 def submit_jobs(
     jobs: Sequence[PlannedJob], *, chain: int, setup: Sequence[str], after: str | None
 ) -> Iterator[tuple[PlannedJob, str]]:
-    """Submit every job behind the one before it, the first as `after` says; prints a line a job
-    and yields it with its id.
+    """Submit every job behind the one before it, the first as `after` says; prints one line
+    per job and yields it with its id.
 
     Of a training stage `chain` equal jobs, each after the end of the one before, whatever its end:
     those that find the run finished end at once.

@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The door `python -m toolkit.ready`."""
     parser = Parser(
         prog="python -m toolkit.ready",
-        description="See whether a recipe, or every stage of a pipeline, could start: keys, "
-        "shards, models, directories, steps. Exit code 2 and one line if not; nothing is written.",
+        description="Check whether a recipe, or every stage of a pipeline, could start: keys, "
+        "shards, models, directories, steps. If not, one line says why, and the exit code is 2.",
         epilog="example:\n"
         "  python -m toolkit.ready mntp_mistral_7b run_dir=runs/a --ranks 16 && \\\n"
         "    sbatch --nodes=2 slurm/mntp_mistral.sh run_dir=runs/a\n\n"
@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
-    parser.add_argument("--ranks", type=int, help="default: those of the SLURM job, or 1")
+    parser.add_argument(
+        "--ranks", type=int, help="ranks that will run it (default: those of the SLURM job, or 1)"
+    )
     answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: run(arguments, environ=os.environ))

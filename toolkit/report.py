@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.report`."""
     parser = Parser(
         prog="python -m toolkit.report",
-        description="A run, a pipeline or an encoding as one HTML page.",
+        description="Draw a run, a pipeline or an encoding as one HTML page.",
         epilog="examples:\n  python -m toolkit.report runs/quickstart",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="its directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument("--output", type=Path, help="where to write (default RUN/report)")
     answer_shell(parser)
     arguments = parser.parse_args(argv)
@@ -64,7 +64,7 @@ def report(run: Path, *, output: Path, now: float) -> None:
     """Write the page, with the date `now` (seconds of 1970). Raises `BadInput` for what is no run,
     and without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput("toolkit.report draws with matplotlib; pip install matplotlib")
+        raise BadInput("toolkit.report needs matplotlib: pip install matplotlib")
     found = standings(run, now=now)
     places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
     body, pictures = [summary(found, places=places)], dict[str, bytes]()

@@ -78,8 +78,8 @@ def plan(
     arguments: argparse.Namespace,
     cluster: str,
 ) -> list[PlannedJob]:
-    """What each stage asks for: training the whole allocation, an embedding one task a GPU; so an
-    evaluation, while there are as many encoders and tasks."""
+    """What each stage asks for. Training gets the whole allocation. An embedding gets one task per
+    GPU, and so does an evaluation, up to the number of its encoders times its tasks."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -147,7 +147,7 @@ def num_parts(recipe: EvaluateRecipe) -> int:
 
 
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
-    """Of a node: what is asked for, or what is there."""
+    """GPUs per node: as many as are asked for, or else as many as are there."""
     gpus: int | None = arguments.gpus_per_node
     if gpus is None:
         local = cluster == "local"
@@ -289,7 +289,7 @@ def warn_if_too_large(
         found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
         if not found.fits(gpu):
             warn(
-                f"{job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
+                f"{job.name}: needs {found.total / GIB:.0f} GiB per GPU, and a GPU has "
                 f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
             )
 
