@@ -13,9 +13,8 @@ FOREIGN_NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 def mpi_environ() -> dict[str, str]:
-    """MPICH from the virtual environment, for mpi4py's one binary for all MPIs. LD_LIBRARY_PATH
-    would do as well, and make each rank a real start (tests/forking)."""
-    return {"MPI4PY_LIBMPI": f"{sys.prefix}/lib/libmpi.so.12"}
+    """MPICH from the virtual environment, for mpi4py's one binary for all MPIs."""
+    return {"MPI4PY_MPIABI": "mpich", "LD_LIBRARY_PATH": str(Path(sys.prefix) / "lib")}
 
 
 def mpi_command(ranks: Sequence[Sequence[str]], *, flags: Sequence[str] = ()) -> list[str]:

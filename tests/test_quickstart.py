@@ -44,6 +44,7 @@ def test_queries_and_pairs_are_judged_against_it(shards: Path) -> None:
 
 
 def test_the_whole_way_with_fewer_steps(tmp_path: Path) -> None:
+    """Real starts, of the quickstart, of the jobs that submitit runs here, and of their ranks."""
     command = [sys.executable, "-m", "toolkit.quickstart"]
     printed = run([*command, "mntp.train.steps=2", "simcse.train.steps=2"], cwd=tmp_path, real=True)
     for state in ("base causal", "bidirectional untrained", "after MNTP", "after SimCSE"):

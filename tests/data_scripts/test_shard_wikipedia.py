@@ -18,7 +18,6 @@ import pytest
 from data_scripts import shard_wikipedia
 from data_scripts.shard_wikipedia import parse_arguments, work_of
 from tests.forking.start import forked_python
-from tests.mpi import mpi_environ
 from toolkit.text.filters import Filters
 from toolkit.text.shards import ShardRules, open_shards
 
@@ -279,10 +278,11 @@ def run_with_mpi(*arguments: object, ranks: int, cwd: Path) -> subprocess.Comple
     environ = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
-        **mpi_environ(),
+        "MPI4PY_MPIABI": "mpich",
+        "LD_LIBRARY_PATH": str(Path(sys.executable).parents[1] / "lib"),
     }
     return subprocess.run(
-        [*mpiexec, *command(*arguments, python=forked_python())],
+        [*mpiexec, *command(*arguments)],
         cwd=cwd,
         env=environ,
         capture_output=True,

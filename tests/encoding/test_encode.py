@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import run
 from tests.encoding.conftest import contents, embed, flip_a_byte
-from tests.forking.start import forked_python
 from tests.mpi import mpi_command, mpi_environ
 from tests.text.making import shard_articles
 from toolkit import encode, search
@@ -333,7 +332,7 @@ def test_a_disk_that_is_full_or_read_only_costs_no_whole_unit(
 
 def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
     output = tmp_path / "mpi"
-    line = [forked_python(), "-m", "toolkit.encode", "tiny_embed", f"output_dir={output}"]
+    line = [sys.executable, "-m", "toolkit.encode", "tiny_embed", f"output_dir={output}"]
     printed = run(mpi_command([[*line, "encoder.max_tokens=16", *inputs]] * 3))
     assert contents(output) == contents(whole)
     for worker in (1, 2, 3):
@@ -343,7 +342,7 @@ def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inp
 
 def test_mpi_of_another_kind_than_the_launcher_is_refused(tmp_path: Path, inputs: Inputs) -> None:
     """Each process would be rank 0 of one, and do all the work."""
-    line = [forked_python(), "-m", "toolkit.encode", "tiny_embed", f"output_dir={tmp_path / 'out'}"]
+    line = [sys.executable, "-m", "toolkit.encode", "tiny_embed", f"output_dir={tmp_path / 'out'}"]
     places = {"RANK": 0, "SIZE": 2, "LOCAL_RANK": 0, "LOCAL_SIZE": 2}
     given = [f"OMPI_COMM_WORLD_{name}={value}" for name, value in places.items()]
     given += [f"{name}={value}" for name, value in mpi_environ().items()]

@@ -83,7 +83,7 @@ MODULES = (
         "deepspeed.module_inject.auto_ep_layer",
         "deepspeed.runtime.superoffload.superoffload_stage3",
     ),
-    *("torch._subclasses.schema_check_mode", "submitit.core._submit", "mpi4py"),
+    *("torch._subclasses.schema_check_mode", "submitit.core._submit"),
 )
 
 
@@ -237,6 +237,8 @@ class Server:
             return "a PYTHONPATH, from which anything might have been imported"
         if not is_supported(arguments):
             return "options of the interpreter"
+        if "PMI_FD" in environ:
+            return "a rank of mpiexec, which kills what lives on when its files are closed"
         if asked["namespaces"] != shim.namespaces() and os.geteuid() != 0:
             return "other namespaces"
         for name, value in self._surroundings.items():
@@ -417,9 +419,6 @@ def _run(rest: list[str]) -> NoReturn:
         code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     threading._shutdown()
     atexit._run_exitfuncs()
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.Finalize()  # mpi4py has the interpreter do this when its modules are gone
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

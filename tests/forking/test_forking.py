@@ -1,6 +1,7 @@
 """A forked start is a real one in all that a test can see of it."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port, need
 from tests.forking.server import IMPORTED
+from tests.forking.shim import FORWARDED, LOG
 from tests.forking.start import SWITCH, forked_python
 
 IS_FORKED = "import sys; print('deepspeed' in sys.modules)"
@@ -41,12 +43,18 @@ PROGRAMS = {
     "hard exit": "import os; print('lost'); os._exit(3)",
     "default signals": "import signal; print([signal.getsignal(n) for n in (10, 12, 15, 17)])",
     "mask": "import signal; print(signal.pthread_sigmask(signal.SIG_BLOCK, []))",
+    "limits": "import resource as r\n"
+    "print([r.getrlimit(n) for n in (r.RLIMIT_NOFILE, r.RLIMIT_CORE, r.RLIMIT_FSIZE)])",
+    "niceness": "import os; print(os.nice(0))",
+    "groups": "import os; print(os.getgroups())",
+    "temporary": "import tempfile; print(tempfile.gettempdir())",
     "main": "import sys; print(sys.modules['__main__'].__dict__['sys'].__name__)",
 }
 
 
 def start(python: str, *arguments: str, **more: object) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "MARK": "here"}
+    environ.pop(LOG, None)
     environ |= more.pop("environ", {})  # type: ignore[arg-type]
     return subprocess.run(  # type: ignore[call-overload,no-any-return]
         [python, *arguments], env=environ, capture_output=True, text=True, check=False, **more
@@ -100,23 +108,139 @@ def test_options_of_the_interpreter_make_a_real_start(options: list[str], python
     assert start(python, *options, "-c", IS_FORKED).stdout == "False\n"
 
 
-def test_a_file_that_is_passed_on_makes_a_real_start(python: str) -> None:
-    reading, writing = os.pipe()
-    with os.fdopen(reading), os.fdopen(writing):
-        assert start(python, "-c", IS_FORKED, pass_fds=[reading]).stdout == "False\n"
+def test_files_that_are_passed_on_keep_their_numbers(python: str) -> None:
+    """The server has files of its own at the lowest."""
+    code = "import os, sys\nfor n in (3, 5, 4, 120): os.write(n, f'{n} '.encode())\n" + IS_FORKED
+    shell = 'exec 3>&1 5>&1 4>&1 120>&1; exec "$@"'
+    assert start("bash", "-c", shell, "-", python, "-c", code).stdout == "3 5 4 120 True\n"
 
 
-def test_signals_reach_the_child(python: str) -> None:
+def test_a_terminal_makes_a_real_start(python: str) -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours), os.fdopen(theirs, "w") as terminal:
+        assert start(python, "-c", IS_FORKED, stdin=terminal).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "ulimit -S -n 99",
+        "ulimit -H -n 300; ulimit -H -c 0; ulimit -S -f 1000",
+        "renice -n 3 $$ > /dev/null",
+        "trap '' INT QUIT USR1",
+        "export TMPDIR=/var/tmp",
+    ],
+)
+def test_what_a_process_inherits_reaches_the_child(before: str, python: str) -> None:
+    """Without a real start; each differs from what the server has."""
+    show = "import signal\nprint([signal.getsignal(n) for n in (1, 2, 3, 10, 12, 15)])\n"
+    show += "\n".join(PROGRAMS[name] for name in ("limits", "niceness", "mask", "temporary"))
+    plain, *given = (
+        start("bash", "-c", f'{shell}; exec "$@"', "-", one, "-c", show).stdout
+        for shell, one in ((":", python), (before, python), (before, sys.executable))
+    )
+    assert given[0] == given[1] != plain
+    done = start("bash", "-c", f'{before}; exec "$@"', "-", python, "-c", IS_FORKED)
+    assert done.stdout == "True\n"
+
+
+def test_other_namespaces_are_entered(python: str) -> None:
+    need(os.geteuid() == 0, "namespaces need root")
+    code = "import os, platform, socket; print(socket.gethostname(), platform.node())\n"
+    code += "print(open('/proc/net/dev').read().count(':'), os.getcwd())\n" + IS_FORKED
+    command = ["unshare", "--net", "--uts", "--mount", "sh", "-c", 'hostname other; exec "$@"', "-"]
+    done = start(*command, python, "-c", code)
+    assert done.stdout == f"other other\n1 {os.getcwd()}\nTrue\n"
+
+
+@pytest.mark.parametrize("limit", ["-v 90000000", "-s 4096"])
+def test_limits_that_an_interpreter_starts_with_make_a_real_start(limit: str, python: str) -> None:
+    shell = f'ulimit -S {limit}; exec "$@"'
+    assert start("bash", "-c", shell, "-", python, "-c", IS_FORKED).stdout == "False\n"
+
+
+def test_the_log_says_what_was_forked_and_why_the_rest_was_not(python: str, tmp_path: Path) -> None:
+    environ = {LOG: str(tmp_path / "log")}
+    start(python, "-c", "pass", "given", environ=environ)
+    start(python, "-I", "-c", "pass", environ=environ)
+    start(python, "-c", "pass", environ=environ | {"DS_X": "7"})
+    start(python, "-c", "pass", environ=environ | {"PYTHONPATH": f"{ROOT}:/elsewhere"})
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "forked: -c pass given",
+        "real (options of the interpreter): -I -c pass",
+        "real (imports have read DS_X): -c pass",
+        "real (a PYTHONPATH, from which anything might have been imported): -c pass",
+    ]
+
+
+def test_what_only_the_child_reads_makes_no_real_start(python: str) -> None:
+    """As slurm/env.sh sets it for each job."""
+    environ = {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": "/x", "TORCH_EXTENSIONS_DIR": "/x"}
+    environ |= {"PYTHONPATH": f"{ROOT}:{ROOT}"}
+    assert start(python, "-c", IS_FORKED, environ=environ).stdout == "True\n"
+
+
+@pytest.mark.parametrize("path", ["", str(ROOT)])
+def test_modules_are_looked_for_as_in_a_real_start(path: str, python: str, tmp_path: Path) -> None:
+    code = "import sys; print(sys.path)"
+    for arguments in (["-c", code], ["-m", "shown"]):
+        (tmp_path / "shown.py").write_text(code)
+        found = [
+            start(one, *arguments, cwd=tmp_path, environ={"PYTHONPATH": path}).stdout
+            for one in (python, sys.executable)
+        ]
+        assert found[0] == found[1]
+
+
+def test_the_toolkit_of_another_checkout_is_imported_from_there(
+    python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "toolkit").mkdir()
+    (tmp_path / "toolkit" / "__init__.py").write_text("")
+    (tmp_path / "toolkit" / "files.py").write_text("MARK = 'there'")
+    code = "from toolkit import files; print(files.__file__)"
+    for place in (tmp_path, ROOT):
+        found = start(python, "-c", code, cwd=place, environ={"PYTHONPATH": ""}).stdout
+        assert found == f"{place}/toolkit/files.py\n"
+    own = start(python, "-c", f"{code}\n{IS_FORKED}", cwd=tmp_path).stdout
+    assert own == f"{tmp_path}/toolkit/files.py\nTrue\n"
+
+
+def test_a_launcher_starts_forks(python: str, tmp_path: Path) -> None:
+    """Of all others `sys.executable` is the interpreter itself."""
+    (tmp_path / "rank.py").write_text(f"{IS_FORKED}\nprint(sys.executable)\n")
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
+    log = tmp_path / "log"
+    environ = {LOG: str(log)}
+    done = start(
+        python, *command, str(free_port()), str(tmp_path / "rank.py"), environ=environ, cwd=tmp_path
+    )
+    assert sorted(done.stdout.split()) == sorted(["True", sys.executable] * 2), done.stderr
+    assert [line.split(":")[0] for line in log.read_text().splitlines()] == ["forked"] * 3
+
+
+def test_what_a_child_leaves_behind_ends_with_the_server(tmp_path: Path) -> None:
+    leave = "import subprocess as s; print(s.Popen(['sleep', '600'], stdout=s.DEVNULL).pid)"
+    session = (
+        "import subprocess as s, sys\nfrom tests.forking.start import forked_python\n"
+        f"print(s.run([forked_python(), '-c', {leave!r}], capture_output=True, text=True).stdout)"
+    )
+    left = int(start(sys.executable, "-c", session, cwd=ROOT).stdout)
+    assert not Path(f"/proc/{left}").exists()
+
+
+@pytest.mark.parametrize("name", FORWARDED)
+def test_signals_reach_the_child(name: str, python: str) -> None:
     code = (
         "import signal, sys\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: (print('told', flush=True), sys.exit(5)))\n"
+        f"signal.signal(signal.{name}, lambda *_: (print('told', flush=True), sys.exit(5)))\n"
         "print('ready', flush=True)\nsignal.pause()"
     )
     process = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGUSR2)
+        process.send_signal(signal.Signals[name])
         assert process.stdout.read() == "told\n"
     assert process.returncode == 5
 

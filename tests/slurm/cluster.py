@@ -298,9 +298,9 @@ class Cluster:
         assert self._supervisor is not None
         # A slurmstepd does not say which node it serves; the tasks below it do.
         mark = f"SLURMD_NODENAME={node}".encode()
-        tasks = [
-            pid for pid in descendants(self._supervisor.pid) if mark in proc_parts(pid, "environ")
-        ]
+        # Below us and not only the supervisor: what a forked task starts is below the server of
+        # tests/forking, which also ends the task when its shim is killed.
+        tasks = [pid for pid in descendants(os.getpid()) if mark in proc_parts(pid, "environ")]
         parents = {parent for pid in tasks if (parent := parent_of(pid))}
         steps = [pid for pid in parents if proc_parts(pid, "cmdline")[0].startswith(b"slurmstepd")]
         below = [pid for step in steps for pid in descendants(step)]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import run
+from tests.conftest import run, torchrun
 from tests.forking.start import forked_environment, forked_python
 from tests.slurm.cluster import Cluster
 from toolkit.encoding.store import VectorStore
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("idle")
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRON = {"TOOLKIT_VENV": forked_environment(), "OMP_NUM_THREADS": "1"}
+REAL = {"TOOLKIT_VENV": sys.prefix, "OMP_NUM_THREADS": "1"}  # with ranks that are no forks
 ONE_RANK_A_NODE = ["--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=10"]
 CLOCKS = {"seconds", "tokens_per_s", "memory_gib"}  # what two equal runs do not share
 Door = Callable[..., str]
@@ -39,10 +40,12 @@ def launch(
     code: int = 0,
     environ: dict[str, str] | None = None,
     timeout_s: float = 60,
+    real: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """`python -m toolkit.launch` on the login node."""
-    command = [forked_python(), "-m", "toolkit.launch", *map(str, arguments)]
-    environ = ENVIRON | (environ or {})
+    """`python -m toolkit.launch` on the login node; it and its ranks are forks unless `real`."""
+    python = sys.executable if real else forked_python()
+    command = [python, "-m", "toolkit.launch", *map(str, arguments)]
+    environ = (REAL if real else ENVIRON) | (environ or {})
     done = slurm.run(command, environ=environ, cwd=REPOSITORY, timeout_s=timeout_s)
     assert done.returncode == code, done.stderr
     return done
@@ -81,16 +84,18 @@ def timeless(run_dir: Path) -> list[dict[str, float]]:
 
 
 def test_sbatch_equals_torchrun(
-    slurm: Cluster, door: Door, shards: Path, tiny_model: Path, tmp_path: Path
+    slurm: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
+    """Real starts, of the script's ranks and of those of torchrun."""
     overrides = [f"data.train={shards}", f"model.base={tiny_model}", "train.steps=4"]
     job = slurm.submit(
         *("--nodes=2", *ONE_RANK_A_NODE, f"--output={tmp_path}/log", "slurm/mntp_mistral.sh"),
         *(*overrides, f"run_dir={tmp_path}/sbatch"),
-        environ=ENVIRON | {"RECIPE": "tiny_mntp"},
+        environ=REAL | {"RECIPE": "tiny_mntp"},
         cwd=REPOSITORY,
     )
-    said = door("train", "tiny_mntp", *overrides, f"run_dir={tmp_path}/torchrun", ranks=2)
+    command = [*torchrun(2), "-m", "toolkit.train", "tiny_mntp", *overrides]
+    said = run([*command, f"run_dir={tmp_path}/torchrun"], real=True)
     assert "mntp: 2 ranks by torchrun" in said
     assert slurm.wait(job, timeout_s=120) == "COMPLETED", logs(tmp_path)
     assert "mntp: 2 ranks by slurm" in (tmp_path / "log").read_text()
@@ -189,12 +194,16 @@ def test_an_array_of_four_shards_the_real_dump_as_one_process(
 def test_a_failed_stage_takes_its_dependants_with_it(
     slurm: Cluster, shards: Path, tmp_path: Path
 ) -> None:
-    """Only rank 0 re-hashes the shards: its failure must also end the rank that waits for it."""
+    """Only rank 0 re-hashes the shards: its failure must also end the rank that waits for it.
+
+    Real starts, of the launcher and of the ranks that submitit runs.
+    """
     damaged, run_dir = tmp_path / "shards", tmp_path / "run"
     shutil.copytree(shards, damaged)
     blocker = slurm.submit("--nodes=4", "--exclusive", "--wrap", "sleep 600")
     slurm.wait_state(blocker, state="RUNNING")
-    jobs = job_ids(launch(slurm, *pipeline(run_dir, shards=damaged, num_nodes=2)).stdout)
+    arguments = pipeline(run_dir, shards=damaged, num_nodes=2)
+    jobs = job_ids(launch(slurm, *arguments, real=True).stdout)
     shard = next(damaged.glob("*.parquet"))
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
