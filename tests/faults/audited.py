@@ -66,11 +66,12 @@ def in_one_process(commands: Sequence[Sequence[object]]) -> list[str]:
 
 def main(commands: str) -> None:
     """Run the mains of doors; each must return 0."""
+    began = dict(os.environ)
     for number, (door, *arguments) in enumerate(json.loads(commands)):
-        if number and "TORCHELASTIC_RUN_ID" in os.environ:
+        if number and "TORCHELASTIC_RUN_ID" in began:
             # The agent's store is that of one meeting of the ranks; they meet elsewhere then.
-            os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+            port = int(began["MASTER_PORT"]) + number
+            os.environ.update(began, TORCHELASTIC_USE_AGENT_STORE="False", MASTER_PORT=str(port))
         code = importlib.import_module(door).main(arguments)
         assert code == 0, (door, arguments, code)
         print(f"AUDITED {door}", flush=True)
