@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean
+.PHONY: help install quickstart test test-times test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -30,10 +30,18 @@ quickstart: install  ## the whole pipeline on what the project ships, with a tab
 # its worker, with the stacks of all threads.
 LIMITS := --timeout 600 -o faulthandler_timeout=660 -o faulthandler_exit_on_timeout=true
 test: install  ## all tests (a real SLURM among them where it is installed)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(LIMITS) --durations 10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 $(LIMITS) --durations 10
+
+test-times: install  ## all tests, and the table of their processor time in tests/README.md anew
+	TOOLKIT_TEST_TIMES=write $(MAKE) test
 
 test-slow: install  ## the tests that take minutes each, with their full bars
 	$(BIN)/python -m pytest -m slow
+
+# Before and after whoever changes tests: what was caught must be caught. JOBS=2 takes half the time.
+JOBS := 1
+test-mutants: install  ## 200 faults planted one at a time, each to be noticed by its tests (an hour)
+	$(BIN)/python -m tests.mutants --jobs $(JOBS) --write
 
 # Kills at file-system calls, ranks in trouble, flipped bytes, pieces of runs, a real SLURM.
 FAULTS := tests/faults tests/cluster/test_watchdog.py tests/test_verify.py tests/slurm/test_life.py \

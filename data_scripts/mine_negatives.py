@@ -33,18 +33,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--pairs", type=Path, required=True, help="of prepare_pairs.py")
-    parser.add_argument("--embeddings", type=Path, required=True, help="of toolkit.encode")
-    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
-    parser.add_argument("--negatives", type=int, default=7, help="a pair; default %(default)s")
+    parser.add_argument("--pairs", type=Path, required=True, help="a directory of prepare_pairs.py")
     parser.add_argument(
-        "--depth", type=int, default=100, help="rows looked at; default %(default)s"
+        "--embeddings", type=Path, required=True, help="an output_dir of toolkit.encode"
     )
-    parser.add_argument("--skip", type=int, default=0, help="of the nearest; default %(default)s")
-    parser.add_argument("--max-ratio", type=float, default=0.95, help="default %(default)s")
-    parser.add_argument("--batch", type=int, default=4096, help="queries; default %(default)s")
-    parser.add_argument("--model", help="the encoder's folder, if it was moved since")
-    parser.add_argument("--corpus", type=Path, help="the corpus's shards, if they were moved since")
+    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
+    parser.add_argument(
+        "--negatives", type=int, default=7, help="negatives per pair; default %(default)s"
+    )
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=100,
+        help="nearest rows to look at per query; default %(default)s",
+    )
+    parser.add_argument(
+        "--skip", type=int, default=0, help="nearest rows to leave out; default %(default)s"
+    )
+    parser.add_argument(
+        "--max-ratio", type=float, default=0.95, help="see below; default %(default)s"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=4096, help="queries per batch; default %(default)s"
+    )
+    parser.add_argument("--model", help="the encoder's folder, if it was moved")
+    parser.add_argument("--corpus", type=Path, help="the corpus's shards, if they were moved")
     arguments = parser.parse_args(argv)
     return guarded(lambda: run(arguments))
 

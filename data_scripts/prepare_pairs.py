@@ -55,8 +55,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
     parser.add_argument("--instructions", help="a YAML file, or e5: those of the E5 data sets")
-    parser.add_argument("--max-negatives", type=int, default=7, help="a pair; default %(default)s")
-    parser.add_argument("--max-bad-fraction", type=float, default=0.01, help="default %(default)s")
+    parser.add_argument(
+        "--max-negatives", type=int, default=7, help="negatives per pair; default %(default)s"
+    )
+    parser.add_argument(
+        "--max-bad-fraction", type=float, default=0.01, help="of the rows; default %(default)s"
+    )
     return parser.parse_args(argv)
 
 
@@ -72,6 +76,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise BadInput(f"--max-negatives {arguments.max_negatives}: give a number from 0")
     instructions = read_instructions(arguments.instructions)
     files = find_files(arguments.input)
+    before_all = {path: stamps_of(path) for path in files.values()}
     quarantine: list[str] = []
     # Of each data set what gave no pair: in the manifest too, so that every row is in a count.
     counts: dict[str, dict[str, Counter[str]]] = {}
@@ -93,6 +98,9 @@ def prepare(arguments: argparse.Namespace) -> None:
             on_row=lambda: next(read),
         )
         told["left_out"] = +told["left_out"]  # without the reasons that no row had
+        # Otherwise the manifest would name the digest of another file than was read.
+        if stamps_of(path) != before_all[path]:
+            raise BadInput(f"{path}: has changed while it was read; start again when it is whole")
         # Of the rows, not the pairs: a row may give a hundred pairs, or a tenth of one.
         bad, rows = len(quarantine) - before, next(read) + told["left_out"][BLANK_LINE]
         if bad > arguments.max_bad_fraction * rows:
@@ -107,8 +115,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         sources=[
             {"name": file.name, "sha256": sha256_of(file)}
             for path in files.values()
-            for file in ([path] if path.is_file() else sorted(path.iterdir()))
-            if file.is_file()
+            for file in files_in(path)
         ],
         quarantine=quarantine,
         counts=counts,
@@ -144,6 +151,18 @@ def find_files(paths: Sequence[Path]) -> dict[str, Path]:
     if twice := {name for name in names if names.count(name) > 1}:
         raise BadInput(f"two data sets are called {sorted(twice)[0]!r}: rename a file")
     return dict(zip(names, found, strict=True))
+
+
+def files_in(path: Path) -> list[Path]:
+    """The files of a data set, which is a file or a folder."""
+    inside = [path] if path.is_file() else sorted(path.iterdir())
+    return [file for file in inside if file.is_file()]
+
+
+def stamps_of(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file of a data set."""
+    stats = [(file.name, file.stat()) for file in files_in(path)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 def read_instructions(given: str | None) -> Mapping[str, Any]:

@@ -45,7 +45,7 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read ({error}); UTF-8, please") from error
+        raise BadInput(f"{path}: cannot be read ({error}); write it in UTF-8") from error
     found = list(_elements(content, tag=tag))
     if not found:
         raise BadInput(f"{path}: no <{tag}> ... </{tag}> in it")
@@ -191,9 +191,15 @@ def main(argv: list[str] | None = None) -> int:
         epilog=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--documents", type=Path, required=True, help="<doc> with docno and text")
-    parser.add_argument("--queries", type=Path, required=True, help="<top> with num and title")
-    parser.add_argument("--judgements", type=Path, required=True, help="query 0 document grade")
+    parser.add_argument(
+        "--documents", type=Path, required=True, help="a file of <doc> with docno and text"
+    )
+    parser.add_argument(
+        "--queries", type=Path, required=True, help="a file of <top> with num and title"
+    )
+    parser.add_argument(
+        "--judgements", type=Path, required=True, help="a file of lines: query 0 document grade"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument(
         "--queries-in-order",

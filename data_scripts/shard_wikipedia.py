@@ -58,16 +58,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         default=[],
-        help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with a document a line (.txt), "
+        help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with one document per line (.txt), "
         "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk",
     )
     parser.add_argument("--dataset", help="instead: a data set of the Hugging Face hub")
-    parser.add_argument("--config", help="its configuration")
-    parser.add_argument("--split", default="train", help="its split; default %(default)s")
-    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
-    parser.add_argument("--workers", type=int, default=1, help="processes; default %(default)s")
+    parser.add_argument("--config", help="the configuration of that data set")
     parser.add_argument(
-        "--mpi", action="store_true", help="workers are MPI ranks (by itself under mpirun)"
+        "--split", default="train", help="the split of that data set; default %(default)s"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the directory to make")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="number of processes; default %(default)s"
+    )
+    parser.add_argument(
+        "--mpi", action="store_true", help="workers are MPI ranks (set by itself under mpirun)"
     )
     parser.add_argument(
         "--rows-per-shard",
@@ -75,17 +79,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=ShardRules.rows_per_shard,
         help="pages, lines or rows of input per shard; small files share one; default %(default)s",
     )
-    parser.add_argument("--model", help="then tokenise for this model too (see tokenize_shards.py)")
+    parser.add_argument("--model", help="also tokenise for this model (see tokenize_shards.py)")
     parser.add_argument(
-        "--max-tokens", type=int, default=512, help="of a block, with --model; default %(default)s"
+        "--max-tokens",
+        type=int,
+        default=512,
+        help="tokens per block, with --model; default %(default)s",
     )
-    parser.add_argument("--language", default="en", help="for sentence ends; default %(default)s")
-    parser.add_argument("--limit", type=int, help="read so many rows of each input only")
+    parser.add_argument(
+        "--language", default="en", help="the language of sentence ends; default %(default)s"
+    )
+    parser.add_argument("--limit", type=int, help="read only so many rows of each input")
     parser.add_argument(
         "--max-bad-fraction",
         type=float,
         default=0.01,
-        help="of the rows, and of the files; more than that is an error; default %(default)s",
+        help="a larger part of bad rows, or of bad files, is an error; default %(default)s",
     )
     _add_filters(parser.add_argument_group("what is left out"))
     names = parser.add_argument_group("columns of .jsonl and .parquet files and data sets")
@@ -95,16 +104,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _add_filters(group: Any) -> None:
-    group.add_argument("--min-chars", type=int, default=0, help="shorter texts; default 0")
-    group.add_argument("--max-chars", type=int, help="longer texts")
-    group.add_argument("--keep-languages", nargs="+", default=[], help="others than en, de, ...")
-    group.add_argument("--quality", action="store_true", help="what Gopher's rules call bad")
+    group.add_argument(
+        "--min-chars", type=int, default=0, help="leave out shorter texts; default 0"
+    )
+    group.add_argument("--max-chars", type=int, help="leave out longer texts")
+    group.add_argument(
+        "--keep-languages", nargs="+", default=[], help="leave out all but en, de, ..."
+    )
+    group.add_argument(
+        "--quality", action="store_true", help="leave out what Gopher's rules call bad"
+    )
     group.add_argument(
         "--deduplicate",
         choices=DEDUPLICATE,
         default="none",
-        help="texts that repeat an earlier one: to the character (exact); but for case, white "
-        "space and composition (normalized); or nearly, by their words (near); default %(default)s",
+        help="leave out texts that repeat an earlier one: to the character (exact); but for case, "
+        "white space and composition (normalized); or nearly, by their words (near); "
+        "default %(default)s",
     )
 
 

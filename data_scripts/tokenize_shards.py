@@ -34,19 +34,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--shards", type=Path, required=True, help="of shard_wikipedia.py")
+    parser.add_argument(
+        "--shards", type=Path, required=True, help="a directory of shard_wikipedia.py"
+    )
     parser.add_argument("--model", required=True, help="the recipe's model.base: a name or folder")
     parser.add_argument(
-        "--max-tokens", type=int, default=512, help="the recipe's data.max_tokens; %(default)s"
+        "--max-tokens",
+        type=int,
+        default=512,
+        help="the recipe's data.max_tokens; default %(default)s",
     )
     parser.add_argument(
         "--held-out-documents",
         type=int,
         default=0,
-        help="the recipe's data.held_out_documents; %(default)s",
+        help="the recipe's data.held_out_documents; default %(default)s",
     )
     parser.add_argument(
-        "--seed", type=int, default=42, help="the recipe's train.seed, by which they are drawn"
+        "--seed",
+        type=int,
+        default=42,
+        help="the recipe's train.seed, which draws these documents; default %(default)s",
     )
     return parser.parse_args(argv)
 

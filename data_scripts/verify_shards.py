@@ -29,14 +29,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", type=Path, help="of shard_wikipedia.py or prepare_pairs.py")
-    parser.add_argument("--repair", action="store_true", help="make again what can be made again")
+    parser.add_argument(
+        "directory", type=Path, help="made by shard_wikipedia.py or prepare_pairs.py"
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="make damaged files again, where that is possible"
+    )
     parser.add_argument(
         "--source",
         type=Path,
         nargs="+",
         default=[],
-        help="the --input that the shards were made of",
+        help="the --input that the shards were made from",
     )
     return parser.parse_args(argv)
 

@@ -1,16 +1,19 @@
 """Fixtures that all tests share."""
 
 import contextlib
+import gc
 import itertools
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
+from tests import times
 from tests.forking.start import forked_python
 from toolkit import console
 
@@ -27,6 +30,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Without a GPU, liger's kernels are interpreted; triton asks when it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+# Libraries set these in the process of the tests as soon as one of them trains there. No start that
+# had them would be a fork: they decide while something is imported.
+SET_BY_LIBRARIES = (
+    *("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL", "KMP_DUPLICATE_LIB_OK"),
+    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
+)
+_given = frozenset(os.environ)
+# A busy machine is no failure of a property.
+hypothesis.settings.register_profile("toolkit", deadline=None)
+hypothesis.settings.load_profile("toolkit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    times.configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    times.order(items)
 
 
 def need(condition: bool, reason: str) -> None:
@@ -43,6 +64,20 @@ def _slow_machines_say_no_more() -> None:
     """What goes on for long says so on stderr (`console.at_work`): not on a machine that is busy,
     where tests look at every line. Those of the console give times of their own."""
     console.FIRST_S = 3600.0
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _all_is_collected_at_the_end() -> Iterator[None]:
+    """Libraries in C++ list what is left when the interpreter ends."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collections_pass_over_what_stays() -> None:
+    """DeepSpeed collects garbage for every engine: half a second through all imported modules."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +97,17 @@ def stories_model(real_data: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model() -> Path:
-    """The shipped tiny base model."""
+def shipped_model() -> Path:
+    """The shipped tiny base model, for tests of what it has learnt or of its size."""
     return QUICKSTART / "tiny-mistral"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of the shipped tiny base model (tests/two_layers.py)."""
+    from tests.two_layers import write_two_layers
+
+    return write_two_layers(tmp_path_factory.mktemp("models") / "tiny-mistral")
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +119,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + [str(QUICKSTART / "encyclopedia.xml.bz2"), "--output", str(out)]
     )
     return out
+
+
+def environ_of_starts() -> dict[str, str]:
+    """The environment with which a start may be a fork."""
+    environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
+    return {**environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(
@@ -91,12 +140,11 @@ def run(
     A command of this interpreter is forked from a process that has imported the libraries
     (tests/forking), unless it has to be a `real` start.
     """
-    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
     forked = command[0] == sys.executable and not real
     done = subprocess.run(
         [forked_python(), *command[1:]] if forked else command,
         cwd=cwd,
-        env=environ,
+        env=environ_of_starts(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

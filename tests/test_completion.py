@@ -20,7 +20,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 DOORS = sorted(
     path.stem
     for path in (ROOT / "toolkit").glob("*.py")
-    if "\n    sys.exit(main())" in path.read_text()
+    if "\n    sys.exit(main())" in path.read_text() and path.stem != "__main__"
 )
 
 
@@ -60,6 +60,11 @@ def test_options_recipes_and_keys(tmp_path: Path) -> None:
     assert all(key.startswith("train.s") for key in keys)
     keys = complete(f"{launch} --recipe tiny_pipeline mntp.train.st", folder=tmp_path)
     assert "mntp.train.steps=" in keys
+    assert complete(f"{launch} tiny_p", folder=tmp_path) == ["tiny_pipeline"]
+    keys = complete(f"{launch} tiny_pipeline mntp.train.st", folder=tmp_path)
+    assert "mntp.train.steps=" in keys
+    recipes = complete("python -m toolkit.encode tiny_", folder=tmp_path)
+    assert "tiny_embed" in recipes and "tiny_mntp" not in recipes
     assert complete("python -m toolkit.train absent train.", folder=tmp_path) == []
 
 

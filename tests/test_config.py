@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
+from toolkit.catalogue import recipe_names
 from toolkit.config import (
     deepspeed_layout,
     load_recipe,
     parse_override,
-    recipe_names,
     resolve_model,
     resolve_stages,
     split_overrides,
@@ -40,12 +40,14 @@ def test_every_recipe_loads_and_survives_a_round_trip(name: str, tmp_path: Path)
         assert list(resolve_stages(recipe)) == list(recipe.stages)
 
 
-def test_the_recipes_of_the_readme_load(tmp_path: Path) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+def test_the_recipes_of_the_evaluation_readme_load(tmp_path: Path) -> None:
+    page = (ROOT / "toolkit" / "evaluation" / "README.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     whole = [block for block in blocks if block.startswith("kind: ")]
-    assert whole
-    for block in whole:
-        (tmp_path / "recipe.yaml").write_text(block)
+    assert len(whole) == 2
+    for block in blocks:
+        head = "" if block in whole else f"{whole[0]}\n"  # the others are a part of a recipe
+        (tmp_path / "recipe.yaml").write_text(head + block)
         assert load_recipe(str(tmp_path / "recipe.yaml"))
 
 
@@ -163,6 +165,9 @@ def test_layouts_own_no_hyper_parameter(name: str) -> None:
     ("layout", "message"),
     [
         ({"train_batch_size": 4}, r"belongs to the recipe \(train\.global_batch_rows\)"),
+        ({"gradient_clipping": 1.0}, r"belongs to the recipe \(train\.clip_norm\)"),
+        *(({key: {}}, f"{key} belongs to the recipe") for key in ("bf16", "fp16")),
+        *(({key: {}}, f"{key} belongs to the recipe") for key in ("optimizer", "scheduler")),
         ({"zero_optimization": {"stage": "auto"}}, r'zero_optimization\.stage is "auto"'),
     ],
 )
@@ -188,13 +193,21 @@ def test_batch_split_deals_every_row_once(rows: int, micro: int, world: int) -> 
     size, steps = batch_split(train, world_size=world)
     assert size * steps * world == rows
     assert size <= micro
+    larger = range(size + 1, min(micro, rows // world) + 1)
+    assert all(rows // world % other for other in larger)
 
 
-def test_model_references(tmp_path: Path, tiny_model: Path) -> None:
+def test_model_references(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert resolve_model("mistralai/Mistral-7B-Instruct-v0.2").startswith("mistralai/")
     assert resolve_model(str(tiny_model)) == str(tiny_model)
     with pytest.raises(BadInput, match="no such folder"):
         resolve_model("./nowhere")
+    (tmp_path / "below" / "runs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "below")
+    with pytest.raises(BadInput, match="no such folder"):
+        resolve_model("runs/mtnp")  # a slip, and no owner on the hub
     with pytest.raises(BadInput, match=r"has no config\.json"):
         resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")

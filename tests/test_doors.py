@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import QUICKSTART, run
+from tests.conftest import QUICKSTART, ROOT, run
 from toolkit import evaluate
+from toolkit.catalogue import recipe_names
 from toolkit.config import load_recipe
 from toolkit.door import guarded
+from toolkit.schema import KINDS
 
 DOORS = ("train", "encode", "evaluate", "export", "search", "launch", "plan", "ready")
 Harm = Callable[[Path], None]
@@ -153,7 +155,7 @@ def truncated(folder: Path) -> None:
 
 def without_a_weight(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.3.mlp.up_proj.weight"]
+    del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -173,7 +175,7 @@ MODELS: dict[str, tuple[Harm, str]] = {
     "truncated": (truncated, "model.safetensors: is not a whole safetensors file"),
     "a weight missing": (without_a_weight, "1 weights are missing: "),
     "other shapes": (configured(intermediate_size=512), "have another shape than its config.json"),
-    "fewer layers": (configured(num_hidden_layers=4), "weights of 6 layers, and num_hidden_layers"),
+    "fewer layers": (configured(num_hidden_layers=1), "weights of 2 layers, and num_hidden_layers"),
     "other family": (configured(model_type="nonesuch"), "cannot be read (The checkpoint you are"),
     "code of its own": (configured(auto_map={"AutoModel": "x.Y"}), "wants to run code of its own"),
 }
@@ -353,6 +355,127 @@ for door, *arguments in json.loads(sys.argv[1]):
 """
     printed = run([sys.executable, "-c", code, json.dumps(commands)], real=True)
     assert printed.count("error: ") == len(commands), printed
+
+
+# --- mistyped words ---
+
+
+@pytest.mark.parametrize(
+    ("door", "words", "near"),
+    [
+        ("train", ["tiny_mtnp"], "tiny_mntp"),
+        ("encode", ["embed_korpus"], "embed_corpus"),
+        ("evaluate", ["--reproduce", "mistrall_7b"], "reproduce_mistral_7b"),
+        ("plan", ["llm2vec_mistral7b"], "llm2vec_mistral_7b"),
+        ("plan", ["mntp_mistral_7b", "--gpu", "h10"], "h100"),
+        ("launch", ["tiny_pipline"], "tiny_pipeline"),
+        ("launch", ["tiny_pipeline", "mtnp.train.steps=3"], "mntp.train.steps"),
+        ("launch", ["tiny_pipeline", "train.stpes=3"], "train.steps"),
+        ("train", ["tiny_mntp", "train.stpes=3"], "train.steps"),
+        ("train", ["tiny_mntp", "lr=1"], "train.lr"),
+        ("train", ["tiny_mntp", "deepspeed.config=zer3"], "zero3"),
+        ("evaluate", ["quickstart_evaluate", "encoders.mine.modle=x"], "encoders.mine.model"),
+        ("evaluate", ["quickstart_evaluate", "retreival.a=x"], "retrieval"),
+    ],
+)
+def test_a_mistyped_recipe_or_key_is_recognised(
+    door: str, words: list[str], near: str, tmp_path: Path, refused: Refused
+) -> None:
+    here = [] if door in ("plan", "launch", "encode", "evaluate") else [f"run_dir={tmp_path}/r"]
+    assert refused(door, *words, *here).endswith(f"; did you mean {near!r}?")
+
+
+def test_a_word_like_no_other_has_no_suggestion(refused: Refused) -> None:
+    assert "did you mean" not in refused("train", "quetzalcoatl")
+    assert "did you mean" not in refused("train", "tiny_mntp", "quetzalcoatl=3")
+
+
+@pytest.mark.parametrize(
+    ("door", "words", "near"),
+    [
+        ("launch", ["--nodse", "3"], "--nodes"),
+        ("launch", ["--cluster", "slrum"], "slurm"),
+        ("search", ["ENC", "--build-index", "hsnw"], "hnsw"),
+        ("train", ["tiny_mntp", "--print-cofnig"], "--print-config"),
+    ],
+)
+def test_a_mistyped_option_or_choice_is_recognised(
+    door: str, words: list[str], near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(door, *words)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith(f"; did you mean {near!r}?\n")
+
+
+def test_a_mistyped_task_is_recognised(
+    command: Callable[..., list[str]], tmp_path: Path, refused: Refused
+) -> None:
+    path = Path(command("evaluate")[0])
+    recipe = json.loads(path.read_text())
+    path.write_text(json.dumps({**recipe, "instructions": {"artcles": "Find the article"}}))
+    line = refused("evaluate", path)
+    assert line.endswith(
+        "instructions.artcles: no such task; there are articles; did you mean 'articles'?"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+# --- which recipes a door lists ---
+
+
+def recipes_listed(text: str) -> set[str]:
+    """The names in the last paragraph of a help text, without the kinds before them."""
+    lines = text.partition("recipes of the project:\n")[2].splitlines()
+    return {name for line in lines for name in line[13:].replace(",", " ").split()}
+
+
+@pytest.mark.parametrize(
+    ("door", "kinds"),
+    [
+        ("train", {"mntp", "simcse", "supervised"}),
+        ("encode", {"embed"}),
+        ("evaluate", {"evaluate"}),
+        ("plan", {"pipeline", "mntp", "simcse", "supervised"}),
+        ("launch", set(KINDS)),
+        ("ready", set(KINDS)),
+        ("prefetch", set(KINDS)),
+    ],
+)
+def test_a_door_lists_the_recipes_of_its_own_kinds(
+    door: str, kinds: set[str], capsys: pytest.CaptureFixture[str], refused: Refused
+) -> None:
+    own = {name for name in recipe_names() if load_recipe(name).kind in kinds}
+    with pytest.raises(SystemExit):
+        main(door, "--help")
+    shown = capsys.readouterr().out
+    assert recipes_listed(shown) == own
+    assert all(f"\n  {kind} " in shown for kind in kinds)
+    listed = refused(door, "quetzalcoatl").partition("one of: ")[2]
+    assert set(listed.split(", ")) == own
+
+
+# --- the list of the doors ---
+
+
+def test_the_package_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    from toolkit.__main__ import DOORS as LISTED
+    from toolkit.__main__ import main as list_commands
+
+    programs = {
+        path.stem
+        for path in (ROOT / "toolkit").glob("*.py")
+        if 'if __name__ == "__main__"' in path.read_text()
+    }
+    assert set(LISTED) == programs - {"__main__"} | {"quickstart"}
+    assert list_commands([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, what in LISTED.items():
+        assert f"  python -m toolkit.{name:<12}{what}" in lines
+    assert list_commands(["trian"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'trian'; did you mean 'train'?\n"
+    assert list_commands(["train", "tiny_mntp"]) == 2
+    assert "a command is run as python -m toolkit.train" in capsys.readouterr().err
 
 
 # --- what every door answers ---

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import QUICKSTART, ROOT, need
 from toolkit import launch
-from toolkit.config import recipe_names
+from toolkit.catalogue import recipe_names
 from toolkit.stages import inputs_of, resolve
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -408,3 +408,86 @@ def test_a_pipeline_does_not_write_over_a_run(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is a run of kind 'mntp'; choose another run_dir"):
         launch.claim_pipeline(tmp_path, pipeline)
     assert (tmp_path / "config.yaml").read_text() == of_a_run
+
+
+# --- which recipe ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tiny_mntp"],
+        ["--recipe", "tiny_mntp"],
+        ["train.steps=7", "--recipe", "tiny_mntp"],
+        ["--dry-run", "tiny_mntp", "train.steps=7"],
+    ],
+)
+def test_a_recipe_is_the_first_word_or_an_option(words: list[str], folder: Path) -> None:
+    found = dry_run("--cluster", "local", *words, *paths(folder)[:2], folder=folder)
+    assert [line for line in found.splitlines() if line.startswith("# ")] == [
+        f"# mntp: 1 process(es) on this machine, logs in {folder}/my-run/logs/mntp"
+    ]
+    assert ("  steps: 7\n" in found) == ("train.steps=7" in words)
+
+
+def test_without_a_recipe_it_is_the_default_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["train.steps=7", "--print-config"]) == 0
+    assert "base: mistralai/Mistral-7B-Instruct-v0.2" in capsys.readouterr().out
+    site = tmp_path / "site.yaml"
+    site.write_text("recipe: tiny_pipeline\n")
+    for words, expected in (([], ["mntp", "simcse", "embed"]), (["tiny_mntp"], ["mntp"])):
+        assert launch.main([*words, "--site", str(site), "--print-config"]) == 0
+        kinds = re.findall(r"^kind: (\w+)", capsys.readouterr().out, flags=re.MULTILINE)
+        assert kinds == expected
+
+
+def test_a_word_behind_the_option_is_no_second_recipe(folder: Path) -> None:
+    message = refusal("--recipe", "tiny_mntp", "tiny_simcse", folder=folder)
+    assert "override 'tiny_simcse': write key.path=value" in message
+
+
+# --- a dry run needs nothing ---
+
+
+def test_a_dry_run_says_what_is_missing_and_prints_the_scripts_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--cluster", "slurm", "--gpus-per-node", "8", "--gpu", "h100"]
+    places = ["data.train=no/shards", "corpus.input=no/corpus", "model.base=./no/model"]
+    printed = dry_run("tiny_pipeline", *shape, *places, folder=tmp_path)
+    assert printed.count("#!/bin/bash\n") == 3
+    warned = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("warning: ") for line in warned)
+    for missing in (
+        "mntp: no/shards: no whole shard directory; make it with",
+        "model './no/model': no such folder",
+        "simcse: no/shards: no whole shard directory",
+        "embed: no/corpus: no whole shard directory",
+        "whether it fits cannot be told: model './no/model'",
+    ):
+        assert any(missing in line for line in warned), (missing, warned)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_dry_run_the_same_is_refused(tmp_path: Path) -> None:
+    shape = ["--cluster", "local", "--gpus-per-node", "0"]
+    message = refusal("tiny_mntp", *shape, "data.train=no/shards", folder=tmp_path)
+    assert "mntp: no/shards: no whole shard directory" in message
+
+
+def test_a_dry_run_names_every_missing_file_of_an_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ["sts.a=a.tsv", "sts.b=b.tsv"]
+    dry_run("quickstart_evaluate", "--cluster", "local", *tasks, folder=tmp_path)
+    warned = capsys.readouterr().err
+    assert "evaluate: a.tsv: no such file\n" in warned
+    assert "evaluate: b.tsv: no such file\n" in warned
+
+
+def test_a_dry_run_still_refuses_what_no_data_would_mend(folder: Path) -> None:
+    shape = ["--cluster", "slurm", "--gpus-per-node", "3", "--dry-run"]
+    message = refusal("tiny_pipeline", *shape, "data.train=no/shards", folder=folder)
+    assert "cannot be dealt to 3 ranks" in message

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import shutil
 import socket
 import time
@@ -57,7 +58,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
 
 def test_the_names_of_files_are_those_of_whoever_writes_them() -> None:
     assert standing.METRICS_FILE == metrics.METRICS_FILE
-    assert standing.STARTS_FILE == starts.STARTS_FILE
+    assert metrics.STARTS_FILE == starts.STARTS_FILE
     assert standing.PLAN_FILE == plan.PLAN_FILE
     assert standing.MANIFEST_FILE == store.MANIFEST_FILE
 
@@ -154,12 +155,13 @@ def test_a_later_start_by_sbatch_counts_and_not_the_jobs_of_the_launch_before(
     )
     log(run_dir, "7_0_log.out", "error: of the launch\n")
     (one,) = told(run_dir)
-    assert (one["state"], one["jobs"]) == ("FAILED", ["7"])
+    assert (one["state"], one["jobs"], one["restarts"]) == ("FAILED", ["7"], 0)
     (start,) = read_json_lines(run_dir / "starts.jsonl")
     later = {**start, "job": "8", "time": "2999-01-01T00:00:00+00:00"}
     (run_dir / "starts.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps(later)}\n")
     (one,) = told(run_dir)
     assert (one["state"], one["jobs"], one["trouble"]) == ("RUNNING", ["8"], "")
+    assert one["restarts"] == 1
 
 
 def test_a_run_that_loads_its_model_is_a_run(
@@ -330,3 +332,51 @@ def test_durations(seconds: float, shown: str) -> None:
 def test_an_array_is_over_when_all_its_tasks_are() -> None:
     assert JobState("1", "COMPLETED 3, FAILED 1").is_over
     assert not JobState("1", "COMPLETED 3, RUNNING 1").is_over
+
+
+ODD: list[Any] = [None, True, -1, 2**70, 1e300, "x", "2026-01-01", [], {}, [1], {"step": "a"}]
+
+
+def damaged(value: Any, *, chance: random.Random) -> Any:
+    """The value with something else in one place, or without it."""
+    if chance.random() < 0.3 or not isinstance(value, dict | list) or not value:
+        return chance.choice(ODD)
+    copy = json.loads(json.dumps(value))
+    place = chance.choice([*copy] if isinstance(copy, dict) else range(len(copy)))
+    if isinstance(copy, dict) and chance.random() < 0.2:
+        del copy[place]
+    else:
+        copy[place] = damaged(copy[place], chance=chance)
+    return copy
+
+
+def test_a_damaged_record_is_left_out_or_refused_in_one_line(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(pipeline, folder)
+    told = (folder / "launched.json").read_text().replace(str(pipeline), str(folder))
+    (folder / "launched.json").write_text(told)
+    me = {"time": "2026-01-01T00:00:00+00:00", "job": "local", "node": "n", "pid": 1}
+    write_json(folder / "simcse" / "starting.json", {"kind": "simcse", "steps": 9, **me})
+    beats = [{"node": "n", "seconds": 1.0, "step": 3, "phase": "backward"}]
+    write_json(folder / "simcse" / "heartbeats.json", {"nodes": beats})
+    write_json(folder / "embed" / "plan.json", {"bounds": [0, 2, 4]})
+    chance = random.Random(0)
+    records = [path for path in folder.rglob("*.json*") if "weights" not in path.parts]
+    records = [path for path in records if "encoder" not in path.parts]
+    assert len(records) >= 7
+    for _ in range(200):
+        path = chance.choice(records)
+        before = path.read_text()
+        if path.suffix == ".json":
+            path.write_text(json.dumps(damaged(json.loads(before), chance=chance)))
+        else:
+            lines = before.splitlines()
+            number = chance.randrange(len(lines))
+            lines[number] = json.dumps(damaged(json.loads(lines[number]), chance=chance))
+            path.write_text("\n".join(lines) + "\n")
+        code = status.main([str(folder)])
+        errors = capsys.readouterr().err
+        assert code in (0, 2) and errors.count("\n") <= (code == 2), path.read_text() + errors
+        path.write_text(before)

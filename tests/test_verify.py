@@ -239,7 +239,7 @@ def test_a_truncated_weights_file_of_a_model_is_named(
 def test_what_is_nothing_known_is_told_what_would_do(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "file").touch()
     for path, message in (
-        (tmp_path, "is nothing that can be checked"),
+        (tmp_path, "nothing in it can be checked"),
         (tmp_path / "file", "is a file"),
         (tmp_path / "nowhere", "no such directory"),
     ):

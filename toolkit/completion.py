@@ -5,39 +5,46 @@ what a door does. A door is found by PYTHON_ARGCOMPLETE_OK in its first line.
 """
 
 import argparse
+import functools
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from toolkit.config import flatten, load_recipe, recipe_names, resolve_stages
+from toolkit.catalogue import recipe_names
+from toolkit.config import flatten, load_recipe, resolve_stages
 from toolkit.files import BadInput
 from toolkit.schema import PipelineRecipe
 
 
-def answer_shell(parser: argparse.ArgumentParser) -> None:
-    """Say what may follow, and end the process, where a shell asks; do nothing otherwise."""
+def answer_shell(parser: argparse.ArgumentParser, *, kinds: Sequence[str] = ()) -> None:
+    """Say what may follow, and end the process, where a shell asks; do nothing otherwise. `kinds`
+    of recipes are those that the door takes, all if empty."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     import argcomplete
 
-    completers = {"recipe": recipes, "overrides": keys}
+    completers = {"recipe": functools.partial(recipes, kinds=kinds), "overrides": keys}
     for action in parser._actions:
         if action.dest in completers:
             action.completer = completers[action.dest]  # type: ignore[attr-defined]
     argcomplete.autocomplete(parser)
 
 
-def recipes(prefix: str, **_asked: object) -> Iterable[str]:
+def recipes(prefix: str, *, kinds: Sequence[str] = (), **_asked: object) -> Iterable[str]:
     """The project's recipes, and the user's files."""
     found = glob.glob(f"{glob.escape(prefix)}*")
     folders = [f"{path}/" for path in found if os.path.isdir(path)]
-    return [*recipe_names(), *folders, *(path for path in found if path.endswith(".yaml"))]
+    return [*recipe_names(kinds), *folders, *(path for path in found if path.endswith(".yaml"))]
 
 
-def keys(parsed_args: argparse.Namespace, **_asked: object) -> Iterable[str]:
-    """The keys of the recipe that the line names, of a pipeline those of its stages besides."""
+def keys(prefix: str, parsed_args: argparse.Namespace, **_asked: object) -> Iterable[str]:
+    """The keys of the recipe that the line names, of a pipeline those of its stages besides; the
+    recipes, where the line may still name one (toolkit.launch)."""
+    named = [word for word in parsed_args.overrides or () if "=" not in word]
+    if parsed_args.recipe is None and not named:
+        return recipes(prefix)
     try:
-        recipe = load_recipe(parsed_args.recipe)
+        recipe = load_recipe(parsed_args.recipe or named[0])
         found = list(flatten(recipe.model_dump(mode="json")))
         if isinstance(recipe, PipelineRecipe):
             found = [key for key in found if not key.startswith("stages.")]

@@ -7,15 +7,15 @@ Every number has one owner: hyper-parameters live here, memory and communication
 
 import json
 import re
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from toolkit.files import BadInput, is_committed
+from toolkit.catalogue import PACKAGE, recipe_path, shipped
+from toolkit.files import BadInput, did_you_mean, is_committed
 from toolkit.schema import (
     KINDS,
     MntpRecipe,
@@ -29,12 +29,12 @@ from toolkit.schema import (
     batch_split,
     check_no_blocks,
 )
+from toolkit.section import has_key, keys_of, section_at
 from toolkit.shown import as_yaml
 
-RECIPE_DIR = Path(__file__).parent / "recipes"
 # The hub's client raises an error of its own for any other.
 HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
-DEEPSPEED_DIR = Path(__file__).parents[1] / "ds_configs"
+DEEPSPEED_DIR = shipped("ds_configs")
 ENCODER_DIR = "encoder"
 ADAPTER_CONFIG = "adapter_config.json"
 # What may differ between a run and its continuation, with all below it; all else would be another
@@ -58,20 +58,16 @@ _Loader.add_implicit_resolver(
 )
 
 
-def recipe_names() -> list[str]:
-    """The names of the recipes that the project ships."""
-    return sorted(path.stem for path in RECIPE_DIR.glob("*.yaml"))
-
-
-def load_recipe(name: str, *, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path and apply `key.path=value` overrides, in order.
+def load_recipe(name: str, *, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path and apply `key.path=value` overrides, in order. `kinds` are
+    those of which an unknown name may be one.
 
     `{toolkit}` in a recipe stands for the installed package's folder.
     Raises `BadInput` that names the offending key and value and what would be valid.
     """
-    path = _recipe_path(name)
+    path = recipe_path(name, kinds=kinds)
     try:
-        text = path.read_text(encoding="utf-8").replace("{toolkit}", str(RECIPE_DIR.parent))
+        text = path.read_text(encoding="utf-8").replace("{toolkit}", str(PACKAGE))
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 (safe)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(f"{path}: cannot be read as a recipe ({_one_line(error)})") from error
@@ -127,12 +123,13 @@ def resolve_stages(
         key, _ = parse_override(override)
         first = key.partition(".")[0]
         # A stage may share its name with a section: mntp.mask_probability is the section's key.
-        if first in per_stage and not _has_key(_stage_type(pipeline.stages[first]), key=key):
+        if first in per_stage and not has_key(_stage_type(pipeline.stages[first]), key=key):
             per_stage[first].append(override.strip().removeprefix(f"{first}."))
             continue
-        takers = [n for n, s in pipeline.stages.items() if _has_key(_stage_type(s), key=key)]
+        takers = [n for n, s in pipeline.stages.items() if has_key(_stage_type(s), key=key)]
         if not takers:
-            raise BadInput(f"override {override!r}: no stage has the key {key!r}")
+            near = did_you_mean(key, _keys_of_stages(pipeline))
+            raise BadInput(f"override {override!r}: no stage has the key {key!r}{near}")
         for name in takers:
             per_stage[name].append(override)
     resolved: dict[str, StageRecipe] = {}
@@ -147,7 +144,7 @@ def resolve_stages(
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Part a pipeline's own overrides (run_dir, model.base, ...) from those for its stages."""
-    own = [o for o in overrides if _has_key(PipelineRecipe, key=parse_override(o)[0])]
+    own = [o for o in overrides if has_key(PipelineRecipe, key=parse_override(o)[0])]
     return own, [o for o in overrides if o not in own]
 
 
@@ -197,8 +194,9 @@ def deepspeed_layout(name: str) -> dict[str, Any]:
     if "/" in name or not path.is_file():
         path = Path(name)
     if not path.is_file():
-        valid = ", ".join(sorted(p.stem for p in DEEPSPEED_DIR.glob("*.json")))
-        raise BadInput(f"deepspeed.config: {name!r} is neither a file nor one of {valid}")
+        valid = sorted(p.stem for p in DEEPSPEED_DIR.glob("*.json"))
+        told = f"{name!r} is neither a file nor one of {', '.join(valid)}"
+        raise BadInput(f"deepspeed.config: {told}{did_you_mean(name, valid)}")
     try:
         layout = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -281,7 +279,8 @@ def check_run_dir(recipe: TrainingRecipe) -> None:
     old = flatten(before.model_dump(mode="json"))
     new = flatten(recipe.model_dump(mode="json"))
     if unknown := [key for key in recipe.train.may_differ if key not in new]:
-        raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe")
+        near = did_you_mean(unknown[0], new)
+        raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe{near}")
     free = FREE_KEYS | set(recipe.train.may_differ)
     keys = [k for k in {**old, **new} if old.get(k) != new.get(k) and not _and_above(k) & free]
     if keys:
@@ -297,15 +296,6 @@ def _and_above(key: str) -> set[str]:
     """A key with those of the sections that it stands in."""
     parts = key.split(".")
     return {".".join(parts[:number]) for number in range(1, len(parts) + 1)}
-
-
-def _recipe_path(name: str) -> Path:
-    path = RECIPE_DIR / f"{name.removesuffix('.yaml')}.yaml"
-    if "/" not in name and path.is_file():
-        return path
-    if Path(name).is_file():
-        return Path(name)
-    raise BadInput(f"unknown recipe {name!r}; a YAML file or one of: {', '.join(recipe_names())}")
 
 
 def _set_key(data: dict[str, Any], *, key: str, value: Any) -> None:
@@ -325,9 +315,10 @@ def _explain(error: ValidationError, *, model: type[Recipe]) -> str:
     for item in error.errors()[:3]:
         location = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            section = _section_at(model, path=item["loc"][:-1])
+            section = section_at(model, path=item["loc"][:-1])
             valid = ", ".join(section.model_fields) if section else "see the recipe"
-            parts.append(f"unknown key {location!r}; valid keys here: {valid}")
+            near = did_you_mean(location, keys_of(model, beside=item["loc"]))
+            parts.append(f"unknown key {location!r}; valid keys here: {valid}{near}")
         elif item["type"] == "missing":
             parts.append(f"key {location!r} is missing")
         else:
@@ -339,31 +330,10 @@ def _explain(error: ValidationError, *, model: type[Recipe]) -> str:
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
-def _section_at(model: type[BaseModel], *, path: Sequence[int | str]) -> type[BaseModel] | None:
-    section: type[BaseModel] = model
-    for part in path:
-        if str(part) in section.model_fields:
-            inner = _inner_section(section.model_fields[str(part)].annotation)
-            if inner is None:
-                return None
-            section = inner
-    return section
-
-
-def _inner_section(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (Union, types.UnionType, dict, Annotated):
-        return next((s for a in get_args(annotation) if (s := _inner_section(a))), None)
-    return None
-
-
-def _has_key(model: type[BaseModel], *, key: str) -> bool:
-    *parents, last = key.split(".")
-    if parents and parents[0] not in model.model_fields:
-        return False
-    section = _section_at(model, path=parents)
-    return section is not None and last in section.model_fields
+def _keys_of_stages(pipeline: PipelineRecipe) -> list[str]:
+    own = {name: keys_of(_stage_type(stage)) for name, stage in pipeline.stages.items()}
+    shared = dict.fromkeys(key for keys in own.values() for key in keys)
+    return [*shared, *(f"{name}.{key}" for name, keys in own.items() for key in keys)]
 
 
 def _stage_type(stage: Stage) -> type[Recipe]:

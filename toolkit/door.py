@@ -8,16 +8,18 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from toolkit.catalogue import recipes_text
 from toolkit.completion import answer_shell
-from toolkit.config import load_recipe, recipe_names, to_yaml
+from toolkit.config import load_recipe, to_yaml
 from toolkit.console import say_error, say_lines
-from toolkit.files import BadInput, RunFailed
+from toolkit.files import BadInput, RunFailed, did_you_mean
 from toolkit.schema import Recipe
 from toolkit.shown import visible
 
@@ -31,11 +33,21 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETO
 
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors show an argument that a terminal would act upon: a pattern of the
-    shell may have put a strange file name there."""
+    shell may have put a strange file name there. A mistyped option or choice gets the one that is
+    closest to it."""
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and exit with code 2."""
-        super().error(visible(message))
+        super().error(visible(f"{message}{self._near(message)}"))
+
+    def _near(self, message: str) -> str:
+        """What may have been meant, by argparse's own message."""
+        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            return did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
+            names = [name for action in self._actions for name in action.option_strings]
+            return did_you_mean(unknown[1], names)
+        return ""
 
 
 def guarded(action: Callable[[], None]) -> int:
@@ -111,17 +123,17 @@ def recipe_door(
     parser = Parser(
         prog=f"python -m toolkit.{program}",
         description=about,
-        epilog=f"example:\n  {example}\n\nrecipes of the project: {', '.join(recipe_names())}",
+        epilog=f"example:\n  {example}\n\n{recipes_text(kinds)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
-    answer_shell(parser)
+    answer_shell(parser, kinds=kinds)
     arguments = parser.parse_intermixed_args(argv)  # keys may stand behind an option
 
     def action() -> None:
-        recipe = load_recipe(arguments.recipe, overrides=arguments.overrides)
+        recipe = load_recipe(arguments.recipe, overrides=arguments.overrides, kinds=kinds)
         if recipe.kind not in kinds:
             raise BadInput(
                 f"recipe {arguments.recipe!r} is of kind {recipe.kind!r}; "

@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     return recipe_door(
         argv,
         program="encode",
-        about="Embed a corpus: alone, as a task of a SLURM array, or under MPI.",
+        about="Embed a corpus, alone, as a task of a SLURM array, or under MPI.",
         example="python -m toolkit.encode embed_corpus encoder.model=runs/simcse "
         "corpus.input=shards/wikipedia output_dir=embeddings/wikipedia",
         kinds=("embed",),

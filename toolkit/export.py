@@ -42,19 +42,29 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", metavar="RUN", help="of toolkit.train or toolkit.encode, or a model or adapter"
+        "source",
+        metavar="RUN",
+        help="directory of toolkit.train or toolkit.encode, or a model or adapter",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="what to write; it must not exist")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="folder or file to write; it must not exist"
+    )
     told = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
     parser.add_argument("--format", choices=FORMATS, default="merged", help=told)
     parser.add_argument(
-        "--adapters", nargs="+", default=[], metavar="A", help="merged upon RUN, in this order"
+        "--adapters",
+        nargs="+",
+        default=[],
+        metavar="A",
+        help="adapters to merge upon RUN, in order",
     )
     parser.add_argument(
-        "--dtype", choices=("fp32", "bf16"), help="of the weights; default: as trained, or the base"
+        "--dtype",
+        choices=("fp32", "bf16"),
+        help="type of the weights (default: as trained, or the base's)",
     )
     parser.add_argument(
-        "--scores", type=Path, metavar="FILE", help="scores.json of toolkit.evaluate, for the card"
+        "--scores", type=Path, metavar="FILE", help="scores.json for the model card"
     )
     answer_shell(parser)
     arguments = parser.parse_args(argv)

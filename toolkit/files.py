@@ -4,6 +4,7 @@ Knows the file system. Refuses to know what is inside a file.
 """
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -12,7 +13,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,15 @@ class BadInput(Ending, ValueError):
 
     Doors print it and exit with code 2. Anything else that is raised is a defect of ours.
     """
+
+
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """The end of an error about a mistyped word: the valid one that is closest to it, or, of a key
+    without its section, the one that ends like it. Empty where none is close."""
+    names = list(valid)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+    near += [name for name in names if name.endswith(f".{word}")]
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 @contextlib.contextmanager
@@ -174,6 +184,18 @@ def read_json(path: Path) -> Any:
         raise BadInput(f"{path}: is not valid JSON ({error})") from error
     except RecursionError as error:
         raise BadInput(f"{path}: is not valid JSON of ours (nested too deeply)") from error
+
+
+class RepeatedName(ValueError):
+    """A JSON object has a name twice: which of the two values is meant, nobody knows."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` for JSON of strangers; raises `RepeatedName`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedName("a name twice in a JSON object")
+    return found
 
 
 def append_line(path: Path, line: str) -> None:

@@ -2,7 +2,7 @@
 """The launcher: a recipe or a pipeline of recipes becomes jobs, each waiting for the one before.
 
     python -m toolkit.launch --nodes 4                        (Mistral-7B, the whole pipeline)
-    python -m toolkit.launch --recipe tiny_pipeline --dry-run
+    python -m toolkit.launch tiny_pipeline --dry-run
 
 Runs on a login node: nothing here imports torch.
 """
@@ -14,10 +14,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from toolkit.catalogue import recipes_text, shipped
 from toolkit.cluster import site, submit
 from toolkit.cluster.launched import Launched, write_launched
 from toolkit.completion import answer_shell
-from toolkit.config import load_recipe, recipe_names, to_yaml
+from toolkit.config import load_recipe, to_yaml
 from toolkit.console import say, say_error, say_lines
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput, create_atomic, write_atomic
@@ -35,6 +36,12 @@ from toolkit.stages import (
 )
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
+EXAMPLES = """examples:
+  python -m toolkit.launch --nodes 4 run_dir=runs/a data.train=shards/wikipedia
+  python -m toolkit.launch tiny_pipeline --cluster local mntp.train.steps=20
+  python -m toolkit.launch simcse_mistral_7b --nodes 2 --dry-run
+
+In a pipeline, stage.key=value goes to one stage and key=value to all that have the key."""
 CHECK_MIN = 10  # its limit: it takes seconds, and a node that hangs would keep the others
 
 
@@ -43,62 +50,74 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="python -m toolkit.launch",
         description="Submit a recipe, or every stage of a pipeline, as jobs in order.",
-        epilog="examples:\n"
-        "  python -m toolkit.launch --nodes 4 run_dir=runs/a data.train=shards/wikipedia\n"
-        "  python -m toolkit.launch --recipe tiny_pipeline --cluster local mntp.train.steps=20\n"
-        "  python -m toolkit.launch --recipe simcse_mistral_7b --nodes 2 --dry-run\n\n"
-        "In a pipeline, stage.key=value goes to one stage and key=value to all that have the key.\n"
-        f"recipes of the project: {', '.join(recipe_names())}",
+        epilog=f"{EXAMPLES}\n\n{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
-    made.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"default {DEFAULT_RECIPE}")
-    made.add_argument("--nodes", type=int, default=1, help="nodes of each training job (default 1)")
     made.add_argument(
-        "--gpus-per-node",
-        type=int,
-        help="ranks per node; 0 is one CPU rank (default: what is there)",
+        "overrides",
+        nargs="*",
+        metavar="RECIPE key=value",
+        help=f"a recipe's name or YAML file (default {DEFAULT_RECIPE}), then train.steps=100 etc.",
     )
-    made.add_argument("--gpu", help="its kind, as in h100: warns of a stage that will not fit")
-    made.add_argument(
-        "--allow-missing-models",
-        action="store_true",
-        help="submit though a model is not in this machine's hub cache: the nodes have another",
-    )
-    made.add_argument("--cpus-per-task", type=int, default=4, help="cores a rank (default 4)")
-    made.add_argument("--time-min", type=int, default=1440, help="limit a job (default 1440)")
-    made.add_argument("--mem-gib", type=int, help="memory a node (default: the cluster's)")
+    made.add_argument("--recipe", help="the same, as an option")
+    _add_resources(made)
     made.add_argument("--dependency", help=site.DEPENDENCY.about)
     made.add_argument(
-        "--array-throttle", type=int, help="tasks of an embedding at a time (default: all)"
+        "--array-throttle", type=int, help="tasks of an array that run at a time (default: all)"
     )
     site.add_options(made)
     made.add_argument(
-        "--site", help=f"a file with defaults for all of these, also ${site.SITE_VARIABLE}"
+        "--site", help=f"a file with defaults for these options; also ${site.SITE_VARIABLE}"
     )
     made.add_argument(
         "--chain",
         type=int,
         default=1,
-        help="jobs of a training stage, one after another, where SLURM may not requeue (default 1)",
+        help="jobs per training stage, one after another, where SLURM may not requeue (default 1)",
     )
     made.add_argument(
         "--check",
         action="store_true",
-        help="only see whether all ranks could start: addresses, code, data, disk, clocks, speed",
+        help="only check whether all ranks could start: addresses, code, data, disk, clocks, speed",
     )
-    made.add_argument("--wait", action="store_true", help="follow the jobs; Ctrl-C asks, ends none")
+    made.add_argument(
+        "--wait", action="store_true", help="follow the jobs; Ctrl-C asks what to do with them"
+    )
     made.add_argument("--cluster", choices=("auto", "slurm", "local"), default="auto")
-    made.add_argument("--dry-run", action="store_true", help="print the exact scripts, do nothing")
+    made.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the exact scripts and what is missing; do nothing",
+    )
     made.add_argument("--print-config", action="store_true", help="show the resolved recipes")
     return made
+
+
+def _add_resources(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--nodes", type=int, default=1, help="nodes of each training job (default 1)")
+    made.add_argument(
+        "--gpus-per-node",
+        type=int,
+        help="ranks per node; 0 is one rank on the CPU (default: the GPUs that are there)",
+    )
+    made.add_argument("--gpu", help="kind of GPU, as in h100: warn of stages that will not fit")
+    made.add_argument(
+        "--allow-missing-models",
+        action="store_true",
+        help="submit though a model is not in this machine's hub cache: the nodes have another",
+    )
+    made.add_argument("--cpus-per-task", type=int, default=4, help="cores per rank (default 4)")
+    made.add_argument(
+        "--time-min", type=int, default=1440, help="time limit of each job (default 1440)"
+    )
+    made.add_argument("--mem-gib", type=int, help="memory per node (default: the cluster's)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The door `python -m toolkit.launch`."""
     made = parser()
     answer_shell(made)
-    arguments = made.parse_intermixed_args(argv)
+    arguments = parse(made, argv)
 
     def action() -> None:
         launch(with_site(arguments, argv=argv, environ=os.environ), environ=os.environ)
@@ -110,6 +129,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, where the recipe is the first word, or that of --recipe, or the default.
+
+    Only a word without = can be the first: the default recipe takes keys without being named.
+    """
+    arguments = made.parse_intermixed_args(argv)
+    by_option = parser().parse_intermixed_args(argv).recipe  # and not by a site's file
+    if by_option is None and arguments.overrides and "=" not in arguments.overrides[0]:
+        arguments.recipe = arguments.overrides.pop(0)
+    arguments.recipe = arguments.recipe or DEFAULT_RECIPE
+    return arguments
+
+
 def with_site(
     arguments: argparse.Namespace, *, argv: Sequence[str] | None, environ: Mapping[str, str]
 ) -> argparse.Namespace:
@@ -119,7 +151,7 @@ def with_site(
         return arguments
     again = parser()
     again.set_defaults(**site.read_site(path, parser=again))
-    return again.parse_intermixed_args(argv)
+    return parse(again, argv)
 
 
 def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
@@ -138,9 +170,14 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         return
     jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
     must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ, default="1")
-    check(jobs, models_must_be_here=must_be_here and not arguments.allow_missing_models)
+    check(
+        jobs,
+        models_must_be_here=must_be_here and not arguments.allow_missing_models,
+        inputs_must_be_here=not arguments.dry_run,
+    )
     if arguments.gpu:
-        warn_if_too_large(jobs, gpu=gpu_of(arguments.gpu))
+        gpu = gpu_of(arguments.gpu)
+        warn_if_too_large(jobs, gpu=gpu, model_must_be_here=not arguments.dry_run)
     setup = environment_script(environ)
     if arguments.check:
         jobs = [check_of(jobs)]
@@ -189,7 +226,7 @@ def claim_pipeline(run_dir: Path, whole: PipelineRecipe) -> None:
 
 def environment_script(environ: Mapping[str, str]) -> list[str]:
     """The line that sets up a job's environment: slurm/env.sh, the only home of site settings."""
-    script = Path(__file__).parents[1] / "slurm" / "env.sh"
+    script = shipped("slurm") / "env.sh"
     chosen = environ.get("TOOLKIT_ENV_SH", str(script) if script.is_file() else "")
     if not chosen:
         return []
@@ -259,8 +296,8 @@ def launched(job: PlannedJob, jobs: Sequence[str] = ()) -> Launched:
 def submit_jobs(
     jobs: Sequence[PlannedJob], *, chain: int, setup: Sequence[str], after: str | None
 ) -> Iterator[tuple[PlannedJob, str]]:
-    """Submit every job behind the one before it, the first as `after` says; prints a line a job
-    and yields it with its id.
+    """Submit every job behind the one before it, the first as `after` says; prints one line
+    per job and yields it with its id.
 
     Of a training stage `chain` equal jobs, each after the end of the one before, whatever its end:
     those that find the run finished end at once.

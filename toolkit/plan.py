@@ -8,8 +8,9 @@ import argparse
 import sys
 from collections.abc import Mapping
 
+from toolkit.catalogue import recipes_text
 from toolkit.completion import answer_shell
-from toolkit.config import load_recipe, recipe_names, resolve_stages, split_overrides
+from toolkit.config import load_recipe, resolve_stages, split_overrides
 from toolkit.console import say, say_lines
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
@@ -28,31 +29,35 @@ from toolkit.planning import (
 from toolkit.schema import PipelineRecipe, Recipe, TrainingRecipe
 
 GBIT = 1e9 / 8
+KINDS = ("pipeline", "mntp", "simcse", "supervised")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.plan`."""
     parser = Parser(
         prog="python -m toolkit.plan",
-        description="Memory of a GPU, time and network that training stages will need: estimates, "
-        "but for what ZeRO partitions, which is exact. A step takes the longer of computing and "
+        description="Estimate the memory per GPU, the time and the network that training stages "
+        "will need (what ZeRO partitions is exact). A step takes the longer of its computing and "
         "of the network beside it, and then the network after it.",
         epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
-        f"recipes of the project: {', '.join(recipe_names())}",
+        f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
-    parser.add_argument("--nodes", type=int, default=1, help="default 1")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="default 8")
-    parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)}; default h100")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs per node (default 8)")
+    parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(GPUS)} (default h100)")
     parser.add_argument(
-        "--network-gbit", type=float, default=3200, help="of a node, all ports; default 8 x 400"
+        "--network-gbit",
+        type=float,
+        default=3200,
+        help="Gbit/s per node, over all its ports (default 3200, as 8 x 400)",
     )
     parser.add_argument(
-        "--efficiency", type=float, default=0.45, help="part of the peak; default 0.45"
+        "--efficiency", type=float, default=0.45, help="fraction of the GPU's peak (default 0.45)"
     )
-    answer_shell(parser)
+    answer_shell(parser, kinds=KINDS)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: run(arguments))
 
@@ -89,7 +94,7 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
 def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[str, TrainingRecipe]]:
     """The base model and the training stages of a recipe or pipeline; a later stage's base is what
     an earlier one made of it, of the same shape."""
-    recipe: Recipe = load_recipe(name)
+    recipe: Recipe = load_recipe(name, kinds=KINDS)
     if isinstance(recipe, PipelineRecipe):
         own, rest = split_overrides(overrides)
         pipeline = load_recipe(name, overrides=own)
@@ -99,7 +104,9 @@ def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[st
         return pipeline.model.base, trained
     recipe = load_recipe(name, overrides=overrides)
     if not isinstance(recipe, TrainingRecipe):
-        raise BadInput(f"recipe {name!r} is of kind {recipe.kind!r}: only training is planned")
+        raise BadInput(
+            f"recipe {name!r} is of kind {recipe.kind!r}; toolkit.plan takes {', '.join(KINDS)}"
+        )
     return recipe.model.base, {recipe.kind: recipe}
 
 
@@ -117,7 +124,9 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
     changes = faster(shape, recipe, asked=asked, cluster=cluster)
     if asked.step_s > 1.05 * asked.compute_s:
         told = "; ".join(f"{what}: {_time(found.hours)}" for what, found in changes[:3])
-        lines.append(f"  the network holds it up; {told or 'no other layout or micro-batch helps'}")
+        lines.append(
+            f"  the network slows it down; {told or 'no other layout or micro-batch helps'}"
+        )
     return "\n".join(lines)
 
 
@@ -125,7 +134,7 @@ def _step(asked: Need) -> str:
     """What its hours are made of: the steps times max(compute, network) + network afterwards."""
     after = f", and {asked.exposed_s:.3g} s after it" if asked.exposed_s else ""
     return (
-        f"a step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, "
+        f"per step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, "
         f"{asked.hidden_s:.3g} s of network beside it{after}"
     )
 
@@ -137,12 +146,12 @@ def _time(hours: float) -> str:
 def _memory(asked: Need, *, best: Need | None) -> list[str]:
     shown = [asked] + ([best] if best and best.layout != asked.layout else [])
     names = list(dict.fromkeys(item for found in shown for item in found.memory))
-    rows = [["GiB of a GPU", *(found.layout for found in shown)]]
+    rows = [["GiB per GPU", *(found.layout for found in shown)]]
     for item in names:
         rows.append([item, *(f"{found.memory.get(item, 0) / GIB:.2f}" for found in shown)])
     rows.append(["in all", *(f"{found.total / GIB:.2f}" for found in shown)])
     if any(found.host for found in shown):
-        rows.append(["a node's own", *(f"{found.host / GIB:.2f}" for found in shown)])
+        rows.append(["host, per node", *(f"{found.host / GIB:.2f}" for found in shown)])
     return ["  " + f"{row[0]:<18}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
 
 
@@ -152,9 +161,9 @@ def verdict(asked: Need, *, best: Need | None, cluster: Cluster) -> str:
     fits = asked.fits(cluster.gpu)
     told = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"
     if best is None:
-        return f"{told}, nor does any other: more GPUs, or a smaller train.micro_batch_rows"
+        return f"{told}, nor does any other: take more GPUs, or a smaller train.micro_batch_rows"
     if best.layout == asked.layout:
-        return told if not fits else f"{told}, and is the one to take"
+        return told if not fits else f"{told}, and is recommended"
     return f"{told}; better: deepspeed.config={best.layout}"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config import deepspeed_layout, resolve_model
-from toolkit.files import BadInput, read_json
+from toolkit.files import BadInput, did_you_mean, read_json
 from toolkit.hub import cached_file
 from toolkit.schema import Lora, MntpRecipe, SimcseRecipe, TrainingRecipe, batch_split
 
@@ -367,7 +367,8 @@ def peak_of(device_name: str) -> float | None:
 def gpu_of(name: str) -> Gpu:
     """The GPU of that name; `BadInput` lists the known ones."""
     if name not in GPUS:
-        raise BadInput(f"--gpu {name}: not known; valid: {', '.join(GPUS)}")
+        near = did_you_mean(name, GPUS)
+        raise BadInput(f"--gpu {name}: not known; valid: {', '.join(GPUS)}{near}")
     return GPUS[name]
 
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.catalogue import recipes_text
 from toolkit.cluster.launched import PREFETCHED_FILE
 from toolkit.completion import answer_shell
 from toolkit.console import say
@@ -30,11 +31,12 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m toolkit.prefetch",
         description="Fetch the models that a recipe names into the hub cache, before it is queued.",
         epilog="examples:\n  python -m toolkit.prefetch llm2vec_mistral_7b run_dir=runs/a\n"
-        "  HF_HOME=/shared/hub python -m toolkit.prefetch mntp_llama2_7b",
+        "  HF_HOME=/shared/hub python -m toolkit.prefetch mntp_llama2_7b\n\n"
+        f"{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a name or a file, as for toolkit.launch")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
     answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: prefetch(arguments.recipe, overrides=arguments.overrides))

@@ -11,9 +11,9 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from toolkit.catalogue import recipes_text
 from toolkit.cluster.topology import array_task, ranks_of_job
 from toolkit.completion import answer_shell
-from toolkit.config import recipe_names
 from toolkit.console import say
 from toolkit.door import Parser, guarded
 from toolkit.files import BadInput
@@ -26,17 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The door `python -m toolkit.ready`."""
     parser = Parser(
         prog="python -m toolkit.ready",
-        description="See whether a recipe, or every stage of a pipeline, could start: keys, "
-        "shards, models, directories, steps. Exit code 2 and one line if not; nothing is written.",
+        description="Check whether a recipe, or every stage of a pipeline, could start: keys, "
+        "shards, models, directories, steps. If not, one line says why, and the exit code is 2.",
         epilog="example:\n"
         "  python -m toolkit.ready mntp_mistral_7b run_dir=runs/a --ranks 16 && \\\n"
         "    sbatch --nodes=2 slurm/mntp_mistral.sh run_dir=runs/a\n\n"
-        f"recipes of the project: {', '.join(recipe_names())}",
+        f"{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
-    parser.add_argument("--ranks", type=int, help="default: those of the SLURM job, or 1")
+    parser.add_argument(
+        "--ranks", type=int, help="ranks that will run it (default: those of the SLURM job, or 1)"
+    )
     answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: run(arguments, environ=os.environ))

@@ -29,10 +29,10 @@ from toolkit.door import Parser, guarded
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.evaluation.parts import PART_DIR, main_scores
-from toolkit.files import COMMIT_MARKER, BadInput, read_json, read_json_lines, write_atomic
+from toolkit.files import COMMIT_MARKER, BadInput, read_json, write_atomic
 from toolkit.shown import in_html
 from toolkit.standing import SCORES_FILE, Standing, standings
-from toolkit.training.metrics import METRICS_FILE, STARTS_FILE, read_metrics
+from toolkit.training.metrics import METRICS_FILE, read_metrics, read_starts
 
 MAP_ROWS, MAP_NAMES, HEAT_ROWS = 2000, 14, 24
 SAMPLES, NEIGHBOURS = 6, 3
@@ -48,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.report`."""
     parser = Parser(
         prog="python -m toolkit.report",
-        description="A run, a pipeline or an encoding as one HTML page.",
+        description="Draw a run, a pipeline or an encoding as one HTML page.",
         epilog="examples:\n  python -m toolkit.report runs/quickstart",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="its directory")
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument("--output", type=Path, help="where to write (default RUN/report)")
     answer_shell(parser)
     arguments = parser.parse_args(argv)
@@ -64,7 +64,7 @@ def report(run: Path, *, output: Path, now: float) -> None:
     """Write the page, with the date `now` (seconds of 1970). Raises `BadInput` for what is no run,
     and without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput("toolkit.report draws with matplotlib; pip install matplotlib")
+        raise BadInput("toolkit.report needs matplotlib: pip install matplotlib")
     found = standings(run, now=now)
     places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
     body, pictures = [summary(found, places=places)], dict[str, bytes]()
@@ -102,7 +102,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
     from toolkit import pictures
 
     if rows := [row for row in read_metrics(output) if row["step"] or len(row) > 2]:
-        starts = read_json_lines(output / STARTS_FILE)
+        starts = read_starts(output)
         restarts = [int(start["step"]) for start in starts[1:]]
         text = came_from(output / METRICS_FILE) + table(starts_told(starts))
         yield (
@@ -196,7 +196,7 @@ def written(one: Standing, *, output: Path) -> tuple[str, str]:
     found = [path for pattern in patterns for path in output.glob(pattern)]
     times = sorted(path.stat().st_mtime for path in found)
     # Metrics are written again and again, and a start says when it was.
-    starts = [str(start.get("time", "")) for start in read_json_lines(output / STARTS_FILE)]
+    starts = [str(start.get("time", "")) for start in read_starts(output)]
     with contextlib.suppress(ValueError):
         times = [datetime.datetime.fromisoformat(s).timestamp() for s in starts[:1]] + times
     return (date(times[0]), date(times[-1])) if times else ("", "")

@@ -13,10 +13,10 @@ import numpy as np
 import yaml
 
 from toolkit.config import ENCODER_DIR, load_recipe
-from toolkit.files import BadInput, read_json_lines
+from toolkit.files import BadInput, did_you_mean
 from toolkit.schema import EncoderSettings, TrainingRecipe
 from toolkit.shown import as_code, in_markdown
-from toolkit.training.metrics import STARTS_FILE, read_metrics
+from toolkit.training.metrics import read_metrics, read_starts
 
 REFERENCE_DIR = Path(__file__).parent / "references"
 REPORT_FILE = "reproduction.md"
@@ -56,7 +56,9 @@ def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
     """
     path = Path(name) if name.endswith(".yaml") else REFERENCE_DIR / f"{name}.yaml"
     if not path.is_file():
-        raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(reference_names())}")
+        valid = reference_names()
+        near = did_you_mean(name, valid)
+        raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(valid)}{near}")
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         hours = found.get("hours") or {}
@@ -133,7 +135,7 @@ def _differences(run: Path, recipe: TrainingRecipe, reference: Reference) -> Ite
 def _hours(run: Path, recipe: TrainingRecipe, reference: Reference) -> str:
     """Mean seconds of a step times its steps and ranks: what logging and saving took is not in."""
     seconds = [row["seconds"] for row in read_metrics(run) if row.get("seconds")]
-    starts = read_json_lines(run / STARTS_FILE)
+    starts = read_starts(run)
     if not seconds or not starts:
         return f"- {in_markdown(run)} ({recipe.kind}): not recorded"
     ranks, device = int(starts[-1]["world_size"]), str(starts[-1]["device"])

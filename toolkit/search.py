@@ -23,8 +23,8 @@ EXAMPLES = """examples:
   python -m toolkit.search embeddings/wikipedia --build-index hnsw
   python -m toolkit.search embeddings/wikipedia --index hnsw "who built the canal?"
 
-Without --index every row is looked at. An index needs faiss (pip install faiss-cpu). Building it
-can be stopped and started again at any time.
+Without --index every row is compared. An index needs faiss (pip install faiss-cpu). Its build can
+be stopped and started again at any time.
 """
 
 
@@ -55,16 +55,20 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("encoding", type=Path, help="the output_dir of toolkit.encode")
     add("query", nargs="*", help="queries, each in quotes")
-    add("--queries", type=Path, metavar="FILE", help="more queries, one a line")
-    add("--top", type=int, default=5, help="hits a query (default 5)")
-    add("--instruction", default="", help="what is asked of the queries, if trained")
-    add("--build-index", choices=KINDS, help="make this index, or finish it")
-    add("--index", choices=KINDS, help="search by this index: quick, and not exact")
-    add("--model", help="the encoder's folder, if it was moved since")
-    add("--corpus", type=Path, help="the corpus's shards, if they were moved since")
-    add("--json", action="store_true", help="one JSON line a query")
-    add("--every-chunk", action="store_true", help="of a long text not only the best chunk")
-    add("--verify", action="store_true", help="compare all files with their digests first")
+    add("--queries", type=Path, metavar="FILE", help="more queries, one per line")
+    add("--top", type=int, default=5, help="hits per query (default 5)")
+    add("--instruction", default="", help="stands before each query, for encoders trained with one")
+    add("--build-index", choices=KINDS, help="make this index, or finish one that was begun")
+    add("--index", choices=KINDS, help="search by this index: faster, but may miss rows")
+    add("--model", help="the encoder's folder, if it was moved")
+    add("--corpus", type=Path, help="the corpus's shards, if they were moved")
+    add("--json", action="store_true", help="print one line of JSON per query")
+    add(
+        "--every-chunk",
+        action="store_true",
+        help="show all chunks of a long text, not only the best",
+    )
+    add("--verify", action="store_true", help="first compare all files with their digests")
     answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)  # queries may stand behind options
     settings = Settings(
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         from toolkit.text.tokens import is_unicode
 
         if strange := [query for query in queries if not is_unicode(query)]:
-            raise BadInput(f"the query {strange[0]!r} is no valid Unicode; UTF-8, please")
+            raise BadInput(f"the query {strange[0]!r} is not valid Unicode; write it in UTF-8")
         if queries:
             run(arguments.encoding, queries=queries, settings=settings)
         else:
@@ -107,7 +111,7 @@ def read_queries(path: Path | None) -> list[str]:
         raise BadInput(f"--queries {path}: cannot be read as UTF-8 text ({error})") from error
     queries = [line for line in lines if line]
     if not queries:
-        raise BadInput(f"--queries {path}: has no line; write a query a line")
+        raise BadInput(f"--queries {path}: has no line; write one query per line")
     return queries
 
 

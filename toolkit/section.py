@@ -3,7 +3,9 @@
 Knows types and ranges. Refuses to know what is set.
 """
 
-from typing import Annotated
+import types
+from collections.abc import Sequence
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,3 +22,43 @@ class Section(BaseModel):
     """A frozen group of settings; an unknown key or a value of another type is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def section_at(model: type[BaseModel], *, path: Sequence[int | str]) -> type[BaseModel] | None:
+    """The group of settings at a path of names; names of a dictionary's entries are passed over."""
+    section: type[BaseModel] = model
+    for part in path:
+        if str(part) in section.model_fields:
+            inner = _inner_section(section.model_fields[str(part)].annotation)
+            if inner is None:
+                return None
+            section = inner
+    return section
+
+
+def _inner_section(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, types.UnionType, dict, Annotated):
+        return next((s for a in get_args(annotation) if (s := _inner_section(a))), None)
+    return None
+
+
+def has_key(model: type[BaseModel], *, key: str) -> bool:
+    """Whether a recipe's type has the dotted key."""
+    *parents, last = key.split(".")
+    if parents and parents[0] not in model.model_fields:
+        return False
+    section = section_at(model, path=parents)
+    return section is not None and last in section.model_fields
+
+
+def keys_of(model: type[BaseModel], *, beside: Sequence[int | str] = ()) -> list[str]:
+    """All dotted keys of a recipe's type, after those that stand beside the one at `beside`."""
+    found = []
+    if (section := section_at(model, path=beside[:-1])) and beside:
+        found = [".".join(map(str, (*beside[:-1], name))) for name in section.model_fields]
+    for name, field in model.model_fields.items():
+        inner = _inner_section(field.annotation)
+        found += [name, *(f"{name}.{key}" for key in (keys_of(inner) if inner else ()))]
+    return found

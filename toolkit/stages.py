@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import os
 import re
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 
 from toolkit.cluster import site, submit
@@ -78,8 +78,8 @@ def plan(
     arguments: argparse.Namespace,
     cluster: str,
 ) -> list[PlannedJob]:
-    """What each stage asks for: training the whole allocation, an embedding one task a GPU; so an
-    evaluation, while there are as many encoders and tasks."""
+    """What each stage asks for. Training gets the whole allocation. An embedding gets one task per
+    GPU, and so does an evaluation, up to the number of its encoders times its tasks."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -147,7 +147,7 @@ def num_parts(recipe: EvaluateRecipe) -> int:
 
 
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
-    """Of a node: what is asked for, or what is there."""
+    """GPUs per node: as many as are asked for, or else as many as are there."""
     gpus: int | None = arguments.gpus_per_node
     if gpus is None:
         local = cluster == "local"
@@ -157,50 +157,83 @@ def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
     return gpus
 
 
-def check(jobs: Sequence[PlannedJob], *, models_must_be_here: bool) -> None:
-    """Refuse now what a job would refuse after hours in the queue."""
+def check(
+    jobs: Sequence[PlannedJob], *, models_must_be_here: bool, inputs_must_be_here: bool = True
+) -> None:
+    """Refuse now what a job would refuse after hours in the queue. Where the inputs need not be
+    here, what is missing is a warning: the scripts can be looked at without it."""
     stages = {job.name: job.recipe for job in jobs}
     for job in jobs:
         asked = job.resources
         workers = asked.array * asked.nodes * asked.tasks_per_node
-        check_stage(stages, name=job.name, workers=workers, models_must_be_here=models_must_be_here)
+        check_settings(stages[job.name], name=job.name, workers=workers)
+        if inputs_must_be_here:
+            check_inputs(stages, name=job.name, models_must_be_here=models_must_be_here)
+        else:
+            for missing in missing_inputs(stages, name=job.name, models_must_be_here=False):
+                warn(missing)
         _check_writable(job.folder)
 
 
 def check_stage(
     stages: Mapping[str, StageRecipe], *, name: str, workers: int, models_must_be_here: bool
 ) -> None:
-    """Raise `BadInput` for what `workers` processes of a stage would refuse.
+    """Raise `BadInput` for what `workers` processes of a stage would refuse."""
+    check_settings(stages[name], name=name, workers=workers)
+    check_inputs(stages, name=name, models_must_be_here=models_must_be_here)
+
+
+def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
+    """Raise `BadInput` for what `workers` processes of a stage would refuse, whatever they read."""
+    if isinstance(recipe, TrainingRecipe):
+        check_training(recipe, world_size=workers)
+        check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
+    elif isinstance(recipe, EmbedRecipe) and recipe.schedule == "alone" and workers > 1:
+        raise BadInput(
+            f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
+            " each would embed everything; schedule=claim shares it"
+        )
+    _check_writable(output_of(recipe).absolute())
+
+
+def check_inputs(
+    stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
+) -> None:
+    """Raise `BadInput` for the first of `missing_inputs`."""
+    for missing in missing_inputs(stages, name=name, models_must_be_here=models_must_be_here):
+        raise BadInput(missing)
+
+
+def missing_inputs(
+    stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
+) -> Iterator[str]:
+    """What a stage reads and cannot, a line for each.
 
     What an earlier stage will write cannot be looked at yet, so only the rest is. A model of the
     hub that is not in this machine's cache is a warning where it need not be here.
     """
     recipe = stages[name]
-    if isinstance(recipe, TrainingRecipe):
-        check_training(recipe, world_size=workers)
-        check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
-    elif isinstance(recipe, EvaluateRecipe):
-        _check_files(recipe, stage=name)
-    elif recipe.schedule == "alone" and workers > 1:
-        raise BadInput(
-            f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
-            " each would embed everything; schedule=claim shares it"
-        )
+    if isinstance(recipe, EvaluateRecipe):
+        yield from (f"{name}: {path}: no such file" for path in _missing_files(recipe))
     models, shards = inputs_of(stages, name=name)
     for directory in shards:
         if not is_committed(Path(directory)):
             how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
-            raise BadInput(f"{name}: {directory}: no whole shard directory; {how}")
+            yield f"{name}: {directory}: no whole shard directory; {how}"
     for model in models:
-        if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
-            model = resolve_model(model)
+        try:
+            if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
+                model = resolve_model(model)
+        except BadInput as error:
+            yield str(error)
+            continue
         if told := not_here(model):
             if os.path.isdir(model):
-                raise BadInput(f"{name}: {told}; copy or download it again")
-            if models_must_be_here:
-                raise BadInput(f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}")
-            warn(f"{name}: {told}")
-    _check_writable(output_of(recipe).absolute())
+                yield f"{name}: {told}; copy or download it again"
+            elif models_must_be_here:
+                yield f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}"
+            else:
+                warn(f"{name}: {told}")
 
 
 def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
@@ -223,25 +256,32 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     return there[0], there[1]
 
 
-def _check_files(recipe: EvaluateRecipe, *, stage: str) -> None:
-    """That the files of local tasks are there; what is in them is looked at by the job."""
+def _missing_files(recipe: EvaluateRecipe) -> list[str]:
+    """The files of local tasks that are not there; the job looks at what is in the others."""
     paths = [*recipe.sts.values(), *recipe.clustering.values(), *recipe.reranking.values()]
     paths += recipe.pair_classification.values()
     paths += [part for task in recipe.classification.values() for part in (task.train, task.test)]
     paths += [part for task in recipe.words.values() for part in (task.train, task.test)]
     for task in recipe.retrieval.values():
         paths += [task.queries, *([task.judgements] if task.judgements else [])]
-    if missing := [path for path in paths if not Path(path).exists()]:
-        raise BadInput(f"{stage}: {missing[0]}: no such file")
+    return [path for path in paths if not Path(path).exists()]
 
 
-def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
+def warn_if_too_large(
+    jobs: Sequence[PlannedJob], *, gpu: Gpu, model_must_be_here: bool = True
+) -> None:
     """Say which training stage will not fit its GPUs, by `toolkit.plan`'s estimate.
 
     The first stage's model tells the shape: a later one trains what came of it.
     """
     trained = [(job, job.recipe) for job in jobs if isinstance(job.recipe, TrainingRecipe)]
-    shape = shape_of(trained[0][1].model.base) if trained else None
+    try:
+        shape = shape_of(trained[0][1].model.base) if trained else None
+    except BadInput as error:
+        if model_must_be_here:
+            raise
+        warn(f"whether it fits cannot be told: {error}")
+        return
     for job, recipe in trained:
         assert shape
         asked = job.resources
@@ -249,7 +289,7 @@ def warn_if_too_large(jobs: Sequence[PlannedJob], *, gpu: Gpu) -> None:
         found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
         if not found.fits(gpu):
             warn(
-                f"{job.name}: wants {found.total / GIB:.0f} GiB of a GPU of "
+                f"{job.name}: needs {found.total / GIB:.0f} GiB per GPU, and a GPU has "
                 f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
             )
 

@@ -11,7 +11,10 @@ import socket
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from toolkit.cluster.heartbeats import HEARTBEATS_FILE, read_heartbeats
 from toolkit.cluster.launched import LAUNCHED_FILE, Launched, read_launched
@@ -19,11 +22,31 @@ from toolkit.cluster.leases import beats_of_hosts
 from toolkit.cluster.queue import FINAL, FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.cluster.topology import LOCAL
 from toolkit.config import ENCODER_DIR, load_recipe
+from toolkit.documents import Count, checked
 from toolkit.encoding.plan import LEASE_DIR, MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.evaluation.parts import PART_DIR
-from toolkit.files import BadInput, is_committed, read_json, read_json_lines
+from toolkit.files import BadInput, is_committed, read_json
 from toolkit.schema import PipelineRecipe, TrainingRecipe
-from toolkit.training.metrics import METRICS_FILE, STARTING_FILE, STARTS_FILE, read_metrics
+from toolkit.training.metrics import METRICS_FILE, STARTING_FILE, read_metrics, read_starts
+
+
+def _as_told(time: str) -> str:
+    datetime.datetime.fromisoformat(time)  # its ValueError is that of the document
+    return time
+
+
+class _Starting(TypedDict):
+    kind: str
+    steps: int
+    pid: int
+    time: Annotated[str, AfterValidator(_as_told)]
+    job: str
+    node: str
+
+
+class _Bounds(TypedDict):
+    bounds: Annotated[list[Count], Field(min_length=1)]
+
 
 RECENT = 20  # logged steps or units that the speed is a median of
 QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
@@ -144,7 +167,7 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     else:
         finished = _look_at_training(output, found, steps=stage.steps, now=now)
     starting = _starting(output)
-    last = [*read_json_lines(output / STARTS_FILE)[-1:], *([starting] if starting else [])]
+    last = [*read_starts(output)[-1:], *([starting] if starting else [])]
     if last and str(last[-1]["job"]) not in found.jobs and last[-1]["time"] > stage.time:
         job = str(last[-1]["job"])  # started by other means since
         found.jobs = () if job == LOCAL else (job,)
@@ -162,16 +185,16 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     return found
 
 
-def _starting(output: Path) -> dict[str, Any] | None:
+def _starting(output: Path) -> _Starting | None:
     """What loads its model for this run, or did so when it was killed."""
     try:
-        told: dict[str, Any] = read_json(output / STARTING_FILE)
-    except BadInput:  # there is none, or it went while we looked
+        told = read_json(output / STARTING_FILE)
+        return checked(told, _Starting, source=output / STARTING_FILE, advice="remove it")
+    except BadInput:  # there is none, or it went while we looked, or it tells nothing
         return None
-    return told
 
 
-def _unheard_s(starting: Mapping[str, Any], *, now: float) -> float:
+def _unheard_s(starting: _Starting, *, now: float) -> float:
     """Seconds since whoever loads was there: of a process of this host, whether it lives."""
     silence_s = now - datetime.datetime.fromisoformat(starting["time"]).timestamp()
     if starting["job"] != LOCAL or starting["node"] != socket.gethostname():
@@ -202,7 +225,7 @@ def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: 
             each_s = statistics.median(row["seconds"] for row in recent)
             found.left_s = (found.total - found.done) * each_s
         found.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
-    found.restarts = max(0, len(read_json_lines(output / STARTS_FILE)) - 1)
+    found.restarts = max(0, len(read_starts(output)) - 1)
     whole = is_committed(output / ENCODER_DIR)
     return whole and found.done >= found.total
 
@@ -211,7 +234,8 @@ def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
     found.unit = "units"
     if not (output / PLAN_FILE).is_file():
         return False
-    plan: dict[str, Any] = read_json(output / PLAN_FILE)
+    path = output / PLAN_FILE
+    plan = checked(read_json(path), _Bounds, source=path, advice="remove it to encode anew")
     found.total = len(plan["bounds"]) - 1
     times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
     found.done = len(times)

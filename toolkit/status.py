@@ -35,22 +35,22 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.status`."""
     parser = Parser(
         prog="python -m toolkit.status",
-        description="Where runs stand: of a pipeline each stage, of a run or an encoding itself.",
+        description="Show where runs stand: every stage of a pipeline, a run, or an encoding.",
         epilog="examples:\n  python -m toolkit.status runs/llm2vec --watch\n"
         "  python -m toolkit.status --all --json | jq '.[] | select(.state == \"FAILED\")'",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="its directory")
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument(
         "--all",
         nargs="?",
         const=Path("runs"),
         type=Path,
         metavar="FOLDER",
-        help="every run below a folder (default runs)",
+        help="show every run below a folder (default runs)",
     )
-    parser.add_argument("--watch", action="store_true", help=f"again every {WATCH_S:.0f} s")
-    parser.add_argument("--json", action="store_true", help="a list of stages, as JSON")
+    parser.add_argument("--watch", action="store_true", help=f"show it again every {WATCH_S:.0f} s")
+    parser.add_argument("--json", action="store_true", help="print a list of stages as JSON")
     answer_shell(parser)
     arguments = parser.parse_args(argv)
     if not arguments.runs and not arguments.all:

@@ -11,9 +11,8 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, RepeatedName, without_repeats
 
 MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors package, too
 MOST_DIMENSIONS = 64
@@ -67,7 +66,9 @@ def places_in(header: bytes, *, file_bytes: int) -> dict[str, Place]:
     """The tensors that a JSON header tells of, in a file of so many bytes. `ValueError` says why it
     cannot be believed."""
     try:
-        told = json.loads(header.decode("utf-8"), object_pairs_hook=_once)
+        told = json.loads(header.decode("utf-8"), object_pairs_hook=without_repeats)
+    except RepeatedName as error:
+        raise ValueError("its header has a name twice") from error
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
     if not isinstance(told, dict):
@@ -83,13 +84,6 @@ def places_in(header: bytes, *, file_bytes: int) -> dict[str, Place]:
     if end != file_bytes:
         raise ValueError(f"it has {file_bytes} bytes, and its tensors end at {end}")
     return ordered
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("its header has a name twice")
-    return found
 
 
 def _place(name: str, told: object, start: int) -> Place:

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.verify`."""
     parser = Parser(
         prog="python -m toolkit.verify",
-        description="Check every byte that can be checked, before anybody uses it.",
+        description="Compare every byte with the recorded digests. Nothing is changed.",
         epilog="example:\n  python -m toolkit.verify runs/simcse shards/wikipedia\n\n"
         f"PATH is {KINDS}.\n"
         "Exit codes: 0 all is as it was written, 2 something is not: a line on stderr names it.",
@@ -123,7 +123,7 @@ def things_at(path: Path) -> Iterator[Thing]:
     elif "config.json" in names or any(name.endswith(".safetensors") for name in names):
         yield Thing(path, _model)
     else:
-        raise BadInput(f"{path}: is nothing that can be checked; give {KINDS}")
+        raise BadInput(f"{path}: nothing in it can be checked; give {KINDS}")
 
 
 def _things_of_run(run_dir: Path) -> Iterator[Thing]:

@@ -20,6 +20,7 @@ from toolkit.cluster.topology import (
     detect,
     expand_node_list,
     resolves,
+    worker_of,
 )
 from toolkit.files import BadInput
 
@@ -372,6 +373,19 @@ def array(**values: int) -> dict[str, str]:
 )
 def test_array_task(environ: dict[str, str], expected: tuple[int, int]) -> None:
     assert array_task(environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, (0, 1)),
+        (array(id=2, count=3, min=0, max=2), (2, 3)),
+        (STEP, (3, 4)),
+        (STEP | array(id=2, count=3, min=0, max=2), (11, 12)),
+    ],
+)
+def test_a_worker_is_a_rank_of_a_task(environ: dict[str, str], expected: tuple[int, int]) -> None:
+    assert worker_of(detect(environ, can_resolve=always), environ=environ) == expected
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 import json
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from data_scripts import prepare_pairs
 from tests.forking.start import forked_python
-from toolkit.text.pairs import open_pairs
+from toolkit.text.pairs import Pair, open_pairs
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"query": "q", "positive": "p", "negative": "n"}
@@ -137,4 +139,22 @@ def test_bad_input_is_one_line(tmp_path: Path, arguments: list[str], message: st
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "pairs").exists()
+
+
+def test_an_input_that_changes_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "x.jsonl", GOOD, {**GOOD, "query": "q2"})
+    read_pairs = prepare_pairs.read_pairs
+
+    def read_and_grow(file: Path, **options: Any) -> Iterator[Pair]:
+        for pair in read_pairs(file, **options):
+            with path.open("a") as handle:
+                handle.write("\n")
+            yield pair
+
+    monkeypatch.setattr(prepare_pairs, "read_pairs", read_and_grow)
+    code = prepare_pairs.main(["--input", str(path), "--output", str(tmp_path / "pairs")])
+    assert code == 2 and "x.jsonl: has changed while it was read" in capsys.readouterr().err
     assert not (tmp_path / "pairs").exists()

@@ -269,9 +269,9 @@ def test_queries_from_a_file(
     answers = [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()]
     assert answers == ["a bridge", "a dam", "Lö\u2028we"]
     assert "the query ' ' is blank" in refusal(capsys, whole, " ")
-    assert "is no valid Unicode" in refusal(capsys, whole, "caf\udce9")
+    assert "is not valid Unicode" in refusal(capsys, whole, "caf\udce9")
     (tmp_path / "queries.txt").write_text("\n \n")
-    assert "has no line; write a query a line" in refusal(capsys, whole, *asked)
+    assert "has no line; write one query per line" in refusal(capsys, whole, *asked)
     (tmp_path / "queries.txt").write_bytes(b"\xff\xfe")
     assert "cannot be read as UTF-8 text" in refusal(capsys, whole, *asked)
     assert "give queries" in refusal(capsys, whole)

@@ -111,7 +111,13 @@ def test_pairs_are_read_by_their_columns(tmp_path: Path) -> None:
         ("l.csv", b'text,label\n"a,b\nc,d\n', r"l\.csv: cannot be read \(unexpected end of data"),
         ("l.csv", b"\xff\xfe", r"l\.csv: cannot be read"),
         ("l.jsonl", b'{"text": "a", "label": "b"}\n{\n', r"line 2: is no JSON"),
+        ("l.csv", b"text,label,text\na,b,c\n", r"two of its columns are called 'text': rename one"),
         ("l.jsonl", b"[]\n", r"line 1: is not like"),
+        (
+            "l.jsonl",
+            b'{"text": "a", "label": "b", "text": "c"}\n',
+            r"line 1: is no JSON \(a name tw",
+        ),
         ("l.jsonl", b'{"text": null, "label": "b"}\n', r"line 1: 'text' is 'None', not a text"),
         ("l.txt", b"a", r"is neither \.csv nor \.tsv"),
     ],

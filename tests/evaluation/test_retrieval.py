@@ -150,6 +150,9 @@ def test_a_query_that_cannot_be_read_is_named(line: str, tmp_path: Path) -> None
     path.write_text('{"query": "a", "relevant": ["A"]}\n' + line + "\n")
     with pytest.raises(BadInput, match=r'q\.jsonl, line 2: is not like \{"query"'):
         read_queries(path)
+    path.write_text('{"query": "a", "relevant": ["A"], "query": "b"}\n')
+    with pytest.raises(BadInput, match=r"q\.jsonl, line 1: a name twice in a JSON object"):
+        read_queries(path)
     path.write_text("")
     with pytest.raises(BadInput, match="no queries"):
         read_queries(path)

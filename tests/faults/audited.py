@@ -15,7 +15,8 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 HOOK = Path(__file__).with_name("auditing")
-# The only places that unpickle, by the file of whose code does it. README names the same.
+# The only places that unpickle, by the file of whose code does it. The README of
+# toolkit/training names the same.
 MESSAGES, MPI, SUBMITIT = "messages of one command's processes", "MPI messages", "submitit's files"
 EXCEPTIONS = {
     r"/multiprocessing/(connection|queues|spawn|pool)\.py": MESSAGES,
@@ -57,14 +58,20 @@ def audited(command: Sequence[object], *, file: Path) -> tuple[str, set[str]]:
 
 
 def in_one_process(commands: Sequence[Sequence[object]]) -> list[str]:
-    """The command that runs the doors, [module, argument, ...] each, one after another."""
+    """The command that runs the doors, [module, argument, ...] each, one after another; under
+    torchrun each of them on all ranks."""
     told = [[str(part) for part in command] for command in commands]
     return [sys.executable, "-m", "tests.faults.audited", json.dumps(told)]
 
 
 def main(commands: str) -> None:
     """Run the mains of doors; each must return 0."""
-    for door, *arguments in json.loads(commands):
+    began = dict(os.environ)
+    for number, (door, *arguments) in enumerate(json.loads(commands)):
+        if number and "TORCHELASTIC_RUN_ID" in began:
+            # The agent's store is that of one meeting of the ranks; they meet elsewhere then.
+            port = int(began["MASTER_PORT"]) + number
+            os.environ.update(began, TORCHELASTIC_USE_AGENT_STORE="False", MASTER_PORT=str(port))
         code = importlib.import_module(door).main(arguments)
         assert code == 0, (door, arguments, code)
         print(f"AUDITED {door}", flush=True)

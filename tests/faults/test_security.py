@@ -34,10 +34,10 @@ def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> No
     given = [f"data.train={shards}", f"model.base={tiny_model}"]
     audit = tmp_path / "audit"
     where = ["tiny_mntp", *given, f"run_dir={run_dir / 'tiny_mntp'}"]
-    for steps in (1, 2):
-        train = [*torchrun(2), "-m", "toolkit.train", *where, f"train.steps={steps}"]
-        _, found = audited(train, file=audit)
-        assert found == set()
+    pieces = [["toolkit.train", *where, f"train.steps={steps}"] for steps in (1, 2)]
+    printed, found = audited([*torchrun(2), *in_one_process(pieces)[1:]], file=audit)
+    assert printed.count("AUDITED ") == 2 * len(pieces) and "goes on after step 1" in printed
+    assert found == set()
     simcse = ["toolkit.train", "tiny_simcse", *given, "model.lora=null", f"run_dir={run_dir / 'c'}"]
     lines = [{"query": f"river {n}", "positive": f"A river {n}.", "negative": "x"} for n in (1, 2)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -97,7 +97,8 @@ def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> No
 
 
 def test_what_is_unpickled_is_what_processes_of_one_command_say(tmp_path: Path) -> None:
-    """The exceptions that README names: several processes, MPI ranks (submitit: below)."""
+    """The exceptions that the README of toolkit/training names: several processes, MPI ranks
+    (submitit: below)."""
     script = [sys.executable, "data_scripts/shard_wikipedia.py"]
     script += ["--input", str(QUICKSTART / "encyclopedia.xml.bz2"), "--output"]
     audit = tmp_path / "audit"
@@ -108,14 +109,15 @@ def test_what_is_unpickled_is_what_processes_of_one_command_say(tmp_path: Path) 
 
 
 def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -> None:
-    """In a network namespace with the loopback alone, and nothing told about being offline."""
+    """In a network namespace with the loopback alone, and nothing told about being offline. (Two
+    ranks without a network: test_prefetch.)"""
     need(os.geteuid() == 0 and bool(shutil.which("unshare")), "needs root and unshare")
     need(bool(shutil.which("ip")), "needs iproute2")
     python, shards = sys.executable, tmp_path / "shards"
     outside = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
     dump = QUICKSTART / "encyclopedia.xml.bz2"
     pipeline = (
-        f"--recipe tiny_pipeline --cluster local --gpus-per-node 2 model.base={tiny_model} "
+        f"--recipe tiny_pipeline --cluster local --gpus-per-node 1 model.base={tiny_model} "
         f"run_dir={tmp_path / 'run'} data.train={shards} corpus.input={shards} train.steps=2"
     )
     script = "\n".join(

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.forking import shim
+from tests.used import tell
 
 PR_SET_CHILD_SUBREAPER = 36
 # Read by libraries when they are imported, or by the interpreter when it starts.
@@ -261,6 +262,7 @@ class Server:
                 return
             if process == 0:
                 return
+            tell()
             connection = self._shims.pop(process, None)
             if connection is None:  # an orphan of a child
                 continue

@@ -12,6 +12,7 @@ from toolkit.model.attention import PACKED, register
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import (
     NotBidirectional,
+    NotCausal,
     influence,
     prove_attention,
     prove_bidirectional,
@@ -117,3 +118,37 @@ def test_a_model_that_cannot_look_ahead_is_refused() -> None:
 
     with pytest.raises(BadInput, match=r"attention is causal \(one row\).*choose another model"):
         prove_attention(run, packed=False, vocab_size=100, device=CPU)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+@pytest.mark.parametrize("family", ["Gemma3Text", "Mixtral"])
+def test_causal_is_proven_where_it_is_asked_for(family: str, flag: bool) -> None:
+    """Gemma 3 with this flag is bidirectional whatever `is_causal` says."""
+    import transformers
+
+    kind = family.removesuffix("Text")
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+        is_causal=True,
+        use_bidirectional_attention=flag,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}TextModel" if "Text" in family else f"{kind}Model")
+    model = model(config).eval()
+
+    def run(**arguments: Tensor) -> Tensor:
+        found: Tensor = model(**arguments).last_hidden_state
+        return found
+
+    if kind == "Gemma3" and flag:
+        with pytest.raises(NotCausal, match=r"not causal \(one row\).*use_bidirectional_attention"):
+            prove_attention(run, packed=False, causal=True, vocab_size=64, device=CPU)
+    else:
+        prove_attention(run, packed=False, causal=True, vocab_size=64, device=CPU)

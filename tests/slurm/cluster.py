@@ -40,7 +40,7 @@ FINAL_STATES = (
 
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
-SUPERVISOR = Path(__file__).with_name("supervisor.py")
+ROOT = Path(__file__).parents[2]
 SEARCH_PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin:/usr/local/sbin"
 
 # Ports of a cluster: one block of 16. Below 20000, where the ports of toolkit.cluster.topology
@@ -153,7 +153,8 @@ class Cluster:
         port = self._reserve_ports()
         self._write_configuration(port)
         self._supervisor = subprocess.Popen(
-            [sys.executable, str(SUPERVISOR), str(self.folder)],
+            [sys.executable, "-m", "tests.slurm.supervisor", str(self.folder)],
+            cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -21,6 +21,8 @@ import threading
 import time
 from pathlib import Path
 
+from tests.used import tell
+
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -53,6 +55,7 @@ def _reap() -> None:
     while True:
         try:
             os.waitpid(-1, 0)
+            tell()
         except ChildProcessError:
             time.sleep(0.1)
 

@@ -98,6 +98,7 @@ def test_rows_without_an_id_get_their_place_in_the_file(tmp_path: Path) -> None:
         (b"{broken", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b'["a list"]', "not a JSON object"),
+        (b'{"text": "a", "text": "b"}', "a name twice in a JSON object"),
         (b'{"id": 6}', "no text"),
         (b'{"text": null}', "no text"),
         (b'{"text": 7}', "text is not a string"),

@@ -30,6 +30,7 @@ from toolkit.text.wikitext import RANGES, UnreadableMarkup, clean_markup
             "Category:Cats and de:Haus, fr:Été.",
         ),
         ("[[:de:Haus|shown]] [[de:Haus]]", "shown"),
+        ("[[re:Zero]] and [[Ion: a play]].[[zh-min-nan:A]][[NDS:B]]", "re:Zero and Ion: a play."),
         ("[[fr:Chat]]A [[cat]] and [[dog|dogs]] and [[a (b)|]].", "A cat and dogs and a (b)."),
         ("[http://x.org A site] and [http://y.org] bare.", "A site and bare."),
         ("== Head ==\nA.\n=== Sub ===\nB.", "A.\nB."),

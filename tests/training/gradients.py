@@ -1,6 +1,6 @@
 """Run by the parity tests on ranks: loss and every gradient of the first step, to a file.
 
-usage: gradients.py OUT.safetensors SHARDS PAIRS kind:stage[:no-gather-gradient] ...
+usage: gradients.py OUT.safetensors BASE SHARDS PAIRS kind:stage[:no-gather-gradient] ...
 """
 
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-import toolkit
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.config import load_recipe
@@ -22,7 +21,6 @@ from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
 
-BASE = str(Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral")
 # No dropout: its masks depend on the rank. Rows enough for two micro-batches on two ranks.
 OVERRIDES = ["model.lora.dropout=0.0", "train.global_batch_rows=8", "data.max_tokens=24"]
 EXTRA = {
@@ -97,7 +95,7 @@ def start_rank() -> torch.device:
     return admission.join(detect(os.environ), timeout_s=120)
 
 
-def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
+def main(out: str, base: str, shards: str, pairs: str, cases: list[str]) -> None:
     """Write `case/loss` and `case/<parameter>` of every case."""
     device = start_rank()
     found: dict[str, torch.Tensor] = {}
@@ -107,7 +105,7 @@ def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
         if broken:
             comm.gather_rows = lambda rows: gather(rows).detach()  # noqa: B023
         trainer = trainer_of(
-            case_recipe(kind, shards=shards, base=BASE, stage=stage, pairs=pairs), device=device
+            case_recipe(kind, shards=shards, base=base, stage=stage, pairs=pairs), device=device
         )
         batches = trainer.batches(0)
         units = sum(trainer.objective.num_units(batch) for batch in batches)
@@ -127,4 +125,4 @@ def main(out: str, shards: str, pairs: str, cases: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    main(*sys.argv[1:5], cases=sys.argv[5:])

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from transformers import MistralConfig, MistralForCausalLM
 
-from tests.training.gradients import BASE, case_recipe, start_rank, trainer_of
+import toolkit
+from tests.training.gradients import case_recipe, start_rank, trainer_of
 from toolkit.parallel import comm
 
+SHIPPED = Path(toolkit.__file__).parent / "quickstart" / "tiny-mistral"
 MICRO_BATCH_ROWS = 64
 
 
@@ -27,8 +29,8 @@ def write_model(base: Path, *, num_layers: int) -> None:
     """The shipped tiny model with so many layers: with few, many rows take few seconds."""
     base.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(BASE) / name, base)
-    config = MistralConfig.from_pretrained(BASE, num_hidden_layers=num_layers)
+        shutil.copy(SHIPPED / name, base)
+    config = MistralConfig.from_pretrained(SHIPPED, num_hidden_layers=num_layers)
     MistralForCausalLM(config).save_pretrained(base)
 
 

@@ -1,6 +1,6 @@
 """Run on ranks: bytes that this rank holds of what ZeRO partitions, beside what the plan says.
 
-usage: partitions.py SHARDS kind:layout ...
+usage: partitions.py BASE SHARDS kind:layout ...
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.gradients import BASE, case_recipe, start_rank, trainer_of
+from tests.training.gradients import case_recipe, start_rank, trainer_of
 from toolkit.config import deepspeed_layout
 from toolkit.parallel import comm
 from toolkit.planning import partitioned, shape_of
@@ -48,18 +48,18 @@ def measured(trainer: Any) -> dict[str, int]:
     }
 
 
-def main(shards: str, cases: list[str]) -> None:
+def main(base: str, shards: str, cases: list[str]) -> None:
     """Raises `AssertionError` where plan and measurement differ by more than padding."""
     device = start_rank()
     for case in cases:
         kind, stage = case.split(":")
-        recipe = case_recipe(kind, shards=shards, base=BASE, stage=stage)
+        recipe = case_recipe(kind, shards=shards, base=base, stage=stage)
         if stage != "0":
             model = recipe.model.model_copy(update={"dtype": "bf16"})
             recipe = recipe.model_copy(update={"model": model})
         found = measured(trainer_of(recipe, device=device))
         planned = partitioned(
-            shape_of(BASE),
+            shape_of(base),
             recipe,
             layout=deepspeed_layout(recipe.deepspeed.config),
             world=comm.world_size(),
@@ -74,4 +74,4 @@ def main(shards: str, cases: list[str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1], sys.argv[2:])
+    main(*sys.argv[1:3], cases=sys.argv[3:])

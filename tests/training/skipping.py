@@ -1,6 +1,6 @@
 """Run on 2 ranks: steps 0, 1, 2 with step 1 spoiled on rank 1 alone, beside steps 0 and 2 alone.
 
-usage: skipping.py SHARDS kind:layout:how ...     (how: "gradient" or "loss")
+usage: skipping.py BASE SHARDS kind:layout:how ...     (how: "gradient" or "loss")
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tests.training.gradients import BASE, case_recipe, start_rank, trainer_of
+from tests.training.gradients import case_recipe, start_rank, trainer_of
 from toolkit.parallel import comm, zero
 
 
@@ -45,12 +45,12 @@ def state_of(trainer: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def main(shards: str, cases: list[str]) -> None:
+def main(base: str, shards: str, cases: list[str]) -> None:
     """Raises `AssertionError` when a skipped step left a trace."""
     device = start_rank()
     for case in cases:
         kind, layout, how = case.split(":")
-        recipe = case_recipe(kind, shards=shards, base=BASE, stage=layout)
+        recipe = case_recipe(kind, shards=shards, base=base, stage=layout)
         states = []
         for spoil in (True, False):
             trainer = trainer_of(recipe, device=device)
@@ -58,7 +58,9 @@ def main(shards: str, cases: list[str]) -> None:
             if spoil:
                 spoiled = Spoiled(trainer.objective, how=how, rank=1)
                 assert dataclasses.replace(trainer, objective=spoiled).do_step(1).skipped, case
-            assert not trainer.do_step(2).skipped
+            # One rank alone is told to stop: all are.
+            done = trainer.do_step(2, should_stop=comm.rank() == 1)
+            assert done.told_to_stop and not done.skipped
             states.append(state_of(trainer))
         assert (len(states[0]) > 0) == (comm.rank() == 1)
         for name, value in states[0].items():
@@ -68,4 +70,4 @@ def main(shards: str, cases: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    main(*sys.argv[1:3], cases=sys.argv[3:])

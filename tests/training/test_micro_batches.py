@@ -22,3 +22,9 @@ def test_every_row_is_in_one_part_and_parts_are_balanced(
     # Of any two parts, the fuller one without its last row is no fuller than the other.
     loads = [sum(tokens[row] for row in part) for part in parts]
     assert max(loads) - min(loads) <= max(tokens)
+
+
+def test_the_largest_row_comes_first() -> None:
+    """Placed last, it would stand beside others: 7 tokens here and 3 there."""
+    parts = balanced_parts([1, 1, 5, 1, 1, 1], num_parts=2)
+    assert sorted(map(sorted, parts)) == [[0, 1, 3, 4, 5], [2]]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.conftest import environ_of_starts
 from tests.forking.start import forked_python
 from toolkit.config import check_training, load_recipe
 from toolkit.files import BadInput
@@ -208,7 +209,9 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on(
     arguments += [f"run_dir={tmp_path / 'run'}", "train.save_every_steps=1000"]
     arguments.append("train.horizon_steps=1000")
     command = [forked_python(), "-m", "toolkit.train", *arguments, "train.steps=1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=environ_of_starts(), stdout=subprocess.PIPE, text=True
+    ) as process:
         metrics = tmp_path / "run" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.1)

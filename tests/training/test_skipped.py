@@ -21,8 +21,9 @@ CASES = ["mntp:1:gradient", "simcse-cached:2:loss", "mntp:3:loss", "mntp-full:3:
 CASES += ["mntp:3_offload:gradient", "simcse-cached:0:gradient", "mntp-full:0:loss"]
 
 
-def test_a_skipped_step_leaves_no_trace_on_any_rank(shards: Path) -> None:
-    run([*torchrun(2), "tests/training/skipping.py", str(shards), *CASES])
+def test_a_skipped_step_leaves_no_trace_on_any_rank(shards: Path, tiny_model: Path) -> None:
+    script = ["tests/training/skipping.py", str(tiny_model), str(shards)]
+    run([*torchrun(2), *script, *CASES])
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@ Knows names, paths and job ids. Refuses to know what a stage does.
 
 import dataclasses
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from toolkit.documents import checked
 from toolkit.files import read_json, write_json
 
 LAUNCHED_FILE = "launched.json"
@@ -29,6 +33,20 @@ class Launched:
     time: str = ""
 
 
+class _Stage(TypedDict):
+    name: str
+    kind: str
+    output: str
+    logs: str
+    steps: int | None
+    jobs: list[str]
+
+
+class _Told(TypedDict):
+    time: str
+    stages: list[_Stage]
+
+
 def write_launched(run_dir: Path, stages: list[Launched]) -> None:
     """Write what is known now; called again with more jobs."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -40,11 +58,12 @@ def write_launched(run_dir: Path, stages: list[Launched]) -> None:
 
 
 def read_launched(run_dir: Path) -> list[Launched]:
-    """The stages of the last launch; none where there was none."""
-    if not (run_dir / LAUNCHED_FILE).is_file():
+    """The stages of the last launch; none where there was none. `BadInput` for another file."""
+    if not (path := run_dir / LAUNCHED_FILE).is_file():
         return []
-    told: dict[str, Any] = read_json(run_dir / LAUNCHED_FILE)
-    return [
-        Launched(**{**stage, "jobs": tuple(stage["jobs"]), "time": told["time"]})
-        for stage in told["stages"]
+    told = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
+    names = [field.name for field in dataclasses.fields(Launched)]
+    stages: list[Mapping[str, Any]] = [
+        {**stage, "jobs": tuple(stage["jobs"]), "time": told["time"]} for stage in told["stages"]
     ]
+    return [Launched(**{name: stage[name] for name in names}) for stage in stages]

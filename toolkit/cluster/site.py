@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, did_you_mean
 
 SITE_VARIABLE = "TOOLKIT_SITE"
 NAME = "letters, digits and _ . , : = + -"
@@ -121,7 +121,8 @@ def read_site(path: Path, *, parser: argparse.ArgumentParser) -> dict[str, Any]:
     }
     for key, value in found.items():
         if key not in known:
-            raise BadInput(f"site file {path}: unknown key {key!r}; valid: {', '.join(known)}")
+            told = f"unknown key {key!r}; valid: {', '.join(known)}{did_you_mean(key, known)}"
+            raise BadInput(f"site file {path}: {told}")
         is_number = known[key].type is int
         if not isinstance(value, str) or not re.fullmatch(r"\d+" if is_number else ".+", value):
             what = "a whole number" if is_number else "text in one line"

@@ -183,7 +183,7 @@ class Encoder:
             if not isinstance(text, str):
                 raise BadInput(f"sentences[{number}] is {text!r}: give texts")
             if not is_unicode(text):
-                raise BadInput(f"sentences[{number}] is {text[:80]!r}: is no valid Unicode")
+                raise BadInput(f"sentences[{number}] is {text[:80]!r}: is not valid Unicode")
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size={batch_size}: at least 1")
         progress = Progress("encode", total=len(texts), unit="rows", shown=show_progress_bar)
@@ -224,7 +224,7 @@ class Encoder:
         if not instruction:
             return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
         if not is_unicode(instruction):
-            raise BadInput(f"the instruction {instruction[:80]!r} is no valid Unicode")
+            raise BadInput(f"the instruction {instruction[:80]!r} is not valid Unicode")
         limit = self.settings.max_tokens
         if len(self.tokenizer.encode([instruction])[0]) >= limit:
             raise BadInput(

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, without_repeats
 from toolkit.text.delimited import UTF_8, dialect_of
 
 MAX_SHOWN = 80
@@ -50,7 +50,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
             for number, line in enumerate(handle, 1):
                 where = f"{path}, line {number}"
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line, object_pairs_hook=without_repeats)
                 except (ValueError, RecursionError) as error:
                     raise BadInput(f"{where}: is no JSON ({error})") from error
                 if not isinstance(row, dict):
@@ -58,6 +58,9 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                 yield where, row
             return
         reader = csv.DictReader(handle, dialect=dialect_of(path))
+        header = list(reader.fieldnames or [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise BadInput(f"{path}: two of its columns are called {twice[0]!r}: rename one")
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if None in fields:

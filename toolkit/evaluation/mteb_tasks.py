@@ -17,7 +17,7 @@ import numpy as np
 
 from toolkit.console import say
 from toolkit.evaluation.task import Embed, Vectors, checked
-from toolkit.files import BadInput
+from toolkit.files import BadInput, did_you_mean
 from toolkit.task_schema import Mteb
 
 try:
@@ -181,7 +181,8 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
         try:
             found += list(mteb.get_benchmark(asked.benchmark).tasks)
         except KeyError as error:
-            raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such") from error
+            near = did_you_mean(asked.benchmark, (one.name for one in mteb.get_benchmarks()))
+            raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such{near}") from error
     return found
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from toolkit.console import warn
 from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_of
 from toolkit.evaluation.task import Embed, checked, unit
-from toolkit.files import BadInput
+from toolkit.files import BadInput, RepeatedName, without_repeats
 from toolkit.text.delimited import UTF_8, Tabs
 
 DEPTH = 100  # the deepest place that a measure of retrieval looks at
@@ -213,12 +213,14 @@ def _lines(path: Path, *, hint: str) -> list[tuple[int, dict[str, object]]]:
     try:
         with path.open(encoding=UTF_8) as handle:  # not splitlines: a text may hold U+2028
             for number, line in enumerate(handle, 1):
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=without_repeats)
                 if not isinstance(row, dict):
                     raise ValueError("another value")
                 rows.append((number, row))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from error
+    except RepeatedName as error:
+        raise BadInput(f"{path}, line {len(rows) + 1}: {error}") from None
     except (ValueError, RecursionError):
         raise BadInput(f"{path}, line {len(rows) + 1}: is not like {hint}") from None
     if not rows:

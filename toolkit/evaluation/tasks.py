@@ -17,7 +17,7 @@ from toolkit.evaluation.retrieval import (
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.task import Task
 from toolkit.evaluation.words import read_tagging
-from toolkit.files import BadInput, sha256_of
+from toolkit.files import BadInput, did_you_mean, sha256_of
 from toolkit.schema import EvaluateRecipe
 from toolkit.section import Section
 from toolkit.task_schema import Retrieval
@@ -49,7 +49,9 @@ def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
     if strange := [name for name in recipe.instructions if name not in names]:
-        raise BadInput(f"instructions.{strange[0]}: no such task; there are {', '.join(names)}")
+        near = did_you_mean(strange[0], names)
+        told = f"no such task; there are {', '.join(names)}{near}"
+        raise BadInput(f"instructions.{strange[0]}: {told}")
     if words := [name for name in recipe.instructions if name in recipe.words]:
         raise BadInput(f"instructions.{words[0]}: a task on words takes no instruction")
     if not found:

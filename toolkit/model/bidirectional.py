@@ -24,6 +24,10 @@ class NotBidirectional(BadInput):
     """Later tokens do not reach an earlier output: this model cannot become an encoder."""
 
 
+class NotCausal(BadInput):
+    """Later tokens reach an earlier output of a model that was asked for as causal."""
+
+
 class NotIsolated(BadInput):
     """A packed document reaches another one's output."""
 
@@ -43,8 +47,8 @@ def prove_attention(
     """Prove that attention is what was asked for, on the path in use.
 
     `run(**arguments)` gives hidden states or logits of a forward pass, packed or padded. Raises
-    `NotBidirectional` (unless `causal`), `NotIsolated` when packed rows see each other, and
-    `NotFinite`.
+    `NotBidirectional`, or `NotCausal` where `causal` was asked for, `NotIsolated` when packed rows
+    see each other, and `NotFinite`.
     """
 
     def forward(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -52,8 +56,8 @@ def prove_attention(
             return run(input_ids=ids_BT, attention_mask=mask_BT)
         return unpack(run(**pack_padded(ids_BT, mask_BT=mask_BT)), mask_BT=mask_BT)
 
-    if not causal:
-        prove_bidirectional(forward, vocab_size=vocab_size, device=device)
+    prove = prove_causal if causal else prove_bidirectional
+    prove(forward, vocab_size=vocab_size, device=device)
     if packed:
         prove_isolated(forward, vocab_size=vocab_size, device=device)
 
@@ -72,6 +76,23 @@ def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.devi
                 f"attention is causal ({name}): changing all later tokens left the first output "
                 "as it was. This model or attention backend ignores config.is_causal=False: choose "
                 "another model, or another model.attention"
+            )
+
+
+def prove_causal(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
+    """Raise `NotCausal` when later tokens change the first own output of a row.
+
+    Not by rounding: experts multiply what tokens come together, so the last output, which may
+    change, is the measure.
+    """
+    for name, mask_BT in _masks(device).items():
+        changed_B = influence(forward, mask_BT=mask_BT, vocab_size=vocab_size)
+        last_B = influence(forward, mask_BT=mask_BT, vocab_size=vocab_size, last=True)
+        if bool((changed_B > LEAK * last_B).any()):
+            raise NotCausal(
+                f"attention is not causal ({name}): changing later tokens changed the first "
+                "output. This model ignores config.is_causal=True, as Gemma 3 does where its "
+                "config.json says use_bidirectional_attention: ask for encoder.causal=false"
             )
 
 
@@ -95,8 +116,9 @@ def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -
 
 
 @torch.no_grad()
-def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int) -> Tensor:
-    """Largest absolute change (B,) of each row's first own output when all later tokens change.
+def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int, last: bool = False) -> Tensor:
+    """Largest absolute change (B,) of each row's first own output when all later tokens change, or
+    of its last own one.
 
     All, and not the last one: a sliding window may be shorter than the row.
     """
@@ -108,8 +130,9 @@ def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int) -> Tensor:
     later_BT = mask_BT.bool()  # no padding: it must not make up for attention that is missing
     later_BT[rows_B, first_B] = False
     other_BT = torch.where(later_BT, (ids_BT + vocab_size // 2) % vocab_size, ids_BT)
-    before = forward(ids_BT, mask_BT)[rows_B, first_B].float()
-    after = forward(other_BT, mask_BT)[rows_B, first_B].float()
+    place_B = first_B + mask_BT.sum(dim=1) - 1 if last else first_B
+    before = forward(ids_BT, mask_BT)[rows_B, place_B].float()
+    after = forward(other_BT, mask_BT)[rows_B, place_B].float()
     return _change(after, before)
 
 

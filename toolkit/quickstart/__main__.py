@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit import launch, search
+from toolkit.catalogue import shipped
 from toolkit.config import load_recipe, split_overrides
 from toolkit.console import say
 from toolkit.door import guarded
@@ -19,7 +20,7 @@ from toolkit.files import BadInput
 from toolkit.schema import PipelineRecipe
 
 FOLDER = Path(__file__).parent
-SHARD_SCRIPT = FOLDER.parents[1] / "data_scripts" / "shard_wikipedia.py"
+SHARD_SCRIPT = shipped("data_scripts") / "shard_wikipedia.py"
 QUERIES = (
     "the force that slows a sliding box down",
     "an animal that builds dams in rivers",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, RepeatedName, without_repeats
 from toolkit.text.delimited import TABLES, UTF_8, dialect_of
 from toolkit.text.pairs import Pair
 from toolkit.text.readers import Lines, ParquetRows, text_problem
@@ -237,8 +237,8 @@ def _json_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator
             continue
         problem = "not a JSON object"
         try:
-            row = json.loads(line, object_pairs_hook=_without_repeats)
-        except _Repeated as error:
+            row = json.loads(line, object_pairs_hook=without_repeats)
+        except RepeatedName as error:
             row, problem = None, str(error)
         except (ValueError, RecursionError):
             row = None
@@ -247,17 +247,6 @@ def _json_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator
         else:
             shown = line[:80].decode(errors="replace").strip()
             on_bad(f"line {number}", problem, shown)
-
-
-class _Repeated(ValueError):
-    """An object has a name twice: which of the two values is meant, nobody knows."""
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Repeated("a name twice in a JSON object")
-    return found
 
 
 def _aligned(folder: Path) -> Iterator[tuple[str, Row]]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from toolkit.files import BadInput
+from toolkit.files import BadInput, RepeatedName, without_repeats
 from toolkit.text.dump import Dump, read_page
 from toolkit.text.packed import open_packed
 from toolkit.text.records import Article, Damaged, Rejected, read_errors
@@ -132,7 +132,9 @@ class Lines:
         if self._columns is None:
             return _document({"text": text}, columns=Columns(), name=self._name, number=number)
         try:
-            parsed = json.loads(text)
+            parsed = json.loads(text, object_pairs_hook=without_repeats)
+        except RepeatedName as error:
+            return Rejected(str(error), is_bad=True)
         except (ValueError, RecursionError):
             return Rejected("not valid JSON", is_bad=True)
         if not isinstance(parsed, dict):

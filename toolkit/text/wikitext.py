@@ -127,7 +127,26 @@ _TAKEN = "\x03"  # stands for them: without it a heading could begin where a ref
 _ITEM = "\x02"  # begins a list item; XML forbids it, and unlike \x1e it survives str.strip
 _NUMBER = re.compile(r"[-−+]?\d")
 _QUOTES = re.compile(r"'{2,}")
-_LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")
+# The editions of Wikipedia, by which a link begins that is shown beside a page and not in it
+# (meta.wikimedia.org/wiki/List_of_Wikipedias, with the older names of some).
+_EDITIONS = """
+aa ab af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de
+dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy ia
+id ie ig ii ik io is it iu ja jv ka kg ki kk kl km kn ko ks ku kv kw ky la lb lg li ln lo lt
+lv mg mh mi mk ml mn mr ms mt my na nb ne ng nl nn no nr nv ny oc om or os pa pi pl ps pt qu
+rm rn ro ru rw sa sc sd se sg sh si sk sl sm sn so sq sr ss st su sv sw ta te tg th ti tk tl
+tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu ace ady als alt ami ang
+ann anp arc ary arz ast atj avk awa azb ban bar bat-smg bbc bcl bdr be-tarask be-x-old bew
+bh bjn blk bpy btm bug bxr cbk-zam cdo ceb cho chr chy ckb crh csb dag dga din diq dsb dtp
+dty eml ext fat fiu-vro fon frp frr fur gag gan gcr glk gom gor got gpe gsw guc gur guw hak
+haw hif hsb hyw iba igl ilo inh jam jbo kaa kab kbd kbp kcg kge knc koi krc ksh kus lad lbe
+lez lfn lij lld lmo lrc ltg lzh mad mai map-bms mdf mhr min mni mnw mos mrj mus mwl myv mzn
+nah nan nap nds nds-nl new nia nov nqo nrm nso olo pag pam pap pcd pcm pdc pfl pih pms pnb
+pnt pwn rki rmy roa-rup roa-tara rsk rue rup sah sat scn sco sgs shi shn simple skr smn srn
+stq syl szl szy tay tcy tdd tet tig tly tpi trv tum tyv udm vec vep vls vro war wuu xal xmf
+yue zea zgh zh-classical zh-cn zh-min-nan zh-tw zh-yue
+"""
+_LANGUAGES = frozenset(_EDITIONS.split())
 _STRAY_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(\s[^<>]*)?/?>")
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
 # What removed templates and formulas leave behind, in the order in which it is mended.
@@ -248,7 +267,7 @@ def _link(node: Link, *, hidden_links: frozenset[str]) -> Iterator[str]:
         return
     if node.text is not None and str(node.text).strip():
         yield from _visible(node.text, hidden_links=hidden_links)
-    elif not _LANGUAGE_LINK.match(target):
+    elif namespace not in _LANGUAGES:
         shown = "".join(_visible(node.title, hidden_links=hidden_links))
         # A colon before it makes a link seen that would not be: [[:Category:Cats]], [[:de:Haus]].
         yield shown.lstrip()[1:] if target.startswith(":") else shown

@@ -1,5 +1,5 @@
-"""Checkpoints as they lie on the disk: safetensors and JSON in committed directories, without a
-world size in them.
+"""Checkpoints as they lie on the disk: safetensors and JSON in committed directories, for any
+number of ranks.
 
     RUN/checkpoints/step-00001000/{weights/, optimizer/, state.json, COMMITTED}
 

@@ -28,12 +28,11 @@ from toolkit.files import (
     RunFailed,
     append_line,
     create_atomic,
-    read_json_lines,
     write_atomic,
     write_json,
 )
 from toolkit.schema import TrainingRecipe
-from toolkit.training.metrics import STARTING_FILE, STARTS_FILE
+from toolkit.training.metrics import STARTING_FILE, STARTS_FILE, read_starts
 
 MAX_RESTARTS = 3  # in a row, without a step
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "safetensors")
@@ -76,8 +75,8 @@ def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> N
     if not is_automatic(environ):
         return
     in_vain = 0
-    for start in reversed(read_json_lines(run_dir / STARTS_FILE)):
-        if not start["automatic"] or start["step"] != step:
+    for start in reversed(read_starts(run_dir)):
+        if not start.get("automatic") or start["step"] != step:
             break
         in_vain += 1
     if in_vain >= MAX_RESTARTS:
@@ -151,5 +150,5 @@ def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, A
 def is_latest_start(run_dir: Path) -> bool:
     """Whether no other process has started this run since ours: of two jobs in one run directory
     the later goes on, since the earlier may be one that was taken for dead."""
-    starts = read_json_lines(run_dir / STARTS_FILE)
+    starts = read_starts(run_dir)
     return not starts or starts[-1].get("process") in (None, this_process())

@@ -1,0 +1,166 @@
+"""Plant every fault, one at a time, and see that its tests notice.
+
+    python -m tests.mutants [--only NAME|FILE|TEST|LIST ...] [--jobs 1] [--again] [--write]
+
+What was found is appended to a file (--out) as it comes. A fault whose source, tests and text are
+as they were is not tried again, unless with --again. Exit codes: 0 all are caught, 1 some are not.
+"""
+
+import argparse
+import dataclasses
+import json
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.mutants.bench import CAUGHT, USELESS, Bench, Result
+from tests.mutants.catalogue import LISTS, ROOT, Fault, all_faults, chosen
+
+RESULTS = LISTS / "RESULTS.md"
+OUT = ROOT / "build" / "mutants.jsonl"  # which git ignores
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code."""
+    assert __doc__
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--only", nargs="+", default=[], help="a name, file, test or list")
+    parser.add_argument("--jobs", type=int, default=1, help="faults at a time, each in its copy")
+    parser.add_argument("--out", type=Path, default=OUT, help="results, a JSON object a line")
+    parser.add_argument("--again", action="store_true", help="try those too that have a result")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--list", action="store_true", help="print the names only")
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of `finally`
+    every = all_faults()
+    try:
+        faults = chosen(every, only=arguments.only)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.list:
+        print("\n".join(fault.name for fault in faults))
+        return 0
+    found = read_results(arguments.out)
+    todo = [fault for fault in faults if arguments.again or not _is_known(fault, found)]
+    print(f"{len(faults)} faults, {len(faults) - len(todo)} have a result", flush=True)
+    began = time.monotonic()
+    for result in try_all(todo, jobs=arguments.jobs):
+        found[result.name] = result
+        keep(result, out=arguments.out)
+    for result in confirmed([found[fault.name] for fault in faults]):
+        found[result.name] = result
+        keep(result, out=arguments.out)
+    bad = [found[fault.name] for fault in faults if found[fault.name].outcome != CAUGHT]
+    for one in bad:
+        print(f"{one.name}: {one.outcome} {one.by}")
+    num_caught = len(faults) - len(bad)
+    print(f"{num_caught} of {len(faults)} caught, {time.monotonic() - began:,.0f} s")
+    if arguments.write:
+        found = {fault.name: found[fault.name] for fault in every if _is_known(fault, found)}
+        RESULTS.write_text(table(every, found), encoding="utf-8")
+        print(f"{RESULTS.relative_to(ROOT)} is written")
+    return 1 if bad else 0
+
+
+def try_all(faults: Sequence[Fault], *, jobs: int) -> Iterator[Result]:
+    """Each result as it comes, with a line of progress."""
+    waiting: queue.SimpleQueue[Fault] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Result | BaseException] = queue.SimpleQueue()
+    for fault in faults:
+        waiting.put(fault)
+    benches = [Bench() for _ in range(min(jobs, len(faults)))]
+
+    def work(bench: Bench) -> None:
+        try:
+            while True:
+                done.put(bench.try_fault(waiting.get_nowait()))
+        except queue.Empty:
+            return
+        except BaseException as error:
+            done.put(error)
+
+    try:
+        for bench in benches:
+            threading.Thread(target=work, args=(bench,), daemon=True).start()
+        for number in range(1, len(faults) + 1):
+            found = done.get()
+            if isinstance(found, BaseException):
+                raise found
+            where = f"[{number}/{len(faults)}] {found.name}"
+            print(f"{where}: {found.outcome}, {found.seconds:.1f} s {found.by}", flush=True)
+            yield found
+    finally:
+        for bench in benches:
+            bench.close()
+
+
+def confirmed(results: Sequence[Result]) -> list[Result]:
+    """Those that are not confirmed yet, now with an answer: a test that fails anyway catches
+    nothing."""
+    asked = [one for one in results if one.outcome == CAUGHT and not one.confirmed]
+    if not asked:
+        return []
+    tests = {one.by for one in asked}
+    print(
+        f"{len(asked)} were caught: do these {len(tests)} tests pass without a fault?", flush=True
+    )
+    bench = Bench()
+    try:
+        passing = bench.passing(tests)
+    finally:
+        bench.close()
+    return [
+        dataclasses.replace(one, confirmed=True)
+        if one.by in passing
+        else dataclasses.replace(one, outcome=USELESS)
+        for one in asked
+    ]
+
+
+def keep(result: Result, *, out: Path) -> None:
+    """Append it to the file of results."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(dataclasses.asdict(result)) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Result]:
+    """The last result of each fault."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = [Result(**json.loads(line)) for line in lines]
+    return {row.name: row for row in rows}
+
+
+def _is_known(fault: Fault, found: Mapping[str, Result]) -> bool:
+    return fault.name in found and found[fault.name].state == fault.state(ROOT)
+
+
+def table(faults: Sequence[Fault], found: Mapping[str, Result]) -> str:
+    """All faults and what has caught them, for people."""
+    num_caught = sum(one.outcome == CAUGHT for one in found.values())
+    files = {fault.file for fault in faults}
+    told = f"{num_caught} of {len(faults)} are caught, in {len(files)} source files"
+    if untried := len(faults) - len(found):
+        told += f"; {untried} have not been tried with the source and the tests as they are"
+    lines = [
+        "# Planted faults and the tests that notice\n",
+        f"{told}. Written by `make test-mutants`; what the faults are stands in the lists beside "
+        "this file.\n",
+        "| fault | source | caught by |",
+        "|---|---|---|",
+    ]
+    for fault in faults:
+        one = found.get(fault.name, Result(fault.name, "not tried"))
+        by = f"`{one.by}`" if one.outcome == CAUGHT else f"**{one.outcome}** {one.by}"
+        by = by.replace("|", "\\|").replace("tests/", "", 1)
+        lines.append(f"| {fault.name} | `{fault.file}` | {by} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

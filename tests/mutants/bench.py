@@ -1,0 +1,185 @@
+"""Plants faults in a copy of the source and runs tests there: the user's files stay as they are.
+
+A fault is caught when a test fails that passes without it. Knows pytest's exit codes.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from tests.mutants.catalogue import ROOT, Fault
+
+CAUGHT, SURVIVED = "caught", "SURVIVED"
+USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
+SLOW = "took too long"  # on a machine that is busy a test may, whatever was planted
+TEST_S, RUN_S = 600, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
+PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; the last: a file cannot be imported
+_OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
+_PASSED = re.compile(r"\b(\d+) passed\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of a fault: by which test it was caught, or why it was not, and in how many
+    seconds. `confirmed`: that test passes without the fault."""
+
+    name: str
+    outcome: str
+    by: str = ""
+    seconds: float = 0.0
+    state: str = ""
+    confirmed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What pytest said: whether all passed (one at least), a file could not be imported, or it took
+    too long; the first failure, all that was printed, the seconds."""
+
+    passed: bool
+    broken: bool
+    slow: bool
+    failure: str
+    output: str
+    seconds: float
+
+
+class Bench:
+    """A copy of the tracked files, in a temporary folder that goes with `close`."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="toolkit-mutants-"))
+        self.copy = self._folder / "copy"
+        # Real data lies beside the checkout, and not beside the copy.
+        self._data = os.environ.get("TOOLKIT_REAL_DATA", str(root.parent / "shared" / "data"))
+        self._runner: subprocess.Popen[str] | None = None
+        self._child: int | None = None  # the process number of the pytest that runs
+        self._writes = 0
+        for name in _files_of(root):
+            place = self.copy / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, place)
+        if (root / ".venv").exists():
+            (self.copy / ".venv").symlink_to((root / ".venv").resolve())
+
+    def close(self) -> None:
+        """End what runs there, and remove the copy."""
+        self._end_child()
+        if self._runner is not None and self._runner.stdin:
+            self._runner.stdin.close()  # its end is the runner's
+            self._runner.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def try_fault(self, fault: Fault) -> Result:
+        """Run the tests of a fault with it, and the first that fails without it."""
+        state = fault.state(self.copy)
+        if problem := fault.problem(self.copy):
+            return Result(fault.name, INAPPLICABLE, by=problem, state=state)
+        path = self.copy / fault.file
+        sound = path.read_text(encoding="utf-8")
+        self._write(path, fault.planted(self.copy))
+        try:
+            found = self.run(fault.tests)
+        finally:
+            self._write(path, sound)
+        outcome = SURVIVED if found.passed else BROKEN if found.broken else CAUGHT
+        outcome = SLOW if found.slow else outcome
+        return Result(fault.name, outcome, by=found.failure, seconds=found.seconds, state=state)
+
+    def passing(self, tests: Collection[str]) -> set[str]:
+        """Which of these tests pass in the sound copy. They are run in one go, since most of a
+        test's time is that of its first imports and of what it shares with its neighbours."""
+        there = sorted({test for test in tests if test.startswith("tests/")})
+        if not there:
+            return set()
+        output = self.run(there, options=("-rpfE", "--maxfail=1000")).output
+        passed = {name for word, name in _OUTCOME.findall(output) if word == "PASSED"}
+        return passed - {name for word, name in _OUTCOME.findall(output) if word != "PASSED"}
+
+    def run(self, tests: Sequence[str], *, options: Sequence[str] = ("-x", "-rfE")) -> Run:
+        """Run tests in the copy, up to the first that fails."""
+        # Examples that are the same each time, and without a deadline, which a busy machine misses.
+        arguments = [*options, "--tb=short", f"--timeout={TEST_S}", "--hypothesis-profile=ci"]
+        began = time.monotonic()
+        code, output = self._pytest([*arguments, *tests])
+        seconds = round(time.monotonic() - began, 1)
+        num_passed = int(found[1]) if (found := _PASSED.search(output)) else 0
+        failures = [name for word, name in _OUTCOME.findall(output) if word != "PASSED"]
+        if code not in (PASSED, FAILED):  # the interpreter ended, or pytest could not begin
+            last = [line for line in output.splitlines() if line.strip()][-1:]
+            failures = failures or [f"pytest ended with {code}: {''.join(last)[:200]}"]
+        passed = code == PASSED and num_passed > 0
+        if not passed and not failures:
+            failures = ["no test was run: all are skipped here"]
+        slow = output.endswith(SLOW) or "Timeout (>" in output
+        return Run(
+            passed, code == INTERRUPTED, slow, failures[0] if failures else "", output, seconds
+        )
+
+    def _pytest(self, arguments: Sequence[str]) -> tuple[int, str]:
+        """Its exit code and all that it printed."""
+        if self._runner is None or self._runner.poll() is not None:
+            self._runner = self._started()
+        assert self._runner.stdin and self._runner.stdout
+        output = self._folder / "output.txt"
+        output.write_text("")
+        asked = {"arguments": list(arguments), "output": str(output)}
+        self._runner.stdin.write(json.dumps(asked) + "\n")
+        self._runner.stdin.flush()
+        self._child = int(self._runner.stdout.readline())
+        ended = threading.Timer(RUN_S, self._end_child)
+        ended.start()
+        code = int(self._runner.stdout.readline())
+        self._child, is_over = None, ended.finished.is_set()
+        ended.cancel()
+        return code, output.read_text(errors="replace") + (f"\n{SLOW}" if is_over else "")
+
+    def _started(self) -> subprocess.Popen[str]:
+        environ = {**os.environ, "PYTHONPATH": str(self.copy), "TOOLKIT_REAL_DATA": self._data}
+        environ.setdefault("OMP_NUM_THREADS", "1")
+        # As the conftest has it, and before anything is imported.
+        environ["HF_HUB_OFFLINE"] = "1"
+        if not Path("/dev/nvidiactl").exists():
+            environ["TRITON_INTERPRET"] = "1"
+        for name in [name for name in environ if name.startswith("PYTEST_")]:
+            del environ[name]  # of the tests that test this
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.mutants.runner"],
+            cwd=self.copy,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child, signal.SIGKILL)
+
+    def _write(self, path: Path, text: str) -> None:
+        """With a time of its own: Python tells by seconds and size whether its cache is of this
+        source, and two faults may be planted in one second."""
+        path.write_text(text, encoding="utf-8")
+        self._writes += 1
+        moment = time.time() - 10**6 + self._writes
+        os.utime(path, (moment, moment))
+
+
+def _files_of(root: Path) -> list[str]:
+    """All files that git tracks, or would."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split("\0") if name and (root / name).is_file()]

@@ -1,0 +1,65 @@
+"""Runs pytest again and again, each time in a fork of a process that has imported the libraries.
+
+    python -m tests.mutants.runner      (started by `bench`, in its copy)
+
+A fresh interpreter spends most of a fault's time on importing torch, transformers and deepspeed.
+Nothing of the toolkit is imported here: each child imports what is planted. A line of JSON asks
+({"arguments": ..., "output": FILE}), a line answers with the child's process number when it begins,
+and another with its exit code when it has ended.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import sys
+
+MODULES = (
+    *("pytest", "hypothesis", "xdist.plugin", "pytest_timeout", "numpy", "scipy.stats", "torch"),
+    *("transformers", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
+    *("transformers.models.mistral.modeling_mistral", "transformers.integrations.deepspeed"),
+    *("deepspeed", "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage3", "peft"),
+    *("accelerate", "datasets", "tokenizers", "safetensors.torch", "safetensors.numpy"),
+    *("pyarrow.parquet", "pyarrow.compute", "sklearn.linear_model", "sklearn.cluster", "submitit"),
+    *("pydantic", "yaml", "seqeval.metrics", "mwxml", "mwparserfromhell", "sentencex", "rensa"),
+)
+
+
+def main() -> int:
+    """Serve until standard input ends; in a child, be pytest. Returns the exit code."""
+    # pytest's answers go to a file, and what libraries print when they are imported to nobody.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for name in MODULES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child must not copy every page
+    for line in sys.stdin:
+        asked = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            answers.close()
+            return become_pytest(asked["arguments"], output=asked["output"])
+        print(child, file=answers)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=answers)
+    return 0
+
+
+def become_pytest(arguments: list[str], *, output: str) -> int:
+    """Run it in a session of its own, which can be ended with all that it starts."""
+    os.setsid()
+    for number, (path, how) in enumerate(
+        ((os.devnull, os.O_RDONLY), (output, os.O_WRONLY), (output, os.O_WRONLY | os.O_APPEND))
+    ):
+        file = os.open(path, how | (os.O_APPEND if how else 0))
+        os.dup2(file, number)
+        os.close(file)
+    import pytest
+
+    return int(pytest.main(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
