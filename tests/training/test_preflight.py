@@ -126,7 +126,7 @@ def train_on_two(
                     stderr=log,
                 )
             )
-    codes = [process.wait(120) for process in started]
+    codes = [process.wait(300) for process in started]
     return [(code, (folder / f"log-{rank}").read_text()) for rank, code in enumerate(codes)]
 
 

@@ -216,7 +216,7 @@ def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on(
         while process.poll() is None and not (metrics.exists() and metrics.read_text()):
             time.sleep(0.1)
         process.send_signal(number)
-        printed = process.communicate(timeout=60)[0]
+        printed = process.communicate(timeout=300)[0]
     assert process.returncode == 75, printed
     steps = [json.loads(line)["step"] for line in metrics.open()]
     newest = load_newest(tmp_path / "run")
