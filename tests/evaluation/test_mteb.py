@@ -26,7 +26,14 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.evaluate import Embedder
 from toolkit.evaluation.classes import ClassificationTask, ClusteringTask, PairTask
 from toolkit.evaluation.labelled import read_labelled
-from toolkit.evaluation.mteb_tasks import MtebModel, MtebTask, load_data, paths_of, tasks_of
+from toolkit.evaluation.mteb_tasks import (
+    MtebModel,
+    MtebTask,
+    instruction_of,
+    load_data,
+    paths_of,
+    tasks_of,
+)
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
 from toolkit.evaluation.sts import StsTask, cosines, read_pairs, spearman
 from toolkit.files import BadInput, read_json
@@ -312,3 +319,18 @@ def test_data_that_is_not_here_is_named_before_any_work(
     with pytest.raises(BadInput, match=message):
         evaluate.run(parsed, environ={"HF_HUB_OFFLINE": "1"})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("Find it", "Find it"),
+        ({"query": "Find it", "document": "Read it"}, "Find it"),
+        ({"document": "Read it"}, ""),
+        (None, ""),
+    ],
+)
+def test_the_instruction_of_a_task_is_that_of_its_queries(prompt: Any, told: str) -> None:
+    task = mteb.get_task("Banking77Classification")
+    task.metadata = task.metadata.model_copy(update={"prompt": prompt})
+    assert instruction_of(task) == told

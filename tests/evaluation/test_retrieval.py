@@ -68,7 +68,9 @@ def test_measures_of_cases_worked_out_by_hand(
 
 def test_a_title_of_several_rows_is_found_once() -> None:
     for grades, place in (({"a": 1}, 1), ({"b": 1}, 2), ({"c": 1}, 3)):
-        assert scored([[1, 3, 2, 0]], [grades], names="aabc")["MRR@10"] == pytest.approx(1 / place)
+        for scores in ([1, 3, 2, 0], [3, 1, 2, 0]):
+            found = scored([scores], [grades], names="aabc")
+            assert found["MRR@10"] == pytest.approx(1 / place)
 
 
 class Table:

@@ -128,6 +128,10 @@ def test_geometry_of_a_case_worked_out_by_hand() -> None:
     # Of six pairs four are at a squared distance of 2, two at 4.
     assert found["uniformity"] == pytest.approx(np.log((4 * np.exp(-4) + 2 * np.exp(-8)) / 6))
     assert found["isotropy"] == pytest.approx(1.0)
+    # Of grades from 0 to 5 those from 4 on are alike.
+    third, fourth = np.array([[1, 1], *first]), np.array([[1, 1], *second])
+    graded = geometry(third, second_PD=fourth, grades_P=np.array([5.0, 3.9, 0.0]))
+    assert graded["alignment"] == pytest.approx(0.0)
     one_way = np.array([[1, 0.01], [1, -0.01]], dtype=np.float32)
     crowded = geometry(one_way, second_PD=one_way, grades_P=np.array([5.0, 0.0]))
     assert crowded["alignment"] == 0.0

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from toolkit import train
 from toolkit.files import read_json
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.training import saver
-from toolkit.training.checkpoint import load_newest
+from toolkit.training.checkpoint import load, load_newest
+from toolkit.training.loop import Step, Trainer
 from toolkit.training.steps import newest, newest_step
 
 Door = Callable[..., str]
@@ -95,6 +97,36 @@ def test_a_save_that_fails_costs_that_checkpoint_only(
     assert "the newest is step 1" in said
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [f"step-0000000{number}" for number in (1, 3, 4)]
+
+
+def test_what_is_written_in_the_background_is_the_state_of_its_step(
+    shards: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under stage 0 what is saved is what is trained: without a copy the next step would change
+    it. The writer waits here until that step is done."""
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments += ["deepspeed.config=zero0", "train.steps=2", "train.save_every_steps=1"]
+    assert train.main([*arguments, f"run_dir={tmp_path / 'plain'}"]) == 0
+    write_all, do_step, done = saver._write_all, Trainer.do_step, threading.Event()
+
+    def write_late(*held: Any) -> None:
+        assert done.wait(300)
+        write_all(*held)
+
+    def stepped(self: Trainer, step: int, **rest: Any) -> Step:
+        found = do_step(self, step, **rest)
+        if step == 1:
+            done.set()
+        return found
+
+    monkeypatch.setattr(saver, "_write_all", write_late)
+    monkeypatch.setattr(Trainer, "do_step", stepped)
+    late = [*arguments, f"run_dir={tmp_path / 'late'}", "train.background_save=true"]
+    assert train.main(late) == 0
+    plain, found = (
+        load(tmp_path / name / "checkpoints" / "step-00000001") for name in ("plain", "late")
+    )
+    assert all(torch.equal(value, found.weights[name]) for name, value in plain.weights.items())
 
 
 def test_the_last_save_must_not_fail(
