@@ -256,12 +256,12 @@ def test_the_door_builds_and_searches(
 
 @pytest.mark.parametrize("count", [1000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_recall_on_real_texts(
-    count: int, real_data: Path, tiny_model: Path, tmp_path: Path
+    count: int, real_data: Path, shipped_model: Path, tmp_path: Path
 ) -> None:
     """Sentences of WikiSplit searched by 200 others; with 5,000, what the README states."""
     lines = (real_data / "wikisplit" / "test.tsv").read_text(encoding="utf-8").splitlines()
     sentences = [line.split("\t")[0] for line in lines[:count]]
-    encoder = Encoder.from_pretrained(str(tiny_model), max_tokens=16)
+    encoder = Encoder.from_pretrained(str(shipped_model), max_tokens=16)
     vectors_ND = encoder.encode(sentences)
     corpus_ND, queries_QD = vectors_ND[:-200], vectors_ND[-200:]
     write_all(output_of(tmp_path, rows=len(corpus_ND), unit_rows=1024), corpus_ND)

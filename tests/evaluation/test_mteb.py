@@ -122,8 +122,8 @@ class Remembering:
 
 
 @pytest.fixture(scope="module")
-def embed(tiny_model: Path) -> Remembering:
-    settings = EncoderSettings(model=str(tiny_model), max_tokens=32)
+def embed(shipped_model: Path) -> Remembering:
+    settings = EncoderSettings(model=str(shipped_model), max_tokens=32)
     return Remembering(Embedder(Encoder(settings), name="tiny model", instruction="Find it."))
 
 

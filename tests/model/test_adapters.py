@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from tests.two_layers import LAYERS
 from toolkit import encode, export
 from toolkit.config import resolve_model
 from toolkit.encoding.encoder import Encoder, encoder_of
@@ -98,7 +99,7 @@ def test_both_ways_of_naming_weights_are_there(published: tuple[Path, Path]) -> 
     for folder, prefix in zip(published, ("layers", "model.layers"), strict=True):
         keys = load_file(folder / "adapter_model.safetensors")
         assert all(key.startswith(f"base_model.model.{prefix}.") for key in keys)
-        assert len(read_adapter(folder).pairs) == 6 * len(TARGETS)
+        assert len(read_adapter(folder).pairs) == LAYERS * len(TARGETS)
 
 
 def test_the_chain_gives_pefts_vectors(
