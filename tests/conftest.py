@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 from tests import times
-from tests.forking.start import forked_python
+from tests.forking.start import check_servers, forked_python
 from toolkit import console
 
 ROOT = Path(__file__).parents[1]
@@ -71,6 +71,12 @@ def _all_is_collected_at_the_end() -> Iterator[None]:
     """Libraries in C++ list what is left when the interpreter ends."""
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forks_were_forks() -> Iterator[None]:
+    yield
+    check_servers()
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 SHIM = Path(__file__).with_name("shim.py")
 ROOT = Path(__file__).parents[2]
+_servers: list[tuple["subprocess.Popen[bytes]", Path]] = []
 SWITCH = "TOOLKIT_TEST_REAL_STARTS"  # 1: every start is a real one
 
 
@@ -51,17 +52,29 @@ def forked_environment() -> str:
     return sys.prefix if python == sys.executable else str(Path(python).parents[1])
 
 
+def check_servers() -> None:
+    """Raise AssertionError when a server has ended by itself: all later starts were real ones."""
+    for server, errors in _servers:
+        if (code := server.poll()) is not None:
+            said = errors.read_text(errors="replace")[-2000:]
+            raise AssertionError(f"the fork server ended with code {code}:\n{said}")
+
+
 def _serve(listener: socket.socket, environ: dict[str, str], python: Path) -> None:
     """Start the server when the first shim calls; it takes over the socket."""
     select.select([listener], [], [])
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.forking.server", str(listener.fileno()), str(python)],
-        cwd=ROOT,
-        env=environ,
-        stdin=subprocess.PIPE,  # its end is the server's: also when this process is killed
-        stdout=subprocess.DEVNULL,  # what libraries print when they are imported
-        pass_fds=[listener.fileno()],
-    )
+    errors = python.with_name("errors")
+    with errors.open("wb") as stderr:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "tests.forking.server", str(listener.fileno()), str(python)],
+            cwd=ROOT,
+            env=environ,
+            stdin=subprocess.PIPE,  # its end is the server's: also when this process is killed
+            stdout=subprocess.DEVNULL,  # what libraries print when they are imported
+            stderr=stderr,
+            pass_fds=[listener.fileno()],
+        )
+    _servers.append((server, errors))
     listener.close()
     atexit.register(server.wait)
     if server.stdin:
