@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 
 from tests import times
-from tests.forking.start import check_servers, forked_python
+from tests.forking.start import check_servers, environ_of_starts, forked_python
 from toolkit import console
 
 ROOT = Path(__file__).parents[1]
@@ -30,13 +30,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Without a GPU, liger's kernels are interpreted; triton asks when it is imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"
-# Libraries set these in the process of the tests as soon as one of them trains there. No start that
-# had them would be a fork: they decide while something is imported.
-SET_BY_LIBRARIES = (
-    *("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL", "KMP_DUPLICATE_LIB_OK"),
-    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
-)
-_given = frozenset(os.environ)
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("toolkit", deadline=None)
 hypothesis.settings.load_profile("toolkit")
@@ -125,12 +118,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         + [str(QUICKSTART / "encyclopedia.xml.bz2"), "--output", str(out)]
     )
     return out
-
-
-def environ_of_starts() -> dict[str, str]:
-    """The environment with which a start may be a fork."""
-    environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
-    return {**environ, "PYTHONPATH": str(ROOT)}
 
 
 def run(

@@ -18,6 +18,21 @@ _servers: list[tuple["subprocess.Popen[bytes]", Path]] = []
 SWITCH = "TOOLKIT_TEST_REAL_STARTS"  # 1: every start is a real one
 
 
+# Libraries set these in the process of the tests as soon as one of them trains there. No start that
+# had them would be a fork: they decide while something is imported.
+SET_BY_LIBRARIES = (
+    *("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL", "KMP_DUPLICATE_LIB_OK"),
+    *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
+)
+_given = frozenset(os.environ)
+
+
+def environ_of_starts() -> dict[str, str]:
+    """The environment with which a start may be a fork, and in which its server begins."""
+    environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
+    return {**environ, "PYTHONPATH": str(ROOT)}
+
+
 @functools.cache
 def forked_python() -> str:
     """The path of an interpreter whose starts are forks; `sys.executable` where that is not wanted.
@@ -40,7 +55,8 @@ def forked_python() -> str:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(address))
     listener.listen(64)
-    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environ = environ_of_starts()
+    del environ["PYTHONPATH"]
     threading.Thread(target=_serve, args=(listener, environ, python), daemon=True).start()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return str(python)

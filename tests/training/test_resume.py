@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import environ_of_starts
-from tests.forking.start import forked_python
+from tests.forking.start import environ_of_starts, forked_python
 from toolkit.config import check_training, load_recipe
 from toolkit.files import BadInput
 from toolkit.schema import MntpRecipe, Train, TrainingRecipe
