@@ -115,3 +115,11 @@ def test_a_sample_has_its_own_randomness_in_every_epoch() -> None:
         for seed, epoch, sample in places
     }
     assert len(drawn) == len(places)
+
+
+def test_samples_of_a_single_chunk_are_shuffled_by_the_seed_too() -> None:
+    found = {
+        tuple(BlockShuffle(num_samples=50, seed=seed).at(span(0, 50))[1].tolist())
+        for seed in range(9)
+    }
+    assert len(found) == 9
