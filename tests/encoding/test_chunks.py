@@ -177,9 +177,11 @@ def test_a_mark_that_is_composed_stays_with_its_letter() -> None:
 
 
 def test_a_text_that_fits_is_one_chunk_of_what_it_is_encoded_as(tokenizer: TextTokenizer) -> None:
-    for text in ("A short text.", "北京", "", "x"):
-        (chunk,) = chunks_of([text], tokenizer=tokenizer, rules=ChunkRules(SIZE, OVERLAP))
-        np.testing.assert_array_equal(chunk.ids_C, tokenizer.encode([text])[0])
+    with_end = as_ours(TRAINED["word_piece"](), max_tokens=SIZE)
+    assert with_end.suffix_ids
+    for ours, text in itertools.product((tokenizer, with_end), ("A short text.", "北京", "", "x")):
+        (chunk,) = chunks_of([text], tokenizer=ours, rules=ChunkRules(SIZE, OVERLAP))
+        np.testing.assert_array_equal(chunk.ids_C, ours.encode([text])[0])
         assert (chunk.begin, chunk.end) == (0, len(text))
 
 

@@ -50,6 +50,7 @@ def test_only_articles_are_kept(tmp_path: Path, pack: object) -> None:
             a_dump(
                 a_page("Old", "#REDIRECT [[New]]", head='<redirect title="New" />'),
                 a_page("Older", "#redirect [[New]]"),
+                a_page("Стар", "#виж [[New]] here", head='<redirect title="New" />'),
                 a_page("Talk:New", "hello", namespace=1),
                 a_page("Hollow", "{{stub}}"),
                 a_page("Awful", "<a " * 2000),
@@ -66,7 +67,7 @@ def test_only_articles_are_kept(tmp_path: Path, pack: object) -> None:
             text="Text here.",
         )
     ]
-    assert skipped == {"redirect": 2, "not an article": 1, "no prose": 1, "unreadable markup": 1}
+    assert skipped == {"redirect": 3, "not an article": 1, "no prose": 1, "unreadable markup": 1}
 
 
 def test_the_last_revision_counts(tmp_path: Path) -> None:

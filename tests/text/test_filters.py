@@ -26,6 +26,7 @@ def test_prose_is_kept() -> None:
         (Filters(max_chars=9), "0123456789", "longer than 9 characters"),
         (Filters(languages=("en", "fr")), GERMAN, "not in en or fr"),
         (Filters(min_chars=9, languages=("fr",)), PROSE, "not in fr"),
+        (Filters(min_chars=9, max_chars=9), "123456789", ""),
     ],
 )
 def test_the_first_step_that_leaves_it_out_is_named(
@@ -44,6 +45,8 @@ def test_the_first_step_that_leaves_it_out_is_named(
         ("\n".join(f"{n} {PROSE[:-1]} ..." for n in range(4)), "quality: ellipses"),
         (PROSE + " 1234 5678" * 30, "quality: words without letters"),
         (GERMAN * 4, "quality: stop words"),
+        (GERMAN * 4 + " the", "quality: stop words"),
+        (GERMAN * 4 + " the and", ""),
         ("\n".join([PROSE] * 3 + ["and a line of its own"]), "quality: repeated lines"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.text.order import BlockShuffle, Ints, sample_at
+from toolkit.text.order import BlockShuffle, Ints, sample_at, sample_seed
 
 SEEDS = st.integers(0, 2**31)
 
@@ -105,3 +105,21 @@ def test_epochs_and_seeds_differ_and_the_order_is_no_stripe() -> None:
     # Neighbours of a good shuffle are as far apart as random ones: a third of the range.
     assert abs(np.abs(np.diff(first)).mean() / 2000 - 1 / 3) < 0.03
     assert abs(np.corrcoef(positions, first)[0, 1]) < 0.1
+
+
+def test_a_sample_has_its_own_randomness_in_every_epoch() -> None:
+    """Masks are drawn anew when a block comes again."""
+    places = [(seed, epoch, sample) for seed in (0, 7) for epoch in range(3) for sample in range(3)]
+    drawn = {
+        np.random.default_rng(sample_seed(seed=seed, epoch=epoch, sample=sample)).random()
+        for seed, epoch, sample in places
+    }
+    assert len(drawn) == len(places)
+
+
+def test_samples_of_a_single_chunk_are_shuffled_by_the_seed_too() -> None:
+    found = {
+        tuple(BlockShuffle(num_samples=50, seed=seed).at(span(0, 50))[1].tolist())
+        for seed in range(9)
+    }
+    assert len(found) == 9
