@@ -42,11 +42,14 @@ class Parser(argparse.ArgumentParser):
 
     def _near(self, message: str) -> str:
         """What may have been meant, by argparse's own message."""
-        if choice := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            return did_you_mean(choice[1], re.findall(r"[\w.-]+", choice[2]))
+        given, listed, names = message.partition("invalid choice: '")[2].partition(
+            "' (choose from "
+        )
+        if listed:
+            return did_you_mean(given, re.findall(r"[\w.-]+", names))
         if unknown := re.match(r"unrecognized arguments: (--[^\s=]+)", message):
-            names = [name for action in self._actions for name in action.option_strings]
-            return did_you_mean(unknown[1], names)
+            options = [name for action in self._actions for name in action.option_strings]
+            return did_you_mean(unknown[1], options)
         return ""
 
 
