@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in confirmed([found[fault.name] for fault in faults]):
         found[result.name] = result
         keep(result, out=arguments.out)
-    bad = [found[fault.name] for fault in faults if found[fault.name].outcome != CAUGHT]
+    bad = [one for fault in faults if not (one := found[fault.name]).confirmed]
     for one in bad:
         print(f"{one.name}: {one.outcome} {one.by}")
     num_caught = len(faults) - len(bad)
@@ -113,14 +113,12 @@ def confirmed(results: Sequence[Result]) -> list[Result]:
     )
     bench = Bench()
     try:
-        passing = bench.passing(tests)
+        passing, failing = bench.passing(tests)
     finally:
         bench.close()
     return [
-        dataclasses.replace(one, confirmed=True)
-        if one.by in passing
-        else dataclasses.replace(one, outcome=USELESS)
-        for one in asked
+        *(dataclasses.replace(one, confirmed=True) for one in asked if one.by in passing),
+        *(dataclasses.replace(one, outcome=USELESS) for one in asked if one.by in failing),
     ]
 
 
@@ -151,7 +149,7 @@ def write_table(every: Sequence[Fault], found: Mapping[str, Result]) -> None:
 
 def table(faults: Sequence[Fault], found: Mapping[str, Result]) -> str:
     """All faults and what has caught them, for people."""
-    num_caught = sum(one.outcome == CAUGHT for one in found.values())
+    num_caught = sum(one.confirmed for one in found.values())
     files = {fault.file for fault in faults}
     told = f"{num_caught} of {len(faults)} are caught, in {len(files)} source files"
     if untried := len(faults) - len(found):
@@ -165,7 +163,7 @@ def table(faults: Sequence[Fault], found: Mapping[str, Result]) -> str:
     ]
     for fault in faults:
         one = found.get(fault.name, Result(fault.name, "not tried"))
-        by = f"`{one.by}`" if one.outcome == CAUGHT else f"**{one.outcome}** {one.by}"
+        by = f"`{one.by}`" if one.confirmed else f"**{one.outcome}, not confirmed** {one.by}"
         by = by.replace("|", "\\|").replace("tests/", "", 1)
         lines.append(f"| {fault.name} | `{fault.file}` | {by} |")
     return "\n".join(lines) + "\n"
