@@ -171,6 +171,14 @@ def forge(directory: Path, table: pa.Table) -> None:
             ),
             "has sentences that overlap or lie outside",
         ),
+        (
+            lambda t: t.set_column(
+                6,
+                "sentence_ends",
+                pa.array([[n, n] for n in t["num_chars"].to_pylist()], t.schema[6].type),
+            ),
+            "has sentences that overlap or lie outside",
+        ),
         (lambda t: t.set_column(0, "id", pa.array(["x"] * len(t))), "repeats an id of its own"),
         (lambda t: t.set_column(0, "id", pa.array([f"id{n}" for n in range(10, 20)])), "ok"),
     ],

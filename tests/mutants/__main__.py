@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=OUT, help="results, a JSON object a line")
     parser.add_argument("--again", action="store_true", help="try those too that have a result")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--table", action="store_true", help="only that, of what is known")
     parser.add_argument("--list", action="store_true", help="print the names only")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # by way of `finally`
@@ -46,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(fault.name for fault in faults))
         return 0
     found = read_results(arguments.out)
+    if arguments.table:
+        write_table(every, found)
+        return 0
     todo = [fault for fault in faults if arguments.again or not _is_known(fault, found)]
     print(f"{len(faults)} faults, {len(faults) - len(todo)} have a result", flush=True)
     began = time.monotonic()
@@ -55,15 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in confirmed([found[fault.name] for fault in faults]):
         found[result.name] = result
         keep(result, out=arguments.out)
-    bad = [found[fault.name] for fault in faults if found[fault.name].outcome != CAUGHT]
+    bad = [one for fault in faults if not (one := found[fault.name]).confirmed]
     for one in bad:
         print(f"{one.name}: {one.outcome} {one.by}")
     num_caught = len(faults) - len(bad)
     print(f"{num_caught} of {len(faults)} caught, {time.monotonic() - began:,.0f} s")
     if arguments.write:
-        found = {fault.name: found[fault.name] for fault in every if _is_known(fault, found)}
-        RESULTS.write_text(table(every, found), encoding="utf-8")
-        print(f"{RESULTS.relative_to(ROOT)} is written")
+        write_table(every, found)
     return 1 if bad else 0
 
 
@@ -111,14 +113,12 @@ def confirmed(results: Sequence[Result]) -> list[Result]:
     )
     bench = Bench()
     try:
-        passing = bench.passing(tests)
+        passing, failing = bench.passing(tests)
     finally:
         bench.close()
     return [
-        dataclasses.replace(one, confirmed=True)
-        if one.by in passing
-        else dataclasses.replace(one, outcome=USELESS)
-        for one in asked
+        *(dataclasses.replace(one, confirmed=True) for one in asked if one.by in passing),
+        *(dataclasses.replace(one, outcome=USELESS) for one in asked if one.by in failing),
     ]
 
 
@@ -140,9 +140,16 @@ def _is_known(fault: Fault, found: Mapping[str, Result]) -> bool:
     return fault.name in found and found[fault.name].state == fault.state(ROOT)
 
 
+def write_table(every: Sequence[Fault], found: Mapping[str, Result]) -> None:
+    """RESULTS.md, of what is known of the source and the tests as they are."""
+    known = {fault.name: found[fault.name] for fault in every if _is_known(fault, found)}
+    RESULTS.write_text(table(every, known), encoding="utf-8")
+    print(f"{RESULTS.relative_to(ROOT)}: {len(known)} of {len(every)} faults")
+
+
 def table(faults: Sequence[Fault], found: Mapping[str, Result]) -> str:
     """All faults and what has caught them, for people."""
-    num_caught = sum(one.outcome == CAUGHT for one in found.values())
+    num_caught = sum(one.confirmed for one in found.values())
     files = {fault.file for fault in faults}
     told = f"{num_caught} of {len(faults)} are caught, in {len(files)} source files"
     if untried := len(faults) - len(found):
@@ -156,7 +163,7 @@ def table(faults: Sequence[Fault], found: Mapping[str, Result]) -> str:
     ]
     for fault in faults:
         one = found.get(fault.name, Result(fault.name, "not tried"))
-        by = f"`{one.by}`" if one.outcome == CAUGHT else f"**{one.outcome}** {one.by}"
+        by = f"`{one.by}`" if one.confirmed else f"**{one.outcome}, not confirmed** {one.by}"
         by = by.replace("|", "\\|").replace("tests/", "", 1)
         lines.append(f"| {fault.name} | `{fault.file}` | {by} |")
     return "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ from tests.mutants.catalogue import ROOT, Fault
 CAUGHT, SURVIVED = "caught", "SURVIVED"
 USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
 SLOW = "took too long"  # on a machine that is busy a test may, whatever was planted
+TESTS_AT_ONCE = 30  # without a fault
 TEST_S, RUN_S = 600, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; the last: a file cannot be imported
 _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
@@ -44,10 +45,11 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What pytest said: whether all passed (one at least), a file could not be imported, or it took
-    too long; the first failure, all that was printed, the seconds."""
+    """What pytest said: whether all passed (one at least), it came to its end, a file could not be
+    imported, or it took too long; the first failure, all that was printed, the seconds."""
 
     passed: bool
+    ended: bool
     broken: bool
     slow: bool
     failure: str
@@ -97,15 +99,22 @@ class Bench:
         outcome = SLOW if found.slow else outcome
         return Result(fault.name, outcome, by=found.failure, seconds=found.seconds, state=state)
 
-    def passing(self, tests: Collection[str]) -> set[str]:
-        """Which of these tests pass in the sound copy. They are run in one go, since most of a
-        test's time is that of its first imports and of what it shares with its neighbours."""
+    def passing(self, tests: Collection[str]) -> tuple[set[str], set[str]]:
+        """Which of these tests pass in the sound copy, and which do not. Many are run in one go,
+        since most of a test's time is that of what it shares with its neighbours. A run that does
+        not come to its end says nothing of its tests: they are in neither."""
         there = sorted({test for test in tests if test.startswith("tests/")})
-        if not there:
-            return set()
-        output = self.run(there, options=("-rpfE", "--maxfail=1000")).output
-        passed = {name for word, name in _OUTCOME.findall(output) if word == "PASSED"}
-        return passed - {name for word, name in _OUTCOME.findall(output) if word != "PASSED"}
+        passing, failing = set[str](), set(tests) - set(there)
+        for start in range(0, len(there), TESTS_AT_ONCE):
+            some = there[start : start + TESTS_AT_ONCE]
+            found = self.run(some, options=("-rpfE", "--maxfail=1000"))
+            if found.ended:
+                words = _OUTCOME.findall(found.output)
+                bad = {name for word, name in words if word != "PASSED"}
+                good = {name for word, name in words if word == "PASSED"} - bad
+                passing |= good.intersection(some)
+                failing |= set(some) - good
+        return passing, failing
 
     def run(self, tests: Sequence[str], *, options: Sequence[str] = ("-x", "-rfE")) -> Run:
         """Run tests in the copy, up to the first that fails."""
@@ -123,9 +132,9 @@ class Bench:
         if not passed and not failures:
             failures = ["no test was run: all are skipped here"]
         slow = output.endswith(SLOW) or "Timeout (>" in output
-        return Run(
-            passed, code == INTERRUPTED, slow, failures[0] if failures else "", output, seconds
-        )
+        ended = code in (PASSED, FAILED) and not output.endswith(SLOW)
+        failure = failures[0] if failures else ""
+        return Run(passed, ended, code == INTERRUPTED, slow, failure, output, seconds)
 
     def _pytest(self, arguments: Sequence[str]) -> tuple[int, str]:
         """Its exit code and all that it printed."""

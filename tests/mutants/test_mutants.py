@@ -66,7 +66,9 @@ def test_what_fails_anyway_is_told_and_the_copy_is_what_runs(bench: Bench) -> No
     lines += ["def test_other(): assert False", "def test_third(): pytest.skip('no such thing')"]
     (bench.copy / "tests" / "test_made.py").write_text("\n".join(lines) + "\n")
     tests = [f"tests/test_made.py::test_{name}" for name in ("it", "other", "third")]
-    assert bench.passing(tests) == {tests[0]}
+    assert bench.passing(tests) == ({tests[0]}, set(tests[1:]))
+    gone = ["tests/test_made.py::test_gone"]  # pytest does not begin: that says nothing
+    assert bench.passing([*tests, *gone]) == (set(), set())
 
 
 def test_tests_that_take_too_long_are_ended(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
