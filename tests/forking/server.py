@@ -240,6 +240,8 @@ class Server:
             return "a PYTHONPATH, from which anything might have been imported"
         if not is_supported(arguments):
             return "options of the interpreter"
+        if arguments[:2] == ["-m", "submitit.local._local"]:
+            return "its starter takes the number of the process for that of a job"
         if "PMI_FD" in environ:
             return "a rank of mpiexec, which kills what lives on when its files are closed"
         if asked["namespaces"] != shim.namespaces() and os.geteuid() != 0:

@@ -232,6 +232,19 @@ def test_what_a_child_leaves_behind_ends_with_the_server(tmp_path: Path) -> None
     assert not Path(f"/proc/{left}").exists()
 
 
+def test_the_controller_of_local_jobs_is_real_and_their_ranks_are_forks(
+    python: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, submitit; sys.executable = sys.argv[1]\n"
+        "executor = submitit.LocalExecutor(sys.argv[2])\n"
+        "executor.update_parameters(timeout_min=5)\n"
+        "job = executor.submit(eval, \"'deepspeed' in __import__('sys').modules\")\n"
+        "print(job.result())"
+    )
+    assert start(python, "-c", code, python, str(tmp_path)).stdout == "True\n"
+
+
 @pytest.mark.parametrize("name", FORWARDED)
 def test_signals_reach_the_child(name: str, python: str) -> None:
     code = (

@@ -113,7 +113,7 @@ def test_of_two_jobs_in_one_run_the_earlier_ends_and_saves_nothing_more(
     def before_the_other(self: Recorder, done: Any) -> None:
         on_step(self, done)
         if done.step == 3:
-            append_line(tmp_path / STARTS_FILE, json.dumps({"process": {"pid": 1}}))
+            append_line(tmp_path / STARTS_FILE, json.dumps({"step": 0, "process": {"pid": 1}}))
 
     monkeypatch.setattr(Recorder, "on_step", before_the_other)
     given = [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={tmp_path}"]
