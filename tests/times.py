@@ -28,6 +28,7 @@ README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- times -->", "<!-- end of times -->"
 SWITCH = "TOOLKIT_TEST_TIMES"  # "write" or "check"
 GROWTH, SLACK_S = 1.5, 10.0  # seconds that noise may add to a short file
+SHOWN = 40  # files, the longest
 WHOLE = 0.9  # the share of the table's files that a run must have, to be held against it
 ELSEWHERE = "collection and ends"
 Times = dict[str, float]  # seconds of each file, by its path from the root
@@ -83,8 +84,11 @@ class Reporter:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        total = sum(self._recorder.times.values())
+        times = self._recorder.times
+        total = sum(times.values())
         terminalreporter.write_sep("=", f"{total / 60:.1f} minutes of processor time")
+        for file in sorted(times, key=lambda file: -times[file])[:SHOWN]:
+            terminalreporter.write_line(f"{times[file]:8.1f} s  {file}")
         for line in self._lines:
             terminalreporter.write_line(f"over budget: {line}")
 
