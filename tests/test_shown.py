@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.text import Text
@@ -90,6 +90,8 @@ def rendered(markdown: str) -> list[tuple[str, str]]:
 
 @settings(deadline=None)
 @given(whole_texts)
+@example("__0__")
+@example("a_b__c_")
 def test_markdown_of_a_text_is_that_text(text: str) -> None:
     assert rendered(f"x{in_markdown(text)}x") == [("text", f"x{visible(text)}x")]
 

@@ -16,7 +16,7 @@ from typing import Any
 _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _NAMED = {"\t": " ", "\n": r"\n", "\r": r"\r"}
 # What Markdown acts upon inside of a line; an underscore inside of a word is none of it.
-_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)")
+_MARKDOWN = re.compile(r"[\\`*\[\]<>|&~$]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def visible(text: object) -> str:

@@ -84,7 +84,7 @@ def test_the_time_limit_and_a_storm_of_signals(
     """SLURM signals before the limit, perhaps while ranks load (they do a step then); more signals
     come while the run saves: they change nothing."""
     run_dir = tmp_path / "run"
-    flags = ("--time=1", "--signal=USR2@45")
+    flags = ("--time=1", "--signal=USR2@55")
     job = submit(slurm, run_dir, *overrides, "train.save_every_steps=1000", flags=flags)
     log = tmp_path / "log"
     wait_until(log.exists, what="log")
