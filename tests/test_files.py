@@ -64,6 +64,22 @@ def test_content_is_on_the_disk_before_its_name_and_then_the_name(
     assert calls == [("fsync", temporary), ("rename", temporary), ("fsync", tmp_path.name)]
 
 
+def test_a_directory_has_its_marker_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked: list[bool] = []
+    rename = os.rename
+
+    def renamed(source: Path, target: Path) -> None:
+        marked.append(is_committed(Path(source)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with committed_directory(tmp_path / "whole") as folder:
+        (folder / "file").write_text("content")
+    assert marked == [True]
+
+
 def test_committed_directory_is_whole_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(Crash), committed_directory(target) as folder:  # noqa: PT012
