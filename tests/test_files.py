@@ -41,6 +41,45 @@ def test_write_atomic_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
 
 
+def test_content_is_on_the_disk_before_its_name_and_then_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut could leave the name with nothing behind it."""
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def replaced(source: Path, target: Path) -> None:
+        calls.append(("rename", Path(source).name))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_atomic(tmp_path / "name", "content")
+    (_, temporary), *_ = calls
+    assert temporary.startswith(".name.")
+    assert calls == [("fsync", temporary), ("rename", temporary), ("fsync", tmp_path.name)]
+
+
+def test_a_directory_has_its_marker_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked: list[bool] = []
+    rename = os.rename
+
+    def renamed(source: Path, target: Path) -> None:
+        marked.append(is_committed(Path(source)))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    with committed_directory(tmp_path / "whole") as folder:
+        (folder / "file").write_text("content")
+    assert marked == [True]
+
+
 def test_committed_directory_is_whole_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(Crash), committed_directory(target) as folder:  # noqa: PT012

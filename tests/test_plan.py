@@ -1,5 +1,6 @@
 """The plan: parameters as transformers counts them, partitions as ZeRO makes them."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -217,3 +218,10 @@ def test_the_launcher_warns_of_what_will_not_fit(door: Door, shards: Path, tmp_p
     assert warned in door("launch", *arguments, "--gpu", "h100")
     assert "warning: mntp" not in door("launch", *arguments, "--gpu", "h200")
     assert "warning: mntp" not in door("launch", *arguments)
+
+
+def test_a_step_is_the_longer_of_both_and_what_all_wait_for() -> None:
+    times = {"compute_s": 3.0, "hidden_s": 2.0, "exposed_s": 1.0}
+    found = Need("zero2", memory={}, host=0.0, steps=1800, tokens_per_step=8.0, **times)
+    assert (found.step_s, found.hours, found.tokens_per_s) == (4.0, 2.0, 2.0)
+    assert dataclasses.replace(found, hidden_s=7.0).step_s == 8.0
