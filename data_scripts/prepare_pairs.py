@@ -17,7 +17,7 @@ import yaml
 
 from toolkit.console import say
 from toolkit.door import Parser, guarded
-from toolkit.files import BadInput, sha256_of
+from toolkit.files import BadInput, sha256_of, stamp_of
 from toolkit.text.delimited import TABLES
 from toolkit.text.pair_formats import BLANK_LINE, read_pairs
 from toolkit.text.pairs import Pair, PairTask, write_pairs
@@ -76,7 +76,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise BadInput(f"--max-negatives {arguments.max_negatives}: give a number from 0")
     instructions = read_instructions(arguments.instructions)
     files = find_files(arguments.input)
-    before_all = {path: stamps_of(path) for path in files.values()}
+    stamps = {path: stamps_of(path) for path in files.values()}
     quarantine: list[str] = []
     # Of each data set what gave no pair: in the manifest too, so that every row is in a count.
     counts: dict[str, dict[str, Counter[str]]] = {}
@@ -99,7 +99,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         )
         told["left_out"] = +told["left_out"]  # without the reasons that no row had
         # Otherwise the manifest would name the digest of another file than was read.
-        if stamps_of(path) != before_all[path]:
+        if stamps_of(path) != stamps[path]:
             raise BadInput(f"{path}: has changed while it was read; start again when it is whole")
         # Of the rows, not the pairs: a row may give a hundred pairs, or a tenth of one.
         bad, rows = len(quarantine) - before, next(read) + told["left_out"][BLANK_LINE]
@@ -159,10 +159,9 @@ def files_in(path: Path) -> list[Path]:
     return [file for file in inside if file.is_file()]
 
 
-def stamps_of(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of each file of a data set."""
-    stats = [(file.name, file.stat()) for file in files_in(path)]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+def stamps_of(path: Path) -> dict[Path, tuple[int, int]]:
+    """The `stamp_of` each file of a data set."""
+    return {file: stamp_of(file) for file in files_in(path)}
 
 
 def read_instructions(given: str | None) -> Mapping[str, Any]:

@@ -9,15 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QUICKSTART, ROOT
+from tests.project_files import project_files
 from toolkit.__main__ import DOORS
 from toolkit.catalogue import recipe_names
-
-
-def sources() -> list[str]:
-    """The files of the project: those that git has, and new ones."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True)
-    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 def call(*command: str, cwd: Path, path: Path | None = None, code: int = 0) -> str:
@@ -35,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Neither step needs a network: setuptools is here, and dependencies are not asked for.
     """
     tree, wheels, target = (tmp_path_factory.mktemp(name) for name in ("tree", "wheel", "site"))
-    for name in sources():
+    for name in project_files(ROOT):
         if not name.startswith("tests/"):
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tree / name)
@@ -49,8 +43,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_wheel_has_every_file_of_the_package_and_what_stands_beside_it(installed: Path) -> None:
     beside = ("ds_configs/", "slurm/", "data_scripts/")
-    wanted = {name for name in sources() if name.startswith("toolkit/")}
-    wanted |= {f"toolkit/{name}" for name in sources() if name.startswith(beside)}
+    wanted = {name for name in project_files(ROOT) if name.startswith("toolkit/")}
+    wanted |= {f"toolkit/{name}" for name in project_files(ROOT) if name.startswith(beside)}
     there = {str(path.relative_to(installed)) for path in (installed / "toolkit").rglob("*")}
     missing = {name for name in wanted - there if not name.endswith("README.md")}
     assert missing == set()

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,16 +12,12 @@ from typing import NoReturn
 import pytest
 
 from tests.conftest import ROOT, run
+from tests.project_files import project_files
 from toolkit.catalogue import recipe_names
 from toolkit.stages import resolve
 
 MAX_WORDS, MAX_LINES = 1500, 220
-LISTED = ["ls-files", "--cached", "--others", "--exclude-standard", "*README.md"]
-READMES = sorted(
-    subprocess.run(["git", *LISTED], cwd=ROOT, capture_output=True, text=True, check=True)
-    .stdout.strip()
-    .splitlines()
-)
+READMES = sorted(project_files(ROOT, "*README.md"))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OURS = ("toolkit", "data_scripts", "slurm", "tests", "ds_configs")
 PROGRAM = re.compile(r"python -m (toolkit\.\w+|tests\.[\w.]+|pytest)|python (data_scripts/\w+\.py)")

@@ -113,6 +113,12 @@ def is_full(error: BaseException) -> bool:
     return any(words in str(error).lower() for words in _FULL.values())
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Have a door take a recipe and what overrides its keys."""
+    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+
+
 def recipe_door(
     argv: Sequence[str] | None,
     *,
@@ -129,8 +135,7 @@ def recipe_door(
         epilog=f"example:\n  {example}\n\n{recipes_text(kinds)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    add_recipe(parser)
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     answer_shell(parser, kinds=kinds)
     arguments = parser.parse_intermixed_args(argv)  # keys may stand behind an option

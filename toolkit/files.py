@@ -225,6 +225,12 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file: enough to see that it is another one by now."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
 def sha256_of(path: Path) -> str:
     """The hexadecimal SHA-256 of a file's bytes, read in pieces."""
     with path.open("rb") as handle:

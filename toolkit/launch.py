@@ -134,11 +134,12 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
 
     Only a word without = can be the first: the default recipe takes keys without being named.
     """
+    default = made.get_default("recipe") or DEFAULT_RECIPE  # a site's file may have another
+    made.set_defaults(recipe=None)
     arguments = made.parse_intermixed_args(argv)
-    by_option = parser().parse_intermixed_args(argv).recipe  # and not by a site's file
-    if by_option is None and arguments.overrides and "=" not in arguments.overrides[0]:
+    if arguments.recipe is None and arguments.overrides and "=" not in arguments.overrides[0]:
         arguments.recipe = arguments.overrides.pop(0)
-    arguments.recipe = arguments.recipe or DEFAULT_RECIPE
+    arguments.recipe = arguments.recipe or default
     return arguments
 
 

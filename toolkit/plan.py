@@ -12,7 +12,7 @@ from toolkit.catalogue import recipes_text
 from toolkit.completion import answer_shell
 from toolkit.config import load_recipe, resolve_stages, split_overrides
 from toolkit.console import say, say_lines
-from toolkit.door import Parser, guarded
+from toolkit.door import Parser, add_recipe, guarded
 from toolkit.files import BadInput
 from toolkit.planning import (
     GIB,
@@ -43,8 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    add_recipe(parser)
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes (default 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, help="GPUs per node (default 8)")
     parser.add_argument("--gpu", default="h100", help=f"one of {', '.join(GPUS)} (default h100)")

@@ -18,7 +18,7 @@ from toolkit.catalogue import recipes_text
 from toolkit.cluster.launched import PREFETCHED_FILE
 from toolkit.completion import answer_shell
 from toolkit.console import say
-from toolkit.door import Parser, guarded
+from toolkit.door import Parser, add_recipe, guarded
 from toolkit.files import BadInput, is_committed, write_json
 from toolkit.schema import EvaluateRecipe, StageRecipe
 from toolkit.stages import inputs_of, resolve
@@ -35,8 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    add_recipe(parser)
     answer_shell(parser)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: prefetch(arguments.recipe, overrides=arguments.overrides))

@@ -15,7 +15,7 @@ from toolkit.catalogue import recipes_text
 from toolkit.cluster.topology import array_task, ranks_of_job
 from toolkit.completion import answer_shell
 from toolkit.console import say
-from toolkit.door import Parser, guarded
+from toolkit.door import Parser, add_recipe, guarded
 from toolkit.files import BadInput
 from toolkit.hub import is_offline
 from toolkit.schema import TrainingRecipe
@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    add_recipe(parser)
     parser.add_argument(
         "--ranks", type=int, help="ranks that will run it (default: those of the SLURM job, or 1)"
     )

@@ -146,7 +146,7 @@ def _kind_of(path: Path) -> str:
         return "evaluate"
     if not (path / "config.yaml").is_file():
         if starting := _starting(path):
-            return str(starting["kind"])
+            return starting["kind"]
         raise BadInput(
             f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
             "output_dir of toolkit.encode or toolkit.evaluate"
@@ -173,7 +173,7 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         found.jobs = () if job == LOCAL else (job,)
     if starting:
         found.last_sign_s = _unheard_s(starting, now=now)
-        found.total = max(found.total, int(starting["steps"]))
+        found.total = max(found.total, starting["steps"])
         finished = finished and found.done >= found.total  # or it is to do more
     _ask(found, finished=finished)
     if is_running(found.state):
@@ -218,7 +218,7 @@ def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: 
     found.total = steps or 0
     rows = [row for row in read_metrics(output) if row["step"]]
     if rows:
-        found.done, found.loss = int(rows[-1]["step"]), rows[-1]["loss"]
+        found.done, found.loss = rows[-1]["step"], rows[-1]["loss"]
         recent = [row for row in rows[-RECENT:] if row.get("seconds")]
         if recent:
             found.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)

@@ -60,7 +60,7 @@ PER_CHILD = (
 )
 ROOT = Path(__file__).parents[2]
 # Modules whose processes start other interpreters, as a rule more than one.
-LAUNCHERS = (*("torch.distributed.run", "toolkit.launch", "toolkit.quickstart"),)
+LAUNCHERS = ("torch.distributed.run", "toolkit.launch", "toolkit.quickstart")
 MODULES = (
     *("torch", "torch.distributed.run", "torch.distributed.elastic.multiprocessing.api"),
     *("torch.nn.attention.flex_attention", "torch.utils.checkpoint"),

@@ -45,8 +45,8 @@ def test_the_proof_fails_on_a_causal_model(attention: str, tiny_model: Path) -> 
         prove_bidirectional(forward, vocab_size=8192, device=CPU)
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma"])
-def test_other_families_are_bidirectional_by_configuration(family: str) -> None:
+def small(family: str, **settings: bool) -> Callable[..., Tensor]:
+    """The hidden states of a model of this family in transformers, with random weights."""
     import transformers
 
     config = getattr(transformers, f"{family}Config")(
@@ -57,15 +57,19 @@ def test_other_families_are_bidirectional_by_configuration(family: str) -> None:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=16,
-        is_causal=False,
         pad_token_id=0,
+        **settings,
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{family}Model")(config).eval()
+    return lambda **arguments: model(**arguments).last_hidden_state
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma"])
+def test_other_families_are_bidirectional_by_configuration(family: str) -> None:
+    run = small(family, is_causal=False)
     prove_bidirectional(
-        lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state,
-        vocab_size=64,
-        device=CPU,
+        lambda ids, mask: run(input_ids=ids, attention_mask=mask), vocab_size=64, device=CPU
     )
 
 
@@ -124,30 +128,8 @@ def test_a_model_that_cannot_look_ahead_is_refused() -> None:
 @pytest.mark.parametrize("family", ["Gemma3Text", "Mixtral"])
 def test_causal_is_proven_where_it_is_asked_for(family: str, flag: bool) -> None:
     """Gemma 3 with this flag is bidirectional whatever `is_causal` says."""
-    import transformers
-
-    kind = family.removesuffix("Text")
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        pad_token_id=0,
-        is_causal=True,
-        use_bidirectional_attention=flag,
-    )
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{kind}TextModel" if "Text" in family else f"{kind}Model")
-    model = model(config).eval()
-
-    def run(**arguments: Tensor) -> Tensor:
-        found: Tensor = model(**arguments).last_hidden_state
-        return found
-
-    if kind == "Gemma3" and flag:
+    run = small(family, is_causal=True, use_bidirectional_attention=flag)
+    if family == "Gemma3Text" and flag:
         with pytest.raises(NotCausal, match=r"not causal \(one row\).*use_bidirectional_attention"):
             prove_attention(run, packed=False, causal=True, vocab_size=64, device=CPU)
     else:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from tests.mutants.catalogue import ROOT, Fault
+from tests.project_files import project_files
 
 CAUGHT, SURVIVED = "caught", "SURVIVED"
 USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
@@ -68,7 +69,7 @@ class Bench:
         self._runner: subprocess.Popen[str] | None = None
         self._child: int | None = None  # the process number of the pytest that runs
         self._writes = 0
-        for name in _files_of(root):
+        for name in project_files(root):
             place = self.copy / name
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(root / name, place)
@@ -185,10 +186,3 @@ class Bench:
         self._writes += 1
         moment = time.time() - 10**6 + self._writes
         os.utime(path, (moment, moment))
-
-
-def _files_of(root: Path) -> list[str]:
-    """All files that git tracks, or would."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    return [name for name in done.stdout.split("\0") if name and (root / name).is_file()]

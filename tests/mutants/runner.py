@@ -15,15 +15,9 @@ import json
 import os
 import sys
 
-MODULES = (
-    *("pytest", "hypothesis", "xdist.plugin", "pytest_timeout", "numpy", "scipy.stats", "torch"),
-    *("transformers", "transformers.modeling_utils", "transformers.models.auto.modeling_auto"),
-    *("transformers.models.mistral.modeling_mistral", "transformers.integrations.deepspeed"),
-    *("deepspeed", "deepspeed.runtime.engine", "deepspeed.runtime.zero.stage3", "peft"),
-    *("accelerate", "datasets", "tokenizers", "safetensors.torch", "safetensors.numpy"),
-    *("pyarrow.parquet", "pyarrow.compute", "sklearn.linear_model", "sklearn.cluster", "submitit"),
-    *("pydantic", "yaml", "seqeval.metrics", "mwxml", "mwparserfromhell", "sentencex", "rensa"),
-)
+from tests.forking.server import MODULES
+
+OF_THE_TESTS = ("pytest", "hypothesis", "xdist.plugin", "pytest_timeout")
 
 
 def main() -> int:
@@ -31,7 +25,7 @@ def main() -> int:
     # pytest's answers go to a file, and what libraries print when they are imported to nobody.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    for name in MODULES:
+    for name in (*OF_THE_TESTS, *MODULES):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     gc.collect()

@@ -5,9 +5,7 @@ Knows names, paths and job ids. Refuses to know what a stage does.
 
 import dataclasses
 import datetime
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -62,8 +60,15 @@ def read_launched(run_dir: Path) -> list[Launched]:
     if not (path := run_dir / LAUNCHED_FILE).is_file():
         return []
     told = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
-    names = [field.name for field in dataclasses.fields(Launched)]
-    stages: list[Mapping[str, Any]] = [
-        {**stage, "jobs": tuple(stage["jobs"]), "time": told["time"]} for stage in told["stages"]
+    return [
+        Launched(
+            stage["name"],
+            kind=stage["kind"],
+            output=stage["output"],
+            logs=stage["logs"],
+            steps=stage["steps"],
+            jobs=tuple(stage["jobs"]),
+            time=told["time"],
+        )
+        for stage in told["stages"]
     ]
-    return [Launched(**{name: stage[name] for name in names}) for stage in stages]

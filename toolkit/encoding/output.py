@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 from toolkit.documents import Count, Digest, checked
 from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
 from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_length
-from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit, facts_digest
+from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit, check_facts
 from toolkit.files import (
     BadInput,
     read_json,
@@ -248,9 +248,7 @@ class Output:
         plan = read_json(self.directory / PLAN_FILE)
         if not isinstance(plan, dict) or plan.get("digest") != self.digest:
             raise BadInput(f"{self.directory / PLAN_FILE}: {FOREIGN}; choose another output_dir")
-        if facts_digest(plan) != self.digest:
-            edited = "is damaged (its digest is not that of its facts)"
-            raise BadInput(f"{self.directory / PLAN_FILE}: {edited}; choose another output_dir")
+        check_facts(plan, source=self.directory / PLAN_FILE, advice="choose another output_dir")
         for folder in (self.directory, self.directory / UNIT_DIR):
             remove_temporaries(folder)
         content = {**plan, "units": markers}

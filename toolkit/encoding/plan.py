@@ -5,9 +5,7 @@ restart with other workers goes on where the last one stood. Shapes: N rows of t
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.cluster.launched import LAUNCHED_FILE, PREFETCHED_FILE
-from toolkit.files import BadInput, create_json, read_json
+from toolkit.files import BadInput, create_json, digest_of, read_json
 from toolkit.schema import EmbedRecipe
 
 FORMAT = "toolkit-encoding/2"
@@ -133,7 +131,13 @@ def facts_digest(told: Mapping[str, Any]) -> str:
     Who edits one has another encoding, of which the units are not."""
     others = {*NO_FACTS, *NO_PLAN}
     facts = {key: value for key, value in told.items() if key not in others}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return digest_of(facts)
+
+
+def check_facts(told: Mapping[str, Any], *, source: Path, advice: str) -> None:
+    """Raise `BadInput` when a plan or manifest has facts that are not those of its digest."""
+    if told["digest"] != facts_digest(told):
+        raise BadInput(f"{source}: is damaged (its digest is not that of its facts); {advice}")
 
 
 def claim_directory(

@@ -30,7 +30,7 @@ from toolkit.documents import Count, checked
 from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
 from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, Marker, unit_files
-from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, facts_digest, units
+from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, check_facts, units
 from toolkit.files import BadInput, read_json, sha256_of
 from toolkit.schema import VectorFormat
 from toolkit.text.manifest import SELF_DIGEST, content_digest
@@ -295,8 +295,7 @@ def _manifest(output_dir: Path) -> dict[str, Any]:
     if content.get(SELF_DIGEST) != content_digest(content):
         raise _damaged(path)
     checked(content, Manifest, source=path, advice=AGAIN)
-    if content["digest"] != facts_digest(content):
-        raise BadInput(f"{path}: is damaged (its digest is not that of its facts); {AGAIN}")
+    check_facts(content, source=path, advice=AGAIN)
     return content
 
 

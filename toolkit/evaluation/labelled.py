@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.files import BadInput, without_repeats
-from toolkit.text.delimited import UTF_8, dialect_of
+from toolkit.text.delimited import UTF_8, check_header, dialect_of
 
 MAX_SHOWN = 80
 LABEL = ("label", "category", "label_text")
@@ -58,9 +58,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                 yield where, row
             return
         reader = csv.DictReader(handle, dialect=dialect_of(path))
-        header = list(reader.fieldnames or [])
-        if twice := [name for name in header if header.count(name) > 1]:
-            raise BadInput(f"{path}: two of its columns are called {twice[0]!r}: rename one")
+        check_header(reader.fieldnames or [], path=path)
         for fields in reader:
             where = f"{path}, line {reader.line_num}"
             if None in fields:

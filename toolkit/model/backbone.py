@@ -128,7 +128,7 @@ def load_backbone(
                 f"model {reference!r}: weights are missing, or have another shape than their "
                 f"likes, so that transformers cannot put them together; {AGAIN}"
             ) from error
-        found = re.search(r"size mismatch for ([^:]+):", str(error))
+        found = re.search(r"size mismatch for ([^:\s]+):", str(error))
         if not found:
             raise
         raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({found[1]}, ...)") from error

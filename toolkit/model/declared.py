@@ -7,7 +7,8 @@ name. Vectors other than its makers meant would look like any others.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +74,17 @@ def check_declared(folders: Sequence[Path], *, tokenizer: str, use: Use) -> None
     `folders` are the model's and its adapters'; `tokenizer` is where theirs is read. A folder that
     says nothing (a plain decoder) passes.
     """
+    # At most once, and only where a folder asks for it.
+    loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         if (folder / LLM2VEC_CONFIG).is_file():
             _check_llm2vec(folder / LLM2VEC_CONFIG)
         if (folder / MODULES_FILE).is_file():
-            _check_modules(folder, tokenizer=tokenizer)
+            _check_modules(folder, loaded=loaded)
             _check_settings(folder / SETTINGS_FILE, use=use)
             _check_attention(folder, base=folders[0], use=use)
         if any((folder / name).is_file() for name in (LLM2VEC_CONFIG, MODULES_FILE)):
-            _check_truncation(folder, tokenizer=tokenizer)
+            _check_truncation(folder, tokenizer=loaded())
         _check_length(folder, use=use)
 
 
@@ -107,7 +110,7 @@ def _check_llm2vec(path: Path) -> None:
     _refuse_unknown(path, told, known=known)
 
 
-def _check_modules(folder: Path, *, tokenizer: str) -> None:
+def _check_modules(folder: Path, *, loaded: Callable[[], PreTrainedTokenizerBase]) -> None:
     """The modules in order: a Transformer, perhaps WordWeights, a Pooling."""
     path = folder / MODULES_FILE
     modules = read_json(path)
@@ -129,11 +132,11 @@ def _check_modules(folder: Path, *, tokenizer: str) -> None:
         raise _refused(path, f"the Transformer is in {modules[0]['path']!r}, not in this folder")
     _check_transformer(folder)
     _check_pooling(folder / modules[-1]["path"] / "config.json")
-    loaded = load_tokenizer(tokenizer)
+    tokenizer = loaded()
     if len(kinds) == 3:
-        _check_word_weights(folder / modules[1]["path"] / "config.json", tokenizer=loaded)
-    elif around := sorted({*loaded("")["input_ids"]} & {*special_ids(loaded)}):
-        tokens = ", ".join(map(repr, loaded.convert_ids_to_tokens(around)))
+        _check_word_weights(folder / modules[1]["path"] / "config.json", tokenizer=tokenizer)
+    elif around := sorted({*tokenizer("")["input_ids"]} & {*special_ids(tokenizer)}):
+        tokens = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(around)))
         what = f"Pooling takes {tokens} into the mean, without WordWeights that leave it out"
         raise _refused(path, what)
 
@@ -231,10 +234,10 @@ def _check_attention(folder: Path, *, base: Path, use: Use) -> None:
     )
 
 
-def _check_truncation(folder: Path, *, tokenizer: str) -> None:
+def _check_truncation(folder: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
     """Here the first tokens of a long text are kept, and its end is cut off."""
     # Loaded, it has heard tokenizer_config.json and tokenizer.json alike.
-    if (side := load_tokenizer(tokenizer).truncation_side) != "right":
+    if (side := tokenizer.truncation_side) != "right":
         what = f"its tokenizer has truncation_side {side!r}, which cuts off a text's beginning"
         raise _refused(folder, what)
 

@@ -1,7 +1,10 @@
 """How the fields of .csv and .tsv files are parted and quoted. Knows the csv module, no columns."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
+
+from toolkit.files import BadInput
 
 UTF_8 = "utf-8-sig"  # with or without the mark that spreadsheets put before it
 TABLES = (".csv", ".tsv")
@@ -19,6 +22,12 @@ class Commas(csv.excel):
     behind it."""
 
     strict = True
+
+
+def check_header(header: Sequence[str], *, path: Path) -> None:
+    """Raise `BadInput` when two columns have one name: which of them is meant, nobody knows."""
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise BadInput(f"{path}: two of its columns are called {twice[0]!r}: rename one")
 
 
 def dialect_of(path: Path) -> type[csv.Dialect]:

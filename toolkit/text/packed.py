@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
 
+from toolkit.files import stamp_of
 from toolkit.text.records import Damaged, read_errors
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _bzip2(path: Path, start: int) -> Iterator[bytes]:
 
 def _gzip(path: Path, start: int) -> Iterator[bytes]:
     """The streams before the first that is damaged."""
-    bad, problem = _first_bad(path, start, _stamp(path))
+    bad, problem = _first_bad(path, start, stamp_of(path))
     for place, piece in _gzip_streams(path, start):
         if place == bad:
             raise Damaged(problem)
@@ -171,7 +172,7 @@ def _gzip_streams(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
 
 def _zstd(path: Path, start: int) -> Iterator[bytes]:
     """All of it, or nothing where something in it is damaged."""
-    if problem := _zstd_problem(path, start, _stamp(path)):
+    if problem := _zstd_problem(path, start, stamp_of(path)):
         raise Damaged(problem)
     yield from _zstd_pieces(path, start)
 
@@ -198,9 +199,3 @@ def _zstd_pieces(path: Path, start: int) -> Iterator[bytes]:
             if "Truncated" in str(error):
                 raise EOFError from error
             raise
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """What tells that a file has changed since it was looked through."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.files import BadInput, RepeatedName, without_repeats
-from toolkit.text.delimited import TABLES, UTF_8, dialect_of
+from toolkit.text.delimited import TABLES, UTF_8, check_header, dialect_of
 from toolkit.text.pairs import Pair
 from toolkit.text.readers import Lines, ParquetRows, text_problem
 from toolkit.text.records import Damaged, read_errors
@@ -212,10 +212,7 @@ def _table_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterato
                     left_out[BLANK_LINE] += 1
                 elif not header:
                     header = fields
-                    if twice := [name for name in header if header.count(name) > 1]:
-                        raise BadInput(
-                            f"{path}: two of its columns are called {twice[0]!r}: rename one"
-                        )
+                    check_header(header, path=path)
                 elif len(fields) > len(header):  # a text with a comma or tab, cut there
                     on_bad(place, "more fields than the header has", str(fields)[:80])
                 elif len(fields) < len(header):

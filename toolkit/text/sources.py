@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from toolkit.files import BadInput, sha256_of
+from toolkit.files import BadInput, sha256_of, stamp_of
 from toolkit.text.readers import (
     Columns,
     DatasetRows,
@@ -155,16 +155,15 @@ def _rows_of_hub(given: Input) -> DatasetRows:
 
 
 def stamp(given: Input) -> tuple[int, int]:
-    """Size and time of change of a file: enough to see that it is another one by now. Of a data
-    set's folder the size of all its files and a digest of their names, sizes and times; of a data
-    set of the hub a digest of its fingerprint."""
+    """The `stamp_of` a file, (0, 0) where there is none. Of a data set's folder the size of all its
+    files and a digest of their names, sizes and times; of a data set of the hub a digest of its
+    fingerprint."""
     if not given.is_file:
         return _stamp_of_dataset(given)
     try:
-        status = os.stat(given.path)
+        return stamp_of(Path(given.path))
     except OSError:
         return 0, 0
-    return status.st_size, status.st_mtime_ns
 
 
 def _stamp_of_dataset(given: Input) -> tuple[int, int]:
