@@ -84,16 +84,18 @@ MAY_LOOK_AND_WRITE = {
     "toolkit/cluster/heartbeats.py:write": "asks only whether the run has begun; the last is right",
     "toolkit/cluster/heartbeats.py:write_forever": "as `write`, which stands in it",
     "toolkit/encoding/index.py:_save": "looks after it has written, and writes again what is gone",
-    "toolkit/evaluate.py:run": "asks for a file in the place of its directory; scores.json is made "
-    "whole from what this evaluation has seen, and the last to end is right",
-    "toolkit/files.py:_place_in_turn": "looks and renames while it alone may",
-    "toolkit/files.py:publish": "a rename onto a directory that is not empty fails, and is handled",
-    "toolkit/files.py:remove_committed": "of two that rename it away one fails, removing nothing",
+    "toolkit/evaluation/program.py:run": "asks for a file in the place of its directory; "
+    "scores.json is made whole from what this evaluation has seen, and the last to end is right",
+    "toolkit/base/files.py:_place_in_turn": "looks and renames while it alone may",
+    "toolkit/base/files.py:publish": "a rename onto a directory that is not empty fails, and that "
+    "is handled",
+    "toolkit/base/files.py:remove_committed": "of two that rename it away one fails, removing "
+    "nothing",
     "toolkit/prefetch.py:prefetch": "looks at shards, not at what it writes",
     "toolkit/text/assembly.py:_seal": "in a temporary directory of its own",
     "toolkit/text/assembly.py:finish": "what it writes is in a temporary directory of its own",
-    "toolkit/training/encoder.py:_seal": "in a temporary directory of its own",
-    "toolkit/training/encoder.py:_write_adapter": "in a temporary directory of its own",
+    "toolkit/training/export.py:_seal": "in a temporary directory of its own",
+    "toolkit/training/export.py:_write_adapter": "in a temporary directory of its own",
     "toolkit/training/starts.py:loading": "asks whether the directory is new, to remove it if it "
     "stays empty; of two that start the last to write is the one that status tells of",
     "toolkit/training/preflight.py:_look": "a file whose name has the job's id, for a moment",
@@ -119,9 +121,10 @@ def looks_and_writes(name: str, source: str) -> list[str]:
 
 
 def around_the_console(name: str, source: str) -> list[str]:
-    """What would show text of others as it comes: only `toolkit.console` prints, and only
-    `toolkit.door` makes a command line's parser. rich's Text is given what is `visible`."""
-    if name in ("toolkit/console.py", "toolkit/door.py"):
+    """What would show text of others as it comes: only `toolkit.base.console` prints, and only
+    `toolkit.command_line.door` makes a command line's parser. rich's Text is given what is
+    `visible`."""
+    if name in ("toolkit/base/console.py", "toolkit/command_line/door.py"):
         return []
     faults = []
     for node in ast.walk(ast.parse(source)):
@@ -249,7 +252,16 @@ def test_layer_guard_fails_on_a_planted_import(tmp_path: Path) -> None:
     assert "toolkit.model.losses -> toolkit.parallel" in done.stdout
 
 
-LIGHT = ["launch", "export", "search", "train", "encode", "evaluate", "jobs", "text.stream"]
+LIGHT = [
+    "launch",
+    "export",
+    "search",
+    "train",
+    "encode",
+    "evaluate",
+    "launching.jobs",
+    "text.stream",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -9,26 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from toolkit.catalogue import recipe_names
-from toolkit.config import (
-    deepspeed_layout,
-    load_recipe,
-    parse_override,
-    resolve_model,
-    resolve_stages,
-    split_overrides,
-    to_yaml,
-)
-from toolkit.files import BadInput
-from toolkit.schema import (
+from toolkit.base.errors import BadInput
+from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.pipelines import resolve_stages, split_overrides
+from toolkit.settings.recipes import load_recipe, parse_override, to_yaml
+from toolkit.settings.schema import (
     EmbedRecipe,
     MntpRecipe,
     PipelineRecipe,
     SimcseRecipe,
     Train,
     TrainingRecipe,
-    batch_split,
 )
+from toolkit.settings.training_checks import batch_split
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -14,7 +14,7 @@ from tests.conftest import ROOT, need, run, torchrun
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.losses import masked_token_nll
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 
 pytestmark = pytest.mark.slow
 PEERS = ROOT / "tests" / "benchmarks" / "peers"

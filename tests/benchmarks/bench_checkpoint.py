@@ -28,9 +28,9 @@ from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
 from tests.conftest import torchrun
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import load_recipe
 from toolkit.parallel import comm
-from toolkit.schema import MntpRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import MntpRecipe
 from toolkit.training import admission, program
 from toolkit.training.saver import Saver
 

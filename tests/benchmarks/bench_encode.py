@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 from tests.benchmarks.real_texts import read_all, read_passages, read_sentences
 from toolkit import export
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.evaluation.sts import cosines
 from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import merge_weights, write_encoder_files
-from toolkit.text_tokenizer import text_tokenizer
 
 MODEL = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 PEERS = Path(__file__).with_name("peers")

@@ -22,7 +22,7 @@ from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
 
 from tests.benchmarks.bench_encode import MAX_TOKENS, texts_of, write_models
 from tests.benchmarks.harness import machine, options
-from toolkit.batch import embed_rows, model_arguments, tensor
+from toolkit.batching.batch import embed_rows, model_arguments, tensor
 from toolkit.encoding.encoder import Encoder, PreparedBatch
 from toolkit.model.attention import packed_attention
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from tests.benchmarks import corpora
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.text.token_shards import TokenFiles, open_tokens
-from toolkit.text_tokenizer import text_tokenizer
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 MAX_TOKENS, BATCH = 512, 32

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolkit.batch import num_tokens
+from toolkit.batching.batch import num_tokens
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.schema import Mntp
+from toolkit.settings.schema import Mntp
 from toolkit.text.stream import Blocks, Stream
 from toolkit.text.token_shards import TokenFiles, open_tokens
-from toolkit.text_tokenizer import text_tokenizer
 from toolkit.training.mntp import MntpObjective
 
 TINY = Path(__file__).parents[2] / "toolkit" / "quickstart" / "tiny-mistral"

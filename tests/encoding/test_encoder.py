@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toolkit.config import load_recipe
+from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder, token_batches
-from toolkit.files import BadInput
 from toolkit.model.backbone import check_positions, load_config
 from toolkit.model.tokenizer import load_tokenizer
-from toolkit.schema import EncoderSettings, MntpRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EncoderSettings, MntpRecipe
 from toolkit.training.data import open_tokenizer
 from toolkit.training.objectives import build_objective
 

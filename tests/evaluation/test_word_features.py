@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.word_features import WordRows, fill, lay_words, word_features
 from toolkit.evaluation.words import read_word_data
-from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings
-from toolkit.task_schema import WordTask
+from toolkit.settings.schema import EncoderSettings
+from toolkit.settings.task_schema import WordTask
 from toolkit.text.tokens import Ids, TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
 
 TOLERANCE = 1e-5
 SENTENCES = (

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from tests.two_layers import LAYERS
 from toolkit import encode, export
-from toolkit.config import resolve_model
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder, encoder_of
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, write_json
 from toolkit.model.adapters import chain_of, read_adapter
 from toolkit.model.weights import merge_weights
-from toolkit.schema import EncoderSettings
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import EncoderSettings
 
 TEXTS = ["A short_text about canals.", "The bridge _ was closed.", "x", "Two words here."] * 3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

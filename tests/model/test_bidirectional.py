@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.model.attention import PACKED, register
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import (

@@ -21,14 +21,15 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Poolin
 from transformers import AutoTokenizer
 
 from toolkit import evaluate, train
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import BadInput, read_json, write_json
 from toolkit.model.adapters import chain_of
 from toolkit.model.backbone import load_config
 from toolkit.model.declared import Use, check_declared, digest_of_base
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import write_encoder_files
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 
 TEXTS = ["A short text about canals.", "x", "Two words here.", "The Bridge was closed. " * 40]
 WIDTH = 256

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.model.adapters import merge_into, read_adapter
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer
@@ -22,7 +23,7 @@ from toolkit.model.weights import (
     saved_name,
     write_encoder_files,
 )
-from toolkit.schema import Lora
+from toolkit.settings.schema import Lora
 
 SHAPE = {"vocab_size": 8192, "bos_token_id": 1, "eos_token_id": 2}
 LLAMAS = {

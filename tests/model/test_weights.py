@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import Adapter, inner_name, merge_weights, saved_name
-from toolkit.schema import Lora
+from toolkit.settings.schema import Lora
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "down_proj"))
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import QUICKSTART
 from tests.text.making import shard
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.text.packing import Packing, best_fit, pack_documents
 from toolkit.text.token_shards import TokenFiles, finish_token_files, make_token_files, open_tokens
-from toolkit.text_tokenizer import text_tokenizer
 
 ROOMS = (128, 192, 256, 384, 512, 1024, 2048)
 DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"

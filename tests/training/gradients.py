@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer

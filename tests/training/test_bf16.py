@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from toolkit import train
-from toolkit.config import load_recipe
-from toolkit.schema import TrainingRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import TrainingRecipe
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 from toolkit.training.checkpoint import load_newest
 from toolkit.training.data import open_stream, open_tokenizer

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import run, torchrun
-from toolkit.batch import Batch, tensor
+from toolkit.batching.batch import Batch, tensor
 from toolkit.model import losses
 from toolkit.model.losses import info_nce
 from toolkit.training.contrastive import cached_terms

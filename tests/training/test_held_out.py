@@ -18,12 +18,14 @@ from transformers import AutoTokenizer
 
 from tests.conftest import QUICKSTART
 from tests.text.making import shard_articles
-from toolkit.config import check_training, load_recipe, to_yaml
-from toolkit.files import BadInput, committed_directory, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import committed_directory, write_json
+from toolkit.base.sealed import content_digest
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.recipes import load_recipe, to_yaml
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.training_checks import check_training
 from toolkit.text.held_out import HeldOut
-from toolkit.text.manifest import content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import HeldOutBlocks, Stream
@@ -112,7 +114,8 @@ def test_held_out_figures_are_the_naive_ones_on_any_number_of_ranks(
 def test_a_restart_before_the_first_checkpoint_does_not_repeat_itself(
     shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from toolkit.training.metrics import MetricsLog, read_metrics
+    from toolkit.runs.records import read_metrics
+    from toolkit.training.metrics import MetricsLog
 
     for _ in range(2):
         MetricsLog(tmp_path, step=0).write({"step": 0, "held_out_loss": 1.0})

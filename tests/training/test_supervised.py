@@ -9,18 +9,18 @@ import pytest
 
 from tests.conftest import QUICKSTART
 from toolkit import train
-from toolkit.batch import tensor
+from toolkit.base.errors import BadInput
+from toolkit.batching.batch import tensor
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import BadInput
 from toolkit.model.losses import FILLER
 from toolkit.model.weights import model_digest
-from toolkit.schema import Supervised
+from toolkit.runs.records import read_metrics
+from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import PairStream, TaskPair
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
-from toolkit.training.metrics import read_metrics
 from toolkit.training.supervised import SupervisedObjective
 
 TINY = QUICKSTART / "tiny-mistral"

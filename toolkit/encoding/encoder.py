@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from toolkit.batch import Batch, embed_rows, lay_out, place, to_device, token_states
-from toolkit.console import Progress
+from toolkit.base.console import Progress
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import MANIFEST_FILE
+from toolkit.batching.batch import Batch, embed_rows, lay_out, place, to_device, token_states
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.plan import MANIFEST_FILE
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
 from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import (
@@ -30,11 +31,10 @@ from toolkit.model.bidirectional import prove_attention
 from toolkit.model.declared import Use
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
+from toolkit.model.side_by_side import MOST_LANES, side_by_side
 from toolkit.parallel.comm import device_of
-from toolkit.parallel.threads import MOST_LANES, side_by_side
-from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
+from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text.tokens import is_unicode
-from toolkit.text_tokenizer import text_tokenizer
 
 GPU_BATCH_TOKENS = 16384
 CPU_BATCH_TOKENS = 2048  # 16384 are a third slower: what passes between layers leaves the caches

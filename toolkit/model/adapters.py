@@ -16,13 +16,13 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from toolkit.config import ADAPTER_CONFIG, is_adapter, resolve_model
-from toolkit.files import BadInput, read_json, sha256_of
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, sha256_of
+from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.declared import Use, check_declared
 from toolkit.model.tensor_file import StoredTensors
 from toolkit.model.weights import (
     ADAPTER_FILE,
-    ORIGIN_FILE,
     Adapter,
     base_folder,
     check_places,
@@ -30,6 +30,7 @@ from toolkit.model.weights import (
     is_recorded,
     model_digest,
 )
+from toolkit.settings.model_source import ADAPTER_CONFIG, is_adapter, resolve_model
 
 MAX_LINKS = 8  # adapters upon each other: more is a circle
 # What changes the product B A, or trains something else, and is not merged here.

@@ -26,13 +26,14 @@ from transformers import (
 from transformers.utils import logging
 from typing_extensions import TypedDict
 
-from toolkit.config import resolve_model
-from toolkit.documents import FileName, checked
-from toolkit.files import BadInput, read_json
+from toolkit.base.documents import FileName, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json
+from toolkit.base.tensor_header import read_header
 from toolkit.model.attention import register
 from toolkit.model.tokenizer import AGAIN, first_line
-from toolkit.schema import Lora
-from toolkit.tensor_header import read_header
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import Lora
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

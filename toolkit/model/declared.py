@@ -14,10 +14,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.files import BadInput, read_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json
+from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
 from toolkit.model.tokenizer import load_tokenizer, special_ids
-from toolkit.model.weights import ORIGIN_FILE, base_folder, model_digest
+from toolkit.model.weights import base_folder, model_digest
 
 MODULES_FILE = "modules.json"
 SETTINGS_FILE = "config_sentence_transformers.json"

@@ -5,7 +5,7 @@ Knows names. Refuses to know weights, and imports neither torch nor transformers
 
 from pathlib import Path
 
-from toolkit.config import is_adapter, resolve_model
+from toolkit.settings.model_source import is_adapter, resolve_model
 
 
 def check_reference(reference: str) -> None:

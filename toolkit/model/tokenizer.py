@@ -8,8 +8,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolkit.config import is_adapter, resolve_model
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.settings.model_source import is_adapter, resolve_model
 
 AGAIN = "copy or download the model again"
 

@@ -16,18 +16,19 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.config import resolve_model
-from toolkit.console import at_work
-from toolkit.files import BadInput, digest_of, read_json, sha256_of, write_json
+from toolkit.base.console import at_work
+from toolkit.base.errors import BadInput
+from toolkit.base.files import digest_of, read_json, sha256_of, write_json
+from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import special_ids
-from toolkit.schema import INSTRUCTION_FORMAT, Lora
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import INSTRUCTION_FORMAT, Lora
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
-ORIGIN_FILE = "origin.json"  # of an encoder: what it came of
 _AGAIN = "export the model again to another folder, or copy it again"
 MAX_FILE_BYTES = 5 * 10**9  # as the hub has it
 # Of the inner decoder (ours, LLM2Vec's published ones) or of a causal LM that holds it.

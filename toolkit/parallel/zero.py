@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.parallel import comm
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

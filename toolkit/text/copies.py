@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import TypedDict
 
-from toolkit.console import at_work
-from toolkit.documents import Count, Digest, FileName, checked
-from toolkit.files import BadInput, read_json, write_json
-from toolkit.text.manifest import SELF_DIGEST, again, content_digest
+from toolkit.base.console import at_work
+from toolkit.base.documents import Count, Digest, FileName, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
+from toolkit.base.sealed import SELF_DIGEST, content_digest
+from toolkit.text.manifest import again
 
 CACHE = ".cache"
 RECORD = "toolkit-digests.json"

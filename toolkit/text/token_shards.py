@@ -26,10 +26,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from toolkit.files import BadInput, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import write_json
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.text.copies import CACHE
 from toolkit.text.held_out import NOTHING, HeldOut
-from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.packing import pack_documents
 from toolkit.text.shards import checked_manifest
 from toolkit.text.token_files import (

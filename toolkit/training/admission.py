@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
+from toolkit.base.errors import BadInput, RunFailed
 from toolkit.cluster.topology import Topology, detect
-from toolkit.config import check_training, deepspeed_layout
-from toolkit.files import BadInput, RunFailed
 from toolkit.model.attention import check_dropout
 from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import digest_of_base
 from toolkit.model.weights import base_folder, check_mergeable
 from toolkit.parallel import comm, zero
 from toolkit.parallel.agreement import agree
-from toolkit.schema import TrainingRecipe
+from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.schema import TrainingRecipe
+from toolkit.settings.training_checks import check_training
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import digest_of_data, form_of_samples

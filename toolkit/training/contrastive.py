@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.batch import Batch
+from toolkit.batching.batch import Batch
 from toolkit.model.memory import give_back
 from toolkit.parallel import comm
 from toolkit.training.objective import Figures

@@ -5,12 +5,13 @@ Knows which source each kind of recipe reads.
 
 from pathlib import Path
 
-from toolkit.console import Progress, at_work, say
-from toolkit.files import BadInput
+from toolkit.base.console import Progress, at_work, say
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
-from toolkit.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.held_out import HeldOut
 from toolkit.text.pair_stream import PairStream
 from toolkit.text.pairs import open_pairs
@@ -24,7 +25,6 @@ from toolkit.text.token_shards import (
     open_tokens,
 )
 from toolkit.text.tokens import TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
 
 
 def is_packed(recipe: TrainingRecipe) -> bool:

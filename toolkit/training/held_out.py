@@ -2,7 +2,7 @@
 
 import torch
 
-from toolkit.batch import to_device
+from toolkit.batching.batch import to_device
 from toolkit.parallel import comm
 from toolkit.text.stream import Stream
 from toolkit.training.loop import Trainer

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.batch import Batch, num_tokens, to_device
+from toolkit.batching.batch import Batch, num_tokens, to_device
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.parallel import comm, zero
-from toolkit.schema import Train
+from toolkit.settings.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.objective import Objective
-from toolkit.training.schedule import learning_rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,3 +184,11 @@ def balanced_parts(tokens: Sequence[int], *, num_parts: int) -> list[list[int]]:
         parts[part].append(row)
         heapq.heappush(loads, (load + tokens[row], part))
     return parts
+
+
+def learning_rate(train: Train, *, step: int) -> float:
+    """The rate of `step` (from 0): linear warm-up, then linear to zero at `horizon_steps`."""
+    if step < train.warmup_steps:
+        return train.lr * (step + 1) / train.warmup_steps
+    left = train.horizon_steps - step
+    return train.lr * max(0.0, left / max(1, train.horizon_steps - train.warmup_steps))

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toolkit.batch import Batch, lay_out, model_arguments, place, tensor
+from toolkit.batching.batch import Batch, lay_out, model_arguments, place, tensor
 from toolkit.model.losses import masked_token_nll
-from toolkit.schema import Mntp
+from toolkit.settings.schema import Mntp
 from toolkit.text.masking import mask_tokens
 from toolkit.text.order import sample_seed
 from toolkit.text.stream import Pieces, Sample

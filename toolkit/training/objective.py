@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from toolkit.batch import Batch
+from toolkit.batching.batch import Batch
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 

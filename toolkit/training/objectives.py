@@ -3,9 +3,9 @@
 Knows all of them, so that a run need not. Refuses to know how any is computed.
 """
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.model.losses import check_kernel
-from toolkit.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.data import is_packed
 from toolkit.training.mntp import MntpObjective

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.batch import embed_rows, lay_out, to_device
+from toolkit.base.errors import BadInput
+from toolkit.batching.batch import embed_rows, lay_out, to_device
 from toolkit.evaluation.retrieval import RetrievalTask
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.task import Vectors
 from toolkit.evaluation.tasks import read_retrieval
-from toolkit.files import BadInput
 from toolkit.parallel import comm
-from toolkit.task_schema import Probe
+from toolkit.settings.task_schema import Probe
 from toolkit.training.loop import Trainer
 
 SPEARMAN, NDCG = "probe_spearman", "probe_ndcg_at_10"

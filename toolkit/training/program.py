@@ -9,13 +9,22 @@ from typing import Any
 
 import torch
 
-from toolkit.cluster.heartbeats import HEARTBEATS_FILE
+from toolkit.base.console import say
+from toolkit.base.errors import RunFailed
+from toolkit.base.files import remove_committed, remove_temporaries
+from toolkit.base.layout import (
+    CHECKPOINT_DIR,
+    CONFIG_FILE,
+    ENCODER_DIR,
+    HEARTBEATS_FILE,
+    METRICS_FILE,
+    SKIPPED_FILE,
+    STARTING_FILE,
+    STARTS_FILE,
+)
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import ENCODER_DIR
-from toolkit.console import say
-from toolkit.files import RunFailed, remove_committed, remove_temporaries
 from toolkit.model.attention import attention_in_use
 from toolkit.model.backbone import (
     DTYPES,
@@ -27,20 +36,18 @@ from toolkit.model.backbone import (
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
-from toolkit.schema import TrainingRecipe
+from toolkit.settings.schema import TrainingRecipe
 from toolkit.training import checkpoint
 from toolkit.training.admission import Admission, check_exportable, claim, look, meet, restore
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import is_packed, make_tokens, open_stream, open_tokenizer
-from toolkit.training.encoder import encoder_step, write_encoder
+from toolkit.training.export import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTING_FILE, STARTS_FILE
 from toolkit.training.objectives import build_objective
 from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
 from toolkit.training.starts import Place, loading, record_start, watched_job
-from toolkit.training.steps import CHECKPOINT_DIR
 
 STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives know that one does
 
@@ -132,7 +139,7 @@ def _run_on_ranks(
 
 def _tidy(run_dir: Path, *, recipe: TrainingRecipe) -> None:
     """Remove what a killed run has left: half-written files, checkpoints that it was to remove."""
-    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE, STARTING_FILE)
+    names = (CONFIG_FILE, METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE, STARTING_FILE)
     remove_temporaries(run_dir, *names, ENCODER_DIR, NONCE)
     remove_temporaries(run_dir / CHECKPOINT_DIR)
     checkpoint.prune(run_dir, train=recipe.train)

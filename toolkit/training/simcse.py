@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toolkit.batch import Batch, embed_rows, lay_out
+from toolkit.batching.batch import Batch, embed_rows, lay_out
 from toolkit.model.losses import info_nce
 from toolkit.parallel import comm
-from toolkit.schema import Simcse
+from toolkit.settings.schema import Simcse
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.contrastive import (

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from toolkit.batch import Batch, embed_rows, lay_out, place, tensor
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.batching.batch import Batch, embed_rows, lay_out, place, tensor
 from toolkit.model.losses import FILLER, FalseNegatives, info_nce, matryoshka
 from toolkit.parallel import comm
-from toolkit.schema import Supervised
+from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import TaskPair
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer

@@ -1,0 +1,16 @@
+"""The digest that a JSON document holds of itself: whoever edits it by hand is found out.
+
+Knows which key holds the digest. Refuses to know the other keys and the file.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from toolkit.base.files import digest_of
+
+SELF_DIGEST = "manifest_sha256"
+
+
+def content_digest(manifest: Mapping[str, Any]) -> str:
+    """What `manifest_sha256` says of all other keys."""
+    return digest_of({key: value for key, value in manifest.items() if key != SELF_DIGEST})
