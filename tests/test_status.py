@@ -21,12 +21,11 @@ from toolkit.base.files import read_json, read_json_lines, write_json
 from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.queue import JobState
-from toolkit.encoding import store, units
-from toolkit.runs import records, standing
+from toolkit.runs import standing
 from toolkit.runs.launched import Launched, write_launched
 from toolkit.runs.standing import Standing
 from toolkit.runs.table import duration
-from toolkit.training import metrics, program, starts
+from toolkit.training import program
 
 Told = Callable[..., list[dict[str, Any]]]
 
@@ -58,13 +57,6 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
         return found
 
     return call
-
-
-def test_the_names_of_files_are_those_of_whoever_writes_them() -> None:
-    assert standing.METRICS_FILE == metrics.METRICS_FILE
-    assert records.STARTS_FILE == starts.STARTS_FILE
-    assert standing.PLAN_FILE == units.PLAN_FILE
-    assert standing.MANIFEST_FILE == store.MANIFEST_FILE
 
 
 def test_the_stages_of_a_pipeline(pipeline: Path, told: Told) -> None:

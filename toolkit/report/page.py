@@ -75,7 +75,7 @@ def report(run: Path, *, output: Path, now: float) -> None:
         f'<p class="from">The run as it was on {date(now)}.</p>{"".join(body)}</html>\n'
     )
     write_atomic(output / PAGE_FILE, page)
-    say(f"{output / 'index.html'}: {len(found)} stages, {len(pictures)} pictures")
+    say(f"{output / PAGE_FILE}: {len(found)} stages, {len(pictures)} pictures")
 
 
 Scores = Mapping[str, Mapping[str, float]]
