@@ -193,6 +193,29 @@ def is_join(node: ast.AST) -> TypeGuard[ast.BinOp]:
     return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
 
 
+# What torch's own modules have, too; all else of an engine is asked for in toolkit/parallel.
+ENGINE_MAY = {"module", "train", "eval"}
+DEEPSPEED_KEYS = re.compile(
+    "zero_(optimization|hpz_.*|allow_.*)|train_(micro_)?batch_size.*|gradient_(acc|clip).*|"
+    "offload_(param|optimizer)|grad_accum_dtype|steps_per_print"
+)
+
+
+def deepspeed_words(name: str, source: str) -> list[str]:
+    """What asks an engine itself for anything, and DeepSpeed's keys, outside of toolkit/parallel
+    and of the page that reads layouts."""
+    if name.startswith("toolkit/parallel/") or name == "toolkit/settings/layouts.py":
+        return []
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr not in ENGINE_MAY:
+            if re.fullmatch(r"(.*\.)?_?engine", ast.unparse(node.value)):
+                faults.append(f"{name}: {ast.unparse(node)}, line {node.lineno}")
+        elif isinstance(node, ast.Constant) and DEEPSPEED_KEYS.fullmatch(str(node.value)):
+            faults.append(f"{name}: {node.value!r}, line {node.lineno}")
+    return faults
+
+
 def own_warnings(name: str, source: str) -> list[str]:
     """Texts that begin with "warning:", which `console.warn` is for."""
     if name == "toolkit/base/console.py":
@@ -354,6 +377,27 @@ def test_name_guard_fails_on_a_planted_fault(line: str) -> None:
     assert not names_outside_layout("toolkit/base/layout.py", line)
     harmless = 'raise BadInput("no config.yaml")\nunits = manifest["units"]'
     assert not names_outside_layout("toolkit/planted.py", harmless)
+
+
+def test_deepspeed_is_spoken_in_one_place() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in deepspeed_words(name, source)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.engine.backward(loss)",
+        "trainer.engine.step()",
+        "rate = engine.get_lr()",
+        'stage = layout["zero_optimization"]',
+        'rows = settings["train_micro_batch_size_per_gpu"]',
+    ],
+)
+def test_deepspeed_guard_fails_on_a_planted_fault(line: str) -> None:
+    assert len(deepspeed_words("toolkit/training/loop.py", line)) == 1
+    assert not deepspeed_words("toolkit/parallel/zero.py", line)
+    assert not deepspeed_words("toolkit/training/loop.py", "zero.step(self.engine)\nengine.eval()")
 
 
 def test_one_function_says_warning() -> None:

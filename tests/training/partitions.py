@@ -13,7 +13,7 @@ from tests.training.gradients import case_recipe, start_rank, trainer_of
 from toolkit.parallel import comm
 from toolkit.runs.estimate import partitioned
 from toolkit.runs.shapes import shape_of
-from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.layouts import read_layout
 
 
 def bytes_of(tensors: Any) -> int:
@@ -62,7 +62,7 @@ def main(base: str, shards: str, cases: list[str]) -> None:
         planned = partitioned(
             shape_of(base),
             recipe,
-            layout=deepspeed_layout(recipe.deepspeed.config),
+            layout=read_layout(recipe.deepspeed.config),
             world=comm.world_size(),
             per_node=comm.world_size(),
         )

@@ -9,11 +9,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.runs.shapes import Shape
-from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.layouts import Layout, read_layout
 from toolkit.settings.schema import MntpRecipe, SimcseRecipe, TrainingRecipe
 from toolkit.settings.training_checks import batch_split
 
@@ -102,51 +101,43 @@ class Need:
 
 
 def partitioned(
-    shape: Shape, recipe: TrainingRecipe, *, layout: Mapping[str, Any], world: int, per_node: int
+    shape: Shape, recipe: TrainingRecipe, *, layout: Layout, world: int, per_node: int
 ) -> dict[str, float]:
     """Bytes of a rank for what ZeRO partitions: weights, gradients, AdamW's state.
 
     Rajbhandari et al. 2020 (ZeRO), section 5, for a frozen model with adapters too.
     """
-    zero = layout["zero_optimization"]
-    stage, width = zero["stage"], BYTES[recipe.model.dtype]
+    stage, width = layout.stage, BYTES[recipe.model.dtype]
     head = isinstance(recipe, MntpRecipe)
     lora = recipe.model.lora
     frozen = shape.weights(head=head) if lora else 0
     trained = shape.adapters(lora) if lora else shape.weights(head=head)
-    weights = (frozen + trained) * width / (world if stage == 3 else 1)
-    if stage == 3 and zero.get("zero_hpz_partition_size", 1) > 1:
+    weights = (frozen + trained) * width / (world if layout.shares_weights else 1)
+    if layout.shares_weights and layout.has_node_copy:
         weights += (frozen + trained) * width / per_node
-    accumulated = layout.get("data_types", {}).get("grad_accum_dtype", recipe.model.dtype)
-    on_cpu = _is_on_cpu(zero, "offload_optimizer")
+    accumulated = layout.gradients or recipe.model.dtype
+    on_cpu = layout.optimizer_on_cpu
     share = trained / (world if stage >= 1 else 1)
     return {
-        "weights": 0 if _is_on_cpu(zero, "offload_param") else weights,
+        "weights": 0 if layout.weights_on_cpu else weights,
         "gradients": 0 if on_cpu else trained * BYTES[accumulated] / (world if stage >= 2 else 1),
         "fp32 masters": 0 if on_cpu or stage == 0 else share * 4,
         "AdamW moments": 0 if on_cpu else share * 8,
     }
 
 
-def offloaded(
-    shape: Shape, recipe: TrainingRecipe, *, layout: Mapping[str, Any], nodes: int
-) -> float:
+def offloaded(shape: Shape, recipe: TrainingRecipe, *, layout: Layout, nodes: int) -> float:
     """Bytes of a node's memory: weights; fp32 masters, AdamW's state and gradients."""
-    zero = layout["zero_optimization"]
     lora, head = recipe.model.lora, isinstance(recipe, MntpRecipe)
     trained = shape.adapters(lora) if lora else shape.weights(head=head)
     held = trained + (shape.weights(head=head) if lora else 0)
-    weights = held * BYTES[recipe.model.dtype] if _is_on_cpu(zero, "offload_param") else 0
-    return (weights + (16 * trained if _is_on_cpu(zero, "offload_optimizer") else 0)) / nodes
-
-
-def _is_on_cpu(zero: Mapping[str, Any], part: str) -> bool:
-    return bool(zero.get(part, {}).get("device") == "cpu")
+    weights = held * BYTES[recipe.model.dtype] if layout.weights_on_cpu else 0
+    return (weights + (16 * trained if layout.optimizer_on_cpu else 0)) / nodes
 
 
 def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Cluster) -> Need:
     """What `recipe` needs under a layout. Raises `BadInput` when the ranks do not divide it."""
-    layout = deepspeed_layout(layout_name)
+    layout = read_layout(layout_name)
     memory = partitioned(
         shape, recipe, layout=layout, world=cluster.world, per_node=cluster.gpus_per_node
     )
@@ -156,7 +147,7 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     tokens = micro * texts * recipe.data.max_tokens
     if budget := recipe.train.micro_batch_tokens:
         accumulation, tokens = math.ceil(accumulation * tokens / budget), budget
-    if layout["zero_optimization"]["stage"] == 3:
+    if layout.shares_weights:
         memory["gathered layers"] = (2 * shape.layer + shape.vocab * shape.hidden) * width
     memory["activations"] = _activations(shape, recipe, tokens=tokens)
     if isinstance(recipe, MntpRecipe):
@@ -186,7 +177,7 @@ def traffic(
     shape: Shape,
     recipe: TrainingRecipe,
     *,
-    layout: Mapping[str, Any],
+    layout: Layout,
     cluster: Cluster,
     accumulation: int,
     passes: int,
@@ -203,8 +194,7 @@ def traffic(
     world, width = cluster.world, BYTES[recipe.model.dtype]
     if world == 1:
         return 0.0, 0.0
-    zero = layout["zero_optimization"]
-    stage, head, lora = zero["stage"], isinstance(recipe, MntpRecipe), recipe.model.lora
+    stage, head, lora = layout.stage, isinstance(recipe, MntpRecipe), recipe.model.lora
     trained = shape.adapters(lora) if lora else shape.weights(head=head)
     weights = shape.weights(head=head) + (trained if lora else 0)
     within_s = width * (world - 1) / world / cluster.gpu.gather  # a parameter
@@ -213,9 +203,8 @@ def traffic(
         if cluster.nodes == 1
         else max(within_s, width * (world - 1) / world / cluster.network)
     )
-    if stage == 3:
-        is_hpz = zero.get("zero_hpz_partition_size", 1) > 1
-        near = accumulation if is_hpz else 0
+    if layout.shares_weights:
+        near = accumulation if layout.has_node_copy else 0
         gathers_s = weights * ((passes - near) * across_s + near * within_s)
         return gathers_s + trained * accumulation * across_s, 0.0
     reductions = {0: 2, 1: 1, 2: accumulation}[stage]

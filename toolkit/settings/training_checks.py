@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.base.layout import CONFIG_FILE
-from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.layouts import read_layout
 from toolkit.settings.recipes import flatten, load_recipe
 from toolkit.settings.schema import (
     MntpRecipe,
@@ -33,7 +33,7 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     """Refuse what cannot run on `world_size` ranks or in this run directory; without torch, so that
     the launcher can ask before a job waits in a queue. Returns micro-batch rows and accumulation.
     """
-    deepspeed_layout(recipe.deepspeed.config)
+    read_layout(recipe.deepspeed.config)
     micro, accumulation = batch_split(recipe.train, world_size=world_size)
     contrastive = isinstance(recipe, (SimcseRecipe, SupervisedRecipe))
     if contrastive and recipe.train.global_batch_rows < 2:

@@ -9,7 +9,6 @@ Knows what can be refused. Refuses to know what a run does.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from toolkit.model.declared import digest_of_base
 from toolkit.model.weights import base_folder, check_mergeable
 from toolkit.parallel import comm, zero
 from toolkit.parallel.agreement import agree
-from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.layouts import read_layout
 from toolkit.settings.schema import TrainingRecipe
 from toolkit.settings.training_checks import check_training
 from toolkit.training import checkpoint
@@ -39,10 +38,10 @@ CHECK_S = 60.0  # a rank that does not answer so long is not there
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """What a rank has found alone: the engine's settings and what the run grows from, or why it
-    cannot start."""
+    """What a rank has found alone: the engine's settings and what the run grows from, or (None) why
+    it cannot start."""
 
-    settings: Mapping[str, Any]
+    settings: zero.EngineSettings | None
     origin: Origin
     problem: BadInput | RunFailed | None = None
 
@@ -56,7 +55,7 @@ def look(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, st
     except (BadInput, RunFailed) as error:
         if topology.world_size == 1:
             raise
-        return Admission({}, Origin("", base_digest="", data_digest=""), problem=error)
+        return Admission(None, Origin("", base_digest="", data_digest=""), problem=error)
     return Admission(settings, origin)
 
 
@@ -108,7 +107,7 @@ def join(topology: Topology, *, timeout_s: float) -> torch.device:
 
 def check(
     recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
-) -> tuple[dict[str, Any], Origin]:
+) -> tuple[zero.EngineSettings, Origin]:
     """Everything that can be refused without ranks and without writing.
 
     Returns the engine's settings and what the run grows from. The leading rank alone re-hashes the
@@ -116,8 +115,8 @@ def check(
     """
     run_dir, world_size, leads = Path(recipe.run_dir), topology.world_size, topology.rank == 0
     micro, accumulation = check_training(recipe, world_size=world_size)
-    settings = zero.engine_settings(
-        deepspeed_layout(recipe.deepspeed.config),
+    settings = zero.EngineSettings(
+        layout=read_layout(recipe.deepspeed.config),
         micro_batch_rows=micro,
         accumulation=accumulation,
         world_size=world_size,

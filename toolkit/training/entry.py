@@ -8,7 +8,7 @@ from pathlib import Path
 
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
-from toolkit.settings.layouts import deepspeed_layout
+from toolkit.settings.layouts import read_layout
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.schema import SupervisedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import check_training
@@ -29,7 +29,7 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
 def check_inputs(recipe: TrainingRecipe, *, world_size: int) -> None:
     """Raise `BadInput` for what can be told without torch; the program looks again, and closer."""
     check_training(recipe, world_size=world_size)
-    deepspeed_layout(recipe.deepspeed.config)
+    read_layout(recipe.deepspeed.config)
     resolve_model(recipe.model.base)
     directory = Path(recipe.data.train)
     if isinstance(recipe, SupervisedRecipe):

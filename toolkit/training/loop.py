@@ -7,7 +7,6 @@ import dataclasses
 import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +56,7 @@ class Step:
 class Trainer:
     """What a run needs at every step; all of it fixed when the run starts."""
 
-    engine: Any
+    engine: zero.Engine
     objective: Objective
     stream: Samples
     tokenizer: TextTokenizer
@@ -105,8 +104,7 @@ class Trainer:
         )
         self._seed_dropout(step)
         lr = learning_rate(self.train, step=step)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        zero.set_rate(self.engine, lr=lr)
         figures = comm.sum_of_each(self.backward(batches, all_units=all_units))
         self.watchdog.enter("step", step=step + 1)
         taken, grad_norm = zero.step(self.engine)
@@ -154,7 +152,7 @@ class Trainer:
     def backward(self, batches: Sequence[Batch], *, all_units: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the global mean; returns this rank's summed figures.
 
-        DeepSpeed averages gradients over ranks, so the local sum is scaled up by their number and
+        The engine averages gradients over ranks, so the local sum is scaled up by their number and
         divided by the units of the whole global batch, wherever they lie. A loss that is not finite
         makes its gradient NaN, even where it has one (a probability of 0 does): skip the step.
         """
@@ -162,9 +160,9 @@ class Trainer:
         total: dict[str, Tensor] = {}
         on_device = [to_device(batch, device=self.device) for batch in batches]
         for number, (term, figures) in enumerate(self.objective.terms(self.engine, on_device)):
-            self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             finite = figures.get("loss", term).detach().isfinite()
-            self.engine.backward(term * torch.where(finite, scale, torch.nan), scale_wrt_gas=False)
+            loss = term * torch.where(finite, scale, torch.nan)
+            zero.backward(self.engine, loss, is_last=number == len(batches) - 1)
             for name, value in figures.items():
                 total[name] = total[name] + value if name in total else value.double()
         return total

@@ -4,12 +4,13 @@ Shapes: B rows, T tokens, M hidden tokens of the batch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.batching.batch import Batch, lay_out, model_arguments, place, tensor
 from toolkit.model.losses import masked_token_nll
@@ -92,7 +93,7 @@ class MntpObjective:
         return len(tensor(batch, "target_M"))
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[Batch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed NLL of each micro-batch; logits exist at the hidden positions only."""
         for batch in batches:

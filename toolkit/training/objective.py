@@ -4,10 +4,10 @@ An objective turns samples into a batch and a batch into a SUM of losses over it
 tokens, rows); the loop owns the normaliser, because only it sees the whole global batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.batching.batch import Batch
 from toolkit.text.stream import Sample
@@ -48,7 +48,7 @@ class Objective(Protocol):
         """How many terms the loss of this batch sums."""
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[Batch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """For each micro-batch in order a scalar, whose gradients add up to that of the SUM of
         losses over this rank's units, and the figures to report with it, "loss" among them.

@@ -90,6 +90,7 @@ def _run_on_ranks(
 ) -> int:
     """Returns the number of whole steps."""
     run_dir, leads, origin = Path(recipe.run_dir), comm.rank() == 0, admission.origin
+    assert admission.settings is not None, "a problem that `meet` has not raised"
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
         say(f"{recipe.kind}: {ranks}, {run_dir}")
@@ -103,7 +104,7 @@ def _run_on_ranks(
         first_skipped = restored.skipped_steps if restored else 0
         trainer = build_trainer(
             recipe,
-            settings=dict(admission.settings),
+            settings=admission.settings,
             restored=restored,
             device=place.device,
             watchdog=place.watchdog,
@@ -157,7 +158,7 @@ def _attention(recipe: TrainingRecipe, trainer: Trainer) -> str:
 def build_trainer(
     recipe: TrainingRecipe,
     *,
-    settings: dict[str, Any],
+    settings: zero.EngineSettings,
     restored: checkpoint.Checkpoint | None,
     device: torch.device,
     watchdog: Watchdog,
@@ -182,7 +183,7 @@ def build_trainer(
         stream=stream,
         tokenizer=tokenizer,
         train=recipe.train,
-        micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
+        micro_batch_rows=settings.micro_batch_rows,
         device=device,
         watchdog=watchdog,
     )
@@ -203,11 +204,11 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
 def build_engine(
     recipe: TrainingRecipe,
     *,
-    settings: dict[str, Any],
+    settings: zero.EngineSettings,
     needs_head: bool,
     restored: checkpoint.Checkpoint | None,
     device: torch.device | None = None,
-) -> Any:
+) -> zero.Engine:
     """Model, adapters, restored weights, engine, restored optimizer: in the only order that works.
 
     Adapters are drawn from the recipe's seed, so that every rank and every world size start alike.
@@ -221,8 +222,8 @@ def build_engine(
             head=needs_head,
             dtype=recipe.model.dtype,
             attention=recipe.model.attention,
-            # Under ZeRO-3 the partitioned loading decides where weights go.
-            device=device if settings["zero_optimization"]["stage"] < 3 else None,
+            # Where ranks share the weights, the partitioned loading decides where these go.
+            device=None if settings.layout.shares_weights else device,
         )
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
@@ -249,7 +250,7 @@ def build_engine(
     return engine
 
 
-def prove(recipe: TrainingRecipe, *, engine: Any, vocab_size: int, device: Any) -> None:
+def prove(recipe: TrainingRecipe, *, engine: zero.Engine, vocab_size: int, device: Any) -> None:
     """Prove on the engine itself, partitions and all, that attention runs in both directions.
 
     Where rows are packed, also that they do not see each other.

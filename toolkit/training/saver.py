@@ -93,7 +93,7 @@ class _Writer:
 class Saver:
     """The checkpoints of a run. All methods are collective: every rank calls them."""
 
-    def __init__(self, recipe: TrainingRecipe, *, engine: Any, origin: Origin) -> None:
+    def __init__(self, recipe: TrainingRecipe, *, engine: zero.Engine, origin: Origin) -> None:
         self._recipe, self._origin, self._engine = recipe, origin, engine
         self._run_dir, self._leads = Path(recipe.run_dir), comm.rank() == 0
         self._parameters = zero.trainable_parameters(engine)

@@ -4,12 +4,13 @@ Shapes: B local rows, T tokens, D width, N rows of all ranks.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.batching.batch import Batch, embed_rows, lay_out
 from toolkit.model.losses import info_nce
@@ -67,7 +68,7 @@ class SimcseObjective:
         return num_rows
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[Batch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our rows against the second views of all ranks, however many
         micro-batches hold them."""

@@ -9,12 +9,13 @@ Shapes: B local queries, n hard negatives of each, T tokens, D width, N candidat
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.base.errors import BadInput
 from toolkit.batching.batch import Batch, embed_rows, lay_out, place, tensor
@@ -111,7 +112,7 @@ class SupervisedObjective:
         return tensor(batch, "hash_KB").shape[1]
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[Batch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our queries against the candidates of all ranks, however many
         micro-batches hold them."""
