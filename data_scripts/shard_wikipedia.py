@@ -188,7 +188,7 @@ def load_tokenizer(arguments: argparse.Namespace) -> Any:
         return None
     from toolkit.batching.tokenizer import text_tokenizer
 
-    return text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
+    return text_tokenizer(resolve_model(arguments.model), max_tokens=arguments.max_tokens)
 
 
 @contextlib.contextmanager

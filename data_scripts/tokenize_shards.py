@@ -14,6 +14,7 @@ from toolkit.base.console import say
 from toolkit.base.errors import BadInput
 from toolkit.cluster.topology import array_task, detect
 from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.held_out import HeldOut
 from toolkit.text.shards import open_shards
 
@@ -74,7 +75,7 @@ def tokenize(arguments: argparse.Namespace) -> None:
     # Imported here, so that what can be refused is refused at once.
     from toolkit.batching.tokenizer import text_tokenizer, tokenize_shards
 
-    tokenizer = text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
+    tokenizer = text_tokenizer(resolve_model(arguments.model), max_tokens=arguments.max_tokens)
     told = tokenize_shards(
         arguments.shards, tokenizer=tokenizer, part=part, parts=parts, held_out=held_out
     )

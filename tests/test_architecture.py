@@ -99,7 +99,6 @@ MAY_LOOK_AND_WRITE = {
     "toolkit/text/assembly.py:_seal": "in a temporary directory of its own",
     "toolkit/text/assembly.py:finish": "what it writes is in a temporary directory of its own",
     "toolkit/training/export.py:_seal": "in a temporary directory of its own",
-    "toolkit/training/export.py:_write_adapter": "in a temporary directory of its own",
     "toolkit/training/starts.py:loading": "asks whether the directory is new, to remove it if it "
     "stays empty; of two that start the last to write is the one that status tells of",
     "toolkit/training/preflight.py:_look": "a file whose name has the job's id, for a moment",

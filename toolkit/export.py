@@ -16,8 +16,7 @@ from toolkit.base.layout import PLAN_FILE
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.encoding.parquet import write_parquet
-from toolkit.model.reference import check_reference
-from toolkit.settings.model_source import is_adapter, resolve_model
+from toolkit.settings.model_source import check_reference, is_adapter, resolve_model
 from toolkit.training.runs import refuse_taken, run_recipe
 
 FORMATS = {

@@ -62,7 +62,7 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
 
     told = {}
     chains = [chain_of(model) for model in models]
-    folders = {chain.base: base_folder(chain.base) for chain in chains}
+    folders = {chain.base.reference: base_folder(chain.base) for chain in chains}
     for chain in chains:
         folders |= zip(chain.names, chain.folders, strict=True)
     for model, folder in folders.items():

@@ -31,6 +31,7 @@ from toolkit.base.layout import (
 from toolkit.base.tensor_header import read_header
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.model_source import ModelSource
 
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
@@ -217,8 +218,9 @@ def _model(folder: Path) -> str:
         raise BadInput(f"{folder}: has no weights (*.safetensors); download the model whole")
     for file in files:
         read_header(file)
-    load_config(str(folder.absolute()))
-    load_tokenizer(str(folder.absolute()))
+    source = ModelSource.of_folder(folder.absolute())
+    load_config(source)
+    load_tokenizer(source)
     digest = model_digest(folder)
     return f"readable (no digests are recorded, its own is {digest[:16]})"
 

@@ -15,6 +15,7 @@ import torch
 from toolkit.batching.batch import num_tokens
 from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.model.backbone import load_backbone, load_config
+from toolkit.settings.model_source import resolve_model
 from toolkit.settings.schema import Mntp
 from toolkit.text.stream import Blocks, Stream
 from toolkit.text.token_shards import TokenFiles, open_tokens
@@ -24,7 +25,7 @@ TINY = Path(__file__).parents[2] / "toolkit" / "quickstart" / "tiny-mistral"
 
 
 def main(shards: str, max_tokens: str, batch: str) -> None:
-    tokenizer = text_tokenizer(str(TINY), max_tokens=int(max_tokens))
+    tokenizer = text_tokenizer(resolve_model(str(TINY)), max_tokens=int(max_tokens))
     files = TokenFiles(shards=Path(shards), tokenizer=tokenizer, block_tokens=int(max_tokens))
     rows = int(batch)
 
@@ -54,7 +55,11 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
     found["resume_s"] = time.perf_counter() - began
 
     model = load_backbone(
-        str(TINY), config=load_config(str(TINY)), head=True, dtype="fp32", attention="packed"
+        resolve_model(str(TINY)),
+        config=load_config(resolve_model(str(TINY))),
+        head=True,
+        dtype="fp32",
+        attention="packed",
     )
     optimizer = torch.optim.AdamW(model.parameters())
     began, tokens = time.perf_counter(), 0

@@ -27,6 +27,7 @@ from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.search import nearest
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import ChunkRules, bounds, units
+from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import EmbedRecipe
 from toolkit.text import tokens as tokenizing
@@ -52,7 +53,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> TextTokenizer:
-    return text_tokenizer(str(tiny_model), max_tokens=SIZE)
+    return text_tokenizer(resolve_model(str(tiny_model)), max_tokens=SIZE)
 
 
 @pytest.fixture(scope="module")

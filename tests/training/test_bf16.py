@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from toolkit import train
+from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import TrainingRecipe
 from toolkit.text.pairs import Pair, PairTask, write_pairs
@@ -116,7 +117,7 @@ def plain_run(recipe: TrainingRecipe, *, with_masters: bool = True, decay: float
 
 def losses_of(recipe: TrainingRecipe, plain: Plain) -> Iterator[Tensor]:
     """The mean loss of each step's batch, to go backward from before the next is asked for."""
-    tokenizer = open_tokenizer(recipe)
+    tokenizer = open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     stream = open_stream(recipe, tokenizer=tokenizer)
     objective = build_objective(recipe, tokenizer=tokenizer)
     for step in range(STEPS):

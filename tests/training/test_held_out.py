@@ -22,6 +22,7 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import committed_directory, write_json
 from toolkit.base.sealed import content_digest
 from toolkit.model.backbone import load_backbone, load_config
+from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe, to_yaml
 from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.settings.training_checks import check_training
@@ -63,14 +64,18 @@ def naive(
     own = [f"data.train={shards}", f"model.base={model}", f"data.held_out_documents={documents}"]
     recipe = load_recipe("tiny_mntp", overrides=[*own, *overrides])
     assert isinstance(recipe, MntpRecipe)
-    tokenizer = data.open_tokenizer(recipe)
+    tokenizer = data.open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     make_all(data.token_files(recipe, tokenizer=tokenizer))
     objective = build_objective(recipe, tokenizer=tokenizer)
     assert isinstance(objective, MntpObjective)
     stream = data.open_stream(recipe, tokenizer=tokenizer)
     assert isinstance(stream, Stream)
     decoder = load_backbone(
-        str(model), config=load_config(str(model)), head=True, dtype="fp32", attention="eager"
+        resolve_model(str(model)),
+        config=load_config(resolve_model(str(model))),
+        head=True,
+        dtype="fp32",
+        attention="eager",
     ).eval()
     if trained:
         decoder.model.load_state_dict(load_file(trained / "model.safetensors"))
@@ -150,7 +155,7 @@ def stream_of(kind: str, *, shards: Path, documents: int, overrides: list[str]) 
     own = [f"data.train={shards}", f"data.held_out_documents={documents}", f"model.base={base}"]
     recipe = load_recipe(f"tiny_{kind}", overrides=[*own, *overrides])
     assert isinstance(recipe, TrainingRecipe)
-    tokenizer = data.open_tokenizer(recipe)
+    tokenizer = data.open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     if isinstance(recipe, MntpRecipe):
         make_all(data.token_files(recipe, tokenizer=tokenizer))
     return data.open_stream(recipe, tokenizer=tokenizer), AutoTokenizer.from_pretrained(

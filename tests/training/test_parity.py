@@ -12,6 +12,7 @@ from tests.conftest import run, torchrun
 from tests.training.gradients import case_recipe, random_start
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
@@ -178,9 +179,9 @@ def test_one_rank_equals_the_naive_computation(
     recipe = case_recipe(kind, shards=str(shards), base=str(tiny_model), pairs=str(pairs))
     assert recipe.model.lora
     head = kind == "mntp"
-    config = load_config(str(tiny_model))
+    config = load_config(resolve_model(str(tiny_model)))
     model = load_backbone(
-        str(tiny_model), config=config, head=head, dtype="fp32", attention="eager"
+        resolve_model(str(tiny_model)), config=config, head=head, dtype="fp32", attention="eager"
     )
     model = add_lora(model, lora=recipe.model.lora).eval()
     start = random_start(recipe, head=head)
@@ -200,7 +201,7 @@ def test_one_rank_equals_the_naive_computation(
 def samples_and_tokenizer(recipe):  # type: ignore[no-untyped-def]
     from toolkit.training.program import open_stream, open_tokenizer
 
-    tokenizer = open_tokenizer(recipe)
+    tokenizer = open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     stream = open_stream(recipe, tokenizer=tokenizer)
     rows = recipe.train.global_batch_rows
     return stream.batch(0, global_rows=rows, start=0, stop=rows), tokenizer

@@ -16,6 +16,7 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.model.losses import FILLER
 from toolkit.model.weights import model_digest
 from toolkit.runs.records import read_metrics
+from toolkit.settings.model_source import resolve_model
 from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import PairStream, TaskPair
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
@@ -29,7 +30,7 @@ BOS = 1
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return text_tokenizer(str(TINY), max_tokens=32)
+    return text_tokenizer(resolve_model(str(TINY)), max_tokens=32)
 
 
 def samples_of(

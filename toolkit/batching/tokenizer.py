@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.base.console import Progress
 from toolkit.model.tokenizer import load_tokenizer, special_ids
+from toolkit.settings.model_source import ModelSource
 from toolkit.text.held_out import NOTHING, HeldOut
 from toolkit.text.token_shards import (
     TokenFiles,
@@ -18,12 +19,12 @@ from toolkit.text.tokens import TextTokenizer
 
 
 def text_tokenizer(
-    reference: str, *, max_tokens: int, num_embeddings: int | None = None
+    source: ModelSource, *, max_tokens: int, num_embeddings: int | None = None
 ) -> TextTokenizer:
-    """The tokenizer of a model (hub name, folder, run directory), cutting texts at a length.
+    """The tokenizer of a model that cuts texts at a length.
 
     With `num_embeddings` it refuses what the model has no vector of (see `TextTokenizer`)."""
-    tokenizer = load_tokenizer(reference)
+    tokenizer = load_tokenizer(source)
     return TextTokenizer(
         tokenizer.backend_tokenizer,
         special_ids=special_ids(tokenizer),

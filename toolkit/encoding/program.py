@@ -23,7 +23,7 @@ from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
 from toolkit.encoding.units import ChunkRules, claim_directory, identity, share, units
-from toolkit.model.reference import check_reference
+from toolkit.settings.model_source import check_reference
 from toolkit.settings.schema import EmbedRecipe
 from toolkit.text.shards import ShardSet, open_shards
 

@@ -20,8 +20,8 @@ from toolkit.evaluation.parts import Part
 from toolkit.evaluation.reproduction import Scored, read_reference
 from toolkit.evaluation.tables import table
 from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
-from toolkit.model.reference import check_reference
 from toolkit.settings.hub import is_offline
+from toolkit.settings.model_source import check_reference
 from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
 from toolkit.settings.task_schema import Mteb
 

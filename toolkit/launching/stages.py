@@ -206,7 +206,7 @@ def missing_inputs(
     for model in models:
         try:
             if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
-                model = resolve_model(model)
+                model = resolve_model(model).name
         except BadInput as error:
             yield str(error)
             continue

@@ -1,6 +1,6 @@
 """Tensors in one process. No ranks.
 
-Loading: `reference` (before torch is there), `tokenizer`, `backbone`, `declared` (what a folder
+Loading: `tokenizer`, `backbone`, `declared` (what a folder
 says of its vectors), `adapters`. Attention: `attention` over packed rows, `bidirectional` with its
 proof. Vectors and losses: `pooling`, `losses`. Weights on disk: `tensor_file`, `weights`,
 `llm2vec_format`. On a CPU: `memory`, `onednn`, `side_by_side`.

@@ -64,7 +64,7 @@ def shape_of(reference: str) -> Shape:
     """
     name = reference
     if not (Path(reference) / "config.json").is_file():  # which is enough: no weights are needed
-        name = resolve_model(reference)
+        name = resolve_model(reference).name
     path = cached_file(name, "config.json")
     if path is None:
         how = f"hf download {name} config.json (a few kB; the weights are not needed)"

@@ -11,6 +11,7 @@ from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
+from toolkit.settings.model_source import ModelSource
 from toolkit.settings.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.held_out import HeldOut
 from toolkit.text.pair_stream import PairStream
@@ -32,12 +33,12 @@ def is_packed(recipe: TrainingRecipe) -> bool:
     return recipe.model.attention == PACKED
 
 
-def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
+def open_tokenizer(recipe: TrainingRecipe, *, base: ModelSource) -> TextTokenizer:
     """The base model's tokenizer, cutting at the recipe's length."""
     return text_tokenizer(
-        recipe.model.base,
+        base,
         max_tokens=recipe.data.max_tokens,
-        num_embeddings=num_embeddings(load_config(recipe.model.base)),
+        num_embeddings=num_embeddings(load_config(base)),
     )
 
 

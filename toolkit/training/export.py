@@ -34,8 +34,8 @@ from toolkit.model.weights import (
     model_digest,
     write_encoder_files,
 )
-from toolkit.settings.model_source import ADAPTER_CONFIG, resolve_model
-from toolkit.settings.schema import DType, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, resolve_model
+from toolkit.settings.schema import DType, Lora, SupervisedRecipe, TrainingRecipe
 from toolkit.training.card import (
     CardFacts,
     model_card,
@@ -73,10 +73,12 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     checkpoint = load_newest(run_dir)
     if checkpoint is None:
         raise BadInput(f"{run_dir}: has no whole checkpoint to export; train it first")
-    base = recipe.model.base
+    base = resolve_model(recipe.model.base)
     folder = base_folder(base)
     if model_digest(folder) != checkpoint.state["base_digest"]:
-        raise BadInput(f"{run_dir}: its base model {base} has other content now; bring that back")
+        raise BadInput(
+            f"{run_dir}: its base model {base.reference} has other content now; bring that back"
+        )
     stage = stage_of(recipe, step=checkpoint.step, data_digest=checkpoint.state["data_digest"])
     stages = [*stages_of(folder), stage]
     config = load_config(base)
@@ -99,9 +101,11 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     _check_form(export, config=config)
     with committed_directory(out) as exported:
         if export.form == "peft":
-            _write_adapter(exported, checkpoint=checkpoint, recipe=recipe)
+            _write_adapter(exported, checkpoint=checkpoint, recipe=recipe, base=base)
         else:
-            _merge_checkpoint(checkpoint, recipe=recipe, dtype=dtype, out=exported)
+            _merge_checkpoint(
+                checkpoint, folder=folder, lora=recipe.model.lora, dtype=dtype, out=exported
+            )
             _write_files(exported, config=config, tokenizer=base, form=export.form, dtype=dtype)
         _seal(exported, name=out.name, origin=origin, facts=facts)
     return checkpoint.step
@@ -125,7 +129,7 @@ def write_chain(
     _check_form(export, config=config)
     stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
     dtype = export.dtype or ("bf16" if stored == "bfloat16" else "fp32")
-    bases = [chain.base, *chain.names]
+    bases = [chain.base.reference, *chain.names]
     added = [
         {"kind": f"adapter {public_name(name)}", "base": public_name(below)}
         for below, name in zip(bases, chain.names, strict=False)
@@ -133,7 +137,7 @@ def write_chain(
     stages = [*stages_of(folder), *added]
     facts = CardFacts(
         form=export.form,
-        base=stages[0]["base"] if stages else public_name(chain.base),
+        base=stages[0]["base"] if stages else public_name(chain.base.reference),
         stages=stages,
         width=config.hidden_size,
         max_tokens=_max_tokens(config),
@@ -145,7 +149,7 @@ def write_chain(
         tokenizer = chain.tokenizer
         _write_files(exported, config=config, tokenizer=tokenizer, form=export.form, dtype=dtype)
         _seal(exported, name=out.name, origin={"kind": "merged", "step": 0}, facts=facts)
-    return (chain.base, *chain.names)
+    return tuple(bases)
 
 
 def stages_of(folder: Path) -> list[dict[str, Any]]:
@@ -193,9 +197,8 @@ def _check_form(export: Export, *, config: PretrainedConfig) -> None:
 
 
 def _merge_checkpoint(
-    checkpoint: Checkpoint, *, recipe: TrainingRecipe, dtype: str, out: Path
+    checkpoint: Checkpoint, *, folder: Path, lora: Lora | None, dtype: str, out: Path
 ) -> None:
-    folder, lora = base_folder(recipe.model.base), recipe.model.lora
     if lora is None:
         merge_weights(folder, replaced=checkpoint.weights, dtype=dtype, out=out)
         return
@@ -204,21 +207,22 @@ def _merge_checkpoint(
     merge_weights(folder, adapters=[adapter], dtype=dtype, out=out)
 
 
-def _write_adapter(out: Path, *, checkpoint: Checkpoint, recipe: TrainingRecipe) -> None:
+def _write_adapter(
+    out: Path, *, checkpoint: Checkpoint, recipe: TrainingRecipe, base: ModelSource
+) -> None:
     weights = checkpoint.folder / WEIGHT_DIR
     if recipe.model.lora is None:
         run_dir = checkpoint.folder.parents[1]
         raise BadInput(f"{run_dir}: trained all weights (model.lora is null): it has no adapter")
     shutil.copyfile(weights / ADAPTER_FILE, out / ADAPTER_FILE)
-    base = resolve_model(recipe.model.base)
     settings = read_json(weights / ADAPTER_CONFIG)
-    place = str(Path(base).resolve()) if Path(base).exists() else base
+    place = base.name if base.folder is None else str(base.folder.resolve())
     write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": place})
     load_tokenizer(base).save_pretrained(out)
 
 
 def _write_files(
-    out: Path, *, config: PretrainedConfig, tokenizer: str, form: Form, dtype: str
+    out: Path, *, config: PretrainedConfig, tokenizer: ModelSource, form: Form, dtype: str
 ) -> None:
     loaded, max_tokens = load_tokenizer(tokenizer), _max_tokens(config)
     write_encoder_files(out, config=config, tokenizer=loaded, max_tokens=max_tokens, dtype=dtype)

@@ -59,13 +59,13 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
     topology = detect(environ)
-    admission = look(recipe, topology=topology, environ=environ)
+    found = look(recipe, topology=topology, environ=environ)
     job = watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
         timeout_s = recipe.train.stall_s + STALL_MARGIN_S
-        device = meet(admission, topology=topology, timeout_s=timeout_s)
+        admission, device = meet(found, topology=topology, timeout_s=timeout_s)
         place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, admission=admission, place=place, stop=stop)
@@ -90,7 +90,6 @@ def _run_on_ranks(
 ) -> int:
     """Returns the number of whole steps."""
     run_dir, leads, origin = Path(recipe.run_dir), comm.rank() == 0, admission.origin
-    assert admission.settings is not None, "a problem that `meet` has not raised"
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
         say(f"{recipe.kind}: {ranks}, {run_dir}")
@@ -104,7 +103,7 @@ def _run_on_ranks(
         first_skipped = restored.skipped_steps if restored else 0
         trainer = build_trainer(
             recipe,
-            settings=admission.settings,
+            admission=admission,
             restored=restored,
             device=place.device,
             watchdog=place.watchdog,
@@ -112,7 +111,7 @@ def _run_on_ranks(
         del restored
         engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
         trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
-        check_exportable(recipe, trained=trained)
+        check_exportable(admission.base, trained=trained)
         place.watchdog.enter("load", step=0)
         prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
         claim(recipe)  # only now: whatever can be refused above leaves nothing behind
@@ -158,21 +157,21 @@ def _attention(recipe: TrainingRecipe, trainer: Trainer) -> str:
 def build_trainer(
     recipe: TrainingRecipe,
     *,
-    settings: zero.EngineSettings,
+    admission: Admission,
     restored: checkpoint.Checkpoint | None,
     device: torch.device,
     watchdog: Watchdog,
 ) -> Trainer:
     """Tokens, samples, objective and engine, as a checkpoint left them if there is one.
     Collective: the ranks share the work of tokenising."""
-    tokenizer = open_tokenizer(recipe)
+    tokenizer = open_tokenizer(recipe, base=admission.base)
     objective = build_objective(recipe, tokenizer=tokenizer)
     make_tokens(recipe, tokenizer=tokenizer)
     stream = open_stream(recipe, tokenizer=tokenizer)
     watchdog.enter("load", step=0)  # again, as after each long part of loading
     engine = build_engine(
         recipe,
-        settings=settings,
+        admission=admission,
         needs_head=objective.needs_head,
         restored=restored,
         device=device,
@@ -183,7 +182,7 @@ def build_trainer(
         stream=stream,
         tokenizer=tokenizer,
         train=recipe.train,
-        micro_batch_rows=settings.micro_batch_rows,
+        micro_batch_rows=admission.settings.micro_batch_rows,
         device=device,
         watchdog=watchdog,
     )
@@ -204,7 +203,7 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
 def build_engine(
     recipe: TrainingRecipe,
     *,
-    settings: zero.EngineSettings,
+    admission: Admission,
     needs_head: bool,
     restored: checkpoint.Checkpoint | None,
     device: torch.device | None = None,
@@ -213,11 +212,12 @@ def build_engine(
 
     Adapters are drawn from the recipe's seed, so that every rank and every world size start alike.
     """
+    settings, base = admission.settings, admission.base
     torch.manual_seed(recipe.train.seed)
-    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
+    config = load_config(base, attention_dropout=recipe.model.attention_dropout)
     with zero.partitioned_loading(settings):
         model = load_backbone(
-            recipe.model.base,
+            base,
             config=config,
             head=needs_head,
             dtype=recipe.model.dtype,
