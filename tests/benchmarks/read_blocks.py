@@ -41,12 +41,12 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
     found = {"tokens_per_s": tokens / (time.perf_counter() - began)}
 
     settings = Mntp(mask_probability=0.2, mask_policy="bert")
-    objective = MntpObjective(settings=settings, seed=1, mask_id=5, packed=True)
+    objective = MntpObjective(settings, tokenizer=tokenizer, seed=1, mask_id=5, packed=True)
     began, tokens, batches = time.perf_counter(), 0, []
     for step in range(min(steps, 50)):
         samples = reader.batch(step, global_rows=rows, start=0, stop=rows)
-        encoded = objective.encode(samples, tokenizer=tokenizer)
-        batches.append(objective.collate(encoded, tokenizer=tokenizer))
+        encoded = objective.encode(samples)
+        batches.append(objective.collate(encoded))
         tokens += num_tokens(batches[-1])[0]
     found["collated_tokens_per_s"] = tokens / (time.perf_counter() - began)
 

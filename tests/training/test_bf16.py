@@ -123,7 +123,7 @@ def losses_of(recipe: TrainingRecipe, plain: Plain) -> Iterator[Tensor]:
     for step in range(STEPS):
         samples = stream.batch(step, global_rows=8, start=0, stop=8)
         if recipe.kind == "mntp":
-            yield of_mntp(plain, objective.encode(samples, tokenizer=tokenizer))
+            yield of_mntp(plain, objective.encode(samples))
         elif recipe.kind == "simcse":
             ids = tokenizer.encode([sample.content for sample in samples])
             vectors = means(plain, [(row, len(row) - 1) for row in ids])

@@ -80,7 +80,7 @@ def naive(
     if trained:
         decoder.model.load_state_dict(load_file(trained / "model.safetensors"))
     loss, correct, units = 0.0, 0, 0
-    blocks = objective.encode(stream.held_out(0, stream.num_held_out), tokenizer=tokenizer)
+    blocks = objective.encode(stream.held_out(0, stream.num_held_out))
     # An odd number of micro-batches of four, the last one short: a turn in which a rank has none.
     assert documents != NUM_HELD_OUT or (len(blocks) % 4 and -(-len(blocks) // 4) % 2)
     for block in blocks:

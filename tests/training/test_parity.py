@@ -212,6 +212,7 @@ def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
 
     samples, tokenizer = samples_and_tokenizer(recipe)
     objective = MntpObjective(
+        tokenizer=tokenizer,
         settings=recipe.mntp,
         seed=recipe.train.seed,
         mask_id=tokenizer.token_id("_"),
@@ -219,12 +220,12 @@ def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     )
     total, count = torch.tensor(0.0), 0
     for sample in samples:  # document by document, without padding, all logits
-        encoded = objective.encode([sample], tokenizer=tokenizer)
-        batch = objective.collate(encoded, tokenizer=tokenizer)
+        encoded = objective.encode([sample])
+        batch = objective.collate(encoded)
         for row, original in enumerate(sample.content):
-            ids = batch["ids_BT"][row, : len(original)]
+            ids = batch.rows.ids_BT[row, : len(original)]
             logits = model(input_ids=ids[None]).logits[0]
-            hidden = batch["predict_BT"][row].nonzero().flatten() + 1
+            hidden = batch.predict_BT[row].nonzero().flatten() + 1
             for place in hidden.tolist():
                 total = total - torch.log_softmax(logits[place - 1], dim=0)[int(original[place])]
             count += len(hidden)

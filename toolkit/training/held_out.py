@@ -28,8 +28,8 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
         counts = turn < len(starts)
         start = starts[turn] if counts else 0
         samples = stream.held_out(start, min(start + size, stream.num_held_out))
-        encoded = trainer.objective.encode(samples, tokenizer=trainer.tokenizer)
-        batch = trainer.objective.collate(encoded, tokenizer=trainer.tokenizer)
+        encoded = trainer.objective.encode(samples)
+        batch = trainer.objective.collate(encoded)
         units += trainer.objective.num_units(batch) * counts
         on_device = to_device(batch, device=trainer.device)
         for _, figures in trainer.objective.terms(trainer.engine, [on_device]):

@@ -7,18 +7,18 @@ import dataclasses
 import heapq
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.batching.batch import Batch, num_tokens, to_device
+from toolkit.batching.batch import num_tokens, to_device
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.parallel import comm, zero
 from toolkit.settings.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
-from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Objective
+from toolkit.training.objective import Batch, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,8 @@ class Trainer:
     """What a run needs at every step; all of it fixed when the run starts."""
 
     engine: zero.Engine
-    objective: Objective
+    objective: Objective[Any, Any]
     stream: Samples
-    tokenizer: TextTokenizer
     train: Train
     micro_batch_rows: int
     device: torch.device
@@ -95,7 +94,8 @@ class Trainer:
         self.watchdog.enter("data", step=step + 1)
         batches = self.batches(step)
         units = sum(self.objective.num_units(batch) for batch in batches)
-        tokens, cells = (sum(counts) for counts in zip(*map(num_tokens, batches), strict=True))
+        counts = [num_tokens(batch.rows) for batch in batches]
+        tokens, cells = (sum(numbers) for numbers in zip(*counts, strict=True))
         # Whoever waits for others here is no longer busy with data of its own.
         self.watchdog.enter("backward", step=step + 1)
         # The wish to stop rides along: ranks get a signal at different moments, and must agree.
@@ -133,9 +133,9 @@ class Trainer:
         local = rows // comm.world_size()
         start = comm.rank() * local
         samples = self.stream.batch(step, global_rows=rows, start=start, stop=start + local)
-        encoded = self.objective.encode(samples, tokenizer=self.tokenizer)
+        encoded = self.objective.encode(samples)
         return [
-            self.objective.collate([encoded[row] for row in part], tokenizer=self.tokenizer)
+            self.objective.collate([encoded[row] for row in part])
             for part in self._micro_batches([item.num_tokens for item in encoded])
         ]
 

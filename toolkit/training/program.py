@@ -109,7 +109,7 @@ def _run_on_ranks(
             watchdog=place.watchdog,
         )
         del restored
-        engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
+        engine, vocab_size = trainer.engine, trainer.objective.tokenizer.vocab_size
         trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
         check_exportable(admission.base, trained=trained)
         place.watchdog.enter("load", step=0)
@@ -180,7 +180,6 @@ def build_trainer(
         engine=engine,
         objective=objective,
         stream=stream,
-        tokenizer=tokenizer,
         train=recipe.train,
         micro_batch_rows=admission.settings.micro_batch_rows,
         device=device,
