@@ -50,10 +50,19 @@ def tokenize_shards(
         block_tokens=tokenizer.max_tokens,
         held_out=held_out,
     )
-    mine = len(range(part, len(files.sources), parts))
-    progress = Progress(f"tokenise {part + 1} of {parts}", total=mine, unit="shards")
-    make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
-    progress.close()
+    mine = tokenize_part(files, part=part, parts=parts, title=f"tokenise {part + 1} of {parts}")
     if finish_token_files(files):
         return open_tokens(files).summary
     return f"{files.directory}: {mine} shards done; the other tasks have theirs to do"
+
+
+def tokenize_part(
+    files: TokenFiles, *, part: int, parts: int, title: str, shown: bool = True
+) -> int:
+    """Make the token files of every parts-th shard from `part` on, with a line now and then;
+    returns how many shards these are."""
+    mine = len(range(part, len(files.sources), parts))
+    progress = Progress(title, total=mine, unit="shards", shown=shown)
+    make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
+    progress.close()
+    return mine

@@ -24,7 +24,7 @@ from toolkit.base.documents import Count, Digest, checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, remove_temporaries, sha256_of, write_atomic, write_json
 from toolkit.base.layout import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
-from toolkit.base.sealed import SELF_DIGEST, content_digest
+from toolkit.base.sealed import content_digest, is_sealed, sealed
 from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
 from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_length
 from toolkit.encoding.units import Unit, check_facts
@@ -246,9 +246,7 @@ class Output:
         check_facts(plan, source=self.directory / PLAN_FILE, advice="choose another output_dir")
         for folder in (self.directory, self.directory / UNIT_DIR):
             remove_temporaries(folder)
-        content = {**plan, "units": markers}
-        sealed = {**content, SELF_DIGEST: content_digest(content)}
-        write_json(self.directory / MANIFEST_FILE, sealed)
+        write_json(self.directory / MANIFEST_FILE, sealed({**plan, "units": markers}))
         return []
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
@@ -256,7 +254,7 @@ class Output:
         try:
             manifest = read_json(self.directory / MANIFEST_FILE)
             told = manifest["units"]
-            if manifest[SELF_DIGEST] != content_digest(manifest):
+            if not is_sealed(manifest):
                 return False
             stem = self.directory / UNIT_DIR
             return all(told[name] == read_json(stem / f"{name}.json") for name in names)

@@ -11,16 +11,16 @@ from typing import Any
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed, read_json, sha256_of, write_json
 from toolkit.base.layout import MANIFEST_FILE
-from toolkit.base.sealed import SELF_DIGEST, content_digest
+from toolkit.base.sealed import is_sealed, sealed
 
 Manifest = dict[str, Any]
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
     """Write the manifest of a directory with its own digest in it; returns it."""
-    sealed = {**content, SELF_DIGEST: content_digest(content)}
-    write_json(folder / MANIFEST_FILE, sealed)
-    return sealed
+    whole = sealed(content)
+    write_json(folder / MANIFEST_FILE, whole)
+    return whole
 
 
 def read_manifest(
@@ -41,7 +41,7 @@ def read_manifest(
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") not in (form, *older):
         raise BadInput(f"{path}: is not a manifest of the format {form}; {again(directory)}")
-    if manifest.get(SELF_DIGEST) != content_digest(manifest):
+    if not is_sealed(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); {again(directory)}")
     return manifest
 

@@ -19,7 +19,7 @@ from toolkit.base.documents import checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed, read_json, sha256_of
 from toolkit.base.layout import COMMIT_MARKER, MANIFEST_FILE
-from toolkit.base.sealed import SELF_DIGEST, content_digest
+from toolkit.base.sealed import is_sealed
 from toolkit.text import pairs, shards
 from toolkit.text.copies import CACHE
 from toolkit.text.manifest import Manifest, file_problem
@@ -57,7 +57,7 @@ def believable_manifest(directory: Path) -> Manifest:
     known = (*forms, *pairs.OLDER)
     if not isinstance(manifest, dict) or manifest.get("format") not in known:
         raise BadInput(f"{path}: is not a manifest of {' or '.join(forms)}")
-    if manifest.get(SELF_DIGEST) != content_digest(manifest):
+    if not is_sealed(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); nothing it says can be checked")
     is_pairs = manifest["format"] in (pairs.FORMAT, *pairs.OLDER)
     form = pairs.Listed if is_pairs else shards.Listed

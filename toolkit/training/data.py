@@ -5,9 +5,9 @@ Knows which source each kind of recipe reads.
 
 from pathlib import Path
 
-from toolkit.base.console import Progress, at_work, say
+from toolkit.base.console import at_work, say
 from toolkit.base.errors import BadInput
-from toolkit.batching.tokenizer import text_tokenizer
+from toolkit.batching.tokenizer import text_tokenizer, tokenize_part
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
@@ -22,7 +22,6 @@ from toolkit.text.token_shards import (
     FORMAT,
     TokenFiles,
     finish_token_files,
-    make_token_files,
     open_tokens,
 )
 from toolkit.text.tokens import TextTokenizer
@@ -52,10 +51,7 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
     comm.barrier()
     if not complete:
         part, parts = comm.rank(), comm.world_size()
-        mine = len(range(part, len(files.sources), parts))
-        progress = Progress("tokenise", total=mine, unit="shards", shown=leads)
-        make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
-        progress.close()
+        tokenize_part(files, part=part, parts=parts, title="tokenise", shown=leads)
     comm.barrier()
     if leads and not complete:
         assert finish_token_files(files)
