@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.console import Progress, at_work, say, warn
-from toolkit.door import Parser, guarded
-from toolkit.files import BadInput, is_committed
+from toolkit.base.console import Progress, at_work, say, warn
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed
+from toolkit.command_line.door import Parser, guarded
 
 EXAMPLES = """example:
   python data_scripts/prepare_pairs.py --input legal.jsonl --output pairs/legal

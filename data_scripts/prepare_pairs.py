@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from toolkit.console import say
-from toolkit.door import Parser, guarded
-from toolkit.files import BadInput, sha256_of, stamp_of
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
+from toolkit.base.files import sha256_of, stamp_of
+from toolkit.command_line.door import Parser, guarded
 from toolkit.text.delimited import TABLES
 from toolkit.text.pair_formats import BLANK_LINE, read_pairs
 from toolkit.text.pairs import Pair, PairTask, write_pairs

@@ -23,10 +23,12 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from toolkit.base.console import say, warn
+from toolkit.base.errors import BadInput
+from toolkit.base.files import write_atomic
+from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
-from toolkit.console import say, warn
-from toolkit.door import Parser, guarded
-from toolkit.files import BadInput, write_atomic
+from toolkit.command_line.door import Parser, guarded
 
 LEASE, LEASE_S = "prepare", 60.0  # of the three files, which are of one collection
 TEXT_FIELDS = ("text", "body")
@@ -160,7 +162,7 @@ def run(arguments: argparse.Namespace) -> None:
             "those that match are of other queries; --queries-in-order does so too"
         )
     output: Path = arguments.output
-    with Leases(output / "leases", lease_s=LEASE_S) as leases:
+    with Leases(output / LEASE_DIR, lease_s=LEASE_S) as leases:
         if not leases.take(LEASE, generation=leases.taken().get(LEASE)):
             raise BadInput(f"{output}: somebody else is writing there; choose another --output")
         _write_lines(output / "documents.jsonl", kept)

@@ -14,12 +14,12 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.console import Progress, say, say_beside
+from toolkit.base.errors import BadInput
 from toolkit.cluster.crew import local_crew, mpi_crew
 from toolkit.cluster.topology import array_task, detect
-from toolkit.config import resolve_model
-from toolkit.console import Progress, say, say_beside
-from toolkit.door import Parser, guarded
-from toolkit.files import BadInput
+from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.assembly import QUARANTINE, Unfinished, finish, written
 from toolkit.text.filters import Filters
 from toolkit.text.readers import Columns
@@ -177,7 +177,7 @@ def shard(arguments: argparse.Namespace) -> None:
 def tokenize(work: Work, *, tokenizer: Any) -> None:
     """Make the tokens too, when there is a tokenizer."""
     if tokenizer is not None:
-        from toolkit.text_tokenizer import tokenize_shards
+        from toolkit.batching.tokenizer import tokenize_shards
 
         say(tokenize_shards(work.output, tokenizer=tokenizer, part=0, parts=1))
 
@@ -186,9 +186,9 @@ def load_tokenizer(arguments: argparse.Namespace) -> Any:
     """The tokenizer of --model; None when no model is named."""
     if not arguments.model:
         return None
-    from toolkit.text_tokenizer import text_tokenizer
+    from toolkit.batching.tokenizer import text_tokenizer
 
-    return text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
+    return text_tokenizer(resolve_model(arguments.model), max_tokens=arguments.max_tokens)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
 from toolkit.cluster.topology import array_task, detect
-from toolkit.console import say
-from toolkit.door import Parser, guarded
-from toolkit.files import BadInput
+from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.held_out import HeldOut
 from toolkit.text.shards import open_shards
 
@@ -72,9 +73,9 @@ def tokenize(arguments: argparse.Namespace) -> None:
     parts = num_tasks * place.world_size
     open_shards(arguments.shards, verify=part == 0)
     # Imported here, so that what can be refused is refused at once.
-    from toolkit.text_tokenizer import text_tokenizer, tokenize_shards
+    from toolkit.batching.tokenizer import text_tokenizer, tokenize_shards
 
-    tokenizer = text_tokenizer(arguments.model, max_tokens=arguments.max_tokens)
+    tokenizer = text_tokenizer(resolve_model(arguments.model), max_tokens=arguments.max_tokens)
     told = tokenize_shards(
         arguments.shards, tokenizer=tokenizer, part=part, parts=parts, held_out=held_out
     )

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.console import say
-from toolkit.door import FAILED, Parser, guarded
+from toolkit.base.console import say
+from toolkit.command_line.door import FAILED, Parser, guarded
 from toolkit.text.repair import repair
 from toolkit.text.sources import find_inputs
 from toolkit.text.verify import Fault, verify

@@ -15,7 +15,7 @@ import pytest
 
 from tests import times
 from tests.forking.start import check_servers, environ_of_starts, forked_python
-from toolkit import console
+from toolkit.base import console
 
 ROOT = Path(__file__).parents[1]
 FIRST_PORT, NUM_PORTS = 19100, 900

@@ -2,13 +2,17 @@
 each rule is also run on code that breaks it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
 from tests.conftest import ROOT
+from toolkit.__main__ import DOORS
+from toolkit.base import layout
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
@@ -84,16 +88,17 @@ MAY_LOOK_AND_WRITE = {
     "toolkit/cluster/heartbeats.py:write": "asks only whether the run has begun; the last is right",
     "toolkit/cluster/heartbeats.py:write_forever": "as `write`, which stands in it",
     "toolkit/encoding/index.py:_save": "looks after it has written, and writes again what is gone",
-    "toolkit/evaluate.py:run": "asks for a file in the place of its directory; scores.json is made "
-    "whole from what this evaluation has seen, and the last to end is right",
-    "toolkit/files.py:_place_in_turn": "looks and renames while it alone may",
-    "toolkit/files.py:publish": "a rename onto a directory that is not empty fails, and is handled",
-    "toolkit/files.py:remove_committed": "of two that rename it away one fails, removing nothing",
+    "toolkit/evaluation/program.py:run": "asks for a file in the place of its directory; "
+    "scores.json is made whole from what this evaluation has seen, and the last to end is right",
+    "toolkit/base/files.py:_place_in_turn": "looks and renames while it alone may",
+    "toolkit/base/files.py:publish": "a rename onto a directory that is not empty fails, and that "
+    "is handled",
+    "toolkit/base/files.py:remove_committed": "of two that rename it away one fails, removing "
+    "nothing",
     "toolkit/prefetch.py:prefetch": "looks at shards, not at what it writes",
     "toolkit/text/assembly.py:_seal": "in a temporary directory of its own",
     "toolkit/text/assembly.py:finish": "what it writes is in a temporary directory of its own",
-    "toolkit/training/encoder.py:_seal": "in a temporary directory of its own",
-    "toolkit/training/encoder.py:_write_adapter": "in a temporary directory of its own",
+    "toolkit/training/export.py:_seal": "in a temporary directory of its own",
     "toolkit/training/starts.py:loading": "asks whether the directory is new, to remove it if it "
     "stays empty; of two that start the last to write is the one that status tells of",
     "toolkit/training/preflight.py:_look": "a file whose name has the job's id, for a moment",
@@ -119,9 +124,10 @@ def looks_and_writes(name: str, source: str) -> list[str]:
 
 
 def around_the_console(name: str, source: str) -> list[str]:
-    """What would show text of others as it comes: only `toolkit.console` prints, and only
-    `toolkit.door` makes a command line's parser. rich's Text is given what is `visible`."""
-    if name in ("toolkit/console.py", "toolkit/door.py"):
+    """What would show text of others as it comes: only `toolkit.base.console` prints, and only
+    `toolkit.command_line.door` makes a command line's parser. rich's Text is given what is
+    `visible`."""
+    if name in ("toolkit/base/console.py", "toolkit/command_line/door.py"):
         return []
     faults = []
     for node in ast.walk(ast.parse(source)):
@@ -139,6 +145,103 @@ def around_the_console(name: str, source: str) -> list[str]:
         if called == "Text" and not given[0].startswith("visible("):
             faults.append(f"{name}: {called}, line {node.lineno}")
     return faults
+
+
+def stray_files(files: set[str], *, folders: set[str]) -> list[str]:
+    """What stands loose at the top of toolkit/ and is no command, and commands that are not there.
+    `folders` are those that can be run, which a command may be instead of a file."""
+    wanted = {"__init__", "__main__", *(set(DOORS) - folders)}
+    return sorted(files ^ wanted) + sorted(folders - set(DOORS))
+
+
+# Names of base/layout.py that are somebody else's names too.
+OTHERS_NAMES = {"toolkit/text/sources.py": {"state.json"}}  # of a saved data set of `datasets`
+
+
+def names_on_disk() -> set[str]:
+    """All that stand in base/layout.py."""
+    return {value for name, value in vars(layout).items() if name.isupper()}
+
+
+def names_outside_layout(name: str, source: str) -> list[str]:
+    """Names of base/layout.py that are written anywhere else: the name of a file as a text of its
+    own or at the end of a path, that of a directory where a path is put together."""
+    if name == "toolkit/base/layout.py":
+        return []
+    known = names_on_disk() - OTHERS_NAMES.get(name, set())
+    files = {one for one in known if "." in one or one.isupper()}
+    tree, faults = ast.parse(source), []
+    joined = [node.right for node in ast.walk(tree) if is_join(node)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            joined += node.args if node.func.attr in ("joinpath", "with_name", "glob") else []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = node.value.split("/")
+            is_path = len(words) > 1 and not re.search(r"\s", node.value)
+            if node.value in files or (is_path and words[-1] in files):
+                faults.append(f"{name}: {node.value!r}, line {node.lineno}")
+    for node in joined:
+        if isinstance(node, ast.Constant) and set(str(node.value).split("/")) & (known - files):
+            faults.append(f"{name}: {node.value!r}, line {node.lineno}")
+    return faults
+
+
+def is_join(node: ast.AST) -> TypeGuard[ast.BinOp]:
+    """Whether this puts a path together."""
+    return isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
+
+
+# What torch's own modules have, too; all else of an engine is asked for in toolkit/parallel.
+ENGINE_MAY = {"module", "train", "eval"}
+DEEPSPEED_KEYS = re.compile(
+    "zero_(optimization|hpz_.*|allow_.*)|train_(micro_)?batch_size.*|gradient_(acc|clip).*|"
+    "offload_(param|optimizer)|grad_accum_dtype|steps_per_print"
+)
+
+
+def deepspeed_words(name: str, source: str) -> list[str]:
+    """What asks an engine itself for anything, and DeepSpeed's keys, outside of toolkit/parallel
+    and of the page that reads layouts."""
+    if name.startswith("toolkit/parallel/") or name == "toolkit/settings/layouts.py":
+        return []
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr not in ENGINE_MAY:
+            if re.fullmatch(r"(.*\.)?_?engine", ast.unparse(node.value)):
+                faults.append(f"{name}: {ast.unparse(node)}, line {node.lineno}")
+        elif isinstance(node, ast.Constant) and DEEPSPEED_KEYS.fullmatch(str(node.value)):
+            faults.append(f"{name}: {node.value!r}, line {node.lineno}")
+    return faults
+
+
+def own_warnings(name: str, source: str) -> list[str]:
+    """Texts that begin with "warning:", which `console.warn` is for."""
+    if name == "toolkit/base/console.py":
+        return []
+    texts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)]
+    return [
+        f"{name}: line {node.lineno}"
+        for node in texts
+        if isinstance(node.value, str) and node.value.lower().startswith("warning:")
+    ]
+
+
+def unnamed_files(package: str, *, about: str | None, files: set[str]) -> list[str]:
+    """Files of a package that its docstring does not say anything of."""
+    named = set(re.findall(r"`(\w+)`", about or ""))
+    return [f"{package}/{name}.py" for name in sorted(files - named)]
+
+
+def packages() -> dict[str, tuple[str | None, set[str]]]:
+    """The docstring and the files of each package of the toolkit."""
+    return {
+        str(path.parent.relative_to(ROOT)): (
+            ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))),
+            {file.stem for file in path.parent.glob("*.py") if file.stem[:2] != "__"},
+        )
+        for path in sorted((ROOT / "toolkit").glob("*/__init__.py"))
+    }
 
 
 def names_and_sources() -> dict[str, str]:
@@ -225,6 +328,104 @@ def test_import_guard_fails_on_a_planted_fault(line: str) -> None:
     assert misplaced_imports("toolkit/model/losses.py", "import torch.distributed as dist")
 
 
+def test_the_top_of_the_package_holds_the_commands_alone() -> None:
+    top = ROOT / "toolkit"
+    files = {path.stem for path in top.glob("*.py")}
+    folders = {path.parent.name for path in top.glob("*/__main__.py")}
+    assert stray_files(files, folders=folders) == []
+    assert len(files - {"__init__"}) <= 12
+
+
+def test_top_guard_fails_on_a_planted_file() -> None:
+    files = {"__init__", "__main__", *DOORS} - {"quickstart", "report"}
+    assert stray_files(files | {"helpers"}, folders={"quickstart", "report"}) == ["helpers"]
+    assert stray_files(files - {"plan"}, folders={"quickstart", "report"}) == ["plan"]
+    assert stray_files(files, folders={"quickstart", "report", "runs"}) == ["runs"]
+
+
+def test_the_names_of_files_are_written_in_one_place() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in names_outside_layout(name, source)] == []
+
+
+def test_every_name_on_disk_is_used_and_its_comment_names_files_that_are_there() -> None:
+    text = (ROOT / "toolkit" / "base" / "layout.py").read_text(encoding="utf-8")
+    others = [s for name, s in names_and_sources().items() if name != "toolkit/base/layout.py"]
+    for name in (name for name in vars(layout) if name.isupper()):
+        assert any(re.search(rf"\b{name}\b", source) for source in others), name
+    comments = "".join(line for line in text.splitlines() if line.startswith("#"))
+    for place in re.findall(r"`([a-z_.]+)`", comments):
+        path = ROOT / "toolkit" / place.replace(".", "/")
+        assert path.is_dir() or path.with_suffix(".py").is_file(), place
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'path = run_dir / "config.yaml"',
+        'names & {"config.yaml"}',
+        'path = f"{run_dir}/metrics.jsonl"',
+        'path = run_dir / "checkpoints"',
+        'path = run_dir / "logs/mntp"',
+        'found = output_dir.glob("units/*.json")',
+        'done = (folder / "COMMITTED").is_file()',
+    ],
+)
+def test_name_guard_fails_on_a_planted_fault(line: str) -> None:
+    assert len(names_outside_layout("toolkit/planted.py", line)) == 1
+    assert not names_outside_layout("toolkit/base/layout.py", line)
+    harmless = 'raise BadInput("no config.yaml")\nunits = manifest["units"]'
+    assert not names_outside_layout("toolkit/planted.py", harmless)
+
+
+def test_deepspeed_is_spoken_in_one_place() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in deepspeed_words(name, source)] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "self.engine.backward(loss)",
+        "trainer.engine.step()",
+        "rate = engine.get_lr()",
+        'stage = layout["zero_optimization"]',
+        'rows = settings["train_micro_batch_size_per_gpu"]',
+    ],
+)
+def test_deepspeed_guard_fails_on_a_planted_fault(line: str) -> None:
+    assert len(deepspeed_words("toolkit/training/loop.py", line)) == 1
+    assert not deepspeed_words("toolkit/parallel/zero.py", line)
+    assert not deepspeed_words("toolkit/training/loop.py", "zero.step(self.engine)\nengine.eval()")
+
+
+def test_one_function_says_warning() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in own_warnings(name, source)] == []
+
+
+def test_warning_guard_fails_on_a_planted_fault() -> None:
+    planted = 'say_beside(f"warning: {path} is old")'
+    assert own_warnings("toolkit/planted.py", planted) == ["toolkit/planted.py: line 1"]
+    assert not own_warnings("toolkit/planted.py", 'warn(f"{path} is old")')
+
+
+def test_every_package_says_what_its_files_are_for() -> None:
+    found = [
+        fault
+        for package, (about, files) in packages().items()
+        for fault in unnamed_files(package, about=about, files=files)
+    ]
+    assert len(packages()) >= 15
+    assert found == []
+
+
+def test_package_guard_fails_on_a_planted_file() -> None:
+    about, files = packages()["toolkit/runs"]
+    assert unnamed_files("runs", about=about, files={*files, "new"}) == ["runs/new.py"]
+    assert unnamed_files("runs", about=None, files={"table"}) == ["runs/table.py"]
+
+
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -249,7 +450,16 @@ def test_layer_guard_fails_on_a_planted_import(tmp_path: Path) -> None:
     assert "toolkit.model.losses -> toolkit.parallel" in done.stdout
 
 
-LIGHT = ["launch", "export", "search", "train", "encode", "evaluate", "jobs", "text.stream"]
+LIGHT = [
+    "launch",
+    "export",
+    "search",
+    "train",
+    "encode",
+    "evaluate",
+    "launching.jobs",
+    "text.stream",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

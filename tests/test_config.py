@@ -9,26 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT
-from toolkit.catalogue import recipe_names
-from toolkit.config import (
-    deepspeed_layout,
-    load_recipe,
-    parse_override,
-    resolve_model,
-    resolve_stages,
-    split_overrides,
-    to_yaml,
-)
-from toolkit.files import BadInput
-from toolkit.schema import (
+from toolkit.base.errors import BadInput
+from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.layouts import read_layout
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.pipelines import resolve_stages, split_overrides
+from toolkit.settings.recipes import load_recipe, parse_override, to_yaml
+from toolkit.settings.schema import (
     EmbedRecipe,
     MntpRecipe,
     PipelineRecipe,
     SimcseRecipe,
     Train,
     TrainingRecipe,
-    batch_split,
 )
+from toolkit.settings.training_checks import batch_split
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -158,7 +153,7 @@ def test_pipeline_values_and_overrides_reach_the_stages() -> None:
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload"])
 def test_layouts_own_no_hyper_parameter(name: str) -> None:
-    assert deepspeed_layout(name)["zero_optimization"]["stage"] == int(name[4])
+    assert read_layout(name).stage == int(name[4])
 
 
 @pytest.mark.parametrize(
@@ -175,9 +170,9 @@ def test_bad_layouts(layout: dict[str, object], message: str, tmp_path: Path) ->
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(layout))
     with pytest.raises(BadInput, match=message):
-        deepspeed_layout(str(path))
+        read_layout(str(path))
     with pytest.raises(BadInput, match="neither a file nor one of zero0, zero1"):
-        deepspeed_layout("zero9")
+        read_layout("zero9")
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 16))
@@ -200,8 +195,8 @@ def test_batch_split_deals_every_row_once(rows: int, micro: int, world: int) -> 
 def test_model_references(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert resolve_model("mistralai/Mistral-7B-Instruct-v0.2").startswith("mistralai/")
-    assert resolve_model(str(tiny_model)) == str(tiny_model)
+    assert resolve_model("mistralai/Mistral-7B-Instruct-v0.2").folder is None
+    assert resolve_model(str(tiny_model)).folder == Path(tiny_model)
     with pytest.raises(BadInput, match="no such folder"):
         resolve_model("./nowhere")
     (tmp_path / "below" / "runs").mkdir(parents=True)

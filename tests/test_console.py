@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from toolkit.console import Progress, at_work, say_lines
+from toolkit.base.console import Progress, at_work, say_lines
 
 Capture = pytest.CaptureFixture[str]
 

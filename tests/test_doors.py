@@ -14,11 +14,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import QUICKSTART, ROOT, run
-from toolkit import evaluate
-from toolkit.catalogue import recipe_names
-from toolkit.config import load_recipe
-from toolkit.door import guarded
-from toolkit.schema import KINDS
+from toolkit.command_line.door import guarded
+from toolkit.evaluation import program as evaluation
+from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import KINDS
 
 DOORS = ("train", "encode", "evaluate", "export", "search", "launch", "plan", "ready")
 Harm = Callable[[Path], None]
@@ -83,7 +83,7 @@ def test_these_commands_would_work(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Else the refusals below might have another reason. Encoding and training have own tests."""
-    monkeypatch.setattr(evaluate, "LINE_S", 0.0)  # what takes longer says how far it is
+    monkeypatch.setattr(evaluation, "LINE_S", 0.0)  # what takes longer says how far it is
     assert main("evaluate", *command("evaluate")) == 0
     assert (tmp_path / "out" / "scores.json").is_file()
     assert "one: encode: 170/170 rows" in capsys.readouterr().out
@@ -462,12 +462,13 @@ def test_the_package_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> N
     from toolkit.__main__ import DOORS as LISTED
     from toolkit.__main__ import main as list_commands
 
+    top = ROOT / "toolkit"
+    files = {path.stem: path for path in top.glob("*.py") if path.stem != "__main__"}
+    files |= {path.parent.name: path for path in top.glob("*/__main__.py")}
     programs = {
-        path.stem
-        for path in (ROOT / "toolkit").glob("*.py")
-        if 'if __name__ == "__main__"' in path.read_text()
+        name for name, path in files.items() if 'if __name__ == "__main__"' in path.read_text()
     }
-    assert set(LISTED) == programs - {"__main__"} | {"quickstart"}
+    assert set(LISTED) == programs
     assert list_commands([]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, what in LISTED.items():

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from toolkit import export, train
+from toolkit.base.files import is_committed, read_json, write_json
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import is_committed, read_json, write_json
 from toolkit.model.bidirectional import prove_bidirectional
 from toolkit.model.weights import inner_name
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 
 CPU = torch.device("cpu")
 

@@ -16,14 +16,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tests.conftest import QUICKSTART
 from toolkit import export, train, verify
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
+from toolkit.base.shown import in_markdown
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import BadInput, read_json, write_json
 from toolkit.model.llm2vec_format import (
     config_of_4_44,
     tokenizer_config_of_4_44,
     tokenizer_of_4_44,
 )
-from toolkit.shown import in_markdown
 from toolkit.training.card import CardFacts, model_card
 
 Export = Callable[..., Path]

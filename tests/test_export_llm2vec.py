@@ -12,8 +12,8 @@ import pytest
 
 from tests.conftest import ROOT, need, run
 from toolkit import export, train
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import read_json, write_json
 
 pytestmark = pytest.mark.slow
 PEERS = ROOT / "tests" / "benchmarks" / "peers"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import files
-from toolkit.files import (
-    BadInput,
+from toolkit.base import files
+from toolkit.base.errors import BadInput
+from toolkit.base.files import (
     append_line,
     committed_directory,
     create_atomic,

@@ -16,8 +16,9 @@ import pytest
 
 from tests.conftest import QUICKSTART, ROOT, need
 from toolkit import launch
-from toolkit.catalogue import recipe_names
-from toolkit.stages import inputs_of, resolve
+from toolkit.launching.stages import inputs_of
+from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.pipelines import resolve
 
 GOLDEN = Path(__file__).with_name("golden")
 SHAPE = ("--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "4")

@@ -23,12 +23,15 @@ from markdown_it import MarkdownIt
 
 from tests.encoding.conftest import embed
 from tests.text.making import shard_articles
-from toolkit import follow, pictures, report, reproduction
-from toolkit.cluster.launched import Launched, write_launched
-from toolkit.console import Progress
+from toolkit.base.console import Progress
+from toolkit.evaluation import reproduction
+from toolkit.evaluation.reproduction import Scored
 from toolkit.evaluation.tables import table
-from toolkit.reproduction import Scored
-from toolkit.schema import EncoderSettings
+from toolkit.launching import follow
+from toolkit.report import pictures
+from toolkit.report.page import report
+from toolkit.runs.launched import Launched, write_launched
+from toolkit.settings.schema import EncoderSettings
 from toolkit.text.records import Article
 from toolkit.training.card import CardFacts, model_card
 
@@ -280,7 +283,7 @@ def test_no_element_of_the_page_comes_from_a_name(tmp_path: Path) -> None:
     (run / "0" / "starts.jsonl").write_text(json.dumps(start) + "\n")
     (run / "1" / "scores.json").write_text(json.dumps({HTML: {HTML: 0.5}, "A$^$B": {HTML: 0.25}}))
     write_launched(run, stages)
-    report.report(run, output=tmp_path / "out", now=0.0)
+    report(run, output=tmp_path / "out", now=0.0)
     page = Page((tmp_path / "out" / "index.html").read_text())
     tags = {"html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "th", "td"}
     tags |= {"figure", "img", "figcaption"}
@@ -300,7 +303,7 @@ def test_no_picture_is_written_outside_of_the_report(tmp_path: Path) -> None:
     (run / "0" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
     names = ("../../outside", "..|..|outside")
     write_launched(run, [Launched(n, "mntp", str(run / "0"), str(run), 5) for n in names])
-    report.report(run, output=tmp_path / "out", now=0.0)
+    report(run, output=tmp_path / "out", now=0.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
     assert len(list((tmp_path / "out").glob("*.png"))) == 2
 

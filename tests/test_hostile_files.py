@@ -20,14 +20,15 @@ from tokenizers import Tokenizer
 from tests.encoding.making import output_of, write_all
 from tests.text.making import shard_articles
 from toolkit import verify
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, read_json_lines, sha256_of, write_json
+from toolkit.base.sealed import SELF_DIGEST, content_digest
+from toolkit.base.tensor_header import BITS, read_header
 from toolkit.encoding.index import Index, build_index
 from toolkit.encoding.output import Output
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, read_json_lines, sha256_of, write_json
 from toolkit.model.backbone import weight_files
 from toolkit.model.tensor_file import StoredTensors
-from toolkit.tensor_header import BITS, read_header
-from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
 from toolkit.text.records import Article
 from toolkit.text.shards import checked_manifest

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import QUICKSTART, ROOT
 from tests.project_files import project_files
 from toolkit.__main__ import DOORS
-from toolkit.catalogue import recipe_names
+from toolkit.settings.catalogue import recipe_names
 
 
 def call(*command: str, cwd: Path, path: Path | None = None, code: int = 0) -> str:

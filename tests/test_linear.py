@@ -21,8 +21,8 @@ from typing import Any
 import pytest
 
 from data_scripts import prepare_trec
+from toolkit.base.errors import BadInput
 from toolkit.encoding.snippets import snippet_of
-from toolkit.files import BadInput
 from toolkit.text import markup_cost, wikitext
 from toolkit.text.dump import Dump
 from toolkit.text.duplicates import key_of, normalized, signature

@@ -14,7 +14,8 @@ from tests.conftest import ROOT, need, run, torchrun
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.losses import masked_token_nll
-from toolkit.schema import EncoderSettings
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import EncoderSettings
 
 pytestmark = pytest.mark.slow
 PEERS = ROOT / "tests" / "benchmarks" / "peers"
@@ -72,7 +73,11 @@ def theirs(
 def hidden_states(model: Path, ids_T: np.ndarray) -> np.ndarray:
     """The last hidden states (T, D) of one text alone."""
     decoder = load_backbone(
-        str(model), config=load_config(str(model)), head=False, dtype="fp32", attention="sdpa"
+        resolve_model(str(model)),
+        config=load_config(resolve_model(str(model))),
+        head=False,
+        dtype="fp32",
+        attention="sdpa",
     ).eval()
     with torch.no_grad():
         found: np.ndarray = decoder(torch.from_numpy(ids_T)[None]).last_hidden_state[0].numpy()
@@ -117,7 +122,11 @@ def test_vectors(
 
 def test_masked_logits_and_loss(model: Path, asked: dict[str, Any], theirs: dict[str, Any]) -> None:
     decoder = load_backbone(
-        str(model), config=load_config(str(model)), head=True, dtype="fp32", attention="sdpa"
+        resolve_model(str(model)),
+        config=load_config(resolve_model(str(model))),
+        head=True,
+        dtype="fp32",
+        attention="sdpa",
     ).eval()
     ids_BT, label_BT = torch.tensor(asked["ids"]), torch.tensor(asked["labels"])
     wanted_BT = torch.zeros_like(label_BT, dtype=torch.bool)

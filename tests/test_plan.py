@@ -15,10 +15,11 @@ from tests.conftest import run, torchrun
 from tests.model.test_attention import FAMILIES, model_of
 from tests.test_launch import hub_cache
 from toolkit import plan
-from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora
-from toolkit.planning import GPUS, Cluster, Need, need, read_shape, recommend
-from toolkit.schema import Lora, TrainingRecipe
+from toolkit.runs.estimate import GPUS, Cluster, Need, need, recommend
+from toolkit.runs.shapes import read_shape
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import Lora, TrainingRecipe
 
 Door = Callable[..., str]
 MISTRAL = {

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import ROOT, need
 from tests.forking.start import environ_of_starts, forked_python, forking
 from tests.model.test_adapters import make_adapter
-from toolkit.files import read_json, write_json
+from toolkit.base.files import read_json, write_json
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "somebody/tiny"

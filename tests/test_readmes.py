@@ -13,8 +13,8 @@ import pytest
 
 from tests.conftest import ROOT, run
 from tests.project_files import project_files
-from toolkit.catalogue import recipe_names
-from toolkit.stages import resolve
+from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.pipelines import resolve
 
 MAX_WORDS, MAX_LINES = 1500, 220
 READMES = sorted(project_files(ROOT, "*README.md"))

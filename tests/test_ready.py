@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from toolkit import door, ready
+from toolkit import ready
+from toolkit.base.errors import BadInput, RunFailed
+from toolkit.base.files import write_json
 from toolkit.cluster.topology import ranks_of_job
-from toolkit.files import BadInput, RunFailed, write_json
+from toolkit.command_line import door
 
 
 @pytest.fixture

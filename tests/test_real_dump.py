@@ -8,8 +8,9 @@ import pytest
 
 from tests.conftest import run
 from toolkit import search
-from toolkit.config import load_recipe, resolve_stages, to_yaml
-from toolkit.schema import EmbedRecipe, PipelineRecipe
+from toolkit.settings.pipelines import resolve_stages
+from toolkit.settings.recipes import load_recipe, to_yaml
+from toolkit.settings.schema import EmbedRecipe, PipelineRecipe
 
 DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 # Written before the first run and not touched since: none holds its article's title.

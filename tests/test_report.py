@@ -13,12 +13,14 @@ import pytest
 
 from tests.conftest import need
 from tests.encoding.conftest import embed
-from toolkit import report, train
-from toolkit.cluster.launched import Launched, write_launched
+from toolkit import train
 from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.parts import Part, Scores, main_scores
-from toolkit.standing import Standing
-from toolkit.training.metrics import read_metrics
+from toolkit.report import main
+from toolkit.report.page import SAMPLES, date, report, shown, written
+from toolkit.runs.launched import Launched, write_launched
+from toolkit.runs.records import read_metrics
+from toolkit.runs.standing import Standing
 
 PNG = b"\x89PNG\r\n"
 
@@ -43,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_model: Path
         for name, steps in (("mntp", 4), ("embed", None), ("evaluate", None))
     ]
     write_launched(folder, stages)
-    assert report.main([str(folder)]) == 0
+    assert main([str(folder)]) == 0
     return folder
 
 
@@ -61,7 +63,7 @@ def test_the_page_holds_what_the_files_say(run: Path) -> None:
     assert "<td>STS isotropy</td><td>0.5000</td><td>-</td>" in page
     titles = [record["title"] for record in records(run / "embed")]
     nearest = re.findall(r"<tr><td>([^<]+)</td><td>([^<]+ \(\d\.\d{3}\);[^<]+)</td>", page)
-    assert len(nearest) == report.SAMPLES
+    assert len(nearest) == SAMPLES
     assert {name for name, _ in nearest} <= set(titles)
 
 
@@ -75,12 +77,12 @@ def test_the_page_has_dates(run: Path) -> None:
     os.utime(manifest, (2e9, 2e9))
     pages = []
     for name in ("one", "two"):
-        report.report(run, output=run / name, now=1.8e9)
+        report(run, output=run / name, now=1.8e9)
         pages.append((run / name / "index.html").read_text())
     page = pages[0]
     assert "The run as it was on 2027-01-15 08:00:00 UTC." in page
     assert "<th>began</th><th>last written</th>" in page
-    assert f"<td>{report.date(began)}</td><td>{report.date(began + 3600)}</td>" in page
+    assert f"<td>{date(began)}</td><td>{date(began + 3600)}</td>" in page
     assert "<td>2023-11-14 22:13:20 UTC</td><td>2033-05-18 03:33:20 UTC</td>" in page
     assert len(re.findall(r"<td>20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC</td>", page)) == 6
     assert pages[0] == pages[1]  # by nothing else than its files and that date
@@ -89,10 +91,10 @@ def test_the_page_has_dates(run: Path) -> None:
 def test_times_that_are_none_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "starts.jsonl").write_text('{"time": "yesterday", "step": 0, "job": "local"}\n')
     one = Standing("r", "mntp", "mntp")
-    assert report.written(one, output=tmp_path) == ("", "")
+    assert written(one, output=tmp_path) == ("", "")
     (tmp_path / "metrics.jsonl").write_text("")
     os.utime(tmp_path / "metrics.jsonl", (0, 0))
-    assert report.written(one, output=tmp_path) == ("1970-01-01 00:00:00 UTC",) * 2
+    assert written(one, output=tmp_path) == ("1970-01-01 00:00:00 UTC",) * 2
 
 
 def records(encoding: Path) -> list[dict[str, str]]:
@@ -103,9 +105,9 @@ def records(encoding: Path) -> list[dict[str, str]]:
 def test_only_the_main_score_of_a_task_has_a_bar(run: Path) -> None:
     assert main_scores(run / "evaluate") == ["STS Spearman"]
     rows = {"before": {"STS Spearman": 0.25, "STS isotropy": 0.5}}
-    assert report.shown(rows, main=["STS Spearman"]) == {"before": {"STS Spearman": 0.25}}
-    assert report.shown(rows, main=[]) == rows
-    assert report.main([str(run / "evaluate"), "--output", str(run / "alone")]) == 0
+    assert shown(rows, main=["STS Spearman"]) == {"before": {"STS Spearman": 0.25}}
+    assert shown(rows, main=[]) == rows
+    assert main([str(run / "evaluate"), "--output", str(run / "alone")]) == 0
     assert "STS Spearman" in (run / "alone" / "index.html").read_text()
 
 
@@ -146,6 +148,6 @@ def test_a_browser_shows_it(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(tmp_path)]) == 2
+    assert main([str(tmp_path)]) == 2
     assert "is no run" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

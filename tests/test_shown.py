@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from matplotlib.text import Text
 
-from toolkit.shown import (
+from toolkit.base.shown import (
     as_code,
     as_code_block,
     as_python,

@@ -15,14 +15,17 @@ import pytest
 from rich.console import Console
 
 from tests.encoding.conftest import embed
-from toolkit import standing, status, train
-from toolkit.cluster.launched import Launched, write_launched
+from toolkit import status, train
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, read_json_lines, write_json
+from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.queue import JobState
-from toolkit.encoding import plan, store
-from toolkit.files import BadInput, read_json, read_json_lines, write_json
-from toolkit.standing import Standing
-from toolkit.training import metrics, program, starts
+from toolkit.runs import standing
+from toolkit.runs.launched import Launched, write_launched
+from toolkit.runs.standing import Standing
+from toolkit.runs.table import duration
+from toolkit.training import program
 
 Told = Callable[..., list[dict[str, Any]]]
 
@@ -54,13 +57,6 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
         return found
 
     return call
-
-
-def test_the_names_of_files_are_those_of_whoever_writes_them() -> None:
-    assert standing.METRICS_FILE == metrics.METRICS_FILE
-    assert metrics.STARTS_FILE == starts.STARTS_FILE
-    assert standing.PLAN_FILE == plan.PLAN_FILE
-    assert standing.MANIFEST_FILE == store.MANIFEST_FILE
 
 
 def test_the_stages_of_a_pipeline(pipeline: Path, told: Told) -> None:
@@ -206,7 +202,7 @@ def test_an_encoding_counts_units(pipeline: Path, told: Told, shards: Path, tmp_
     assert (one["state"], one["kind"], one["unit"]) == ("done", "embed", "units")
     assert one["done"] == one["total"] > 1
     (tmp_path / "enc" / "manifest.json").unlink()
-    with Leases(tmp_path / "enc" / plan.LEASE_DIR, lease_s=60) as leases:
+    with Leases(tmp_path / "enc" / LEASE_DIR, lease_s=60) as leases:
         assert leases.take("00001")
         (one,) = told(tmp_path / "enc")
     (beat,) = one["heartbeats"]
@@ -326,7 +322,7 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     [(0.4, "0 s"), (59, "59 s"), (310, "5 min 10 s"), (3600, "1 h"), (273_600, "3 d 4 h")],
 )
 def test_durations(seconds: float, shown: str) -> None:
-    assert status.duration(seconds) == shown
+    assert duration(seconds) == shown
 
 
 def test_an_array_is_over_when_all_its_tasks_are() -> None:

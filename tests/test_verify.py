@@ -17,10 +17,10 @@ from tests.conftest import ROOT
 from tests.encoding.conftest import embed
 from tests.text.test_pairs import made as made_pairs
 from toolkit import train, verify
-from toolkit.cluster.launched import Launched, write_launched
-from toolkit.config import load_recipe, to_yaml
+from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import BadInput
+from toolkit.runs.launched import Launched, write_launched
+from toolkit.settings.recipes import load_recipe, to_yaml
 from toolkit.text.pairs import open_pairs
 from toolkit.text.shards import open_shards
 

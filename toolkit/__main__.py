@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 
 from toolkit import __doc__ as about
-from toolkit.console import say
-from toolkit.door import guarded
-from toolkit.files import BadInput, did_you_mean
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput, did_you_mean
+from toolkit.command_line.door import guarded
 
 # In the order in which a person needs them.
 DOORS = {

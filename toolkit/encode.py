@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""The encoding program: a corpus in shards becomes vectors on disk, unit by unit.
+"""The door of encoding: a corpus in shards becomes vectors on disk, unit by unit.
 
     python -m toolkit.encode embed_corpus output_dir=... corpus.input=...     (alone, or several)
     sbatch slurm/embed_corpus.sh output_dir=...                              (a SLURM array)
@@ -8,163 +8,12 @@
 Workers may come and go at any time; a restart, with any number of them, skips what is finished.
 """
 
-import contextlib
 import os
-import socket
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from toolkit.cluster.leases import Leases
-from toolkit.cluster.mpi import Dealing
-from toolkit.cluster.preempt import StopSignal
-from toolkit.cluster.topology import Topology, detect, worker_of
-from toolkit.console import at_work, say
-from toolkit.door import recipe_door
-from toolkit.encoding import plan, schedule
-from toolkit.encoding.chunks import rules_of
-from toolkit.encoding.output import Output
-from toolkit.encoding.progress import EncodingProgress
-from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
-from toolkit.model.reference import check_reference
-from toolkit.schema import EmbedRecipe, Recipe
-from toolkit.text.shards import ShardSet, open_shards
-
-if TYPE_CHECKING:
-    from toolkit.encoding.encoder import Encoder
-
-
-def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
-    """Embed what is not there yet of `recipe`'s units, together with whoever else does.
-
-    How workers share the units: `EmbedRecipe`. Raises `BadInput` before anything is written when
-    corpus, model or output cannot be used.
-    """
-    # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
-    with StopSignal(environ) as stop:
-        topology = detect(environ)
-        # Leases are given back, and other ranks let go, before a job waits to be requeued.
-        num_left = _work(recipe, topology=topology, environ=environ, stop=stop)
-        if num_left:
-            say(f"embed: told to stop; {num_left} units are left")
-            stop.leave(environ, leads=topology.rank == 0)
-
-
-def _work(
-    recipe: EmbedRecipe, *, topology: Topology, environ: Mapping[str, str], stop: StopSignal
-) -> int:
-    """Work until nothing is left, or we are told to stop; returns how many units are left."""
-
-    def should_stop() -> bool:
-        return stop.received
-
-    way = schedule.way_of(recipe, topology)
-    index, count = worker_of(topology, environ=environ)
-    with contextlib.ExitStack() as entered:
-        if way == schedule.MPI:
-            num_ranks = topology.world_size if topology.launcher == "mpi" else None
-            dealing = Dealing(lost_after_s=recipe.lease_s, num_ranks=num_ranks)
-            entered.enter_context(dealing)
-        chunks = rules_of(recipe)
-        shards, encoder, output = _open(recipe, topology=topology, verify=index == 0, chunks=chunks)
-        work: Schedule
-        if way == schedule.MPI:
-            work = Dealt(output, dealing=dealing, should_stop=should_stop)
-        elif way == schedule.CLAIM:
-            leases = Leases(output.directory / plan.LEASE_DIR, lease_s=recipe.lease_s)
-            first = index * len(output.units) // count
-            entered.enter_context(leases)
-            work = Claims(output, leases=leases, first=first, should_stop=should_stop)
-        else:
-            work = Alone(output, should_stop=should_stop)
-        work.check(plan.share(list(output.units), index=index, count=count))
-        num_done = len(output.finished())
-        say(
-            f"embed: {_name(way, index=index, count=count)}: {len(output.units)} units, "
-            f"{num_done} done"
-        )
-        while True:
-            _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks)
-            num_left = work.num_left()
-            if num_left and work.stopped():
-                return num_left
-            if not num_left and work.close():
-                break
-        if way != schedule.MPI or topology.rank == 0:
-            say(f"embed: all {shards.num_rows:,} rows are in {output.directory}")
-        return 0
-
-
-def _name(way: str, *, index: int, count: int) -> str:
-    """Who a worker is. One of those that a person starts, by hand, knows of no others."""
-    if way == schedule.CLAIM and count == 1:
-        return f"worker {socket.gethostname()}:{os.getpid()} ({way})"
-    return f"worker {index + 1} of {count} ({way})"
-
-
-@at_work("embed: opens corpus and model")
-def _open(
-    recipe: EmbedRecipe, *, topology: Topology, verify: bool, chunks: plan.ChunkRules | None
-) -> tuple[ShardSet, "Encoder", Output]:
-    output_dir = Path(recipe.output_dir)
-    check_reference(recipe.encoder.model)
-    shards = open_shards(Path(recipe.corpus.input), verify=verify)
-    # Here and not above: neither the help text nor a refusal must wait for torch.
-    from toolkit.encoding.encoder import Encoder
-    from toolkit.parallel.comm import device_of
-
-    encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
-    facts = plan.identity(
-        recipe,
-        corpus_digest=shards.digest,
-        model_digest=encoder.digest(),
-        num_chars_N=shards.num_chars,
-        chunks=chunks,
-    )
-    plan.claim_directory(
-        output_dir,
-        facts=facts,
-        model=recipe.encoder.model,
-        adapters=recipe.encoder.adapters,
-        corpus=recipe.corpus.input,
-    )
-    output = Output(
-        output_dir,
-        facts["digest"],
-        plan.units(facts["bounds"]),
-        form=recipe.vectors,
-        normalize=recipe.normalize,
-        has_chunks=chunks is not None,
-    )
-    return shards, encoder, output
-
-
-def _embed(
-    work: Schedule,
-    *,
-    shards: ShardSet,
-    encoder: "Encoder",
-    output: Output,
-    chunks: plan.ChunkRules | None,
-) -> None:
-    """Embed and write the units that `work` gives."""
-    from toolkit.encoding.pipeline import Pipeline
-
-    progress = EncodingProgress(output)
-    pipeline = Pipeline(
-        work,
-        encoder=encoder,
-        read=lambda unit: shards.records(unit.start, unit.stop),
-        write=output.write,
-        on_rows=progress.on_rows,
-        chunks=chunks,
-    )
-    try:
-        figures = pipeline.run()
-    finally:
-        progress.close()
-    say(f"embed: {figures}" if figures.rows else "embed: no unit was embedded here")
+from toolkit.command_line.door import recipe_door
+from toolkit.encoding.program import run
+from toolkit.settings.schema import EmbedRecipe, Recipe
 
 
 def main(argv: list[str] | None = None) -> int:

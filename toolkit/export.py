@@ -10,14 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from toolkit.completion import answer_shell
-from toolkit.config import is_adapter, resolve_model
-from toolkit.console import say
-from toolkit.door import Parser, guarded
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import PLAN_FILE
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, guarded
 from toolkit.encoding.parquet import write_parquet
-from toolkit.encoding.plan import PLAN_FILE
-from toolkit.files import BadInput
-from toolkit.model.reference import check_reference
+from toolkit.settings.model_source import check_reference, is_adapter, resolve_model
 from toolkit.training.runs import refuse_taken, run_recipe
 
 FORMATS = {
@@ -85,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         run_recipe(Path(source))
     # Here and not above: neither the help text nor a refusal must wait for torch.
-    from toolkit.training.encoder import Export, write_chain, write_encoder
+    from toolkit.training.export import Export, write_chain, write_encoder
 
     export = Export(form=arguments.format, dtype=arguments.dtype, scores=arguments.scores)
     if is_model:

@@ -14,26 +14,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.catalogue import recipes_text, shipped
+from toolkit.base.console import say, say_error, say_lines
+from toolkit.base.errors import BadInput
+from toolkit.base.files import create_atomic, write_atomic
+from toolkit.base.layout import CONFIG_FILE
 from toolkit.cluster import site, submit
-from toolkit.cluster.launched import Launched, write_launched
-from toolkit.completion import answer_shell
-from toolkit.config import load_recipe, to_yaml
-from toolkit.console import say, say_error, say_lines
-from toolkit.door import Parser, guarded
-from toolkit.files import BadInput, create_atomic, write_atomic
-from toolkit.follow import follow
-from toolkit.hub import is_offline
-from toolkit.jobs import CHECK, CheckJob, StageJob
-from toolkit.planning import gpu_of
-from toolkit.schema import PipelineRecipe, TrainingRecipe, output_of
-from toolkit.stages import (
-    PlannedJob,
-    check,
-    plan,
-    resolve,
-    warn_if_too_large,
-)
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, guarded
+from toolkit.launching.follow import follow
+from toolkit.launching.jobs import CHECK, CheckJob, StageJob
+from toolkit.launching.stages import PlannedJob, check, plan, warn_if_too_large
+from toolkit.runs.estimate import gpu_of
+from toolkit.runs.launched import Launched, write_launched
+from toolkit.settings.catalogue import recipes_text, shipped
+from toolkit.settings.hub import is_offline
+from toolkit.settings.pipelines import output_of, resolve
+from toolkit.settings.recipes import load_recipe, to_yaml
+from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
 EXAMPLES = """examples:
@@ -218,7 +215,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
 def claim_pipeline(run_dir: Path, whole: PipelineRecipe) -> None:
     """Write config.yaml of a pipeline; raises `BadInput` where that of a run stands, which the run
     could not go on without. Each stage claims its own directory."""
-    path, text = run_dir / "config.yaml", to_yaml(whole)
+    path, text = run_dir / CONFIG_FILE, to_yaml(whole)
     if not create_atomic(path, text):
         if (kind := load_recipe(str(path)).kind) != whole.kind:
             raise BadInput(f"run_dir={run_dir} is a run of kind {kind!r}; choose another run_dir")

@@ -8,25 +8,15 @@ import argparse
 import sys
 from collections.abc import Mapping
 
-from toolkit.catalogue import recipes_text
-from toolkit.completion import answer_shell
-from toolkit.config import load_recipe, resolve_stages, split_overrides
-from toolkit.console import say, say_lines
-from toolkit.door import Parser, add_recipe, guarded
-from toolkit.files import BadInput
-from toolkit.planning import (
-    GIB,
-    GPUS,
-    Cluster,
-    Need,
-    Shape,
-    faster,
-    gpu_of,
-    need,
-    recommend,
-    shape_of,
-)
-from toolkit.schema import PipelineRecipe, Recipe, TrainingRecipe
+from toolkit.base.console import say, say_lines
+from toolkit.base.errors import BadInput
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, add_recipe, guarded
+from toolkit.runs.estimate import GIB, GPUS, Cluster, Need, faster, gpu_of, need, recommend
+from toolkit.runs.shapes import Shape, shape_of
+from toolkit.settings.catalogue import recipes_text
+from toolkit.settings.pipelines import resolve
+from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
 
 GBIT = 1e9 / 8
 KINDS = ("pipeline", "mntp", "simcse", "supervised")
@@ -93,15 +83,10 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
 def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[str, TrainingRecipe]]:
     """The base model and the training stages of a recipe or pipeline; a later stage's base is what
     an earlier one made of it, of the same shape."""
-    recipe: Recipe = load_recipe(name, kinds=KINDS)
+    recipe, _, stages = resolve(name, overrides=overrides, kinds=KINDS)
     if isinstance(recipe, PipelineRecipe):
-        own, rest = split_overrides(overrides)
-        pipeline = load_recipe(name, overrides=own)
-        assert isinstance(pipeline, PipelineRecipe)
-        stages = resolve_stages(pipeline, overrides=rest)
         trained = {key: r for key, r in stages.items() if isinstance(r, TrainingRecipe)}
-        return pipeline.model.base, trained
-    recipe = load_recipe(name, overrides=overrides)
+        return recipe.model.base, trained
     if not isinstance(recipe, TrainingRecipe):
         raise BadInput(
             f"recipe {name!r} is of kind {recipe.kind!r}; toolkit.plan takes {', '.join(KINDS)}"

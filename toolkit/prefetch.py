@@ -14,15 +14,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.catalogue import recipes_text
-from toolkit.cluster.launched import PREFETCHED_FILE
-from toolkit.completion import answer_shell
-from toolkit.console import say
-from toolkit.door import Parser, add_recipe, guarded
-from toolkit.files import BadInput, is_committed, write_json
-from toolkit.schema import EvaluateRecipe, StageRecipe
-from toolkit.stages import inputs_of, resolve
-from toolkit.task_schema import Mteb
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed, write_json
+from toolkit.base.layout import PREFETCHED_FILE
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, add_recipe, guarded
+from toolkit.launching.stages import inputs_of
+from toolkit.settings.catalogue import recipes_text
+from toolkit.settings.pipelines import resolve
+from toolkit.settings.schema import EvaluateRecipe, StageRecipe
+from toolkit.settings.task_schema import Mteb
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +62,7 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
 
     told = {}
     chains = [chain_of(model) for model in models]
-    folders = {chain.base: base_folder(chain.base) for chain in chains}
+    folders = {chain.base.reference: base_folder(chain.base) for chain in chains}
     for chain in chains:
         folders |= zip(chain.names, chain.folders, strict=True)
     for model, folder in folders.items():

@@ -11,15 +11,16 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from toolkit.catalogue import recipes_text
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
 from toolkit.cluster.topology import array_task, ranks_of_job
-from toolkit.completion import answer_shell
-from toolkit.console import say
-from toolkit.door import Parser, add_recipe, guarded
-from toolkit.files import BadInput
-from toolkit.hub import is_offline
-from toolkit.schema import TrainingRecipe
-from toolkit.stages import check_stage, resolve
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, add_recipe, guarded
+from toolkit.launching.stages import check_stage
+from toolkit.settings.catalogue import recipes_text
+from toolkit.settings.hub import is_offline
+from toolkit.settings.pipelines import resolve
+from toolkit.settings.schema import TrainingRecipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.completion import answer_shell
-from toolkit.console import Progress, at_work, say, say_beside, say_json
-from toolkit.door import Parser, guarded
+from toolkit.base.console import Progress, at_work, say, say_beside, say_json
+from toolkit.base.errors import BadInput
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, guarded
 from toolkit.encoding.index import KINDS
-from toolkit.files import BadInput
 
 if TYPE_CHECKING:
     from toolkit.encoding.search import Find, Hit

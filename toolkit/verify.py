@@ -12,13 +12,26 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from toolkit.completion import answer_shell
-from toolkit.console import at_work, say
-from toolkit.door import Parser, guarded
-from toolkit.evaluation.parts import PART_DIR
-from toolkit.files import BadInput, is_committed, read_json
-from toolkit.standing import SCORES_FILE
-from toolkit.tensor_header import read_header
+from toolkit.base.console import at_work, say
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed, read_json
+from toolkit.base.layout import (
+    CHECKPOINT_DIR,
+    CONFIG_FILE,
+    ENCODER_DIR,
+    MANIFEST_FILE,
+    ORIGIN_FILE,
+    PART_DIR,
+    PLAN_FILE,
+    SCORES_FILE,
+    STATE_FILE,
+    STEP_PREFIX,
+    UNIT_DIR,
+)
+from toolkit.base.tensor_header import read_header
+from toolkit.command_line.completion import answer_shell
+from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.model_source import ModelSource
 
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
@@ -78,11 +91,12 @@ def stages_of(path: Path) -> dict[str, Path]:
 
     They are looked for where they were launched, or else below `path`: it may have been moved.
     """
-    from toolkit.cluster.launched import read_launched
-    from toolkit.config import load_recipe, resolve_stages
-    from toolkit.schema import PipelineRecipe, output_of
+    from toolkit.runs.launched import read_launched
+    from toolkit.settings.pipelines import output_of, resolve_stages
+    from toolkit.settings.recipes import load_recipe
+    from toolkit.settings.schema import PipelineRecipe
 
-    config = path / "config.yaml"
+    config = path / CONFIG_FILE
     recipe = load_recipe(str(config)) if config.is_file() else None
     if not isinstance(recipe, PipelineRecipe):
         return {}
@@ -108,17 +122,17 @@ def things_at(path: Path) -> Iterator[Thing]:
         what = "is a file" if path.exists() else "no such directory"
         raise BadInput(f"{path}: {what}; give {KINDS}")
     names = {entry.name for entry in path.iterdir()}
-    if "state.json" in names or path.name.startswith("step-"):
+    if STATE_FILE in names or path.name.startswith(STEP_PREFIX):
         yield Thing(path, _checkpoint)
-    elif names & {"config.yaml", "checkpoints"}:
+    elif names & {CONFIG_FILE, CHECKPOINT_DIR}:
         yield from _things_of_run(path)
-    elif "origin.json" in names or (is_committed(path) and "config.json" in names):
+    elif ORIGIN_FILE in names or (is_committed(path) and "config.json" in names):
         yield Thing(path, _encoder)
-    elif names & {"plan.json", "units"}:
+    elif names & {PLAN_FILE, UNIT_DIR}:
         yield Thing(path, _encoding)
     elif names & {SCORES_FILE, PART_DIR}:
         yield Thing(path, _scores)
-    elif "manifest.json" in names or any(name.endswith(".parquet") for name in names):
+    elif MANIFEST_FILE in names or any(name.endswith(".parquet") for name in names):
         yield Thing(path, _texts)
     elif "config.json" in names or any(name.endswith(".safetensors") for name in names):
         yield Thing(path, _model)
@@ -127,13 +141,11 @@ def things_at(path: Path) -> Iterator[Thing]:
 
 
 def _things_of_run(run_dir: Path) -> Iterator[Thing]:
-    from toolkit.config import ENCODER_DIR
     from toolkit.training.runs import run_recipe
-    from toolkit.training.steps import CHECKPOINT_DIR, PREFIX
 
     run_recipe(run_dir)
     # Those without a marker too: none is there unless somebody has removed the marker.
-    saved = sorted((run_dir / CHECKPOINT_DIR).glob(f"{PREFIX}*"))
+    saved = sorted((run_dir / CHECKPOINT_DIR).glob(f"{STEP_PREFIX}*"))
     if not saved:
         raise BadInput(f"{run_dir}: has no checkpoint yet; there is nothing to check")
     yield from (Thing(folder, _checkpoint) for folder in saved)
@@ -159,7 +171,7 @@ def _checkpoint(folder: Path) -> str:
 
 
 def _encoder(folder: Path) -> str:
-    from toolkit.training.encoder import check_encoder
+    from toolkit.training.export import check_encoder
 
     check_encoder(folder)
     return "whole"
@@ -182,7 +194,7 @@ def _scores(folder: Path) -> str:
 
 
 def _texts(folder: Path) -> str:
-    from toolkit.text.verify import believable_manifest, verify
+    from toolkit.text.verify import believable_manifest, check_copies, verify
 
     if faults := verify(folder):
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -192,36 +204,8 @@ def _texts(folder: Path) -> str:
         )
     told = believable_manifest(folder)
     sets = told.get("sets", [told])  # of pairs there are several, each with its shards
-    _check_copies(folder, shards=[entry["file"] for one in sets for entry in one["shards"]])
+    check_copies(folder, shards=[entry["file"] for one in sets for entry in one["shards"]])
     return "whole"
-
-
-def _check_copies(folder: Path, *, shards: list[str]) -> None:
-    """Training and encoding read Arrow copies of the shards, which `datasets` made without digests:
-    are their rows those of the shards? One shard is in memory at a time."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from toolkit.text.copies import CACHE
-
-    for place in sorted({path.parent for path in (folder / CACHE).rglob("*.arrow")}):
-        if place.name.endswith(".incomplete"):
-            continue
-        try:
-            files = [pa.memory_map(str(path)) for path in sorted(place.glob("*.arrow"))]
-            rows = pa.concat_tables(pa.ipc.open_stream(file).read_all() for file in files)
-            rows.validate(full=True)  # wrong offsets would have us read beyond the file
-            start, same = 0, True
-            for name in shards:
-                wanted = pq.read_table(folder / name)
-                found = rows.slice(start, len(wanted)).cast(wanted.schema)
-                same, start = same and found.equals(wanted), start + len(wanted)
-            same = same and start == len(rows)
-        except (OSError, ValueError, pa.ArrowException):
-            same = False
-        if not same:
-            names = " or ".join(str(path) for path in sorted(place.glob("*.arrow")))
-            raise BadInput(f"{names}: is damaged (its rows are not those of the shards); delete it")
 
 
 def _model(folder: Path) -> str:
@@ -234,8 +218,9 @@ def _model(folder: Path) -> str:
         raise BadInput(f"{folder}: has no weights (*.safetensors); download the model whole")
     for file in files:
         read_header(file)
-    load_config(str(folder.absolute()))
-    load_tokenizer(str(folder.absolute()))
+    source = ModelSource.of_folder(folder.absolute())
+    load_config(source)
+    load_tokenizer(source)
     digest = model_digest(folder)
     return f"readable (no digests are recorded, its own is {digest[:16]})"
 

@@ -28,9 +28,9 @@ from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
 from tests.conftest import torchrun
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import load_recipe
 from toolkit.parallel import comm
-from toolkit.schema import MntpRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import MntpRecipe
 from toolkit.training import admission, program
 from toolkit.training.saver import Saver
 
@@ -68,7 +68,7 @@ def work(way: str, *, model: Path, shards: Path, folder: Path) -> None:
     recipe = load_recipe("tiny_mntp", overrides=overrides)
     assert isinstance(recipe, MntpRecipe)
     place = detect(os.environ)
-    settings, origin = admission.check(recipe, topology=place, environ={})
+    found = admission.check(recipe, topology=place, environ={})
     device = comm.start(
         rank=place.rank,
         world_size=place.world_size,
@@ -78,10 +78,10 @@ def work(way: str, *, model: Path, shards: Path, folder: Path) -> None:
         timeout_s=600,
     )
     trainer = program.build_trainer(
-        recipe, settings=settings, restored=None, device=device, watchdog=Watchdog.off()
+        recipe, admission=found, restored=None, device=device, watchdog=Watchdog.off()
     )
     trainer.do_step(0)
-    saver = Saver(recipe, engine=trainer.engine, origin=origin)
+    saver = Saver(recipe, engine=trainer.engine, origin=found.origin)
 
     def save(step: int) -> Callable[[], object]:
         """Save; what is returned waits until it is whole."""

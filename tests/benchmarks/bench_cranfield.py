@@ -24,7 +24,7 @@ from toolkit import encode
 from toolkit.encoding.encoder import encoder_of
 from toolkit.encoding.search import nearest
 from toolkit.encoding.store import VectorStore
-from toolkit.schema import Corpus, EmbedRecipe, EncoderSettings
+from toolkit.settings.schema import Corpus, EmbedRecipe, EncoderSettings
 from toolkit.text.records import Article
 
 BM25 = {"ndcg_cut_10": 0.3492, "recall_100": 0.6960}

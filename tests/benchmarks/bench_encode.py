@@ -27,11 +27,12 @@ from numpy.typing import NDArray
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
 from tests.benchmarks.real_texts import read_all, read_passages, read_sentences
 from toolkit import export
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.evaluation.sts import cosines
 from toolkit.model.backbone import load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import merge_weights, write_encoder_files
-from toolkit.text_tokenizer import text_tokenizer
+from toolkit.settings.model_source import resolve_model
 
 MODEL = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 PEERS = Path(__file__).with_name("peers")
@@ -65,8 +66,8 @@ def write_models(folder: Path) -> None:
     """The shipped model as folders that all contenders read, bidirectional, in fp32."""
     (folder / "model").mkdir()
     merge_weights(MODEL, dtype="fp32", out=folder / "model")
-    config = load_config(str(MODEL))
-    tokenizer = load_tokenizer(str(MODEL))
+    config = load_config(resolve_model(str(MODEL)))
+    tokenizer = load_tokenizer(resolve_model(str(MODEL)))
     given = {"config": config, "tokenizer": tokenizer, "max_tokens": MAX_TOKENS, "dtype": "fp32"}
     write_encoder_files(folder / "model", **given)
     arguments = [str(MODEL), str(folder / "llm2vec"), "--format", "llm2vec"]
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_models(folder)
-        tokenizer = text_tokenizer(str(MODEL), max_tokens=2 * MAX_TOKENS)
+        tokenizer = text_tokenizer(resolve_model(str(MODEL)), max_tokens=2 * MAX_TOKENS)
         for kind in arguments.only or SOURCES:
             rows = arguments.rows or (20_000 if kind == "natural" else 1000)
             texts = texts_of(arguments.data, kind=kind, rows=rows)

@@ -22,7 +22,7 @@ from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
 
 from tests.benchmarks.bench_encode import MAX_TOKENS, texts_of, write_models
 from tests.benchmarks.harness import machine, options
-from toolkit.batch import embed_rows, model_arguments, tensor
+from toolkit.batching.batch import embed_rows, model_arguments
 from toolkit.encoding.encoder import Encoder, PreparedBatch
 from toolkit.model.attention import packed_attention
 
@@ -41,8 +41,8 @@ def kernels(model: Any, batch: PreparedBatch) -> Mapping[str, Callable[[], Any]]
     """What a layer computes of a batch, by kind."""
     layer, config = model.layers[0], model.config
     attention, mlp = layer.self_attn, layer.mlp
-    arguments = model_arguments(batch.content)
-    num_tokens = tensor(batch.content, "ids_BT").numel()
+    arguments = model_arguments(batch.rows)
+    num_tokens = batch.rows.ids_BT.numel()
     hidden = torch.randn(1, num_tokens, config.hidden_size)
     gate, up = mlp.gate_proj(hidden), mlp.up_proj(hidden)
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = best(work, runs=arguments.runs) * len(model.layers)
             seconds[kind] = seconds.get(kind, 0.0) + found
     whole = sum(
-        best(lambda batch=batch: embed_rows(model, batch.content), runs=arguments.runs)
+        best(lambda batch=batch: embed_rows(model, batch.rows), runs=arguments.runs)
         for batch in some
     )
     print(f"{len(texts):,} texts, {prepared.num_tokens:,} tokens, fp32, of {len(some)} batches;")

@@ -22,7 +22,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
 from toolkit.encoding.encoder import Encoder
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 
 QUICKSTART = ROOT / "toolkit" / "quickstart"
 LORA = ["model.lora.rank=16", "model.lora.alpha=32", "model.dtype=bf16"]

@@ -12,8 +12,9 @@ import numpy as np
 
 from tests.benchmarks import corpora
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
+from toolkit.batching.tokenizer import text_tokenizer
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.token_shards import TokenFiles, open_tokens
-from toolkit.text_tokenizer import text_tokenizer
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 MAX_TOKENS, BATCH = 512, 32
@@ -21,7 +22,7 @@ MAX_TOKENS, BATCH = 512, 32
 
 def write_blocks(shards: Path, *, out: Path) -> None:
     """The same blocks as one array for others to store: rows of equal length, padded."""
-    tokenizer = text_tokenizer(str(TINY), max_tokens=MAX_TOKENS)
+    tokenizer = text_tokenizer(resolve_model(str(TINY)), max_tokens=MAX_TOKENS)
     opened = open_tokens(TokenFiles(shards=shards, tokenizer=tokenizer, block_tokens=MAX_TOKENS))
     ids_NT = np.zeros((opened.num_blocks, MAX_TOKENS), dtype=np.uint16)
     for number in range(opened.num_blocks):

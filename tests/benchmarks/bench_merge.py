@@ -16,10 +16,10 @@ import torch
 
 from tests.benchmarks.harness import ROOT, Contender, machine, run_once
 from toolkit import export
-from toolkit.files import read_json, write_json
+from toolkit.base.files import read_json, write_json
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.weights import adapter_config, merge_weights
-from toolkit.schema import Lora
+from toolkit.settings.schema import Lora
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 LORA = Lora(rank=16, alpha=32, dropout=0.0, targets=("q_proj", "up_proj"))

@@ -30,8 +30,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from tests.benchmarks.harness import REAL_DATA, ROOT, machine, make_shards
-from toolkit.files import is_committed
-from toolkit.shown import in_picture
+from toolkit.base.files import is_committed
+from toolkit.base.shown import in_picture
 
 SENTENCES = 10_240  # seen by each SimCSE run
 TRIPLETS = 5_824  # a pass over SNLI in batches of 64, but for the last

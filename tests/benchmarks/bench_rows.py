@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 from tests.benchmarks.harness import ROOT, Contender, machine, make_shards, run_once
 from toolkit.encoding.store import VectorStore
 from toolkit.model.tokenizer import load_tokenizer
+from toolkit.settings.model_source import resolve_model
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 FEW = 20_000
@@ -28,7 +29,7 @@ FEW = 20_000
 
 def write_model(folder: Path) -> None:
     """A narrow Mistral with random weights and the shipped tokenizer."""
-    tokenizer = load_tokenizer(str(TINY))
+    tokenizer = load_tokenizer(resolve_model(str(TINY)))
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = MistralConfig(
@@ -45,7 +46,11 @@ def write_model(folder: Path) -> None:
 
 def write_corpus(folder: Path, *, rows: int) -> None:
     """Shards of so many rows, none like another."""
-    words = [word for word in sorted(load_tokenizer(str(TINY)).get_vocab()) if word.isalpha()]
+    words = [
+        word
+        for word in sorted(load_tokenizer(resolve_model(str(TINY))).get_vocab())
+        if word.isalpha()
+    ]
     rng = random.Random(0)
     source = folder.with_suffix(".jsonl")
     with source.open("w", encoding="utf-8") as handle:

@@ -26,14 +26,15 @@ from numpy.typing import NDArray
 
 from tests.encoding.making import output_of
 from tests.mpi import mpi_command
+from toolkit.base.layout import UNIT_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
-from toolkit.config import load_recipe
 from toolkit.encoding.output import Output, unit_files
-from toolkit.encoding.plan import UNIT_DIR, claim_directory, identity, units
 from toolkit.encoding.schedule import LEASE_DIR, Claims, Dealt, Schedule
 from toolkit.encoding.store import VectorStore
-from toolkit.schema import EmbedRecipe
+from toolkit.encoding.units import claim_directory, identity, units
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EmbedRecipe
 
 UNIT_S = 0.005
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from tests.benchmarks.bench_encode import MODEL, texts_of
 from tests.benchmarks.harness import ROOT, machine, make_shards, options
 from tests.mpi import mpi_command
-from toolkit.encoding.plan import UNIT_DIR
-from toolkit.files import sha256_of
+from toolkit.base.files import sha256_of
+from toolkit.base.layout import UNIT_DIR
 
 WAYS = {"alone": 1, "claim": 2, "mpi": 2}  # and how many workers
 

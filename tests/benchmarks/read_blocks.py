@@ -12,19 +12,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from toolkit.batch import num_tokens
+from toolkit.batching.batch import num_tokens
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.schema import Mntp
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import Mntp
 from toolkit.text.stream import Blocks, Stream
 from toolkit.text.token_shards import TokenFiles, open_tokens
-from toolkit.text_tokenizer import text_tokenizer
 from toolkit.training.mntp import MntpObjective
 
 TINY = Path(__file__).parents[2] / "toolkit" / "quickstart" / "tiny-mistral"
 
 
 def main(shards: str, max_tokens: str, batch: str) -> None:
-    tokenizer = text_tokenizer(str(TINY), max_tokens=int(max_tokens))
+    tokenizer = text_tokenizer(resolve_model(str(TINY)), max_tokens=int(max_tokens))
     files = TokenFiles(shards=Path(shards), tokenizer=tokenizer, block_tokens=int(max_tokens))
     rows = int(batch)
 
@@ -40,12 +41,12 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
     found = {"tokens_per_s": tokens / (time.perf_counter() - began)}
 
     settings = Mntp(mask_probability=0.2, mask_policy="bert")
-    objective = MntpObjective(settings=settings, seed=1, mask_id=5, packed=True)
+    objective = MntpObjective(settings, tokenizer=tokenizer, seed=1, mask_id=5, packed=True)
     began, tokens, batches = time.perf_counter(), 0, []
     for step in range(min(steps, 50)):
         samples = reader.batch(step, global_rows=rows, start=0, stop=rows)
-        encoded = objective.encode(samples, tokenizer=tokenizer)
-        batches.append(objective.collate(encoded, tokenizer=tokenizer))
+        encoded = objective.encode(samples)
+        batches.append(objective.collate(encoded))
         tokens += num_tokens(batches[-1])[0]
     found["collated_tokens_per_s"] = tokens / (time.perf_counter() - began)
 
@@ -54,7 +55,11 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
     found["resume_s"] = time.perf_counter() - began
 
     model = load_backbone(
-        str(TINY), config=load_config(str(TINY)), head=True, dtype="fp32", attention="packed"
+        resolve_model(str(TINY)),
+        config=load_config(resolve_model(str(TINY))),
+        head=True,
+        dtype="fp32",
+        attention="packed",
     )
     optimizer = torch.optim.AdamW(model.parameters())
     began, tokens = time.perf_counter(), 0

@@ -14,7 +14,7 @@ import pytest
 from tests.benchmarks import bench_cranfield, bench_merge, bench_quality, simulate_dealing
 from tests.benchmarks.harness import Contender, Run, compare, run_once, table
 from tests.conftest import run
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 
 
 def test_a_ratio_is_of_runs_side_by_side() -> None:

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from toolkit import train
-from toolkit.config import load_recipe
-from toolkit.schema import TrainingRecipe
-from toolkit.training.metrics import read_metrics
+from toolkit.runs.records import read_metrics
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import TrainingRecipe
 
 
 def main(recipe: str, *overrides: str) -> int:

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from toolkit.base.errors import BadInput
 from toolkit.cluster.preempt import INTERRUPTED, StopSignal, requeue_command, seconds_to_stop
-from toolkit.files import BadInput
 
 JOB = {"SLURM_JOB_START_TIME": "1000", "SLURM_JOB_END_TIME": "11000"}
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit import launch
+from toolkit.base.errors import BadInput
 from toolkit.cluster.site import OPTIONS, read_site, site_file
 from toolkit.cluster.submit import Resources, sbatch_text
-from toolkit.files import BadInput
 
 HOSTILE = st.one_of(
     st.text(max_size=40),

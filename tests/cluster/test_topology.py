@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.base.errors import BadInput
 from toolkit.cluster.topology import (
     FIRST_PORT,
     NUM_PORTS,
@@ -22,7 +23,6 @@ from toolkit.cluster.topology import (
     resolves,
     worker_of,
 )
-from toolkit.files import BadInput
 
 HERE = socket.gethostname()
 

@@ -14,8 +14,8 @@ from data_scripts import verify_shards
 from tests.conftest import run
 from tests.text.making import lines_of
 from tests.text.test_pairs import made as made_pairs
-from toolkit.files import sha256_of
-from toolkit.text.manifest import content_digest
+from toolkit.base.files import sha256_of
+from toolkit.base.sealed import content_digest
 from toolkit.text.records import Article
 
 Check = Callable[..., tuple[int, list[str]]]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from toolkit import encode
-from toolkit.config import load_recipe
-from toolkit.schema import EmbedRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EmbedRecipe
 
 ALONE: Mapping[str, str] = {}
 

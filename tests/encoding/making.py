@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.encoding.output import Output
-from toolkit.encoding.plan import FORMAT, claim_directory, facts_digest, units
-from toolkit.schema import VectorFormat
+from toolkit.encoding.units import FORMAT, claim_directory, facts_digest, units
+from toolkit.settings.schema import VectorFormat
 
 
 def even_bounds(rows: int, *, unit_rows: int) -> list[int]:

@@ -17,21 +17,22 @@ from tests.encoding.test_encode import array_task
 from tests.text.making import shard_articles
 from tests.text.tokenizers_at_hand import TRAINED, as_ours
 from toolkit import search
-from toolkit.config import load_recipe
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.chunks import chunks_of, rules_of
 from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.index import KINDS, Index, build_index
 from toolkit.encoding.parquet import write_parquet
-from toolkit.encoding.plan import ChunkRules, bounds, units
 from toolkit.encoding.search import nearest
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
-from toolkit.schema import EmbedRecipe
+from toolkit.encoding.units import ChunkRules, bounds, units
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EmbedRecipe
 from toolkit.text import tokens as tokenizing
 from toolkit.text.records import Article
 from toolkit.text.tokens import TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
 
 SIZE, OVERLAP = 16, 4
 TRAINED_ONCE = {name: TRAINED[name]() for name in ("shipped", "word_piece")}
@@ -52,7 +53,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> TextTokenizer:
-    return text_tokenizer(str(tiny_model), max_tokens=SIZE)
+    return text_tokenizer(resolve_model(str(tiny_model)), max_tokens=SIZE)
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from tests.encoding.conftest import contents, embed
 from tests.encoding.making import output_of, write_all, write_chunks
 from toolkit import verify
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.encoding.output import MARKER_DIGEST, Output
-from toolkit.encoding.plan import FORMAT, claim_directory, facts_digest, units
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, write_json
-from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.encoding.units import FORMAT, claim_directory, facts_digest, units
 from toolkit.text.shards import open_shards
 
 ROWS, UNIT_ROWS, WIDTH = 6, 2, 3

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from tests.encoding.making import output_of, write_all
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, sha256_of, write_json
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.encoding import sums
 from toolkit.encoding.formats import VECTORS
 from toolkit.encoding.index import Index, build_index
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.search import nearest
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, sha256_of, write_json
-from toolkit.schema import VectorFormat
-from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.settings.schema import VectorFormat
 
 FORMATS: tuple[VectorFormat, ...] = get_args(VectorFormat)
 ROWS, WIDTH, UNIT_ROWS = 300, 160, 100

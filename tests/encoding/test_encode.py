@@ -17,13 +17,13 @@ from tests.encoding.conftest import contents, embed, flip_a_byte
 from tests.mpi import mpi_command, mpi_environ
 from tests.text.making import shard_articles
 from toolkit import encode, search
+from toolkit.base.errors import BadInput
 from toolkit.cluster.leases import Leases
 from toolkit.encoding import output as writing
 from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 

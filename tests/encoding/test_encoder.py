@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from toolkit.config import load_recipe
+from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder, token_batches
-from toolkit.files import BadInput
 from toolkit.model.backbone import check_positions, load_config
 from toolkit.model.tokenizer import load_tokenizer
-from toolkit.schema import EncoderSettings, MntpRecipe
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EncoderSettings, MntpRecipe
 from toolkit.training.data import open_tokenizer
 from toolkit.training.objectives import build_objective
 
@@ -260,7 +261,7 @@ def test_the_digest_names_the_model(tiny_model: Path, tmp_path: Path) -> None:
     save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
     digests.add(encoder_of(copy).digest())
     assert len(digests) == 3
-    assert load_tokenizer(str(copy)).model_max_length == 512
+    assert load_tokenizer(resolve_model(str(copy))).model_max_length == 512
 
 
 def test_a_text_format_is_read_before_and_pooled_after(
@@ -298,7 +299,7 @@ def test_an_instruction_is_read_and_not_pooled(attention: str, tiny_model: Path)
     config = AutoConfig.from_pretrained(tiny_model)
     config.is_causal = False
     backbone = AutoModel.from_pretrained(tiny_model, config=config, dtype=torch.float32).eval()
-    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(resolve_model(str(tiny_model)))
     for vector, text in zip(found, texts, strict=True):
         tokens = tokenizer(
             instruction + text,
@@ -355,7 +356,7 @@ def test_half_a_surrogate_pair_is_named(encoders: list[Encoder]) -> None:
 def test_positions_that_depend_on_the_batch_are_refused(
     tiny_model: Path, rope: dict[str, Any], longest: int, nested: bool
 ) -> None:
-    config = load_config(str(tiny_model))
+    config = load_config(resolve_model(str(tiny_model)))
     plain = {"rope_type": "default", "rope_theta": 1e4}
     config.rope_parameters = (
         {"sliding_attention": plain, "full_attention": rope} if nested else rope
@@ -387,7 +388,7 @@ def test_a_tokenizer_larger_than_the_model_is_used_and_its_own_tokens_are_refuse
     """Such as a padding token, added without resizing: an IndexError in some later batch."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
-    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(resolve_model(str(tiny_model)))
     known = len(tokenizer)
     tokenizer.add_tokens(["zebra", "okapi"])
     tokenizer.save_pretrained(model)
@@ -402,7 +403,7 @@ def test_a_tokenizer_larger_than_the_model_is_used_and_its_own_tokens_are_refuse
         "tiny_mntp", overrides=[f"model.base={model}", "data.train=x", "run_dir=x"]
     )
     assert isinstance(recipe, MntpRecipe)
-    ours = open_tokenizer(recipe)
+    ours = open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     assert (ours.vocab_size, ours.num_ids) == (known, known + 2)
     for token in ("_", "zebra"):
         masked = recipe.model_copy(

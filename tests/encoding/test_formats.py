@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from toolkit.encoding.formats import SCALES, VECTORS, MappedVectors, encode, open_vectors
-from toolkit.schema import VectorFormat
+from toolkit.settings.schema import VectorFormat
 
 FORMATS: tuple[VectorFormat, ...] = get_args(VectorFormat)
 NUMBERS = st.floats(-1000, 1000, width=32, allow_subnormal=False)

@@ -15,12 +15,13 @@ from tests.conftest import run
 from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import output_of, write_all
 from toolkit import search, verify
+from toolkit.base.errors import BadInput, RunFailed
+from toolkit.base.layout import INDEX_DIR
 from toolkit.encoding import index as indexing
 from toolkit.encoding.encoder import Encoder
-from toolkit.encoding.index import INDEX_DIR, KINDS, Index, build_index, parameters_of
+from toolkit.encoding.index import KINDS, Index, build_index, parameters_of
 from toolkit.encoding.search import nearest, nearest_rows
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, RunFailed
 
 ROWS, WIDTH, UNIT_ROWS = 1500, 32, 100
 QUERIES = 40

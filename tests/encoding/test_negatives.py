@@ -13,11 +13,11 @@ import pytest
 from data_scripts import mine_negatives
 from tests.conftest import run
 from tests.encoding.conftest import embed
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.encoding.encoder import encoder_of
 from toolkit.encoding.formats import unit_length
-from toolkit.encoding.plan import facts_digest
 from toolkit.encoding.store import VectorStore
-from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.encoding.units import facts_digest
 from toolkit.text.pairs import PairSet, open_pairs, text_hash
 from toolkit.text.shards import ShardSet, open_shards
 

@@ -12,10 +12,10 @@ import pytest
 from tests.encoding.conftest import contents, flip_a_byte
 from tests.encoding.making import output_of, write_all
 from toolkit import export
+from toolkit.base.errors import BadInput
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
-from toolkit.schema import VectorFormat
+from toolkit.settings.schema import VectorFormat
 
 ROWS, WIDTH = 23, 12
 

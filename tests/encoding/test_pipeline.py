@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from tests.encoding.making import output_of
+from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.encoding.encoder import Encoder, Prepared
 from toolkit.encoding.formats import Vectors
 from toolkit.encoding.output import Output
 from toolkit.encoding.pipeline import Figures, Pipeline
-from toolkit.encoding.plan import LEASE_DIR, Unit
 from toolkit.encoding.schedule import Claims
 from toolkit.encoding.store import VectorStore
-from toolkit.schema import EncoderSettings
+from toolkit.encoding.units import Unit
+from toolkit.settings.schema import EncoderSettings
 
 ROWS, UNIT_ROWS = 40, 4
 Records = Sequence[Mapping[str, str]]

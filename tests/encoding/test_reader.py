@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.encoding.making import output_of, write_all
+from toolkit.base.errors import BadInput
 from toolkit.encoding.formats import encode, unit_length
 from toolkit.encoding.search import nearest
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
-from toolkit.schema import VectorFormat
+from toolkit.settings.schema import VectorFormat
 
 ROWS, WIDTH = 23, 12
 FORMATS: tuple[VectorFormat, ...] = get_args(VectorFormat)

@@ -22,14 +22,15 @@ from tests.conftest import ROOT, run
 from tests.encoding.making import output_of
 from tests.encoding.worker import records_of, vectors_of
 from tests.mpi import mpi_command
+from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.topology import detect
-from toolkit.config import load_recipe
-from toolkit.encoding import plan, schedule
+from toolkit.encoding import schedule
 from toolkit.encoding.output import Output
 from toolkit.encoding.schedule import Alone, Claims
 from toolkit.encoding.store import VectorStore
-from toolkit.schema import EmbedRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EmbedRecipe
 
 ROWS, UNIT_ROWS = 120, 3
 NUM_UNITS = ROWS // UNIT_ROWS
@@ -84,7 +85,7 @@ def assert_whole(directory: Path) -> None:
     found = VectorStore(directory, verify=True)
     np.testing.assert_array_equal(found.vectors(), vectors_of(0, ROWS))
     assert found.ids() == [f"id{n}" for n in range(ROWS)]
-    assert not (directory / plan.LEASE_DIR).exists()
+    assert not (directory / LEASE_DIR).exists()
 
 
 @pytest.mark.parametrize(("way", "workers"), [("alone", 1), ("claim", 1), ("claim", 3)])
@@ -253,7 +254,7 @@ def test_a_share_is_checked_before_and_only_what_is_damaged_is_made_again(output
     damaged = [output.units[3], output.units[8]]
     for unit in damaged:
         (output.directory / "units" / f"{unit.name}.safetensors").write_bytes(b"no")
-    with Leases(output.directory / plan.LEASE_DIR, lease_s=60) as leases:
+    with Leases(output.directory / LEASE_DIR, lease_s=60) as leases:
         work = Claims(output, leases=leases, first=0, should_stop=lambda: False)
         work.check(output.units[:5])
         assert output.unfinished() == damaged[:1]
@@ -265,7 +266,7 @@ def test_a_share_is_checked_before_and_only_what_is_damaged_is_made_again(output
 
 def test_a_worker_alone_takes_every_unit_once_from_its_own_on(output: Output) -> None:
     """What that costs: tests/benchmarks/bench_scheduling.py."""
-    with Leases(output.directory / plan.LEASE_DIR, lease_s=60) as leases:
+    with Leases(output.directory / LEASE_DIR, lease_s=60) as leases:
         work = Claims(output, leases=leases, first=7, should_stop=lambda: False)
         taken = []
         while unit := work.take():

@@ -15,13 +15,13 @@ from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_all
 from tests.text.making import shard_articles
 from toolkit import search
+from toolkit.base.errors import BadInput
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.encoding.formats import unit_length
 from toolkit.encoding.index import Index, build_index
 from toolkit.encoding.search import Find, Hit, cosines, exact, nearest, nearest_rows
 from toolkit.encoding.snippets import snippet_of
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
-from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 

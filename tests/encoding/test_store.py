@@ -16,15 +16,19 @@ from numpy.typing import NDArray
 
 from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import even_bounds, output_of, write_all
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, sha256_of, write_json
+from toolkit.base.layout import PLAN_FILE
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.encoding.encoder import encoder_of
 from toolkit.encoding.formats import open_vectors
 from toolkit.encoding.output import Output, unit_files, write_unit
-from toolkit.encoding.plan import (
+from toolkit.encoding.store import VectorStore
+from toolkit.encoding.units import (
     CHARS_PER_ROW,
     CHARS_PER_TOKEN,
     FORMAT,
     MAX_ROWS_FACTOR,
-    PLAN_FILE,
     Unit,
     bounds,
     claim_directory,
@@ -32,9 +36,6 @@ from toolkit.encoding.plan import (
     share,
     units,
 )
-from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, sha256_of, write_json
-from toolkit.text.manifest import SELF_DIGEST, content_digest
 
 FACTS: dict[str, Any] = {
     "format": FORMAT,

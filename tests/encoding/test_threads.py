@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from toolkit.encoding.encoder import Encoder
-from toolkit.parallel.threads import MOST_LANES, side_by_side
-from toolkit.schema import EncoderSettings
+from toolkit.model.side_by_side import MOST_LANES, side_by_side
+from toolkit.settings.schema import EncoderSettings
 
 
 @pytest.fixture(autouse=True)

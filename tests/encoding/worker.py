@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.encoding.making import output_of
+from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
-from toolkit.encoding.plan import LEASE_DIR, Unit
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
+from toolkit.encoding.units import Unit
 
 WIDTH = 8
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.classes import (
     ClassificationTask,
     ClusteringTask,
@@ -16,7 +17,6 @@ from toolkit.evaluation.classes import (
     read_pair_task,
 )
 from toolkit.evaluation.labelled import read_labelled
-from toolkit.files import BadInput
 
 
 def embed(texts: Sequence[str], *, instructed: bool = True) -> NDArray[np.float32]:

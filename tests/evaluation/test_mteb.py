@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from tests.conftest import QUICKSTART
 from tests.evaluation.real_sets import read_cranfield, read_entailment
 from toolkit import evaluate
-from toolkit.config import parse_recipe
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json
 from toolkit.encoding.encoder import Encoder
-from toolkit.evaluate import Embedder
 from toolkit.evaluation.classes import ClassificationTask, ClusteringTask, PairTask
 from toolkit.evaluation.labelled import read_labelled
 from toolkit.evaluation.mteb_tasks import (
@@ -34,11 +34,12 @@ from toolkit.evaluation.mteb_tasks import (
     paths_of,
     tasks_of,
 )
+from toolkit.evaluation.program import Embedder
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
 from toolkit.evaluation.sts import StsTask, cosines, read_pairs, spearman
-from toolkit.files import BadInput, read_json
-from toolkit.schema import EncoderSettings, EvaluateRecipe
-from toolkit.task_schema import Mteb
+from toolkit.settings.recipes import parse_recipe
+from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
+from toolkit.settings.task_schema import Mteb
 
 ROWS = 400
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.parts import Part, Scores, main_scores, share
-from toolkit.files import BadInput
 
 PARTS = [Part("a", task, {"model": "m", "main": "score"}) for task in ("one", "two", "three")]
 

@@ -8,9 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toolkit.evaluation.probe import Probe, dropout_mask, load_probe, train_probe, word_batches
-from toolkit.files import BadInput, sha256_of
-from toolkit.task_schema import WordTask
+from toolkit.base.errors import BadInput
+from toolkit.base.files import sha256_of
+from toolkit.evaluation.linear_probe import (
+    Probe,
+    dropout_mask,
+    load_probe,
+    train_probe,
+    word_batches,
+)
+from toolkit.settings.task_schema import WordTask
 
 LABELS = ["A", "B", "C"]
 LENGTHS = [3, 1, 7, 2, 5, 2] * 10
@@ -90,7 +97,7 @@ def test_long_training_says_how_far_it_is(
 ) -> None:
     trained()
     assert capsys.readouterr().out == ""  # it is soon done
-    monkeypatch.setattr("toolkit.evaluation.probe.LINE_S", 0.0)
+    monkeypatch.setattr("toolkit.evaluation.linear_probe.LINE_S", 0.0)
     trained()
     assert capsys.readouterr().out.startswith("word probe: 30/30 steps, ")
 

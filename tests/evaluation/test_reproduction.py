@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import QUICKSTART
 from toolkit import evaluate, train
-from toolkit.files import BadInput
-from toolkit.reproduction import (
+from toolkit.base.errors import BadInput
+from toolkit.evaluation.reproduction import (
     Reference,
     Scored,
     chain,
@@ -17,7 +17,7 @@ from toolkit.reproduction import (
     reference_names,
     report,
 )
-from toolkit.schema import EncoderSettings
+from toolkit.settings.schema import EncoderSettings
 
 SETTINGS = {
     "mntp": {"train.lr": 1e-3, "train.steps": 1000, "data.train": "wiki", "model.lora.rank": 8}

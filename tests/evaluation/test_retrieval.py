@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.retrieval import (
     Judged,
     RerankingTask,
@@ -17,7 +18,6 @@ from toolkit.evaluation.retrieval import (
     read_queries,
     read_reranking,
 )
-from toolkit.files import BadInput
 
 
 def scored(

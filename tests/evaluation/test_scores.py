@@ -12,14 +12,15 @@ from scipy import stats
 
 from tests.conftest import QUICKSTART
 from toolkit import evaluate
-from toolkit.config import load_recipe
+from toolkit.base.errors import BadInput
+from toolkit.evaluation import program
 from toolkit.evaluation.labelled import read_labelled
 from toolkit.evaluation.parts import Part
 from toolkit.evaluation.sts import cosines, geometry, read_pairs, spearman
 from toolkit.evaluation.tables import table
-from toolkit.files import BadInput
 from toolkit.parallel import comm
-from toolkit.schema import EvaluateRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EvaluateRecipe
 
 
 def test_spearman_of_cases_worked_out_by_hand() -> None:
@@ -183,7 +184,7 @@ def test_two_encoders_side_by_side(
     # A rank has the device of its place on the node.
     asked: list[int] = []
     monkeypatch.setattr(comm, "device_of", lambda rank: asked.append(rank) or torch.device("cpu"))
-    evaluate._Scorer(loaded, tasks=[], local_rank=3).load(Part("both", "dev", {}))
+    program._Scorer(loaded, tasks=[], local_rank=3).load(Part("both", "dev", {}))
     assert asked == [3]
     # Two names that tables show alike are refused.
     alike = dict.fromkeys(("base_causal", "base causal"), loaded.encoders["both"])

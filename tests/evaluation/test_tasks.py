@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import QUICKSTART
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.tasks import read_tasks
-from toolkit.files import BadInput
-from toolkit.schema import EvaluateRecipe
+from toolkit.settings.schema import EvaluateRecipe
 
 STS = {"dev": str(QUICKSTART / "sts_dev.tsv")}
 

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.word_features import WordRows, fill, lay_words, word_features
 from toolkit.evaluation.words import read_word_data
-from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings
-from toolkit.task_schema import WordTask
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import EncoderSettings
+from toolkit.settings.task_schema import WordTask
 from toolkit.text.tokens import Ids, TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
 
 TOLERANCE = 1e-5
 SENTENCES = (
@@ -85,7 +86,7 @@ def test_vectors_of_a_real_treebank(name: str, real_data: Path) -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> TextTokenizer:
-    return text_tokenizer(str(tiny_model), max_tokens=8)
+    return text_tokenizer(resolve_model(str(tiny_model)), max_tokens=8)
 
 
 WORDS = st.sampled_from(["the", "unbelievably", "a", "", " ", "北京", "x" * 40, "</s>"]) | st.text(

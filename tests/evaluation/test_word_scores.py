@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 
 from toolkit import evaluate
-from toolkit.config import load_recipe
+from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
-from toolkit.evaluation.probe import load_probe
+from toolkit.evaluation.linear_probe import load_probe
+from toolkit.evaluation.tagging import read_tagging
 from toolkit.evaluation.word_features import word_features
 from toolkit.evaluation.word_scores import tag_scores, word_scores
-from toolkit.evaluation.words import Tagged, read_tagging, read_word_data
-from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings, EvaluateRecipe
-from toolkit.task_schema import WordTask
+from toolkit.evaluation.words import Tagged, read_word_data
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
+from toolkit.settings.task_schema import WordTask
 
 
 def scores(gold: Sequence[str], predicted: str, *, scheme: str) -> dict[str, float]:

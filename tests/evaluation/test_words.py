@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.words import Tagged, WordData, read_word_data, scheme_of
-from toolkit.files import BadInput
-from toolkit.task_schema import WordTask
+from toolkit.settings.task_schema import WordTask
 
 # As in CoNLL-2003, whose spans begin with I (IOB1).
 CONLL = """-DOCSTART- -X- -X- O

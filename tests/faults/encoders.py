@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.faults.killer import ask, import_all, served
-from toolkit.files import write_atomic
+from toolkit.base.files import write_atomic
 
 
 class Nursery:

@@ -15,11 +15,12 @@ from transformers import AutoTokenizer
 from tests.conftest import need
 from tests.encoding.making import output_of, write_all
 from toolkit import encode, evaluate, export, search
-from toolkit.door import full_disk, guarded
+from toolkit.base.errors import full_disk
+from toolkit.base.files import committed_directory, write_atomic
+from toolkit.command_line.door import guarded
 from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.word_features import new_map
-from toolkit.files import committed_directory, write_atomic
-from toolkit.jobs import told
+from toolkit.launching.jobs import told
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 
 ROOM = 2**20

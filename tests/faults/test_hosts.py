@@ -12,13 +12,13 @@ import torch
 
 from tests.conftest import ROOT, free_port, need
 from tests.forking.start import forked_python
+from toolkit.runs.records import read_metrics
 from toolkit.training.checkpoint import load_newest
-from toolkit.training.metrics import read_metrics
 
 CHECK = """
 import sys
-from toolkit.config import load_recipe
-from toolkit.jobs import CheckJob
+from toolkit.settings.recipes import load_recipe
+from toolkit.launching.jobs import CheckJob
 from toolkit.training import admission
 admission.CHECK_S = 8.0
 CheckJob(load_recipe("tiny_mntp", overrides=sys.argv[1:]).model_dump(mode="json"))()

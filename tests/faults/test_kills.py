@@ -17,9 +17,9 @@ from safetensors import safe_open
 from tests.conftest import ROOT
 from tests.faults.killer import Call, Run, Trainer, served
 from toolkit import verify
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.runs.records import read_metrics
 from toolkit.training import checkpoint, steps
-from toolkit.training.metrics import read_metrics
 
 KILLED = -9
 SAVE_EVERY = 1

@@ -11,8 +11,8 @@ import torch
 
 from tests.conftest import ROOT, free_port
 from tests.forking.start import forked_python
+from toolkit.runs.records import read_metrics
 from toolkit.training.checkpoint import Checkpoint, load_newest
-from toolkit.training.metrics import read_metrics
 
 STEPS = 5
 SCRIPT = str(Path(__file__).with_name("many.py"))

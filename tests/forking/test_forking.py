@@ -200,13 +200,13 @@ def test_the_toolkit_of_another_checkout_is_imported_from_there(
 ) -> None:
     (tmp_path / "toolkit").mkdir()
     (tmp_path / "toolkit" / "__init__.py").write_text("")
-    (tmp_path / "toolkit" / "files.py").write_text("MARK = 'there'")
-    code = "from toolkit import files; print(files.__file__)"
+    (tmp_path / "toolkit" / "verify.py").write_text("MARK = 'there'")
+    code = "from toolkit import verify; print(verify.__file__)"
     for place in (tmp_path, ROOT):
         found = start(python, "-c", code, cwd=place, environ={"PYTHONPATH": ""}).stdout
-        assert found == f"{place}/toolkit/files.py\n"
+        assert found == f"{place}/toolkit/verify.py\n"
     own = start(python, "-c", f"{code}\n{IS_FORKED}", cwd=tmp_path).stdout
-    assert own == f"{tmp_path}/toolkit/files.py\nTrue\n"
+    assert own == f"{tmp_path}/toolkit/verify.py\nTrue\n"
 
 
 def test_a_sitecustomize_is_run_as_in_a_real_start(python: str, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 from tests.two_layers import LAYERS
 from toolkit import encode, export
-from toolkit.config import resolve_model
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder, encoder_of
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput, read_json, write_json
 from toolkit.model.adapters import chain_of, read_adapter
 from toolkit.model.weights import merge_weights
-from toolkit.schema import EncoderSettings
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import EncoderSettings
 
 TEXTS = ["A short_text about canals.", "The bridge _ was closed.", "x", "Two words here."] * 3
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -135,7 +136,7 @@ def test_the_chain_is_exported_as_a_plain_folder(
     assert export.main([mntp, str(out), "--adapters", second, "--dtype", "fp32"]) == 0
     assert not {"auto_map", "_name_or_path"} & set(read_json(out / "config.json"))
     assert not list(out.glob("*.py"))
-    assert resolve_model(str(out)) == str(out)  # a model that can be trained on
+    assert resolve_model(str(out)).folder == out  # a model that can be trained on
     ours = Encoder.from_pretrained(str(out), device="cpu").encode(TEXTS)
     assert float(np.abs(ours - expected).max()) <= 1e-5
     card = (out / "README.md").read_text()

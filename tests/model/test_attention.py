@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.model import attention
 from toolkit.model.attention import (
     PACKED,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.model.attention import PACKED, register
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import (
@@ -17,13 +17,16 @@ from toolkit.model.bidirectional import (
     prove_attention,
     prove_bidirectional,
 )
+from toolkit.settings.model_source import resolve_model
 
 CPU = torch.device("cpu")
 
 
 def forward_of(path: Path, *, attention: str, causal: bool) -> Callable[[Tensor, Tensor], Tensor]:
-    config = load_config(str(path), causal=causal)
-    model = load_backbone(str(path), config=config, head=False, dtype="fp32", attention=attention)
+    config = load_config(resolve_model(str(path)), causal=causal)
+    model = load_backbone(
+        resolve_model(str(path)), config=config, head=False, dtype="fp32", attention=attention
+    )
     model.eval()
     return lambda ids, mask: model(input_ids=ids, attention_mask=mask).last_hidden_state
 

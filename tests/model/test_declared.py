@@ -21,14 +21,16 @@ from sentence_transformers.sentence_transformer.modules import LayerNorm, Poolin
 from transformers import AutoTokenizer
 
 from toolkit import evaluate, train
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import BadInput, read_json, write_json
 from toolkit.model.adapters import chain_of
 from toolkit.model.backbone import load_config
 from toolkit.model.declared import Use, check_declared, digest_of_base
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import write_encoder_files
-from toolkit.schema import EncoderSettings
+from toolkit.settings.model_source import ModelSource, resolve_model
+from toolkit.settings.schema import EncoderSettings
 
 TEXTS = ["A short text about canals.", "x", "Two words here.", "The Bridge was closed. " * 40]
 WIDTH = 256
@@ -90,7 +92,7 @@ def as_before_6(folder: Path, *, pooling: dict[str, Any], **changes: Any) -> Non
 def test_what_is_computed_here_is_accepted_with_the_same_vectors(save: Save) -> None:
     folder = save()
     assert distance(theirs(folder), ours(folder)) <= 1e-5
-    assert digest_of_base(str(folder))
+    assert digest_of_base(resolve_model(str(folder)))
     flags = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
     for pooling in (flags, {}):  # none is the mean as well
         as_before_6(folder, pooling=pooling)
@@ -107,7 +109,7 @@ def test_word_weights_that_leave_out_special_tokens_are_accepted(
 ) -> None:
     base = shutil.copytree(plain, plain.parent / "begin")
     shutil.copyfile(tiny_model / "tokenizer.json", base / "tokenizer.json")
-    tokenizer = load_tokenizer(str(base))
+    tokenizer = load_tokenizer(resolve_model(str(base)))
     words = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     weights = {words[number]: 0.0 for number in special_ids(tokenizer)}
     folder = save(WordWeights(words, weights), Pooling(WIDTH, "mean"), base=base)
@@ -129,9 +131,9 @@ def test_word_weights_that_leave_out_special_tokens_are_accepted(
 
 def test_exported_weights_are_of_special_tokens_alone(tiny_model: Path, tmp_path: Path) -> None:
     """sentence-transformers looks up a word that has no weight in small letters."""
-    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(resolve_model(str(tiny_model)))
     tokenizer.add_tokens(["<S>", "<Pad>"])
-    config = load_config(str(tiny_model))
+    config = load_config(resolve_model(str(tiny_model)))
     write_encoder_files(tmp_path, config=config, tokenizer=tokenizer, max_tokens=64, dtype="fp32")
     found = WordWeights(**read_json(tmp_path / "1_WordWeights" / "config.json"))
     weights = found.emb_layer.weight.flatten().tolist()
@@ -142,9 +144,9 @@ def test_exported_weights_are_of_special_tokens_alone(tiny_model: Path, tmp_path
 
 def test_an_export_keeps_the_first_tokens(tiny_model: Path, tmp_path: Path) -> None:
     """Whatever the base's tokenizer says: the encoder was trained so."""
-    tokenizer = load_tokenizer(str(tiny_model))
+    tokenizer = load_tokenizer(resolve_model(str(tiny_model)))
     tokenizer.truncation_side = "left"
-    config = load_config(str(tiny_model))
+    config = load_config(resolve_model(str(tiny_model)))
     write_encoder_files(tmp_path, config=config, tokenizer=tokenizer, max_tokens=64, dtype="fp32")
     assert AutoTokenizer.from_pretrained(tmp_path).truncation_side == "right"
 
@@ -178,7 +180,7 @@ def test_modules_that_are_not_computed_here_are_refused(
         ours(folder)
     assert "give a copy of the folder without modules.json" in str(refused.value)
     with pytest.raises(BadInput, match=message):
-        digest_of_base(str(folder))
+        digest_of_base(resolve_model(str(folder)))
     (folder / "modules.json").unlink()  # what the message says
     assert distance(ours(folder), found) == 0.0
 
@@ -195,7 +197,7 @@ def test_a_causal_model_is_causal_only_when_that_is_asked_for(save: Save, plain:
         with pytest.raises(BadInput, match=r"causal attention .*; .* give encoder\.causal=true;"):
             ours(folder)
         assert distance(theirs(folder), ours(folder, causal=True)) <= 1e-5
-    assert digest_of_base(str(folder))  # training is to change it
+    assert digest_of_base(resolve_model(str(folder)))  # training is to change it
     # A plain decoder says nothing of vectors.
     assert distance(ours(base), ours(plain)) == 0.0
     # This does not make it bidirectional unless config.json has the key: too subtle to follow.
@@ -451,8 +453,8 @@ def test_a_folder_of_the_hub_is_read_as_well(
         (cached / "refs").mkdir()
         (cached / "refs" / "main").write_text("0" * 40)
     with pytest.raises(BadInput, match="the pooling mode is 'cls'"):
-        digest_of_base("owner/cls")
-    assert digest_of_base("owner/plain") == digest_of_base(str(plain))
+        digest_of_base(resolve_model("owner/cls"))
+    assert digest_of_base(resolve_model("owner/plain")) == digest_of_base(resolve_model(str(plain)))
 
 
 VALUES = st.recursive(
@@ -489,4 +491,4 @@ def test_strange_values_are_refused_and_nothing_else(data: st.DataObject, tmp_pa
         write_json(tmp_path / file, contents.get(file, {}))
     with contextlib.suppress(BadInput):
         use = Use(causal=False, max_tokens=8, dims=None)
-        check_declared([tmp_path], tokenizer=str(tmp_path / "none"), use=use)
+        check_declared([tmp_path], tokenizer=ModelSource.of_folder(tmp_path / "none"), use=use)

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.model.adapters import merge_into, read_adapter
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer
@@ -22,7 +23,8 @@ from toolkit.model.weights import (
     saved_name,
     write_encoder_files,
 )
-from toolkit.schema import Lora
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import Lora
 
 SHAPE = {"vocab_size": 8192, "bos_token_id": 1, "eos_token_id": 2}
 LLAMAS = {
@@ -53,8 +55,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, *, head: bool) -> Any:
-    config = load_config(str(folder))
-    return load_backbone(str(folder), config=config, head=head, dtype="fp32", attention="sdpa")
+    config = load_config(resolve_model(str(folder)))
+    return load_backbone(
+        resolve_model(str(folder)), config=config, head=head, dtype="fp32", attention="sdpa"
+    )
 
 
 def trained_of(model: Any) -> dict[str, torch.Tensor]:
@@ -91,7 +95,10 @@ def test_all_weights_are_merged_without_the_head(
     trained = trained_of(model)
     check_mergeable(saved[family], trained=trained)
     merge_weights(saved[family], replaced=trained, dtype="fp32", out=tmp_path)
-    config, tokenizer = load_config(str(saved[family])), load_tokenizer(str(tiny_model))
+    config, tokenizer = (
+        load_config(resolve_model(str(saved[family]))),
+        load_tokenizer(resolve_model(str(tiny_model))),
+    )
     write_encoder_files(tmp_path, config=config, tokenizer=tokenizer, max_tokens=64, dtype="fp32")
     inner = getattr(model, model.base_model_prefix) if head else model
     assert set(load_file(tmp_path / "model.safetensors")) == set(dict(inner.named_parameters()))
@@ -110,7 +117,10 @@ def test_adapters_are_merged(
     check_mergeable(saved[family], trained=trained)
     adapter = Adapter.of(trained, scale=2.0, source="test")
     merge_weights(saved[family], adapters=[adapter], dtype="fp32", out=tmp_path)
-    config, tokenizer = load_config(str(saved[family])), load_tokenizer(str(tiny_model))
+    config, tokenizer = (
+        load_config(resolve_model(str(saved[family]))),
+        load_tokenizer(resolve_model(str(tiny_model))),
+    )
     write_encoder_files(tmp_path, config=config, tokenizer=tokenizer, max_tokens=64, dtype="fp32")
     merged = (getattr(model, model.base_model_prefix) if head else model).merge_and_unload()
     same_states(tmp_path, merged)

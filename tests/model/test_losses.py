@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import need
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.model import losses
 from toolkit.model.losses import (
     FILLER,
@@ -17,7 +17,7 @@ from toolkit.model.losses import (
     matryoshka,
 )
 from toolkit.model.pooling import mean_pool
-from toolkit.schema import Kernel
+from toolkit.settings.schema import Kernel
 
 
 def test_info_nce_is_its_definition() -> None:

@@ -7,19 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import Adapter, inner_name, merge_weights, saved_name
-from toolkit.schema import Lora
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import Lora
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "down_proj"))
 
 
 def load(path: Path, *, head: bool = False) -> torch.nn.Module:
-    config = load_config(str(path))
+    config = load_config(resolve_model(str(path)))
     model: torch.nn.Module = load_backbone(
-        str(path), config=config, head=head, dtype="fp32", attention="sdpa"
+        resolve_model(str(path)), config=config, head=head, dtype="fp32", attention="sdpa"
     )
     return model
 
@@ -116,18 +118,19 @@ def test_code_in_a_model_folder_is_refused(tiny_model: Path, tmp_path: Path) -> 
     (copy / "config.json").write_text(text.replace("{", auto_map, 1))
     (copy / "evil.py").write_text("raise SystemExit('ran')")
     with pytest.raises(BadInput, match="auto_map"):
-        load_config(str(copy))
+        load_config(resolve_model(str(copy)))
 
 
 def test_the_dropout_of_a_base_gives_way_to_a_recipes(tiny_model: Path, tmp_path: Path) -> None:
     copy = copied(tiny_model, tmp_path)
     write_json(copy / "config.json", {**read_json(copy / "config.json"), "attention_dropout": 0.1})
     found = [
-        load_config(str(copy), attention_dropout=rate).attention_dropout for rate in (0.0, 0.3)
+        load_config(resolve_model(str(copy)), attention_dropout=rate).attention_dropout
+        for rate in (0.0, 0.3)
     ]
     assert found == [0.0, 0.3]
-    assert load_config(str(copy)).attention_dropout == 0.1
+    assert load_config(resolve_model(str(copy))).attention_dropout == 0.1
 
 
 def test_special_ids_leave_unknown_words_in(tiny_model: Path) -> None:
-    assert special_ids(load_tokenizer(str(tiny_model))) == [1, 2, 3]
+    assert special_ids(load_tokenizer(resolve_model(str(tiny_model)))) == [1, 2, 3]

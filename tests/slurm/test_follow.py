@@ -17,7 +17,7 @@ from tests.conftest import QUICKSTART
 from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, launch, pipeline
-from toolkit.files import read_json
+from toolkit.base.files import read_json
 
 pytestmark = pytest.mark.usefixtures("idle")
 TINY = ("--recipe", "tiny_mntp", "--gpus-per-node", "1", "--cpus-per-task", "1")

@@ -18,11 +18,12 @@ import torch
 from tests.conftest import run, torchrun
 from tests.forking.start import forked_environment, forked_python
 from tests.slurm.cluster import Cluster
+from toolkit.base.files import read_json
+from toolkit.base.layout import STEP_PREFIX
 from toolkit.encoding.store import VectorStore
-from toolkit.files import read_json
+from toolkit.runs.records import read_metrics
 from toolkit.training.checkpoint import load_newest
-from toolkit.training.metrics import read_metrics
-from toolkit.training.steps import PREFIX, newest
+from toolkit.training.steps import newest
 
 pytestmark = pytest.mark.usefixtures("idle")
 
@@ -275,7 +276,7 @@ def test_a_requeued_job_goes_on_from_its_checkpoint(
     def saved() -> int:
         # Not a glob of markers: a temporary directory has its marker before it has its name.
         found = newest(run_dir)
-        return int(found.name.removeprefix(PREFIX)) if found else 0
+        return int(found.name.removeprefix(STEP_PREFIX)) if found else 0
 
     wait_until(lambda: saved() > 0, what="checkpoint")
     slurm.run(["scontrol", "requeue", job], check=True)

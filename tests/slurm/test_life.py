@@ -14,9 +14,9 @@ import torch
 from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster, ClusterError
 from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, logs, wait_until
-from toolkit.files import read_json_lines
+from toolkit.base.files import read_json_lines
+from toolkit.runs.records import read_metrics
 from toolkit.training.checkpoint import load_newest
-from toolkit.training.metrics import read_metrics
 from toolkit.training.starts import STARTS_FILE
 from toolkit.training.steps import newest_step
 

@@ -20,7 +20,7 @@ from toolkit.cluster.exclusion import exclusion_command
 from toolkit.cluster.preempt import StopSignal, requeue_command
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Job, Watchdog
-from toolkit.files import NodeFault
+from toolkit.base.errors import NodeFault
 
 place, life = detect(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", 0))
 os.write(1, f"life {life} on {place.node_name}\\n".encode())

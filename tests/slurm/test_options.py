@@ -13,7 +13,7 @@ import pytest
 from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY, job_ids, launch, pipeline, wait_until
-from toolkit.files import read_json_lines
+from toolkit.base.files import read_json_lines
 
 pytestmark = pytest.mark.usefixtures("idle")
 

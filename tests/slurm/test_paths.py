@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.slurm.cluster import Cluster
+from toolkit.base.errors import BadInput
 from toolkit.cluster import submit
-from toolkit.files import BadInput
 
 pytestmark = pytest.mark.usefixtures("idle")
 HOSTILE = list("%jxu0A\\ '\"$#;&|<>(){}[]*?~!`=,:@^\té\n") + [

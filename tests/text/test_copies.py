@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.text.making import shard_articles
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text.making import lines_of, shard
+from toolkit.base.errors import BadInput
 from toolkit.cluster.crew import InProcess
-from toolkit.files import BadInput
 from toolkit.text.assembly import finish, written
 from toolkit.text.joining import Break, JoinedRows, Row, grouped
 from toolkit.text.manifest import write_manifest

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.text.damage import PACKS, damages, streams, zstd
 from tests.text.making import shard
 from tests.text.test_dump import a_dump, a_page
-from toolkit.files import BadInput
-from toolkit.task_schema import WordTask
+from toolkit.base.errors import BadInput
+from toolkit.settings.task_schema import WordTask
 from toolkit.text import packed
 from toolkit.text.packed import open_packed
 from toolkit.text.pair_formats import read_pairs

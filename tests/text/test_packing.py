@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import QUICKSTART
 from tests.text.making import shard
+from toolkit.batching.tokenizer import text_tokenizer
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.packing import Packing, best_fit, pack_documents
 from toolkit.text.token_shards import TokenFiles, finish_token_files, make_token_files, open_tokens
-from toolkit.text_tokenizer import text_tokenizer
 
 ROOMS = (128, 192, 256, 384, 512, 1024, 2048)
 DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -32,7 +33,7 @@ def real_dump(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def filled(shards: Path, *, room: int) -> tuple[float, int, int]:
     """How full the blocks of the shipped model's tokens are, how many there are, and how few could
     hold all the tokens."""
-    tokenizer = text_tokenizer(str(QUICKSTART / "tiny-mistral"), max_tokens=room)
+    tokenizer = text_tokenizer(resolve_model(str(QUICKSTART / "tiny-mistral")), max_tokens=room)
     files = TokenFiles(shards=shards, tokenizer=tokenizer, block_tokens=room)
     make_token_files(files, part=0, parts=1)
     assert finish_token_files(files)

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.files import BadInput, sha256_of
+from toolkit.base.errors import BadInput
+from toolkit.base.files import sha256_of
 from toolkit.text.manifest import write_manifest
 from toolkit.text.pair_formats import read_pairs
 from toolkit.text.pair_stream import PairStream

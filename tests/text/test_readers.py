@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.text import readers
 from toolkit.text.readers import Columns, Source
 from toolkit.text.records import Article, Damaged, Rejected

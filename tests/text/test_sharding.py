@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from tests.text.making import lines_of, shard
 from tests.text.test_dump import a_dump, a_page, multistream
+from toolkit.base.errors import BadInput
 from toolkit.cluster.crew import InProcess, local_crew
-from toolkit.files import BadInput
 from toolkit.text import assembly
 from toolkit.text.assembly import Unfinished, finish, written
 from toolkit.text.filters import Filters

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.text.making import shard_articles
-from toolkit.files import COMMIT_MARKER, BadInput
-from toolkit.text.manifest import content_digest
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import COMMIT_MARKER
+from toolkit.base.sealed import content_digest
 from toolkit.text.records import Article
 from toolkit.text.sentences import split_sentences
 from toolkit.text.shards import ShardRules, ShardSet, open_shards

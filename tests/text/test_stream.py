@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.text.making import shard_articles
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import Sample, Sentences, Stream

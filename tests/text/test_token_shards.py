@@ -15,9 +15,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from tests.text.making import shard_articles
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.base.sealed import SELF_DIGEST, content_digest
 from toolkit.text import tokens as tokens_module
-from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import Blocks, Stream

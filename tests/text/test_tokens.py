@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.conftest import run
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.text.masking import mask_tokens
 from toolkit.text.tokens import TextTokenizer
 

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import load_recipe
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
@@ -60,9 +61,9 @@ def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
     """Adapters with random values: a fresh B is zero, and hides every gradient of A."""
     if recipe.model.lora is None:
         return None
-    config = load_config(recipe.model.base)
+    config = load_config(resolve_model(recipe.model.base))
     plain = load_backbone(
-        recipe.model.base, config=config, head=head, dtype="fp32", attention="sdpa"
+        resolve_model(recipe.model.base), config=config, head=head, dtype="fp32", attention="sdpa"
     )
     generator = torch.Generator().manual_seed(5)
     weights = {
@@ -79,11 +80,11 @@ def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
 
 def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     """A trainer at step 0 from the random start."""
-    settings, _ = admission.check(recipe, topology=detect(os.environ), environ={})
+    found = admission.check(recipe, topology=detect(os.environ), environ={})
     head = isinstance(recipe, MntpRecipe)
     return program.build_trainer(
         recipe,
-        settings=settings,
+        admission=found,
         restored=random_start(recipe, head=head),
         device=device,
         watchdog=Watchdog.off(),

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.training.gradients import case_recipe, start_rank, trainer_of
-from toolkit.config import deepspeed_layout
 from toolkit.parallel import comm
-from toolkit.planning import partitioned, shape_of
+from toolkit.runs.estimate import partitioned
+from toolkit.runs.shapes import shape_of
+from toolkit.settings.layouts import read_layout
 
 
 def bytes_of(tensors: Any) -> int:
@@ -61,7 +62,7 @@ def main(base: str, shards: str, cases: list[str]) -> None:
         planned = partitioned(
             shape_of(base),
             recipe,
-            layout=deepspeed_layout(recipe.deepspeed.config),
+            layout=read_layout(recipe.deepspeed.config),
             world=comm.world_size(),
             per_node=comm.world_size(),
         )

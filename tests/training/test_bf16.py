@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from toolkit import train
-from toolkit.config import load_recipe
-from toolkit.schema import TrainingRecipe
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import TrainingRecipe
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 from toolkit.training.checkpoint import load_newest
 from toolkit.training.data import open_stream, open_tokenizer
@@ -116,13 +117,13 @@ def plain_run(recipe: TrainingRecipe, *, with_masters: bool = True, decay: float
 
 def losses_of(recipe: TrainingRecipe, plain: Plain) -> Iterator[Tensor]:
     """The mean loss of each step's batch, to go backward from before the next is asked for."""
-    tokenizer = open_tokenizer(recipe)
+    tokenizer = open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     stream = open_stream(recipe, tokenizer=tokenizer)
     objective = build_objective(recipe, tokenizer=tokenizer)
     for step in range(STEPS):
         samples = stream.batch(step, global_rows=8, start=0, stop=8)
         if recipe.kind == "mntp":
-            yield of_mntp(plain, objective.encode(samples, tokenizer=tokenizer))
+            yield of_mntp(plain, objective.encode(samples))
         elif recipe.kind == "simcse":
             ids = tokenizer.encode([sample.content for sample in samples])
             vectors = means(plain, [(row, len(row) - 1) for row in ids])

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.conftest import run, torchrun
-from toolkit.batch import Batch, tensor
 from toolkit.model import losses
 from toolkit.model.losses import info_nce
 from toolkit.training.contrastive import cached_terms
@@ -28,10 +27,10 @@ def model() -> nn.Module:
     return nn.Sequential(*layers).double().train()
 
 
-def batches(*, num_rows: int, size: int) -> list[Batch]:
+def batches(*, num_rows: int, size: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(num_rows, 6, generator=generator, dtype=torch.float64)
-    return [{"rows": part} for part in rows.split(size)]
+    return list(rows.split(size))
 
 
 def loss_sum(vectors: Sequence[Tensor]) -> tuple[Tensor, Figures]:
@@ -58,13 +57,13 @@ def test_dropout_is_replayed_and_the_gradient_is_that_of_the_whole(
     vectors = []
     for number, batch in enumerate(parts):
         torch.manual_seed(seed + number)
-        vectors.append(model(batch["rows"]))
+        vectors.append(model(batch))
     whole, _ = loss_sum(vectors)
     whole.backward()
     wanted = gradients(model)
     torch.manual_seed(7)
     reported = 0.0
-    terms = cached_terms(parts, embed=lambda b: model(tensor(b, "rows")), loss=loss_sum)
+    terms = cached_terms(parts, embed=model, loss=loss_sum)
     for term, figures in terms:
         term.backward()
         reported += float(figures.get("loss", 0.0))
@@ -83,9 +82,7 @@ def test_only_one_micro_batch_is_in_the_graph_at_a_time(model: nn.Module) -> Non
         most = max(most, alive)
         return saved
 
-    terms = cached_terms(
-        batches(num_rows=32, size=2), embed=lambda b: model(tensor(b, "rows")), loss=loss_sum
-    )
+    terms = cached_terms(batches(num_rows=32, size=2), embed=model, loss=loss_sum)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
         for number, (term, _) in enumerate(terms):
             term.backward()
@@ -116,8 +113,8 @@ def test_vectors_are_gone_when_the_second_pass_begins(model: nn.Module) -> None:
     """What stays of a global batch is the gradient of its vectors, and they do not stay too."""
     vectors: list[weakref.ref[torch.UntypedStorage]] = []
 
-    def embed(batch: Batch) -> Tensor:
-        vector = model(tensor(batch, "rows"))
+    def embed(batch: Tensor) -> Tensor:
+        vector = model(batch)
         if not torch.is_grad_enabled():
             vectors.append(weakref.ref(vector.untyped_storage()))
         return vector

@@ -18,12 +18,15 @@ from transformers import AutoTokenizer
 
 from tests.conftest import QUICKSTART
 from tests.text.making import shard_articles
-from toolkit.config import check_training, load_recipe, to_yaml
-from toolkit.files import BadInput, committed_directory, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import committed_directory, write_json
+from toolkit.base.sealed import content_digest
 from toolkit.model.backbone import load_backbone, load_config
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.recipes import load_recipe, to_yaml
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.training_checks import check_training
 from toolkit.text.held_out import HeldOut
-from toolkit.text.manifest import content_digest
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import HeldOutBlocks, Stream
@@ -61,19 +64,23 @@ def naive(
     own = [f"data.train={shards}", f"model.base={model}", f"data.held_out_documents={documents}"]
     recipe = load_recipe("tiny_mntp", overrides=[*own, *overrides])
     assert isinstance(recipe, MntpRecipe)
-    tokenizer = data.open_tokenizer(recipe)
+    tokenizer = data.open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     make_all(data.token_files(recipe, tokenizer=tokenizer))
     objective = build_objective(recipe, tokenizer=tokenizer)
     assert isinstance(objective, MntpObjective)
     stream = data.open_stream(recipe, tokenizer=tokenizer)
     assert isinstance(stream, Stream)
     decoder = load_backbone(
-        str(model), config=load_config(str(model)), head=True, dtype="fp32", attention="eager"
+        resolve_model(str(model)),
+        config=load_config(resolve_model(str(model))),
+        head=True,
+        dtype="fp32",
+        attention="eager",
     ).eval()
     if trained:
         decoder.model.load_state_dict(load_file(trained / "model.safetensors"))
     loss, correct, units = 0.0, 0, 0
-    blocks = objective.encode(stream.held_out(0, stream.num_held_out), tokenizer=tokenizer)
+    blocks = objective.encode(stream.held_out(0, stream.num_held_out))
     # An odd number of micro-batches of four, the last one short: a turn in which a rank has none.
     assert documents != NUM_HELD_OUT or (len(blocks) % 4 and -(-len(blocks) // 4) % 2)
     for block in blocks:
@@ -112,7 +119,8 @@ def test_held_out_figures_are_the_naive_ones_on_any_number_of_ranks(
 def test_a_restart_before_the_first_checkpoint_does_not_repeat_itself(
     shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    from toolkit.training.metrics import MetricsLog, read_metrics
+    from toolkit.runs.records import read_metrics
+    from toolkit.training.metrics import MetricsLog
 
     for _ in range(2):
         MetricsLog(tmp_path, step=0).write({"step": 0, "held_out_loss": 1.0})
@@ -147,7 +155,7 @@ def stream_of(kind: str, *, shards: Path, documents: int, overrides: list[str]) 
     own = [f"data.train={shards}", f"data.held_out_documents={documents}", f"model.base={base}"]
     recipe = load_recipe(f"tiny_{kind}", overrides=[*own, *overrides])
     assert isinstance(recipe, TrainingRecipe)
-    tokenizer = data.open_tokenizer(recipe)
+    tokenizer = data.open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     if isinstance(recipe, MntpRecipe):
         make_all(data.token_files(recipe, tokenizer=tokenizer))
     return data.open_stream(recipe, tokenizer=tokenizer), AutoTokenizer.from_pretrained(

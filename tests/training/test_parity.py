@@ -12,6 +12,7 @@ from tests.conftest import run, torchrun
 from tests.training.gradients import case_recipe, random_start
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
@@ -178,9 +179,9 @@ def test_one_rank_equals_the_naive_computation(
     recipe = case_recipe(kind, shards=str(shards), base=str(tiny_model), pairs=str(pairs))
     assert recipe.model.lora
     head = kind == "mntp"
-    config = load_config(str(tiny_model))
+    config = load_config(resolve_model(str(tiny_model)))
     model = load_backbone(
-        str(tiny_model), config=config, head=head, dtype="fp32", attention="eager"
+        resolve_model(str(tiny_model)), config=config, head=head, dtype="fp32", attention="eager"
     )
     model = add_lora(model, lora=recipe.model.lora).eval()
     start = random_start(recipe, head=head)
@@ -200,7 +201,7 @@ def test_one_rank_equals_the_naive_computation(
 def samples_and_tokenizer(recipe):  # type: ignore[no-untyped-def]
     from toolkit.training.program import open_stream, open_tokenizer
 
-    tokenizer = open_tokenizer(recipe)
+    tokenizer = open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     stream = open_stream(recipe, tokenizer=tokenizer)
     rows = recipe.train.global_batch_rows
     return stream.batch(0, global_rows=rows, start=0, stop=rows), tokenizer
@@ -211,6 +212,7 @@ def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
 
     samples, tokenizer = samples_and_tokenizer(recipe)
     objective = MntpObjective(
+        tokenizer=tokenizer,
         settings=recipe.mntp,
         seed=recipe.train.seed,
         mask_id=tokenizer.token_id("_"),
@@ -218,12 +220,12 @@ def naive_mntp(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     )
     total, count = torch.tensor(0.0), 0
     for sample in samples:  # document by document, without padding, all logits
-        encoded = objective.encode([sample], tokenizer=tokenizer)
-        batch = objective.collate(encoded, tokenizer=tokenizer)
+        encoded = objective.encode([sample])
+        batch = objective.collate(encoded)
         for row, original in enumerate(sample.content):
-            ids = batch["ids_BT"][row, : len(original)]
+            ids = batch.rows.ids_BT[row, : len(original)]
             logits = model(input_ids=ids[None]).logits[0]
-            hidden = batch["predict_BT"][row].nonzero().flatten() + 1
+            hidden = batch.predict_BT[row].nonzero().flatten() + 1
             for place in hidden.tolist():
                 total = total - torch.log_softmax(logits[place - 1], dim=0)[int(original[place])]
             count += len(hidden)

@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import ROOT, free_port, need
 from tests.forking.start import forked_python
-from toolkit.files import NodeFault
+from toolkit.base.errors import NodeFault
 from toolkit.training.preflight import (
     Facts,
     check_product,
@@ -149,7 +149,7 @@ def test_another_checkout_on_a_node_is_refused(arguments: list[str], tmp_path: P
     other = tmp_path / "other"
     shutil.copytree(ROOT / "toolkit", other / "toolkit")
     shutil.copytree(ROOT / "ds_configs", other / "ds_configs")
-    with (other / "toolkit" / "batch.py").open("a") as code:
+    with (other / "toolkit" / "batching" / "batch.py").open("a") as code:
         code.write("# a change that one node has not seen\n")
     found = train_on_two(arguments, folder=tmp_path, second_root=other)
     assert_refused(found, "another code than rank 0", tmp_path=tmp_path)

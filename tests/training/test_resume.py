@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.forking.start import environ_of_starts, forked_python
-from toolkit.config import check_training, load_recipe
-from toolkit.files import BadInput
-from toolkit.schema import MntpRecipe, Train, TrainingRecipe
-from toolkit.text.manifest import content_digest
+from toolkit.base.errors import BadInput
+from toolkit.base.sealed import content_digest
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import MntpRecipe, Train, TrainingRecipe
+from toolkit.settings.training_checks import check_training
 from toolkit.training.checkpoint import check_files, load_newest, prune
 
 Door = Callable[..., str]
@@ -297,7 +298,7 @@ def test_other_base_or_shards_under_the_same_name_are_refused(
 
 def test_a_longer_run_replaces_its_encoder(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
     from toolkit import train
-    from toolkit.training.encoder import encoder_step
+    from toolkit.training.export import encoder_step
 
     arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
     for steps in (1, 2, 2):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit import train
-from toolkit.files import read_json
+from toolkit.base.files import read_json
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.training import saver
 from toolkit.training.checkpoint import load, load_newest

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from toolkit import train
-from toolkit.config import load_recipe, to_yaml
-from toolkit.files import RunFailed, append_line, read_json_lines, write_atomic
+from toolkit.base.errors import RunFailed
+from toolkit.base.files import append_line, read_json_lines, write_atomic
+from toolkit.settings.recipes import load_recipe, to_yaml
 from toolkit.training import program
 from toolkit.training.recorder import Recorder
 from toolkit.training.starts import STARTS_FILE, check_progress

@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from toolkit.config import load_recipe
-from toolkit.schema import SimcseRecipe, Train
-from toolkit.training.loop import Trainer
-from toolkit.training.schedule import learning_rate
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import SimcseRecipe, Train
+from toolkit.training.loop import Trainer, learning_rate
 
 
 def settings(**changed: Any) -> Train:

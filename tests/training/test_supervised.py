@@ -9,18 +9,18 @@ import pytest
 
 from tests.conftest import QUICKSTART
 from toolkit import train
-from toolkit.batch import tensor
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.encoder import Encoder
-from toolkit.files import BadInput
 from toolkit.model.losses import FILLER
 from toolkit.model.weights import model_digest
-from toolkit.schema import Supervised
+from toolkit.runs.records import read_metrics
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import PairStream, TaskPair
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
-from toolkit.training.metrics import read_metrics
 from toolkit.training.supervised import SupervisedObjective
 
 TINY = QUICKSTART / "tiny-mistral"
@@ -29,7 +29,7 @@ BOS = 1
 
 @pytest.fixture(scope="module")
 def tokenizer() -> TextTokenizer:
-    return text_tokenizer(str(TINY), max_tokens=32)
+    return text_tokenizer(resolve_model(str(TINY)), max_tokens=32)
 
 
 def samples_of(
@@ -43,14 +43,15 @@ def samples_of(
     return sorted(batch, key=lambda sample: sample.index)
 
 
-def objective(**settings: Any) -> SupervisedObjective:
-    return SupervisedObjective(settings=Supervised(scale=20.0, **settings), packed=True)
+def objective(tokenizer: TextTokenizer, **settings: Any) -> SupervisedObjective:
+    asked = Supervised(scale=20.0, **settings)
+    return SupervisedObjective(asked, tokenizer=tokenizer, packed=True)
 
 
 def test_the_instruction_is_read_and_never_pooled(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     task = PairTask("one", query_instruction="Find the answer", document_instruction="")
     samples = samples_of(tmp_path, [Pair("who built it", "the masons did")], task=task)
-    (found,) = objective().encode(samples, tokenizer=tokenizer)
+    (found,) = objective(tokenizer).encode(samples)
     (query, own), (document, document_own) = found.rows
     assert query.tolist() == tokenizer.encode(["Find the answer; who built it"])[0].tolist()
     alone = tokenizer.encode(["who built it"])[0]
@@ -66,7 +67,7 @@ def test_a_symmetric_task_asks_both_sides_and_a_format_is_ones_own(
     task = PairTask("one", query_instruction="Same", document_instruction="Same")
     samples = samples_of(tmp_path, [Pair("a b", "b a", ("c d",))], task=task)
     form = "Instruct: {instruction}\nQuery: "
-    (found,) = objective(instruction_format=form).encode(samples, tokenizer=tokenizer)
+    (found,) = objective(tokenizer, instruction_format=form).encode(samples)
     texts = ["a b", "b a", "c d"]
     for (ids, _), text in zip(found.rows, texts, strict=True):
         whole = tokenizer.encode([f"Instruct: Same\nQuery: {text}"])[0]
@@ -89,7 +90,7 @@ def test_an_instruction_that_fills_the_row_is_refused(
     task = PairTask("one", query_instruction="word " * 60)
     samples = samples_of(tmp_path, [Pair("a", "b")], task=task)
     with pytest.raises(BadInput, match=r"data.max_tokens=32: the instruction .* leaves no room"):
-        objective().encode(samples, tokenizer=tokenizer)
+        objective(tokenizer).encode(samples)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 3, 9])
@@ -99,10 +100,10 @@ def test_every_pair_brings_the_same_number_of_texts(
     """A pair without negatives brings a token instead, which is a negative of nobody."""
     pairs = [Pair("q1", "p1"), Pair("q2", "p2", ("n1",)), Pair("q3", "p3", ("n2", "n3", "n4"))]
     samples = samples_of(tmp_path, pairs)
-    encoded = objective(num_hard_negatives=wanted).encode(samples, tokenizer=tokenizer)
+    encoded = objective(tokenizer, num_hard_negatives=wanted).encode(samples)
     used = min(wanted, 3)
-    batch = objective().collate(encoded, tokenizer=tokenizer)
-    hashes = tensor(batch, "hash_KB").numpy()
+    batch = objective(tokenizer).collate(encoded)
+    hashes = batch.hash_KB.numpy()
     assert hashes.shape == (2 + used, 3)
     opened = [sample.content.pair for sample in samples]
     assert hashes[:2].tolist() == [
@@ -112,9 +113,9 @@ def test_every_pair_brings_the_same_number_of_texts(
     for column, pair in zip(hashes[2:].T, opened, strict=True):
         given = pair.negative_hashes[:used]
         assert column.tolist() == [*given, *[FILLER] * (used - len(given))]
-    bounds = tensor(batch, "bound_S").tolist()
+    bounds = batch.rows.bound_S.tolist()
     assert len(bounds) == 3 * (2 + used) + 1
-    ids = tensor(batch, "ids_BT")[0].numpy()
+    ids = batch.rows.ids_BT[0].numpy()
     rows = [ids[a:b] for a, b in itertools.pairwise(bounds)]
     assert np.array_equal(rows[1], tokenizer.encode(["q2"])[0])
     assert np.array_equal(rows[3], tokenizer.encode(["p1"])[0])
@@ -125,7 +126,7 @@ def test_every_pair_brings_the_same_number_of_texts(
 def test_a_data_set_may_have_a_scale_of_its_own(tmp_path: Path, tokenizer: TextTokenizer) -> None:
     samples = samples_of(tmp_path, [Pair("a", "b")])
     for scales, wanted in (({}, 20.0), ({"one": 3.0}, 3.0), ({"other": 3.0}, 20.0)):
-        (found,) = objective(scales=scales).encode(samples, tokenizer=tokenizer)
+        (found,) = objective(tokenizer, scales=scales).encode(samples)
         assert found.scale == wanted
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from tests.conftest import QUICKSTART
+from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
-from toolkit.evaluate import Embedder
+from toolkit.evaluation.program import Embedder
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.tasks import read_retrieval
-from toolkit.files import BadInput
-from toolkit.schema import EncoderSettings
-from toolkit.task_schema import Probe, Retrieval
-from toolkit.training.metrics import read_metrics
+from toolkit.runs.records import read_metrics
+from toolkit.settings.schema import EncoderSettings
+from toolkit.settings.task_schema import Probe, Retrieval
 from toolkit.training.probe import open_probe
 
 Door = Callable[..., str]

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.config import load_recipe
-from toolkit.planning import flops, peak_of, read_shape
-from toolkit.schema import TrainingRecipe
+from toolkit.runs.estimate import flops, peak_of
+from toolkit.runs.shapes import read_shape
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import TrainingRecipe
 from toolkit.training.loop import Step
 from toolkit.training.utilisation import Utilisation
 

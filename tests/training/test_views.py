@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from toolkit import train
-from toolkit.files import BadInput
-from toolkit.training.metrics import read_metrics
+from toolkit.base.errors import BadInput
+from toolkit.runs.records import read_metrics
 from toolkit.training.views import check_views
 
 

@@ -15,8 +15,8 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from toolkit.base.console import say_beside
 from toolkit.cluster.topology import expand_node_list
-from toolkit.console import say_beside
 
 LARGEST_PART = 4  # one in so many nodes of a partition may be left out
 PATIENCE_S, RETRY_S, QUERY_S = 20.0, 0.2, 20.0

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, temporary_of
+from toolkit.base.layout import CONFIG_FILE
 from toolkit.cluster.watchdog import PHASES, Seen
-from toolkit.files import BadInput, read_json, temporary_of
-
-HEARTBEATS_FILE = "heartbeats.json"
 
 
 def of_nodes(seen: Mapping[int, Seen], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ def write_forever(path: Path, look: Callable[[], list[dict[str, Any]]], *, every
         while True:
             time.sleep(every_s)
             with contextlib.suppress(OSError):
-                if (path.parent / "config.yaml").exists():
+                if (path.parent / CONFIG_FILE).exists():
                     temporary.write_text(json.dumps({"nodes": look()}))
                     os.replace(temporary, path)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from toolkit.files import naming
+from toolkit.base.files import naming
 
 BEATS = 6  # in the life of a lease
 _COUNTER_DIGITS = 20

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput, RunFailed
 from toolkit.cluster.dealing import Book
-from toolkit.console import say
-from toolkit.files import BadInput, RunFailed
 
 REPORT, ANSWER = 71, 72  # tags
 POLL_S = 0.002

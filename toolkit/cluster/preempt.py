@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput, Ending
 from toolkit.cluster.exclusion import exclusion_command
-from toolkit.console import say
-from toolkit.files import BadInput, Ending
 
 DEFAULT_SIGNAL = "USR2"  # not USR1: NCCL catches it
 SIGNAL_VARIABLE = "TOOLKIT_STOP_SIGNAL"

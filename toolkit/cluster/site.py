@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.files import BadInput, did_you_mean
+from toolkit.base.errors import BadInput, did_you_mean
 
 SITE_VARIABLE = "TOOLKIT_SITE"
 NAME = "letters, digits and _ . , : = + -"

@@ -21,10 +21,10 @@ from submitit import LocalExecutor, SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import _make_sbatch_string
 
+from toolkit.base.errors import BadInput
 from toolkit.cluster.preempt import CHAIN_VARIABLE
 from toolkit.cluster.queue import FORGOTTEN, SILENT, job_state
 from toolkit.cluster.site import OPTIONS, Option, check_option
-from toolkit.files import BadInput
 
 SIGNAL_DELAY_S = 120
 MAX_RESTARTS = 1000

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 LOCALHOST = "127.0.0.1"
 LOCAL = "local"  # the job of a process that no scheduler has started

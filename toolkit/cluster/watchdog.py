@@ -33,8 +33,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
-from toolkit.console import say_beside
-from toolkit.files import Ending, NodeFault
+from toolkit.base.console import say_beside
+from toolkit.base.errors import Ending, NodeFault
 
 WATCHDOG_EXIT = 70  # EX_SOFTWARE: ended because a rank is lost, this one or another
 Phase = Literal["load", "data", "backward", "step", "evaluate", "save", "export"]

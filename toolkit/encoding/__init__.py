@@ -1,1 +1,6 @@
-"""Embedding a corpus: work units, the encoder, the vectors on disk."""
+"""Embedding a corpus, and searching in it.
+
+`program` composes. Work: `units`, `schedule`, `progress`. From texts to vectors: `encoder`,
+`chunks`, `pipe`, `pipeline`. On disk: `formats`, `sums`, `output` (writes), `agreement`, `store`
+(reads), `parquet`. Search: `search`, `index`, `snippets`, `negatives`.
+"""

@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from toolkit.encoding.plan import MANIFEST_FILE, UNIT_DIR, Unit, units
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import MANIFEST_FILE, UNIT_DIR
+from toolkit.encoding.units import Unit, units
 
 FOREIGN = "belongs to another encoding"
 ANEW = "encode the corpus anew, into another output_dir"

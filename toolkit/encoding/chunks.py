@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.encoding.plan import ChunkRules
-from toolkit.files import BadInput
-from toolkit.schema import TEXT_FORMAT, EmbedRecipe
+from toolkit.base.errors import BadInput
+from toolkit.encoding.units import ChunkRules
+from toolkit.settings.schema import TEXT_FORMAT, EmbedRecipe
 from toolkit.text.tokens import Places, TextTokenizer
 
 

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from toolkit.batch import Batch, embed_rows, lay_out, place, to_device, token_states
-from toolkit.console import Progress
+from toolkit.base.console import Progress
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import MANIFEST_FILE
+from toolkit.batching.batch import Rows, embed_rows, lay_out, to_device, token_states, with_own
+from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.plan import MANIFEST_FILE
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
 from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import (
@@ -30,11 +31,10 @@ from toolkit.model.bidirectional import prove_attention
 from toolkit.model.declared import Use
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
+from toolkit.model.side_by_side import MOST_LANES, side_by_side
 from toolkit.parallel.comm import device_of
-from toolkit.parallel.threads import MOST_LANES, side_by_side
-from toolkit.schema import TEXT_FORMAT, DType, EncoderSettings
+from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text.tokens import is_unicode
-from toolkit.text_tokenizer import text_tokenizer
 
 GPU_BATCH_TOKENS = 16384
 CPU_BATCH_TOKENS = 2048  # 16384 are a third slower: what passes between layers leaves the caches
@@ -45,7 +45,7 @@ class PreparedBatch:
     """Rows of one forward pass, by their number among all, and how many tokens they have."""
 
     numbers: Sequence[int]
-    content: Batch
+    rows: Rows
     num_tokens: int
 
 
@@ -252,11 +252,10 @@ class Encoder:
             order, rows=rows, batch_tokens=batch_tokens, max_rows=max_rows
         ):
             some = [rows[number] for number in numbers]
-            batch = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
+            laid = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
             if owns:
-                own = [owns[number] for number in numbers]
-                batch = {**batch, "own_BT": place(own, batch=batch, fill=False).long()}
-            batches.append(PreparedBatch(numbers, batch, sum(len(row) for row in some)))
+                laid = with_own(laid, own=[owns[number] for number in numbers])
+            batches.append(PreparedBatch(numbers, laid, sum(len(row) for row in some)))
         return Prepared(batches, num_rows=len(rows))
 
     def embed(
@@ -284,12 +283,12 @@ class Encoder:
         """Batch by batch, the numbers of its rows of token ids and the hidden states (T, D), fp32,
         of all their tokens, special ones too, row after row. A row has at least one id."""
         for batch in self.prepare_rows(rows).batches:
-            content = to_device(batch.content, device=self.device)
-            yield batch.numbers, token_states(self._model, content)[:, : self.width]
+            laid = to_device(batch.rows, device=self.device)
+            yield batch.numbers, token_states(self._model, laid)[:, : self.width]
 
     @torch.inference_mode()
     def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
-        return embed_rows(self._model, to_device(batch.content, device=self.device))
+        return embed_rows(self._model, to_device(batch.rows, device=self.device))
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.tensor_header import SIZE_BYTES, Place, header_size, places_in
 from toolkit.encoding.sums import BLOCK_BYTES, SUM_BYTES, CheckedBlocks, num_sums, sums_of
-from toolkit.schema import VectorFormat
-from toolkit.tensor_header import SIZE_BYTES, Place, header_size, places_in
+from toolkit.settings.schema import VectorFormat
 
 Vectors = NDArray[np.float32]
 Array = NDArray[Any]

@@ -21,15 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from toolkit.console import at_work
-from toolkit.documents import Count, Digest, FileName, checked
-from toolkit.door import ROOM, is_full
-from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import Found, check_queries, cosines
-from toolkit.encoding.store import VectorStore
-from toolkit.files import (
-    BadInput,
-    RunFailed,
+from toolkit.base.console import at_work
+from toolkit.base.documents import Count, Digest, FileName, checked
+from toolkit.base.errors import ROOM, BadInput, RunFailed, is_full
+from toolkit.base.files import (
     read_json,
     remove_temporaries,
     sha256_of,
@@ -37,10 +32,13 @@ from toolkit.files import (
     temporary_of,
     write_json,
 )
-from toolkit.text.manifest import SELF_DIGEST
+from toolkit.base.layout import INDEX_DIR
+from toolkit.base.sealed import SELF_DIGEST
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.search import Found, check_queries, cosines
+from toolkit.encoding.store import VectorStore
 
 FORMAT = "toolkit-index/1"
-INDEX_DIR = "index"
 FLAT, IVF, HNSW, PQ = "flat", "ivf", "hnsw", "pq"
 KINDS = (FLAT, IVF, HNSW, PQ)
 _CLASSES = {FLAT: "IndexFlat", IVF: "IndexIVFFlat", HNSW: "IndexHNSWFlat", PQ: "IndexPQ"}  # faiss's

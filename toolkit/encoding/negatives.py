@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.console import at_work
+from toolkit.base.console import at_work
 from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Vectors
 from toolkit.encoding.search import cosines, nearest_rows

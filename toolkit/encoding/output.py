@@ -20,20 +20,15 @@ import pyarrow.parquet as pq
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
-from toolkit.documents import Count, Digest, checked
+from toolkit.base.documents import Count, Digest, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, remove_temporaries, sha256_of, write_atomic, write_json
+from toolkit.base.layout import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
+from toolkit.base.sealed import content_digest, is_sealed, sealed
 from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
 from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_length
-from toolkit.encoding.plan import MANIFEST_FILE, PLAN_FILE, UNIT_DIR, Unit, check_facts
-from toolkit.files import (
-    BadInput,
-    read_json,
-    remove_temporaries,
-    sha256_of,
-    write_atomic,
-    write_json,
-)
-from toolkit.schema import VectorFormat
-from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.encoding.units import Unit, check_facts
+from toolkit.settings.schema import VectorFormat
 
 # What is known of a row; and of a chunk also which row of the corpus it is of, its number in that
 # text, and the characters of the text that it stands for.
@@ -251,9 +246,7 @@ class Output:
         check_facts(plan, source=self.directory / PLAN_FILE, advice="choose another output_dir")
         for folder in (self.directory, self.directory / UNIT_DIR):
             remove_temporaries(folder)
-        content = {**plan, "units": markers}
-        sealed = {**content, SELF_DIGEST: content_digest(content)}
-        write_json(self.directory / MANIFEST_FILE, sealed)
+        write_json(self.directory / MANIFEST_FILE, sealed({**plan, "units": markers}))
         return []
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
@@ -261,7 +254,7 @@ class Output:
         try:
             manifest = read_json(self.directory / MANIFEST_FILE)
             told = manifest["units"]
-            if manifest[SELF_DIGEST] != content_digest(manifest):
+            if not is_sealed(manifest):
                 return False
             stem = self.directory / UNIT_DIR
             return all(told[name] == read_json(stem / f"{name}.json") for name in names)

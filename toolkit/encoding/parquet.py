@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from toolkit.console import Progress
+from toolkit.base.console import Progress
+from toolkit.base.errors import BadInput
+from toolkit.base.files import naming, place_new, remove_temporaries, sync, temporary_of
+from toolkit.base.sealed import SELF_DIGEST
 from toolkit.encoding.store import VectorStore, vector_column
-from toolkit.files import BadInput, naming, place_new, remove_temporaries, sync, temporary_of
-from toolkit.text.manifest import SELF_DIGEST
 
 OLD_S = 3600.0  # another host that has not written for so long was killed
 

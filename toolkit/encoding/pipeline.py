@@ -17,8 +17,8 @@ from toolkit.encoding.chunks import chunks_of, records_of
 from toolkit.encoding.encoder import Encoder, Prepared
 from toolkit.encoding.formats import Vectors
 from toolkit.encoding.pipe import Pipe, Stage
-from toolkit.encoding.plan import ChunkRules, Unit
 from toolkit.encoding.schedule import Schedule
+from toolkit.encoding.units import ChunkRules, Unit
 
 Records = Sequence[Mapping[str, Any]]
 

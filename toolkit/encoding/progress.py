@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from toolkit.console import Progress
+from toolkit.base.console import Progress
 from toolkit.encoding.output import Output
 
 LOOK_EVERY_S = 30.0  # at what others have written

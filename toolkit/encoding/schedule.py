@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from toolkit.base.errors import RunFailed
+from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.topology import Topology
 from toolkit.encoding.output import Output
-from toolkit.encoding.plan import LEASE_DIR, Unit
-from toolkit.files import RunFailed
-from toolkit.schema import EmbedRecipe
+from toolkit.encoding.units import Unit
+from toolkit.settings.schema import EmbedRecipe
 
 MANIFEST_LEASE = "manifest"
 ALONE, CLAIM, MPI = "alone", "claim", "mpi"

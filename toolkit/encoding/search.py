@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.base.errors import BadInput
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 Find = Callable[[Vectors, int], Found]

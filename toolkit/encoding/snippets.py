@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from toolkit.base.errors import BadInput
 from toolkit.encoding.store import VectorStore
-from toolkit.files import BadInput
 from toolkit.text.shards import ShardSet, open_shards
 
 SNIPPET_CHARS = 160

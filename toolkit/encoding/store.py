@@ -26,14 +26,16 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
-from toolkit.documents import Count, checked
+from toolkit.base.documents import Count, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, sha256_of
+from toolkit.base.layout import MANIFEST_FILE, PLAN_FILE
+from toolkit.base.sealed import SELF_DIGEST, is_sealed
 from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
 from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, Marker, unit_files
-from toolkit.encoding.plan import FORMAT, MANIFEST_FILE, PLAN_FILE, Unit, check_facts, units
-from toolkit.files import BadInput, read_json, sha256_of
-from toolkit.schema import VectorFormat
-from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.encoding.units import FORMAT, Unit, check_facts, units
+from toolkit.settings.schema import VectorFormat
 
 if TYPE_CHECKING:
     import torch
@@ -292,7 +294,7 @@ def _manifest(output_dir: Path) -> dict[str, Any]:
         raise _damaged(path)
     if content.get("format") != FORMAT:
         raise BadInput(f"{output_dir}: is not of the format {FORMAT}; encode the corpus anew")
-    if content.get(SELF_DIGEST) != content_digest(content):
+    if not is_sealed(content):
         raise _damaged(path)
     checked(content, Manifest, source=path, advice=AGAIN)
     check_facts(content, source=path, advice=AGAIN)

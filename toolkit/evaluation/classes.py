@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.console import warn
+from toolkit.base.console import warn
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.labelled import LABEL, read_columns, read_labelled
 from toolkit.evaluation.sts import cosines
 from toolkit.evaluation.task import Embed, Vectors, checked
-from toolkit.files import BadInput
 
 SEED = 42
 ITERATIONS = 100

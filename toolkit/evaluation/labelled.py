@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from toolkit.files import BadInput, without_repeats
+from toolkit.base.errors import BadInput
+from toolkit.base.files import without_repeats
 from toolkit.text.delimited import UTF_8, check_header, dialect_of
 
 MAX_SHOWN = 80

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.console import say
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.evaluation.task import Embed, Vectors, checked
-from toolkit.files import BadInput, did_you_mean
-from toolkit.task_schema import Mteb
+from toolkit.settings.task_schema import Mteb
 
 try:
     import mteb
@@ -28,7 +28,6 @@ try:
 except ImportError as error:
     raise BadInput("MTEB's tasks need the package mteb: pip install mteb") from error
 
-RESULT_DIR = "mteb"
 # BehnamGhader et al. 2024, appendix: the tasks that settings were chosen on.
 LLM2VEC_15 = (
     "SciFact",

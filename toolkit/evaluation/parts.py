@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
+from toolkit.base.layout import LEASE_DIR, PART_DIR
 from toolkit.cluster.leases import Leases
-from toolkit.files import BadInput, read_json, write_json
 
-PART_DIR, LEASE_DIR = "parts", "leases"
 POLL_S = 1.0
 
 

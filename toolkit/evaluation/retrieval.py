@@ -14,10 +14,11 @@ from typing import TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.console import warn
+from toolkit.base.console import warn
+from toolkit.base.errors import BadInput
+from toolkit.base.files import RepeatedName, without_repeats
 from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_of
 from toolkit.evaluation.task import Embed, checked, unit
-from toolkit.files import BadInput, RepeatedName, without_repeats
 from toolkit.text.delimited import UTF_8, Tabs
 
 DEPTH = 100  # the deepest place that a measure of retrieval looks at

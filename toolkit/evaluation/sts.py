@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import pdist
 from scipy.stats import spearmanr
 
+from toolkit.base.errors import BadInput
 from toolkit.evaluation.task import Embed, Vectors, checked, unit
-from toolkit.files import BadInput
 from toolkit.text.delimited import UTF_8, dialect_of
 
 MAX_SHOWN = 80

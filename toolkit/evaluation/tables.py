@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from toolkit.base.shown import visible
 from toolkit.evaluation.task import LOWER_IS_BETTER
-from toolkit.shown import visible
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 if TYPE_CHECKING:  # it brings torch
     from toolkit.evaluation.word_features import TokenEncoder

@@ -5,6 +5,9 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from toolkit.base.errors import BadInput, did_you_mean
+from toolkit.base.files import sha256_of
+from toolkit.base.layout import MTEB_DIR, WORD_DIR
 from toolkit.evaluation.classes import read_classification, read_clustering, read_pair_task
 from toolkit.evaluation.retrieval import (
     SCORING,
@@ -15,15 +18,12 @@ from toolkit.evaluation.retrieval import (
     read_reranking,
 )
 from toolkit.evaluation.sts import StsTask, read_pairs
+from toolkit.evaluation.tagging import read_tagging
 from toolkit.evaluation.task import Task
-from toolkit.evaluation.words import read_tagging
-from toolkit.files import BadInput, did_you_mean, sha256_of
-from toolkit.schema import EvaluateRecipe
-from toolkit.section import Section
-from toolkit.task_schema import Retrieval
+from toolkit.settings.schema import EvaluateRecipe
+from toolkit.settings.section import Section
+from toolkit.settings.task_schema import Retrieval
 from toolkit.text.shards import open_shards
-
-WORD_DIR = "words"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
         return
     from toolkit.evaluation import mteb_tasks  # seconds, and an extra
 
-    results_dir = Path(recipe.output_dir) / mteb_tasks.RESULT_DIR
+    results_dir = Path(recipe.output_dir) / MTEB_DIR
     for one in mteb_tasks.tasks_of(recipe.mteb):
         task = mteb_tasks.MtebTask(one, results_dir)
         told = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""

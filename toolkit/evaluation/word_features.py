@@ -21,9 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from toolkit.console import Progress, warn
-from toolkit.files import BadInput, naming, read_json, sha256_of, temporary_of, write_json
-from toolkit.schema import EncoderSettings
+from toolkit.base.console import Progress, warn
+from toolkit.base.errors import BadInput
+from toolkit.base.files import naming, read_json, sha256_of, temporary_of, write_json
+from toolkit.settings.schema import EncoderSettings
 from toolkit.text.tokens import Ids, Places, TextTokenizer
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16}

@@ -16,12 +16,12 @@ import seqeval.metrics
 import seqeval.scheme
 from sklearn.metrics import f1_score
 
-from toolkit.console import say, warn
-from toolkit.evaluation.probe import train_probe
+from toolkit.base.console import say, warn
+from toolkit.base.errors import BadInput
+from toolkit.evaluation.linear_probe import train_probe
 from toolkit.evaluation.word_features import TokenEncoder, WordFeatures, word_features
 from toolkit.evaluation.words import CONLLEVAL, Tagged, WordData
-from toolkit.files import BadInput
-from toolkit.task_schema import WordTask
+from toolkit.settings.task_schema import WordTask
 
 
 def word_scores(

@@ -16,13 +16,13 @@ import torch
 from huggingface_hub import hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from toolkit.config import ADAPTER_CONFIG, is_adapter, resolve_model
-from toolkit.files import BadInput, read_json, sha256_of
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, sha256_of
+from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.declared import Use, check_declared
 from toolkit.model.tensor_file import StoredTensors
 from toolkit.model.weights import (
     ADAPTER_FILE,
-    ORIGIN_FILE,
     Adapter,
     base_folder,
     check_places,
@@ -30,6 +30,7 @@ from toolkit.model.weights import (
     is_recorded,
     model_digest,
 )
+from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, is_adapter, resolve_model
 
 MAX_LINKS = 8  # adapters upon each other: more is a circle
 # What changes the product B A, or trains something else, and is not merged here.
@@ -45,13 +46,13 @@ _PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A base model and the adapters that are merged into it, in order; references as given, and the
-    adapters' folders."""
+    """A base model and the adapters that are merged into it, in order: their references as given,
+    and their folders. `tokenizer` is where theirs is read."""
 
-    base: str
+    base: ModelSource
     names: tuple[str, ...]
     folders: tuple[Path, ...]
-    tokenizer: str
+    tokenizer: ModelSource
 
     def check(self, use: Use) -> None:
         """Raise `BadInput` where a folder says that its vectors are made in another way."""
@@ -67,7 +68,7 @@ class Chain:
 
     def is_recorded(self) -> bool:
         """Whether a folder of it records the digests of its files, which `digest` compares."""
-        here = [base_folder(self.base)] if Path(self.base).exists() else []
+        here = [] if self.base.folder is None else [self.base.folder]
         folders = [*here, *self.folders]
         return any(is_recorded(folder) for folder in folders)
 
@@ -90,14 +91,14 @@ def chain_of(model: str, *, adapters: Sequence[str] = ()) -> Chain:
     """
     names: list[str] = []
     folders: list[Path] = []
-    base, tokenizer = model, ""
+    base, tokenizer = model, None
     while folder := adapter_folder(base):
         if len(names) == MAX_LINKS:
             raise BadInput(f"model {model!r}: more than {MAX_LINKS} adapters upon each other")
         names.insert(0, base)
         folders.insert(0, folder)
         if not tokenizer and (folder / "tokenizer_config.json").is_file():
-            tokenizer = str(folder)
+            tokenizer = ModelSource.of_folder(folder)
         base = _base_named_by(folder)
     for name in adapters:
         found = adapter_folder(name)
@@ -105,7 +106,8 @@ def chain_of(model: str, *, adapters: Sequence[str] = ()) -> Chain:
             raise BadInput(f"adapter {name!r}: no folder or hub name with an {ADAPTER_CONFIG}")
         names.append(name)
         folders.append(found)
-    return Chain(base, tuple(names), tuple(folders), tokenizer or base)
+    whole = resolve_model(base)
+    return Chain(whole, tuple(names), tuple(folders), tokenizer or whole)
 
 
 def adapter_folder(reference: str) -> Path | None:
@@ -113,7 +115,7 @@ def adapter_folder(reference: str) -> Path | None:
     path = Path(reference)
     if path.exists():
         return path if is_adapter(path) else None
-    name = resolve_model(reference)
+    name = resolve_model(reference).name
     try:
         hf_hub_download(name, ADAPTER_CONFIG)
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):

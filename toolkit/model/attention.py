@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)

@@ -26,20 +26,21 @@ from transformers import (
 from transformers.utils import logging
 from typing_extensions import TypedDict
 
-from toolkit.config import resolve_model
-from toolkit.documents import FileName, checked
-from toolkit.files import BadInput, read_json
+from toolkit.base.documents import FileName, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json
+from toolkit.base.tensor_header import read_header
 from toolkit.model.attention import register
 from toolkit.model.tokenizer import AGAIN, first_line
-from toolkit.schema import Lora
-from toolkit.tensor_header import read_header
+from toolkit.settings.model_source import ModelSource
+from toolkit.settings.schema import Lora
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_config(
-    reference: str, *, causal: bool = False, attention_dropout: float | None = None
+    source: ModelSource, *, causal: bool = False, attention_dropout: float | None = None
 ) -> PretrainedConfig:
     """The model's configuration, its attention set to both directions unless `causal`, and its
     dropout of attention to `attention_dropout` where that is given.
@@ -47,13 +48,16 @@ def load_config(
     `config.is_causal` is honoured by every decoder of transformers >= 5.2: mask and kernel both
     follow it. A model that brings its own code is refused: nothing of a model folder is executed.
     """
-    name = resolve_model(reference)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise BadInput(f"model {reference!r}: cannot be read ({first_line(error)})") from error
+        raise BadInput(
+            f"model {source.reference!r}: cannot be read ({first_line(error)})"
+        ) from error
     if getattr(config, "auto_map", None):
-        raise BadInput(f"model {reference!r} wants to run code of its own (auto_map): refused")
+        raise BadInput(
+            f"model {source.reference!r} wants to run code of its own (auto_map): refused"
+        )
     config.is_causal = causal
     config.use_cache = False
     if attention_dropout is not None and hasattr(config, "attention_dropout"):
@@ -87,7 +91,7 @@ def check_positions(config: PretrainedConfig, *, max_tokens: int) -> None:
 
 
 def load_backbone(
-    reference: str,
+    source: ModelSource,
     *,
     config: PretrainedConfig,
     head: bool,
@@ -104,7 +108,7 @@ def load_backbone(
     """
     register()
     factory = AutoModelForCausalLM if head else AutoModel
-    name = resolve_model(reference)
+    reference, name = source.reference, source.name
     _check_files(name, config=config)
     try:
         with _quiet_transformers():

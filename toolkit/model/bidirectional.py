@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.model.attention import pack_padded, unpack
 
 Forward = Callable[[Tensor, Tensor], Tensor]

@@ -14,10 +14,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.files import BadInput, read_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json
+from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
 from toolkit.model.tokenizer import load_tokenizer, special_ids
-from toolkit.model.weights import ORIGIN_FILE, base_folder, model_digest
+from toolkit.model.weights import base_folder, model_digest
+from toolkit.settings.model_source import ModelSource
 
 MODULES_FILE = "modules.json"
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -67,7 +70,7 @@ class Use:
     dims: int | None = None
 
 
-def check_declared(folders: Sequence[Path], *, tokenizer: str, use: Use) -> None:
+def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use) -> None:
     """Raise `BadInput` when a model's folder, or that of an adapter upon it, says that its vectors
     are computed otherwise than here.
 
@@ -88,11 +91,11 @@ def check_declared(folders: Sequence[Path], *, tokenizer: str, use: Use) -> None
         _check_length(folder, use=use)
 
 
-def digest_of_base(reference: str) -> str:
+def digest_of_base(source: ModelSource) -> str:
     """What identifies the model that a training run begins with. Raises `BadInput` as
     `check_declared` does, but for causal attention, which training is there to change."""
-    folder = base_folder(reference)
-    check_declared([folder], tokenizer=reference, use=Use(causal=None))
+    folder = base_folder(source)
+    check_declared([folder], tokenizer=source, use=Use(causal=None))
     return model_digest(folder)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.files import BadInput, read_json, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 
 # Of llm2vec's four families; its Qwen2 stays causal in silence, so its vectors would be others.
 FAMILIES = ("gemma", "llama", "mistral")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.files import BadInput
-from toolkit.schema import Kernel
+from toolkit.base.errors import BadInput
+from toolkit.settings.schema import Kernel
 
 # Similarities that exist at one time.
 CHUNK_ELEMENTS = 2**22

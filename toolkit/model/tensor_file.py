@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.files import BadInput, naming
-from toolkit.tensor_header import Place, read_header
+from toolkit.base.errors import BadInput
+from toolkit.base.files import naming
+from toolkit.base.tensor_header import Place, read_header
 
 DTYPES = {
     "F64": torch.float64,

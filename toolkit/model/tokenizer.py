@@ -4,25 +4,23 @@ Knows transformers' tokenizers. Apart from `backbone`, so that who needs no mode
 what models need (peft, torch's own half).
 """
 
-from pathlib import Path
-
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from toolkit.config import is_adapter, resolve_model
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.settings.model_source import ModelSource
 
 AGAIN = "copy or download the model again"
 
 
-def load_tokenizer(reference: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, or in an adapter's folder; the end token stands in for a missing
     padding token."""
-    name = reference if is_adapter(Path(reference)) else resolve_model(reference)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing more specific
         raise BadInput(
-            f"model {reference!r}: no tokenizer that can be read ({first_line(error)}); {AGAIN}"
+            f"model {source.reference!r}: no tokenizer that can be read ({first_line(error)}); "
+            f"{AGAIN}"
         ) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -16,18 +16,19 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from toolkit.config import resolve_model
-from toolkit.console import at_work
-from toolkit.files import BadInput, digest_of, read_json, sha256_of, write_json
+from toolkit.base.console import at_work
+from toolkit.base.errors import BadInput
+from toolkit.base.files import digest_of, read_json, sha256_of, write_json
+from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import special_ids
-from toolkit.schema import INSTRUCTION_FORMAT, Lora
+from toolkit.settings.model_source import ModelSource
+from toolkit.settings.schema import INSTRUCTION_FORMAT, Lora
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
-ORIGIN_FILE = "origin.json"  # of an encoder: what it came of
 _AGAIN = "export the model again to another folder, or copy it again"
 MAX_FILE_BYTES = 5 * 10**9  # as the hub has it
 # Of the inner decoder (ours, LLM2Vec's published ones) or of a causal LM that holds it.
@@ -61,21 +62,22 @@ def adapter_config(lora: Lora, *, base: str) -> dict[str, Any]:
     }
 
 
-def base_folder(reference: str) -> Path:
+def base_folder(source: ModelSource) -> Path:
     """The local folder of a model; a hub name is looked up in (or brought to) the hub's cache."""
-    name = resolve_model(reference)
-    if Path(name).is_dir():
-        return Path(name)
+    if source.folder is not None:
+        return source.folder
     try:
         return Path(
             snapshot_download(
-                name,
+                source.name,
                 allow_patterns=["*.json", "*.safetensors", "*.model"],
                 ignore_patterns=["consolidated*", "adapter*"],
             )
         )
     except Exception as error:  # the hub client raises a dozen unrelated classes
-        raise BadInput(f"model {name!r}: not in the cache and not to be had ({error})") from error
+        raise BadInput(
+            f"model {source.name!r}: not in the cache and not to be had ({error})"
+        ) from error
 
 
 def instruction_format_of(folder: Path) -> str:
@@ -237,7 +239,7 @@ def merge_weights(
 
 def prefix_of(folder: Path) -> str:
     """What stands before the names of the inner decoder's weights in a causal model's files."""
-    return inner_prefix(load_config(str(folder)))
+    return inner_prefix(load_config(ModelSource.of_folder(folder)))
 
 
 def inner_name(key: str, *, prefix: str = "model") -> str | None:

@@ -1,1 +1,5 @@
-"""Ranks: process groups, collectives, ZeRO. No maths."""
+"""Ranks. No maths. The only package that names torch.distributed or DeepSpeed.
+
+`comm`: process groups and collectives. `zero`: the engine, which is DeepSpeed's. `agreement`: one
+end for all ranks.
+"""

@@ -3,7 +3,7 @@
 Knows that ranks end alike. Refuses to know what was found.
 """
 
-from toolkit.files import BadInput, RunFailed
+from toolkit.base.errors import BadInput, RunFailed
 from toolkit.parallel import comm
 
 BAD, FAILED = "bad: ", "failed: "  # before the words of a rank

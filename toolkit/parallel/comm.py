@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 
 def start(

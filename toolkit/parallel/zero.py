@@ -5,82 +5,104 @@ a checkpoint is laid out. DeepSpeed is imported inside the functions: it takes s
 """
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.parallel import comm
+from toolkit.settings.layouts import Layout
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FP32_NAMES = ("fp32", "float32", "torch.float32", "float")  # as DeepSpeed reads them
 
 
-def engine_settings(
-    layout: Mapping[str, Any],
-    *,
-    micro_batch_rows: int,
-    accumulation: int,
-    world_size: int,
-    ranks_per_node: int,
-    clip_norm: float,
-    bf16: bool,
-) -> dict[str, Any]:
-    """The layout plus all three batch numbers, so that DeepSpeed's assertion checks our division.
+class Engine(Protocol):
+    """A model that all ranks train together, as everybody but this module may use it: called like
+    the model, on all ranks at the same time, since under ZeRO-3 no rank can run a part of it alone.
+    What else is done with it are functions here."""
 
-    A secondary partition (hpZ) is as large as a node, whatever the layout says: spanning two nodes
-    it would gather over the network what it exists to keep off it. Raises `BadInput` for a ZeRO
-    stage other than 0 to 3, for bf16 under stage 0, which has no fp32 masters, and for what has
-    DeepSpeed choose an optimizer of another kind.
+    module: Any  # the model; its weights may be partitions
+
+    def __call__(self, **arguments: Any) -> Any:
+        """The output of the model."""
+
+    def train(self) -> object:
+        """Have dropout drawn from now on."""
+
+    def eval(self) -> object:
+        """Have no dropout from now on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is made with: the layout, and what the recipe and the ranks make of a batch.
+
+    Raises `BadInput` for bf16 under stage 0, which has no fp32 masters, and for what has DeepSpeed
+    choose an optimizer of another kind.
     """
-    stage = layout.get("zero_optimization", {}).get("stage")
-    if stage not in (0, 1, 2, 3):
-        raise BadInput(f"deepspeed.config: zero_optimization.stage is {stage!r}; valid: 0, 1, 2, 3")
-    if stage == 0 and bf16:
-        raise BadInput(
-            "deepspeed.config: stage 0 keeps no fp32 masters of bf16 weights; "
-            "use zero1, or model.dtype=fp32"
-        )
-    grad_dtype = layout.get("data_types", {}).get("grad_accum_dtype")
-    offload = layout["zero_optimization"].get("offload_optimizer", {}).get("device")
-    if stage == 1 and bf16 and offload != "cpu" and grad_dtype in FP32_NAMES:
-        raise BadInput(
-            "deepspeed.config: stage 1 with data_types.grad_accum_dtype=fp32 is an optimizer that "
-            "cannot be restored; use zero2, or leave grad_accum_dtype out"
-        )
-    zero = dict(layout["zero_optimization"])
-    if zero.get("zero_hpz_partition_size", 1) > 1:
-        zero["zero_hpz_partition_size"] = ranks_per_node
-    return {
-        **layout,
-        "zero_optimization": zero,
-        "train_batch_size": micro_batch_rows * accumulation * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch_rows,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip_norm,
-        "bf16": {"enabled": bf16, "check_grad_overflow": True},  # `step` counts on it
-        "steps_per_print": 10**9,
-        "zero_allow_untested_optimizer": True,
-    }
+
+    layout: Layout
+    micro_batch_rows: int
+    accumulation: int
+    world_size: int
+    ranks_per_node: int
+    clip_norm: float
+    bf16: bool
+
+    def __post_init__(self) -> None:
+        stage = self.layout.stage
+        if stage == 0 and self.bf16:
+            raise BadInput(
+                "deepspeed.config: stage 0 keeps no fp32 masters of bf16 weights; "
+                "use zero1, or model.dtype=fp32"
+            )
+        sums_in_fp32 = self.layout.gradients in FP32_NAMES
+        if stage == 1 and self.bf16 and not self.layout.optimizer_on_cpu and sums_in_fp32:
+            raise BadInput(
+                "deepspeed.config: stage 1 with data_types.grad_accum_dtype=fp32 is an optimizer "
+                "that cannot be restored; use zero2, or leave grad_accum_dtype out"
+            )
+
+    def keys(self) -> dict[str, Any]:
+        """As DeepSpeed reads them: all three batch numbers, so that its assertion checks our
+        division. A second copy of the weights (hpZ) is shared by a node, whatever the layout says:
+        spanning two nodes it would gather over the network what it exists to keep off it."""
+        zero = dict(self.layout.keys["zero_optimization"])
+        if self.layout.has_node_copy:
+            zero["zero_hpz_partition_size"] = self.ranks_per_node
+        return {
+            **self.layout.keys,
+            "zero_optimization": zero,
+            "train_batch_size": self.micro_batch_rows * self.accumulation * self.world_size,
+            "train_micro_batch_size_per_gpu": self.micro_batch_rows,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": self.clip_norm,
+            "bf16": {"enabled": self.bf16, "check_grad_overflow": True},  # `step` counts on it
+            "steps_per_print": 10**9,
+            "zero_allow_untested_optimizer": True,
+        }
 
 
 @contextlib.contextmanager
-def partitioned_loading(settings: Mapping[str, Any]) -> Iterator[None]:
-    """While open, `from_pretrained` builds the model in partitions (stage 3); else does nothing."""
-    if settings["zero_optimization"]["stage"] != 3:
+def partitioned_loading(settings: EngineSettings) -> Iterator[None]:
+    """While open, `from_pretrained` builds the model in partitions where ranks share the weights;
+    else does nothing."""
+    if not settings.layout.shares_weights:
         yield
         return
     _prepare()
     from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    keep_alive = HfDeepSpeedConfig(dict(settings))  # transformers holds only a weak reference
+    keep_alive = HfDeepSpeedConfig(settings.keys())  # transformers holds only a weak reference
     try:
         yield
     finally:
@@ -89,36 +111,57 @@ def partitioned_loading(settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def start_engine(
-    model: nn.Module, *, settings: Mapping[str, Any], lr: float, weight_decay: float
-) -> Any:
+    model: nn.Module, *, settings: EngineSettings, lr: float, weight_decay: float
+) -> Engine:
     """A DeepSpeed engine with torch's AdamW over the trainable parameters."""
     deepspeed = _prepare()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=dict(settings), dist_init_required=False
+    made: Engine
+    made, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings.keys(), dist_init_required=False
     )
+    return made
+
+
+def _whole(engine: Engine) -> Any:
+    """The engine with all that DeepSpeed gives it."""
     return engine
 
 
-def step(engine: Any) -> tuple[bool, float]:
+def set_rate(engine: Engine, *, lr: float) -> None:
+    """Have the next `step` take this learning rate."""
+    for group in _whole(engine).optimizer.param_groups:
+        group["lr"] = lr
+
+
+def backward(engine: Engine, loss: Tensor, *, is_last: bool) -> None:
+    """Add the gradient of a micro-batch's loss to those before it; `is_last` of a step. What is
+    stepped upon is the MEAN over ranks of these sums."""
+    whole = _whole(engine)
+    whole.set_gradient_accumulation_boundary(is_last)
+    whole.backward(loss, scale_wrt_gas=False)
+
+
+def step(engine: Engine) -> tuple[bool, float]:
     """One optimizer step; whether it was taken, and the gradient's norm before clipping.
 
     Where any rank's gradient is NaN or infinite, all ranks leave weights, moments and AdamW's step
     count as they are. DeepSpeed does so at every stage and precision but stage 0, where this looks
     at the gradients, which all ranks hold whole; it is tested here.
     """
-    if engine.zero_optimization():
-        engine.step()
-        taken, norm = not engine.optimizer.overflow, engine.get_global_grad_norm() or 0.0
+    whole = _whole(engine)
+    if whole.zero_optimization():
+        whole.step()
+        taken, norm = not whole.optimizer.overflow, whole.get_global_grad_norm() or 0.0
     else:
         gradients = [p.grad for p in trainable_parameters(engine).values() if p.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         taken = math.isfinite(norm)
         if taken:
-            engine.step()
+            whole.step()
         else:
-            engine.zero_grad()
+            whole.zero_grad()
     return taken, float(norm) if taken else math.nan
 
 
@@ -129,7 +172,7 @@ def stop() -> None:
         deepspeed.comm.destroy_process_group()
 
 
-def trainable_parameters(engine: Any) -> dict[str, nn.Parameter]:
+def trainable_parameters(engine: Engine) -> dict[str, nn.Parameter]:
     """The trained parameters by name, in the model's order (partitioned under stage 3)."""
     return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
 
@@ -140,20 +183,21 @@ def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
 
 
 def value_at(
-    engine: Any, parameter: nn.Parameter, *, moment: str | None, owner: int
+    engine: Engine, parameter: nn.Parameter, *, moment: str | None, owner: int
 ) -> Tensor | None:
     """The fp32 master of a parameter, or that AdamW moment of it (zeros before the first step that
     was taken), on the CPU of rank `owner`; None on the others. It may share memory with the engine:
     copy what is to outlive the next step. Collective: every rank calls it."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    whole = _whole(engine)
     if moment is not None and not _has_moments(engine):
         return torch.zeros(full_shape(parameter)) if comm.rank() == owner else None
-    if not engine.zero_optimization():
+    if not whole.zero_optimization():
         value: Tensor | None = parameter
         if moment is not None:
-            value = engine.optimizer.state[parameter][moment]
-    elif engine.zero_optimization_partition_weights():
+            value = whole.optimizer.state[parameter][moment]
+    elif whole.zero_optimization_partition_weights():
         return _gathered(parameter, moment=moment, owner=owner)
     elif moment is None:
         value = safe_get_full_fp32_param(parameter)
@@ -162,9 +206,10 @@ def value_at(
     return _on_cpu(value, parameter) if comm.rank() == owner else None
 
 
-def _has_moments(engine: Any) -> bool:
+def _has_moments(engine: Engine) -> bool:
     """Whether AdamW has made its state, which it does in the first step that is taken."""
-    adamw = engine.optimizer.optimizer if engine.zero_optimization() else engine.optimizer
+    whole = _whole(engine)
+    adamw = whole.optimizer.optimizer if whole.zero_optimization() else whole.optimizer
     return any(MOMENTS[0] in state for state in adamw.state.values())
 
 
@@ -211,21 +256,22 @@ def write_weights(model: nn.Module, *, values: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def write_optimizer(
-    engine: Any, *, masters: Mapping[str, Tensor], moments: Mapping[str, Any], step: int
+    engine: Engine, *, masters: Mapping[str, Tensor], moments: Mapping[str, Any], step: int
 ) -> None:
     """Restore fp32 masters, AdamW moments and step count into a fresh engine.
 
     `masters[name]` and `moments[moment][name]` are full tensors by parameter name.
     """
-    zero = engine.optimizer
-    if not engine.zero_optimization():  # the weights are the masters, and are written by now
+    whole = _whole(engine)
+    zero = whole.optimizer
+    if not whole.zero_optimization():  # the weights are the masters, and are written by now
         for name, parameter in trainable_parameters(engine).items():
             zero.state[parameter] = {
                 "step": torch.tensor(float(step)),
                 **{moment: moments[moment][name].to(parameter, copy=True) for moment in MOMENTS},
             }
         return
-    stage3 = engine.zero_optimization_partition_weights()
+    stage3 = whole.zero_optimization_partition_weights()
     flats = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
     for flat in flats:
         # torch's AdamW makes its state at the first step, so here there is none yet.

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit import launch, search
-from toolkit.catalogue import shipped
-from toolkit.config import load_recipe, split_overrides
-from toolkit.console import say
-from toolkit.door import guarded
-from toolkit.files import BadInput
-from toolkit.schema import PipelineRecipe
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
+from toolkit.command_line.door import guarded
+from toolkit.settings.catalogue import shipped
+from toolkit.settings.pipelines import split_overrides
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import PipelineRecipe
 
 FOLDER = Path(__file__).parent
 SHARD_SCRIPT = shipped("data_scripts") / "shard_wikipedia.py"

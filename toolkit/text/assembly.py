@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from toolkit.console import at_work
-from toolkit.files import (
-    BadInput,
+from toolkit.base.console import at_work
+from toolkit.base.errors import BadInput
+from toolkit.base.files import (
     committed_directory,
     is_committed,
     sha256_of,

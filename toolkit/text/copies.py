@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from typing_extensions import TypedDict
 
-from toolkit.console import at_work
-from toolkit.documents import Count, Digest, FileName, checked
-from toolkit.files import BadInput, read_json, write_json
-from toolkit.text.manifest import SELF_DIGEST, again, content_digest
+from toolkit.base.console import at_work
+from toolkit.base.documents import Count, Digest, FileName, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
+from toolkit.base.sealed import content_digest, is_sealed, sealed
+from toolkit.text.manifest import again
 
 CACHE = ".cache"
 RECORD = "toolkit-digests.json"
@@ -163,13 +165,13 @@ def _recorded(folder: Path, *, content: str) -> list[_Stretch] | None:
         return None
     if told["format"] != FORMAT or told["content"] != content:
         return None
-    return told["stretches"] if content_digest(told) == dict(told).get(SELF_DIGEST) else None
+    return told["stretches"] if is_sealed(told) else None
 
 
 def _record(folder: Path, *, content: str, stretches: list[_Stretch]) -> None:
     told = {"format": FORMAT, "content": content, "stretches": stretches}
     with contextlib.suppress(OSError):  # then whoever opens it next compares it again
-        write_json(folder / RECORD, {**told, SELF_DIGEST: content_digest(told)})
+        write_json(folder / RECORD, sealed(told))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 UTF_8 = "utf-8-sig"  # with or without the mark that spreadsheets put before it
 TABLES = (".csv", ".tsv")

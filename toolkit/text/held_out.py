@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.text.order import sample_at
 
 SALT = 0x68656C64  # so that the draw says nothing about the order of the samples

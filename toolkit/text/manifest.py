@@ -8,19 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import BadInput, digest_of, is_committed, read_json, sha256_of, write_json
-
-MANIFEST = "manifest.json"
-SELF_DIGEST = "manifest_sha256"
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed, read_json, sha256_of, write_json
+from toolkit.base.layout import MANIFEST_FILE
+from toolkit.base.sealed import is_sealed, sealed
 
 Manifest = dict[str, Any]
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
     """Write the manifest of a directory with its own digest in it; returns it."""
-    sealed = {**content, SELF_DIGEST: content_digest(content)}
-    write_json(folder / MANIFEST, sealed)
-    return sealed
+    whole = sealed(content)
+    write_json(folder / MANIFEST_FILE, whole)
+    return whole
 
 
 def read_manifest(
@@ -31,13 +31,17 @@ def read_manifest(
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory; {how_to_make} {directory}")
     if not is_committed(directory):
-        state = "was not written to its end" if (directory / MANIFEST).exists() else "has no shards"
+        state = (
+            "was not written to its end"
+            if (directory / MANIFEST_FILE).exists()
+            else "has no shards"
+        )
         raise BadInput(f"{directory}: {state}; {how_to_make} {directory}")
-    path = directory / MANIFEST
+    path = directory / MANIFEST_FILE
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") not in (form, *older):
         raise BadInput(f"{path}: is not a manifest of the format {form}; {again(directory)}")
-    if manifest.get(SELF_DIGEST) != content_digest(manifest):
+    if not is_sealed(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); {again(directory)}")
     return manifest
 
@@ -51,8 +55,8 @@ def check_files(
     for entry in listed:
         if not names.fullmatch(str(entry.get("file"))):
             raise BadInput(
-                f"{directory / MANIFEST}: names the file {entry.get('file')!r}, not a shard in "
-                "this directory"
+                f"{directory / MANIFEST_FILE}: names the file {entry.get('file')!r}, not a shard "
+                "in this directory"
             )
     for entry in listed:
         if problem := file_problem(directory, entry, verify=verify):
@@ -75,8 +79,3 @@ def file_problem(directory: Path, entry: Mapping[str, Any], *, verify: bool) -> 
 def again(directory: Path) -> str:
     """What helps against damage."""
     return f"delete {directory} and make it again, or copy it again"
-
-
-def content_digest(manifest: Mapping[str, Any]) -> str:
-    """What `manifest_sha256` says of all other keys."""
-    return digest_of({key: value for key, value in manifest.items() if key != SELF_DIGEST})

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
 
-from toolkit.files import stamp_of
+from toolkit.base.files import stamp_of
 from toolkit.text.records import Damaged, read_errors
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import BadInput, RepeatedName, without_repeats
+from toolkit.base.errors import BadInput
+from toolkit.base.files import RepeatedName, without_repeats
 from toolkit.text.delimited import TABLES, UTF_8, check_header, dialect_of
 from toolkit.text.pairs import Pair
 from toolkit.text.readers import Lines, ParquetRows, text_problem

@@ -22,12 +22,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from toolkit.documents import Count, Digest, checked
-from toolkit.files import BadInput, committed_directory, sha256_of, write_atomic
+from toolkit.base.documents import Count, Digest, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import committed_directory, sha256_of, write_atomic
+from toolkit.base.layout import MANIFEST_FILE
 from toolkit.text.copies import ArrowCopy, open_copy
 from toolkit.text.duplicates import key_of
 from toolkit.text.manifest import (
-    MANIFEST,
     Manifest,
     again,
     check_files,
@@ -204,7 +205,7 @@ class Listed(TypedDict):
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, older=OLDER, how_to_make=HOW_TO_MAKE)
-    checked(manifest, Listed, source=directory / MANIFEST, advice=again(directory))
+    checked(manifest, Listed, source=directory / MANIFEST_FILE, advice=again(directory))
     shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
     check_files(directory, shards, names=_FILE_NAME, verify=verify)
     return manifest

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
-from toolkit.files import BadInput, RepeatedName, without_repeats
+from toolkit.base.errors import BadInput
+from toolkit.base.files import RepeatedName, without_repeats
 from toolkit.text.dump import Dump, read_page
 from toolkit.text.packed import open_packed
 from toolkit.text.records import Article, Damaged, Rejected, read_errors

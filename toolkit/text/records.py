@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 
 @dataclass(frozen=True)

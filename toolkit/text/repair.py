@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.files import COMMIT_MARKER, BadInput, sha256_of, write_atomic, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import sha256_of, write_atomic, write_json
+from toolkit.base.layout import COMMIT_MARKER
 from toolkit.text.assembly import DUPLICATES, SUMMARY
 from toolkit.text.copies import CACHE
 from toolkit.text.filters import Filters

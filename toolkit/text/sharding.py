@@ -26,7 +26,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from toolkit.files import BadInput, read_json, write_atomic, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_atomic, write_json
 from toolkit.text.duplicates import KEYS, key_of, normalized, signature
 from toolkit.text.filters import Filters, has_no_spaces
 from toolkit.text.joining import Break, JoinedRows, Row, grouped

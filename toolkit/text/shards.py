@@ -21,10 +21,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from toolkit.documents import Count, Digest, FileName, checked
-from toolkit.files import BadInput, write_atomic
+from toolkit.base.documents import Count, Digest, FileName, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import write_atomic
+from toolkit.base.layout import MANIFEST_FILE
 from toolkit.text.copies import CACHE, ArrowCopy, open_copy
-from toolkit.text.manifest import MANIFEST, Manifest, again, check_files, read_manifest
+from toolkit.text.manifest import Manifest, again, check_files, read_manifest
 from toolkit.text.records import Article
 from toolkit.text.sentences import MIN_CHARS, MIN_WORDS, sentence_spans
 
@@ -201,7 +203,7 @@ class Listed(TypedDict):
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
-    checked(manifest, Listed, source=directory / MANIFEST, advice=again(directory))
+    checked(manifest, Listed, source=directory / MANIFEST_FILE, advice=again(directory))
     check_files(directory, manifest["shards"], names=_SHARD_NAME, verify=verify)
     return manifest
 

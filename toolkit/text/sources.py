@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from toolkit.files import BadInput, sha256_of, stamp_of
+from toolkit.base.errors import BadInput
+from toolkit.base.files import sha256_of, stamp_of
 from toolkit.text.readers import (
     Columns,
     DatasetRows,

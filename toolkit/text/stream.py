@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 from toolkit.text.held_out import HeldOut
 from toolkit.text.order import BlockShuffle
 from toolkit.text.packing import Packing, pack_documents

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from typing_extensions import TypedDict
 
-from toolkit.documents import Count, Digest, FileName, checked
-from toolkit.files import BadInput, read_json, write_atomic, write_json
-from toolkit.tensor_header import read_header
-from toolkit.text.manifest import SELF_DIGEST, content_digest
+from toolkit.base.documents import Count, Digest, FileName, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_atomic, write_json
+from toolkit.base.sealed import SELF_DIGEST, content_digest, sealed
+from toolkit.base.tensor_header import read_header
 
 TOKEN_ARRAYS = frozenset(("ids", "document_offsets", "cuts", "cut_offsets"))
 BLOCK_ARRAYS = frozenset(("starts", "lengths", "block_offsets"))
@@ -116,7 +117,7 @@ def write_arrays(
     write_atomic(path, data)
     note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     note |= {**counts_of(arrays), **(told or {})}
-    write_json(_note(path), {**note, SELF_DIGEST: content_digest(note)})
+    write_json(_note(path), sealed(note))
 
 
 def counts_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:

@@ -26,10 +26,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from toolkit.files import BadInput, write_json
+from toolkit.base.errors import BadInput
+from toolkit.base.files import write_json
+from toolkit.base.sealed import sealed
 from toolkit.text.copies import CACHE
 from toolkit.text.held_out import NOTHING, HeldOut
-from toolkit.text.manifest import SELF_DIGEST, content_digest
 from toolkit.text.packing import pack_documents
 from toolkit.text.shards import checked_manifest
 from toolkit.text.token_files import (
@@ -173,7 +174,7 @@ def finish_token_files(files: TokenFiles) -> bool:
         "token_files": tokens,
         "block_files": blocks,
     }
-    write_json(directory / files.manifest, {**content, SELF_DIGEST: content_digest(content)})
+    write_json(directory / files.manifest, sealed(content))
     return True
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
 
 # Texts are tokenised in parts of so many characters: the tokenizers library keeps a hundred bytes
 # for each token of a text, and gives them back only when the whole text is done.

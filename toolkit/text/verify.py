@@ -15,17 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from toolkit.documents import checked
-from toolkit.files import BadInput, is_committed, read_json, sha256_of
+from toolkit.base.documents import checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed, read_json, sha256_of
+from toolkit.base.layout import COMMIT_MARKER, MANIFEST_FILE
+from toolkit.base.sealed import is_sealed
 from toolkit.text import pairs, shards
 from toolkit.text.copies import CACHE
-from toolkit.text.manifest import (
-    MANIFEST,
-    SELF_DIGEST,
-    Manifest,
-    content_digest,
-    file_problem,
-)
+from toolkit.text.manifest import Manifest, file_problem
 from toolkit.text.token_files import listed_in
 
 _LISTS_BLOCKS = re.compile(r"blocks-\d+(-without-\d+-\d+)?")  # and no number of one file
@@ -52,15 +49,15 @@ def verify(directory: Path) -> list[Fault]:
 
 def believable_manifest(directory: Path) -> Manifest:
     """The manifest, if its own digest agrees; the files it names may be gone."""
-    path = directory / MANIFEST
+    path = directory / MANIFEST_FILE
     if not directory.is_dir() or not path.is_file():
-        raise BadInput(f"{directory}: is no directory of shards or pairs (no {MANIFEST})")
+        raise BadInput(f"{directory}: is no directory of shards or pairs (no {MANIFEST_FILE})")
     manifest: Manifest = read_json(path)
     forms = (shards.FORMAT, pairs.FORMAT)
     known = (*forms, *pairs.OLDER)
     if not isinstance(manifest, dict) or manifest.get("format") not in known:
         raise BadInput(f"{path}: is not a manifest of {' or '.join(forms)}")
-    if manifest.get(SELF_DIGEST) != content_digest(manifest):
+    if not is_sealed(manifest):
         raise BadInput(f"{path}: is damaged (its digest differs); nothing it says can be checked")
     is_pairs = manifest["format"] in (pairs.FORMAT, *pairs.OLDER)
     form = pairs.Listed if is_pairs else shards.Listed
@@ -70,7 +67,9 @@ def believable_manifest(directory: Path) -> Manifest:
 
 def _shard_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
     if not is_committed(directory):
-        yield Fault("COMMITTED", "is missing: the directory was not written to its end, or touched")
+        yield Fault(
+            COMMIT_MARKER, "is missing: the directory was not written to its end, or touched"
+        )
     seen: set[str] = set()
     for number, entry in enumerate(manifest["shards"]):
         if problem := file_problem(directory, entry, verify=True) or _table_problem(
@@ -86,7 +85,7 @@ def _shard_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
         if path.name not in known and path.name not in manifest.get("files", {}):
             yield Fault(path.name, "is not in the manifest")
     if manifest["rows"] != sum(entry["rows"] for entry in manifest["shards"]):
-        yield Fault(MANIFEST, f"says {manifest['rows']} rows, its shards say otherwise")
+        yield Fault(MANIFEST_FILE, f"says {manifest['rows']} rows, its shards say otherwise")
 
 
 def _table_problem(path: Path, *, entry: dict[str, Any], seen: set[str]) -> str:
@@ -147,7 +146,9 @@ def _token_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
 
 def _pair_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
     if not is_committed(directory):
-        yield Fault("COMMITTED", "is missing: the directory was not written to its end, or touched")
+        yield Fault(
+            COMMIT_MARKER, "is missing: the directory was not written to its end, or touched"
+        )
     for task in manifest["sets"]:
         for entry in task["shards"]:
             if problem := file_problem(directory, entry, verify=True) or _pair_problem(
@@ -167,3 +168,26 @@ def _pair_problem(path: Path, *, entry: dict[str, Any]) -> str:
     if len(table) != entry["rows"]:
         return f"has {len(table)} rows, not {entry['rows']}"
     return ""
+
+
+def check_copies(folder: Path, *, shards: list[str]) -> None:
+    """Training and encoding read Arrow copies of the shards, which `datasets` made without digests:
+    are their rows those of the shards? One shard is in memory at a time."""
+    for place in sorted({path.parent for path in (folder / CACHE).rglob("*.arrow")}):
+        if place.name.endswith(".incomplete"):
+            continue
+        try:
+            files = [pa.memory_map(str(path)) for path in sorted(place.glob("*.arrow"))]
+            rows = pa.concat_tables(pa.ipc.open_stream(file).read_all() for file in files)
+            rows.validate(full=True)  # wrong offsets would have us read beyond the file
+            start, same = 0, True
+            for name in shards:
+                wanted = pq.read_table(folder / name)
+                found = rows.slice(start, len(wanted)).cast(wanted.schema)
+                same, start = same and found.equals(wanted), start + len(wanted)
+            same = same and start == len(rows)
+        except (OSError, ValueError, pa.ArrowException):
+            same = False
+        if not same:
+            names = " or ".join(str(path) for path in sorted(place.glob("*.arrow")))
+            raise BadInput(f"{names}: is damaged (its rows are not those of the shards); delete it")

@@ -9,20 +9,21 @@ Knows what can be refused. Refuses to know what a run does.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from toolkit.base.errors import BadInput, RunFailed
 from toolkit.cluster.topology import Topology, detect
-from toolkit.config import check_training, deepspeed_layout
-from toolkit.files import BadInput, RunFailed
 from toolkit.model.attention import check_dropout
 from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import digest_of_base
 from toolkit.model.weights import base_folder, check_mergeable
 from toolkit.parallel import comm, zero
 from toolkit.parallel.agreement import agree
-from toolkit.schema import TrainingRecipe
+from toolkit.settings.layouts import read_layout
+from toolkit.settings.model_source import ModelSource, resolve_model
+from toolkit.settings.schema import TrainingRecipe
+from toolkit.settings.training_checks import check_training
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import digest_of_data, form_of_samples
@@ -38,50 +39,57 @@ CHECK_S = 60.0  # a rank that does not answer so long is not there
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """What a rank has found alone: the engine's settings and what the run grows from, or why it
-    cannot start."""
+    """What a rank that can start has found alone: the engine's settings, the base model, and what
+    the run grows from."""
 
-    settings: Mapping[str, Any]
+    settings: zero.EngineSettings
+    base: ModelSource
     origin: Origin
-    problem: BadInput | RunFailed | None = None
 
 
-def look(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Admission:
+Problem = BadInput | RunFailed
+
+
+def look(
+    recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
+) -> Admission | Problem:
     """`check`, without its end: other ranks are to hear of what is wrong. Raised is what each sees
     for itself, and a single rank."""
     check_training(recipe, world_size=topology.world_size)
     try:
-        settings, origin = check(recipe, topology=topology, environ=environ)
+        return check(recipe, topology=topology, environ=environ)
     except (BadInput, RunFailed) as error:
         if topology.world_size == 1:
             raise
-        return Admission({}, Origin("", base_digest="", data_digest=""), problem=error)
-    return Admission(settings, origin)
+        return error
 
 
-def meet(admission: Admission, *, topology: Topology, timeout_s: float) -> torch.device:
-    """Meet the other ranks, and hear what they have found; returns our device.
+def meet(
+    found: Admission | Problem, *, topology: Topology, timeout_s: float
+) -> tuple[Admission, torch.device]:
+    """Meet the other ranks, and hear what they have found; returns what we have, and our device.
 
     Raises on all of them what any has found. Collective.
     """
-    if admission.problem is None:
+    if isinstance(found, Admission):
         device = join(topology, timeout_s=timeout_s)
-    else:
-        try:
-            device = join(topology, timeout_s=min(timeout_s, CHECK_S))
-        except BadInput:  # the others never came: their absence is the lesser news
-            raise admission.problem from None
-    agree(admission.problem)
-    return device
+        agree(None)
+        return found, device
+    try:
+        join(topology, timeout_s=min(timeout_s, CHECK_S))
+    except BadInput:  # the others never came: their absence is the lesser news
+        raise found from None
+    agree(found)  # raises, on every rank
+    raise found
 
 
 def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
     """Everything that is looked at before the first step, without a model: rank 0 prints what was
     found. Raises `BadInput` for what would be refused."""
     topology = detect(environ)
-    admission = look(recipe, topology=topology, environ=environ)
+    found = look(recipe, topology=topology, environ=environ)
     try:
-        device = meet(admission, topology=topology, timeout_s=CHECK_S)
+        admission, device = meet(found, topology=topology, timeout_s=CHECK_S)
         preflight(
             Path(recipe.run_dir),
             topology=topology,
@@ -105,18 +113,16 @@ def join(topology: Topology, *, timeout_s: float) -> torch.device:
     )
 
 
-def check(
-    recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
-) -> tuple[dict[str, Any], Origin]:
+def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Admission:
     """Everything that can be refused without ranks and without writing.
 
-    Returns the engine's settings and what the run grows from. The leading rank alone re-hashes the
+    The leading rank alone re-hashes the
     shards and the base model; the others have no digest of the base.
     """
     run_dir, world_size, leads = Path(recipe.run_dir), topology.world_size, topology.rank == 0
     micro, accumulation = check_training(recipe, world_size=world_size)
-    settings = zero.engine_settings(
-        deepspeed_layout(recipe.deepspeed.config),
+    settings = zero.EngineSettings(
+        layout=read_layout(recipe.deepspeed.config),
         micro_batch_rows=micro,
         accumulation=accumulation,
         world_size=world_size,
@@ -124,7 +130,8 @@ def check(
         clip_norm=recipe.train.clip_norm,
         bf16=recipe.model.dtype == "bf16",
     )
-    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
+    base = resolve_model(recipe.model.base)
+    config = load_config(base, attention_dropout=recipe.model.attention_dropout)
     check_dropout(
         config,
         attention=recipe.model.attention,
@@ -134,20 +141,20 @@ def check(
     check_views(recipe.train.views)
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
-    digest = digest_of_base(recipe.model.base) if leads else ""
+    digest = digest_of_base(base) if leads else ""
     origin = Origin(recipe.model.base, digest, data_digest, samples=form_of_samples(recipe))
     if leads:
         checkpoint.check_origin(run_dir, origin=origin)
         open_probe(recipe.train.probe)
         step = check_steps(run_dir, steps=recipe.train.steps)
         check_progress(run_dir, step=step, environ=environ)
-    return settings, origin
+    return Admission(settings, base, origin)
 
 
-def check_exportable(recipe: TrainingRecipe, *, trained: list[str]) -> None:
+def check_exportable(base: ModelSource, *, trained: list[str]) -> None:
     """Raise `BadInput` on all ranks where the weights that are trained cannot be merged afterwards,
     which rank 0 looks at. Collective."""
-    _by_rank_0(lambda: check_mergeable(base_folder(recipe.model.base), trained=trained))
+    _by_rank_0(lambda: check_mergeable(base_folder(base), trained=trained))
 
 
 def claim(recipe: TrainingRecipe) -> None:

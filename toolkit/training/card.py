@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 
-from toolkit.files import BadInput, read_json
-from toolkit.schema import TrainingRecipe
-from toolkit.shown import as_code, as_code_block, as_python, as_yaml, in_markdown
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json
+from toolkit.base.shown import as_code, as_code_block, as_python, as_yaml, in_markdown
+from toolkit.settings.schema import TrainingRecipe
 
 Scores = Mapping[str, Mapping[str, float]]
-CARD_FILE = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)

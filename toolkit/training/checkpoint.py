@@ -17,15 +17,16 @@ from typing import Any
 
 from torch import Tensor
 
-from toolkit.files import BadInput, is_committed, read_json, remove_committed, sha256_of
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed, read_json, remove_committed, sha256_of
+from toolkit.base.layout import CHECKPOINT_DIR, MOMENT_DIR, STATE_FILE, STEP_PREFIX, WEIGHT_DIR
+from toolkit.base.sealed import content_digest
 from toolkit.model.tensor_file import Renamed, StoredTensors
 from toolkit.model.weights import saved_name
 from toolkit.parallel import zero
-from toolkit.schema import Train
-from toolkit.text.manifest import content_digest
-from toolkit.training.steps import CHECKPOINT_DIR, PREFIX, newest, step_of
+from toolkit.settings.schema import Train
+from toolkit.training.steps import newest, step_of
 
-STATE_FILE = "state.json"
 _MEND = "remove its directory to resume from the checkpoint before it"
 
 
@@ -113,8 +114,8 @@ def load(folder: Path) -> Checkpoint:
         folder=folder,
         step=int(state["step"]),
         skipped_steps=int(state["skipped_steps"]),
-        weights=stored(r"weights/\w+"),
-        moments={moment: stored(f"optimizer/{moment}") for moment in zero.MOMENTS},
+        weights=stored(rf"{WEIGHT_DIR}/\w+"),
+        moments={moment: stored(f"{MOMENT_DIR}/{moment}") for moment in zero.MOMENTS},
         state=state,
     )
 
@@ -132,7 +133,7 @@ def prune(run_dir: Path, *, train: Train) -> None:
     """Remove whole checkpoints but for the newest `keep_checkpoints`, those of every
     `keep_every_steps`, and with `keep_best` the best by `_badness`."""
     parent = run_dir / CHECKPOINT_DIR
-    whole = sorted(path for path in parent.glob(f"{PREFIX}*") if is_committed(path))
+    whole = sorted(path for path in parent.glob(f"{STEP_PREFIX}*") if is_committed(path))
     kept = set(whole[-train.keep_checkpoints :])
     if train.keep_every_steps:
         kept |= {path for path in whole if step_of(path) % train.keep_every_steps == 0}

@@ -9,12 +9,12 @@ Shapes: B rows of a micro-batch, D width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.batch import Batch
 from toolkit.model.memory import give_back
 from toolkit.parallel import comm
 from toolkit.training.objective import Figures
@@ -22,12 +22,12 @@ from toolkit.training.objective import Figures
 MAX_UNIFORMITY_ROWS = 1024
 GIVE_BACK_EVERY = 16  # micro-batches, a hundredth of whose time it takes
 
-Embed = Callable[[Batch], Tensor]
+Batch = TypeVar("Batch")
 Loss = Callable[[Sequence[Tensor]], tuple[Tensor, Figures]]
 
 
 def cached_terms(
-    batches: Sequence[Batch], *, embed: Embed, loss: Loss
+    batches: Sequence[Batch], *, embed: Callable[[Batch], Tensor], loss: Loss
 ) -> Iterator[tuple[Tensor, Figures]]:
     """A scalar to go backward from for each micro-batch, in order, and the figures to report.
 
@@ -49,7 +49,7 @@ def cached_terms(
 
 
 def _vector_gradients(
-    batches: Sequence[Batch], *, embed: Embed, loss: Loss, seed: int
+    batches: Sequence[Batch], *, embed: Callable[[Batch], Tensor], loss: Loss, seed: int
 ) -> tuple[list[Tensor], Figures]:
     """The gradient of the loss with respect to the vectors of each micro-batch, and its figures.
     The vectors themselves are gone when this returns."""

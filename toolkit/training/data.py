@@ -5,12 +5,14 @@ Knows which source each kind of recipe reads.
 
 from pathlib import Path
 
-from toolkit.console import Progress, at_work, say
-from toolkit.files import BadInput
+from toolkit.base.console import at_work, say
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer, tokenize_part
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
-from toolkit.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.model_source import ModelSource
+from toolkit.settings.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.held_out import HeldOut
 from toolkit.text.pair_stream import PairStream
 from toolkit.text.pairs import open_pairs
@@ -20,11 +22,9 @@ from toolkit.text.token_shards import (
     FORMAT,
     TokenFiles,
     finish_token_files,
-    make_token_files,
     open_tokens,
 )
 from toolkit.text.tokens import TextTokenizer
-from toolkit.text_tokenizer import text_tokenizer
 
 
 def is_packed(recipe: TrainingRecipe) -> bool:
@@ -32,12 +32,12 @@ def is_packed(recipe: TrainingRecipe) -> bool:
     return recipe.model.attention == PACKED
 
 
-def open_tokenizer(recipe: TrainingRecipe) -> TextTokenizer:
+def open_tokenizer(recipe: TrainingRecipe, *, base: ModelSource) -> TextTokenizer:
     """The base model's tokenizer, cutting at the recipe's length."""
     return text_tokenizer(
-        recipe.model.base,
+        base,
         max_tokens=recipe.data.max_tokens,
-        num_embeddings=num_embeddings(load_config(recipe.model.base)),
+        num_embeddings=num_embeddings(load_config(base)),
     )
 
 
@@ -51,10 +51,7 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
     comm.barrier()
     if not complete:
         part, parts = comm.rank(), comm.world_size()
-        mine = len(range(part, len(files.sources), parts))
-        progress = Progress("tokenise", total=mine, unit="shards", shown=leads)
-        make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))
-        progress.close()
+        tokenize_part(files, part=part, parts=parts, title="tokenise", shown=leads)
     comm.barrier()
     if leads and not complete:
         assert finish_token_files(files)

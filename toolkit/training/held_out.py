@@ -2,7 +2,7 @@
 
 import torch
 
-from toolkit.batch import to_device
+from toolkit.batching.batch import to_device
 from toolkit.parallel import comm
 from toolkit.text.stream import Stream
 from toolkit.training.loop import Trainer
@@ -28,8 +28,8 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
         counts = turn < len(starts)
         start = starts[turn] if counts else 0
         samples = stream.held_out(start, min(start + size, stream.num_held_out))
-        encoded = trainer.objective.encode(samples, tokenizer=trainer.tokenizer)
-        batch = trainer.objective.collate(encoded, tokenizer=trainer.tokenizer)
+        encoded = trainer.objective.encode(samples)
+        batch = trainer.objective.collate(encoded)
         units += trainer.objective.num_units(batch) * counts
         on_device = to_device(batch, device=trainer.device)
         for _, figures in trainer.objective.terms(trainer.engine, [on_device]):

@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.batch import Batch, num_tokens, to_device
+from toolkit.batching.batch import num_tokens, to_device
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.parallel import comm, zero
-from toolkit.schema import Train
+from toolkit.settings.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
-from toolkit.text.tokens import TextTokenizer
-from toolkit.training.objective import Objective
-from toolkit.training.schedule import learning_rate
+from toolkit.training.objective import Batch, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +56,9 @@ class Step:
 class Trainer:
     """What a run needs at every step; all of it fixed when the run starts."""
 
-    engine: Any
-    objective: Objective
+    engine: zero.Engine
+    objective: Objective[Any, Any]
     stream: Samples
-    tokenizer: TextTokenizer
     train: Train
     micro_batch_rows: int
     device: torch.device
@@ -97,7 +94,8 @@ class Trainer:
         self.watchdog.enter("data", step=step + 1)
         batches = self.batches(step)
         units = sum(self.objective.num_units(batch) for batch in batches)
-        tokens, cells = (sum(counts) for counts in zip(*map(num_tokens, batches), strict=True))
+        counts = [num_tokens(batch.rows) for batch in batches]
+        tokens, cells = (sum(numbers) for numbers in zip(*counts, strict=True))
         # Whoever waits for others here is no longer busy with data of its own.
         self.watchdog.enter("backward", step=step + 1)
         # The wish to stop rides along: ranks get a signal at different moments, and must agree.
@@ -106,8 +104,7 @@ class Trainer:
         )
         self._seed_dropout(step)
         lr = learning_rate(self.train, step=step)
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+        zero.set_rate(self.engine, lr=lr)
         figures = comm.sum_of_each(self.backward(batches, all_units=all_units))
         self.watchdog.enter("step", step=step + 1)
         taken, grad_norm = zero.step(self.engine)
@@ -136,9 +133,9 @@ class Trainer:
         local = rows // comm.world_size()
         start = comm.rank() * local
         samples = self.stream.batch(step, global_rows=rows, start=start, stop=start + local)
-        encoded = self.objective.encode(samples, tokenizer=self.tokenizer)
+        encoded = self.objective.encode(samples)
         return [
-            self.objective.collate([encoded[row] for row in part], tokenizer=self.tokenizer)
+            self.objective.collate([encoded[row] for row in part])
             for part in self._micro_batches([item.num_tokens for item in encoded])
         ]
 
@@ -155,7 +152,7 @@ class Trainer:
     def backward(self, batches: Sequence[Batch], *, all_units: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the global mean; returns this rank's summed figures.
 
-        DeepSpeed averages gradients over ranks, so the local sum is scaled up by their number and
+        The engine averages gradients over ranks, so the local sum is scaled up by their number and
         divided by the units of the whole global batch, wherever they lie. A loss that is not finite
         makes its gradient NaN, even where it has one (a probability of 0 does): skip the step.
         """
@@ -163,9 +160,9 @@ class Trainer:
         total: dict[str, Tensor] = {}
         on_device = [to_device(batch, device=self.device) for batch in batches]
         for number, (term, figures) in enumerate(self.objective.terms(self.engine, on_device)):
-            self.engine.set_gradient_accumulation_boundary(number == len(batches) - 1)
             finite = figures.get("loss", term).detach().isfinite()
-            self.engine.backward(term * torch.where(finite, scale, torch.nan), scale_wrt_gas=False)
+            loss = term * torch.where(finite, scale, torch.nan)
+            zero.backward(self.engine, loss, is_last=number == len(batches) - 1)
             for name, value in figures.items():
                 total[name] = total[name] + value if name in total else value.double()
         return total
@@ -185,3 +182,11 @@ def balanced_parts(tokens: Sequence[int], *, num_parts: int) -> list[list[int]]:
         parts[part].append(row)
         heapq.heappush(loads, (load + tokens[row], part))
     return parts
+
+
+def learning_rate(train: Train, *, step: int) -> float:
+    """The rate of `step` (from 0): linear warm-up, then linear to zero at `horizon_steps`."""
+    if step < train.warmup_steps:
+        return train.lr * (step + 1) / train.warmup_steps
+    left = train.horizon_steps - step
+    return train.lr * max(0.0, left / max(1, train.horizon_steps - train.warmup_steps))

@@ -8,13 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from toolkit.console import warn
-from toolkit.files import read_json_lines, write_atomic
-
-METRICS_FILE = "metrics.jsonl"
-SKIPPED_FILE = "skipped.jsonl"
-STARTS_FILE = "starts.jsonl"  # `starts` writes it, and this:
-STARTING_FILE = "starting.json"
+from toolkit.base.console import warn
+from toolkit.base.files import write_atomic
+from toolkit.base.layout import METRICS_FILE, SKIPPED_FILE
+from toolkit.runs.records import read_metrics
 
 
 class MetricsLog:
@@ -63,23 +60,3 @@ class MetricsLog:
 
 def _is_finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's metrics, in order: a step, and numbers or null. A line that is
-    damaged into something else is left out, as one is that was cut short."""
-    rows = read_json_lines(run_dir / METRICS_FILE)
-    return [row for row in rows if _is_step(row) and all(map(_is_number, row.values()))]
-
-
-def read_starts(run_dir: Path) -> list[dict[str, Any]]:
-    """All whole lines of a run's starts, in order; each tells at least the step it began after."""
-    return [row for row in read_json_lines(run_dir / STARTS_FILE) if _is_step(row)]
-
-
-def _is_step(row: Mapping[str, Any]) -> bool:
-    return type(row.get("step")) is int
-
-
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, int | float)

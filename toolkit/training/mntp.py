@@ -4,16 +4,17 @@ Shapes: B rows, T tokens, M hidden tokens of the batch, V vocabulary.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.batch import Batch, lay_out, model_arguments, place, tensor
+from toolkit.batching.batch import Rows, lay_out, model_arguments, place
 from toolkit.model.losses import masked_token_nll
-from toolkit.schema import Mntp
+from toolkit.settings.schema import Mntp
 from toolkit.text.masking import mask_tokens
 from toolkit.text.order import sample_seed
 from toolkit.text.stream import Pieces, Sample
@@ -37,18 +38,27 @@ class MaskedBlock:
 
 
 @dataclasses.dataclass(frozen=True)
+class MntpBatch:
+    """Corrupted pieces of blocks: where a prediction is made, and, piece by piece, the token that
+    is to be predicted there."""
+
+    rows: Rows
+    predict_BT: Tensor
+    target_M: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
 class MntpObjective:
     """Hide tokens; predict hidden token i from the hidden state at i - 1."""
 
     settings: Mntp
+    tokenizer: TextTokenizer
     seed: int
     mask_id: int
     packed: bool
     needs_head: bool = True
 
-    def encode(
-        self, samples: Sequence[Sample[Pieces]], *, tokenizer: TextTokenizer
-    ) -> list[MaskedBlock]:
+    def encode(self, samples: Sequence[Sample[Pieces]]) -> list[MaskedBlock]:
         """Each block with some of its tokens hidden, by the sample's own random numbers."""
         blocks = []
         for sample in samples:
@@ -58,11 +68,11 @@ class MntpObjective:
             for ids_T in sample.content:
                 corrupted_T, hidden_T = mask_tokens(
                     ids_T,
-                    own_T=tokenizer.is_own(ids_T),
+                    own_T=self.tokenizer.is_own(ids_T),
                     probability=self.settings.mask_probability,
                     policy=self.settings.mask_policy,
                     mask_id=self.mask_id,
-                    vocab_size=tokenizer.vocab_size,
+                    vocab_size=self.tokenizer.vocab_size,
                     rng=rng,
                 )
                 block.rows.append(corrupted_T)
@@ -71,35 +81,34 @@ class MntpObjective:
             blocks.append(block)
         return blocks
 
-    def collate(self, encoded: Sequence[MaskedBlock], *, tokenizer: TextTokenizer) -> Batch:
-        """The corrupted pieces of the blocks (see `lay_out`), predict_BT (where a prediction is
-        made) and target_M, piece by piece."""
-        batch = lay_out(
+    def collate(self, encoded: Sequence[MaskedBlock]) -> MntpBatch:
+        """The pieces of some blocks, in order."""
+        rows = lay_out(
             [row for block in encoded for row in block.rows],
-            tokenizer=tokenizer,
+            tokenizer=self.tokenizer,
             packed=self.packed,
         )
         predict = [row for block in encoded for row in block.predict]
         targets = [row for block in encoded for row in block.targets]
-        return {
-            **batch,
-            "predict_BT": place(predict, batch=batch, fill=False),
-            "target_M": torch.from_numpy(np.concatenate(targets)),
-        }
+        return MntpBatch(
+            rows,
+            predict_BT=place(predict, rows=rows, fill=False),
+            target_M=torch.from_numpy(np.concatenate(targets)),
+        )
 
-    def num_units(self, batch: Batch) -> int:
+    def num_units(self, batch: MntpBatch) -> int:
         """The number of hidden tokens."""
-        return len(tensor(batch, "target_M"))
+        return len(batch.target_M)
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[MntpBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed NLL of each micro-batch; logits exist at the hidden positions only."""
         for batch in batches:
-            output = forward(**model_arguments(batch), logits_to_keep=batch["predict_BT"])
+            output = forward(**model_arguments(batch.rows), logits_to_keep=batch.predict_BT)
             loss, correct = masked_token_nll(
                 output.logits,
-                target_M=tensor(batch, "target_M"),
+                target_M=batch.target_M,
                 kernel=self.settings.cross_entropy,
             )
             yield loss, {"loss": loss.detach(), "accuracy": correct}

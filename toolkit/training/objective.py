@@ -4,12 +4,12 @@ An objective turns samples into a batch and a batch into a SUM of losses over it
 tokens, rows); the loop owns the normaliser, because only it sees the whole global batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.batch import Batch
+from toolkit.batching.batch import Rows
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 
@@ -25,8 +25,24 @@ class Encoded(Protocol):
         """How many tokens it puts into a batch."""
 
 
-class Objective(Protocol):
+class Batch(Protocol):
+    """A micro-batch: a frozen data class of rows, and of what the objective needs beside them."""
+
+    @property
+    def rows(self) -> Rows:
+        """The tokens."""
+
+
+AnyEncoded = TypeVar("AnyEncoded", bound=Encoded)
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+
+
+class Objective(Protocol[AnyEncoded, AnyBatch]):
     """The part of a training run that differs between MNTP, SimCSE and supervised training."""
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """That of the model."""
 
     @property
     def needs_head(self) -> bool:
@@ -36,19 +52,17 @@ class Objective(Protocol):
     def packed(self) -> bool:
         """Whether rows lie one after another, without padding."""
 
-    def encode(
-        self, samples: Sequence[Sample[Any]], *, tokenizer: TextTokenizer
-    ) -> Sequence[Encoded]:
+    def encode(self, samples: Sequence[Sample[Any]]) -> Sequence[AnyEncoded]:
         """Each sample as tokens."""
 
-    def collate(self, encoded: Sequence[Any], *, tokenizer: TextTokenizer) -> Batch:
+    def collate(self, encoded: Sequence[AnyEncoded]) -> AnyBatch:
         """The batch of some samples that `encode` gave, as CPU tensors."""
 
-    def num_units(self, batch: Batch) -> int:
+    def num_units(self, batch: AnyBatch) -> int:
         """How many terms the loss of this batch sums."""
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[AnyBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """For each micro-batch in order a scalar, whose gradients add up to that of the SUM of
         losses over this rank's units, and the figures to report with it, "loss" among them.

@@ -3,9 +3,11 @@
 Knows all of them, so that a run need not. Refuses to know how any is computed.
 """
 
-from toolkit.files import BadInput
+from typing import Any
+
+from toolkit.base.errors import BadInput
 from toolkit.model.losses import check_kernel
-from toolkit.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.data import is_packed
 from toolkit.training.mntp import MntpObjective
@@ -20,7 +22,7 @@ def check_objective(recipe: TrainingRecipe) -> None:
         check_kernel(recipe.mntp.cross_entropy)
 
 
-def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective:
+def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective[Any, Any]:
     """The objective of a recipe. Raises `BadInput` when the mask token is not in the vocabulary."""
     if isinstance(recipe, MntpRecipe):
         mask_id = tokenizer.token_id(recipe.mntp.mask_token)
@@ -31,12 +33,18 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
             )
         tokenizer.check_largest(mask_id, where=f"mntp.mask_token={recipe.mntp.mask_token!r}")
         return MntpObjective(
-            settings=recipe.mntp, seed=recipe.train.seed, mask_id=mask_id, packed=is_packed(recipe)
+            settings=recipe.mntp,
+            tokenizer=tokenizer,
+            seed=recipe.train.seed,
+            mask_id=mask_id,
+            packed=is_packed(recipe),
         )
     packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
     if isinstance(recipe, SupervisedRecipe):
         return SupervisedObjective(
-            settings=recipe.supervised, packed=packed, low_precision=low_precision
+            recipe.supervised, tokenizer=tokenizer, packed=packed, low_precision=low_precision
         )
     assert isinstance(recipe, SimcseRecipe)
-    return SimcseObjective(settings=recipe.simcse, packed=packed, low_precision=low_precision)
+    return SimcseObjective(
+        recipe.simcse, tokenizer=tokenizer, packed=packed, low_precision=low_precision
+    )

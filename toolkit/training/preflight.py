@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 import toolkit
+from toolkit.base.console import say, warn
+from toolkit.base.errors import BadInput, NodeFault
 from toolkit.cluster.topology import Topology
-from toolkit.console import say, warn
-from toolkit.files import BadInput, NodeFault
 from toolkit.parallel import comm
 from toolkit.parallel.agreement import alike
 

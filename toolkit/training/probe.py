@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from toolkit.batch import embed_rows, lay_out, to_device
+from toolkit.base.errors import BadInput
+from toolkit.batching.batch import embed_rows, lay_out, to_device
 from toolkit.evaluation.retrieval import RetrievalTask
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.task import Vectors
 from toolkit.evaluation.tasks import read_retrieval
-from toolkit.files import BadInput
 from toolkit.parallel import comm
-from toolkit.task_schema import Probe
+from toolkit.settings.task_schema import Probe
 from toolkit.training.loop import Trainer
 
 SPEARMAN, NDCG = "probe_spearman", "probe_ndcg_at_10"
@@ -70,7 +70,7 @@ class _Embed:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:  # noqa: ARG002
         trainer, world = self._trainer, comm.world_size()
-        rows = trainer.tokenizer.encode(texts)
+        rows = trainer.objective.tokenizer.encode(texts)
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         size = trainer.micro_batch_rows
         batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -80,7 +80,9 @@ class _Embed:
             counts = turn < len(batches)
             numbers = batches[turn if counts else 0]
             some = [rows[number] for number in numbers]
-            batch = lay_out(some, tokenizer=trainer.tokenizer, packed=trainer.objective.packed)
+            batch = lay_out(
+                some, tokenizer=trainer.objective.tokenizer, packed=trainer.objective.packed
+            )
             vectors_BD = embed_rows(self._forward, to_device(batch, device=trainer.device))
             if found_ND is None:
                 found_ND = vectors_BD.new_zeros(len(rows), vectors_BD.shape[1])

@@ -9,13 +9,22 @@ from typing import Any
 
 import torch
 
-from toolkit.cluster.heartbeats import HEARTBEATS_FILE
+from toolkit.base.console import say
+from toolkit.base.errors import RunFailed
+from toolkit.base.files import remove_committed, remove_temporaries
+from toolkit.base.layout import (
+    CHECKPOINT_DIR,
+    CONFIG_FILE,
+    ENCODER_DIR,
+    HEARTBEATS_FILE,
+    METRICS_FILE,
+    SKIPPED_FILE,
+    STARTING_FILE,
+    STARTS_FILE,
+)
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.config import ENCODER_DIR
-from toolkit.console import say
-from toolkit.files import RunFailed, remove_committed, remove_temporaries
 from toolkit.model.attention import attention_in_use
 from toolkit.model.backbone import (
     DTYPES,
@@ -27,20 +36,18 @@ from toolkit.model.backbone import (
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
-from toolkit.schema import TrainingRecipe
+from toolkit.settings.schema import TrainingRecipe
 from toolkit.training import checkpoint
 from toolkit.training.admission import Admission, check_exportable, claim, look, meet, restore
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import is_packed, make_tokens, open_stream, open_tokenizer
-from toolkit.training.encoder import encoder_step, write_encoder
+from toolkit.training.export import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import METRICS_FILE, SKIPPED_FILE, STARTING_FILE, STARTS_FILE
 from toolkit.training.objectives import build_objective
 from toolkit.training.preflight import NONCE, preflight
 from toolkit.training.recorder import Recorder
 from toolkit.training.saver import Saver
 from toolkit.training.starts import Place, loading, record_start, watched_job
-from toolkit.training.steps import CHECKPOINT_DIR
 
 STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives know that one does
 
@@ -52,13 +59,13 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
     topology = detect(environ)
-    admission = look(recipe, topology=topology, environ=environ)
+    found = look(recipe, topology=topology, environ=environ)
     job = watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
         timeout_s = recipe.train.stall_s + STALL_MARGIN_S
-        device = meet(admission, topology=topology, timeout_s=timeout_s)
+        admission, device = meet(found, topology=topology, timeout_s=timeout_s)
         place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, admission=admission, place=place, stop=stop)
@@ -96,15 +103,15 @@ def _run_on_ranks(
         first_skipped = restored.skipped_steps if restored else 0
         trainer = build_trainer(
             recipe,
-            settings=dict(admission.settings),
+            admission=admission,
             restored=restored,
             device=place.device,
             watchdog=place.watchdog,
         )
         del restored
-        engine, vocab_size = trainer.engine, trainer.tokenizer.vocab_size
+        engine, vocab_size = trainer.engine, trainer.objective.tokenizer.vocab_size
         trained = [saved_name(name) for name in zero.trainable_parameters(engine)]
-        check_exportable(recipe, trained=trained)
+        check_exportable(admission.base, trained=trained)
         place.watchdog.enter("load", step=0)
         prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
         claim(recipe)  # only now: whatever can be refused above leaves nothing behind
@@ -132,7 +139,7 @@ def _run_on_ranks(
 
 def _tidy(run_dir: Path, *, recipe: TrainingRecipe) -> None:
     """Remove what a killed run has left: half-written files, checkpoints that it was to remove."""
-    names = ("config.yaml", METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE, STARTING_FILE)
+    names = (CONFIG_FILE, METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE, STARTING_FILE)
     remove_temporaries(run_dir, *names, ENCODER_DIR, NONCE)
     remove_temporaries(run_dir / CHECKPOINT_DIR)
     checkpoint.prune(run_dir, train=recipe.train)
@@ -150,21 +157,21 @@ def _attention(recipe: TrainingRecipe, trainer: Trainer) -> str:
 def build_trainer(
     recipe: TrainingRecipe,
     *,
-    settings: dict[str, Any],
+    admission: Admission,
     restored: checkpoint.Checkpoint | None,
     device: torch.device,
     watchdog: Watchdog,
 ) -> Trainer:
     """Tokens, samples, objective and engine, as a checkpoint left them if there is one.
     Collective: the ranks share the work of tokenising."""
-    tokenizer = open_tokenizer(recipe)
+    tokenizer = open_tokenizer(recipe, base=admission.base)
     objective = build_objective(recipe, tokenizer=tokenizer)
     make_tokens(recipe, tokenizer=tokenizer)
     stream = open_stream(recipe, tokenizer=tokenizer)
     watchdog.enter("load", step=0)  # again, as after each long part of loading
     engine = build_engine(
         recipe,
-        settings=settings,
+        admission=admission,
         needs_head=objective.needs_head,
         restored=restored,
         device=device,
@@ -173,9 +180,8 @@ def build_trainer(
         engine=engine,
         objective=objective,
         stream=stream,
-        tokenizer=tokenizer,
         train=recipe.train,
-        micro_batch_rows=settings["train_micro_batch_size_per_gpu"],
+        micro_batch_rows=admission.settings.micro_batch_rows,
         device=device,
         watchdog=watchdog,
     )
@@ -196,26 +202,27 @@ def _export(run_dir: Path, *, kind: str, step: int) -> None:
 def build_engine(
     recipe: TrainingRecipe,
     *,
-    settings: dict[str, Any],
+    admission: Admission,
     needs_head: bool,
     restored: checkpoint.Checkpoint | None,
     device: torch.device | None = None,
-) -> Any:
+) -> zero.Engine:
     """Model, adapters, restored weights, engine, restored optimizer: in the only order that works.
 
     Adapters are drawn from the recipe's seed, so that every rank and every world size start alike.
     """
+    settings, base = admission.settings, admission.base
     torch.manual_seed(recipe.train.seed)
-    config = load_config(recipe.model.base, attention_dropout=recipe.model.attention_dropout)
+    config = load_config(base, attention_dropout=recipe.model.attention_dropout)
     with zero.partitioned_loading(settings):
         model = load_backbone(
-            recipe.model.base,
+            base,
             config=config,
             head=needs_head,
             dtype=recipe.model.dtype,
             attention=recipe.model.attention,
-            # Under ZeRO-3 the partitioned loading decides where weights go.
-            device=device if settings["zero_optimization"]["stage"] < 3 else None,
+            # Where ranks share the weights, the partitioned loading decides where these go.
+            device=None if settings.layout.shares_weights else device,
         )
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
@@ -242,7 +249,7 @@ def build_engine(
     return engine
 
 
-def prove(recipe: TrainingRecipe, *, engine: Any, vocab_size: int, device: Any) -> None:
+def prove(recipe: TrainingRecipe, *, engine: zero.Engine, vocab_size: int, device: Any) -> None:
     """Prove on the engine itself, partitions and all, that attention runs in both directions.
 
     Where rows are packed, also that they do not see each other.

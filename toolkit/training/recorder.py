@@ -5,13 +5,14 @@ Every rank has one, since evaluating is collective; the leading rank's writes.
 
 from pathlib import Path
 
-from toolkit.console import Progress, say
-from toolkit.files import RunFailed
+from toolkit.base.console import Progress, say
+from toolkit.base.errors import RunFailed
+from toolkit.base.layout import SKIPPED_FILE
 from toolkit.parallel import comm
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.training.held_out import evaluate
 from toolkit.training.loop import Step, Trainer
-from toolkit.training.metrics import SKIPPED_FILE, MetricsLog
+from toolkit.training.metrics import MetricsLog
 from toolkit.training.probe import open_probe
 from toolkit.training.utilisation import Utilisation
 from toolkit.training.views import View, open_views

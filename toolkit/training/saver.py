@@ -21,20 +21,21 @@ import torch
 from torch import Tensor
 
 import toolkit
-from toolkit.console import warn
-from toolkit.files import RunFailed, publish, sha256_of, write_json
+from toolkit.base.console import warn
+from toolkit.base.errors import RunFailed
+from toolkit.base.files import publish, sha256_of, write_json
+from toolkit.base.layout import CHECKPOINT_DIR, MOMENT_DIR, STATE_FILE, STEP_PREFIX, WEIGHT_DIR
+from toolkit.base.sealed import content_digest
 from toolkit.model.tensor_file import TensorWriter
 from toolkit.model.weights import ADAPTER_FILE, FULL_FILE, adapter_config, saved_name
 from toolkit.parallel import comm, zero
-from toolkit.schema import TrainingRecipe
-from toolkit.text.manifest import content_digest
+from toolkit.settings.schema import TrainingRecipe
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.starts import is_latest_start
-from toolkit.training.steps import CHECKPOINT_DIR, PREFIX, newest_step
+from toolkit.training.steps import newest_step
 
-WEIGHTS = "weights"
-KINDS = (WEIGHTS, *zero.MOMENTS)
+KINDS = (WEIGHT_DIR, *zero.MOMENTS)
 Put = Callable[[str, str, Tensor], None]  # (kind, stored name, value)
 
 
@@ -57,7 +58,7 @@ class _Writer:
     def make_folders(self) -> None:
         with self._remembering():
             shutil.rmtree(self._folder, ignore_errors=True)
-            for part in (WEIGHTS, "optimizer"):
+            for part in (WEIGHT_DIR, MOMENT_DIR):
                 (self._folder / part).mkdir(parents=True)
 
     def put(self, kind: str, name: str, value: Tensor) -> None:
@@ -92,7 +93,7 @@ class _Writer:
 class Saver:
     """The checkpoints of a run. All methods are collective: every rank calls them."""
 
-    def __init__(self, recipe: TrainingRecipe, *, engine: Any, origin: Origin) -> None:
+    def __init__(self, recipe: TrainingRecipe, *, engine: zero.Engine, origin: Origin) -> None:
         self._recipe, self._origin, self._engine = recipe, origin, engine
         self._run_dir, self._leads = Path(recipe.run_dir), comm.rank() == 0
         self._parameters = zero.trainable_parameters(engine)
@@ -111,7 +112,7 @@ class Saver:
         """
         self.settle(wait=True)
         self._end_if_another_job_has_started()
-        folder = self._run_dir / CHECKPOINT_DIR / f".{PREFIX}{step:08d}.tmp"
+        folder = self._run_dir / CHECKPOINT_DIR / f".{STEP_PREFIX}{step:08d}.tmp"
         writer = _Writer(folder, share=self._share)
         if self._leads:
             writer.make_folders()
@@ -176,7 +177,7 @@ class Saver:
 
     def _gather(self, put: Put) -> None:
         for kind in KINDS:
-            moment = None if kind == WEIGHTS else kind
+            moment = None if kind == WEIGHT_DIR else kind
             for name, parameter in self._parameters.items():
                 stored = saved_name(name)
                 owner = self._owners[kind][stored]
@@ -187,7 +188,7 @@ class Saver:
     def _commit(self, pending: "_Pending", *, digests: dict[str, str]) -> None:
         folder, lora = pending.folder, self._recipe.model.lora
         if lora:
-            name = f"{WEIGHTS}/adapter_config.json"
+            name = f"{WEIGHT_DIR}/adapter_config.json"
             write_json(folder / name, adapter_config(lora, base=self._origin.base))
             digests[name] = sha256_of(folder / name)
         state = {
@@ -199,8 +200,8 @@ class Saver:
             **dataclasses.asdict(self._origin),
             **pending.facts,
         }
-        write_json(folder / checkpoint.STATE_FILE, {**state, "digest": content_digest(state)})
-        path = folder.with_name(f"{PREFIX}{pending.step:08d}")
+        write_json(folder / STATE_FILE, {**state, "digest": content_digest(state)})
+        path = folder.with_name(f"{STEP_PREFIX}{pending.step:08d}")
         if not publish(folder, path):
             raise FileExistsError(
                 f"{path}: another job has written it: two share the run directory"
@@ -233,7 +234,7 @@ def _owners(shapes: Mapping[str, tuple[int, ...]], *, lora: bool) -> dict[str, d
         before += size
     found = dict.fromkeys(KINDS, shared)
     if lora:
-        found[WEIGHTS] = dict.fromkeys(shapes, world_size - 1)
+        found[WEIGHT_DIR] = dict.fromkeys(shapes, world_size - 1)
     return found
 
 
@@ -245,12 +246,12 @@ def _share_of(
         mine = {name: shape for name, shape in shapes.items() if owners[kind][name] == comm.rank()}
         if not mine:
             continue
-        if kind != WEIGHTS:
-            files[kind] = (_file(f"optimizer/{kind}"), mine)
+        if kind != WEIGHT_DIR:
+            files[kind] = (_file(f"{MOMENT_DIR}/{kind}"), mine)
         elif lora:
-            files[kind] = (f"{WEIGHTS}/{ADAPTER_FILE}", mine)
+            files[kind] = (f"{WEIGHT_DIR}/{ADAPTER_FILE}", mine)
         else:
-            files[kind] = (_file(f"{WEIGHTS}/{FULL_FILE.removesuffix('.safetensors')}"), mine)
+            files[kind] = (_file(f"{WEIGHT_DIR}/{FULL_FILE.removesuffix('.safetensors')}"), mine)
     return _Share(files)
 
 

@@ -4,17 +4,18 @@ Shapes: B local rows, T tokens, D width, N rows of all ranks.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.batch import Batch, embed_rows, lay_out
+from toolkit.batching.batch import Rows, embed_rows, lay_out
 from toolkit.model.losses import info_nce
 from toolkit.parallel import comm
-from toolkit.schema import Simcse
+from toolkit.settings.schema import Simcse
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.contrastive import (
@@ -38,41 +39,49 @@ class Sentence:
 
 
 @dataclasses.dataclass(frozen=True)
+class SimcseBatch:
+    """`num_sentences` sentences, and then all of them once more."""
+
+    rows: Rows
+    num_sentences: int
+
+
+@dataclasses.dataclass(frozen=True)
 class SimcseObjective:
     """Two dropout views of a sentence are a positive pair; all other sentences are negatives."""
 
     settings: Simcse
+    tokenizer: TextTokenizer
     packed: bool
     low_precision: bool = False
     needs_head: bool = False
 
-    def encode(self, samples: Sequence[Sample[str]], *, tokenizer: TextTokenizer) -> list[Sentence]:
+    def encode(self, samples: Sequence[Sample[str]]) -> list[Sentence]:
         """The tokens of each sentence."""
-        return [Sentence(ids) for ids in tokenizer.encode([sample.content for sample in samples])]
+        texts = [sample.content for sample in samples]
+        return [Sentence(ids_T) for ids_T in self.tokenizer.encode(texts)]
 
-    def collate(self, encoded: Sequence[Sentence], *, tokenizer: TextTokenizer) -> Batch:
-        """The sentences, twice (see `lay_out`).
+    def collate(self, encoded: Sequence[Sentence]) -> SimcseBatch:
+        """The sentences, twice.
 
         Both views in one forward pass: dropout draws anew for every row, and one pass of twice the
         rows keeps a device busier than two.
         """
-        rows = [sentence.ids_T for sentence in encoded]
-        batch = lay_out([*rows, *rows], tokenizer=tokenizer, packed=self.packed)
-        return {**batch, "num_rows": len(rows)}
+        views = [sentence.ids_T for sentence in encoded] * 2
+        rows = lay_out(views, tokenizer=self.tokenizer, packed=self.packed)
+        return SimcseBatch(rows, num_sentences=len(encoded))
 
-    def num_units(self, batch: Batch) -> int:
+    def num_units(self, batch: SimcseBatch) -> int:
         """The number of sentences."""
-        num_rows = batch["num_rows"]
-        assert isinstance(num_rows, int)
-        return num_rows
+        return batch.num_sentences
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[SimcseBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our rows against the second views of all ranks, however many
         micro-batches hold them."""
         return cached_terms(
-            batches, embed=lambda batch: embed_rows(forward, batch), loss=self._loss_sum
+            batches, embed=lambda batch: embed_rows(forward, batch.rows), loss=self._loss_sum
         )
 
     def _loss_sum(self, vectors: Sequence[Tensor]) -> tuple[Tensor, Figures]:

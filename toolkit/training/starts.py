@@ -17,22 +17,18 @@ from typing import Any
 import torch
 
 import toolkit
+from toolkit.base.errors import RunFailed
+from toolkit.base.files import append_line, create_atomic, write_atomic, write_json
+from toolkit.base.layout import CONFIG_FILE, HEARTBEATS_FILE, STARTING_FILE, STARTS_FILE
 from toolkit.cluster.exclusion import excluded_nodes, exclusion_command
-from toolkit.cluster.heartbeats import HEARTBEATS_FILE
 from toolkit.cluster.leases import this_process
 from toolkit.cluster.preempt import CHAIN_VARIABLE, requeue_command
 from toolkit.cluster.topology import LOCAL, Topology
 from toolkit.cluster.watchdog import Job, Watchdog
-from toolkit.config import check_run_dir, to_yaml
-from toolkit.files import (
-    RunFailed,
-    append_line,
-    create_atomic,
-    write_atomic,
-    write_json,
-)
-from toolkit.schema import TrainingRecipe
-from toolkit.training.metrics import STARTING_FILE, STARTS_FILE, read_starts
+from toolkit.runs.records import read_starts
+from toolkit.settings.recipes import to_yaml
+from toolkit.settings.schema import TrainingRecipe
+from toolkit.settings.training_checks import check_run_dir
 
 MAX_RESTARTS = 3  # in a row, without a step
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "safetensors")
@@ -89,7 +85,7 @@ def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> N
 def claim_run_dir(recipe: TrainingRecipe) -> None:
     """Write config.yaml: of two recipes that arrive together in a new directory one has it. Raises
     `BadInput` for the other, which found nothing when it looked, minutes ago."""
-    path = Path(recipe.run_dir) / "config.yaml"
+    path = Path(recipe.run_dir) / CONFIG_FILE
     if not create_atomic(path, to_yaml(recipe)):
         check_run_dir(recipe)
         write_atomic(path, to_yaml(recipe))  # some keys may differ from one start to the next

@@ -5,15 +5,14 @@ Knows where checkpoints lie. Refuses to know what is in them.
 
 from pathlib import Path
 
-from toolkit.files import BadInput, newest_committed
-
-CHECKPOINT_DIR = "checkpoints"
-PREFIX = "step-"
+from toolkit.base.errors import BadInput
+from toolkit.base.files import newest_committed
+from toolkit.base.layout import CHECKPOINT_DIR, STEP_PREFIX
 
 
 def newest(run_dir: Path) -> Path | None:
     """The newest whole checkpoint of a run; None before its first."""
-    return newest_committed(run_dir / CHECKPOINT_DIR, PREFIX)
+    return newest_committed(run_dir / CHECKPOINT_DIR, STEP_PREFIX)
 
 
 def newest_step(run_dir: Path) -> int:
@@ -24,7 +23,7 @@ def newest_step(run_dir: Path) -> int:
 
 def step_of(path: Path) -> int:
     """The step of a checkpoint."""
-    return int(path.name.removeprefix(PREFIX))
+    return int(path.name.removeprefix(STEP_PREFIX))
 
 
 def check_steps(run_dir: Path, *, steps: int) -> int:

@@ -9,18 +9,19 @@ Shapes: B local queries, n hard negatives of each, T tokens, D width, N candidat
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from toolkit.batch import Batch, embed_rows, lay_out, place, tensor
-from toolkit.files import BadInput
+from toolkit.base.errors import BadInput
+from toolkit.batching.batch import Rows, embed_rows, lay_out, with_own
 from toolkit.model.losses import FILLER, FalseNegatives, info_nce, matryoshka
 from toolkit.parallel import comm
-from toolkit.schema import Supervised
+from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import TaskPair
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
@@ -51,17 +52,26 @@ class PairTokens:
 
 
 @dataclasses.dataclass(frozen=True)
+class PairBatch:
+    """Pairs of one data set: all queries, then all positives, then each negative in turn. hash_KB
+    are the hashes of these K = 2 + n texts of each pair, `scale` that of the data set."""
+
+    rows: Rows
+    hash_KB: Tensor
+    scale: float
+
+
+@dataclasses.dataclass(frozen=True)
 class SupervisedObjective:
     """A query's positive against all positives and hard negatives of the global batch."""
 
     settings: Supervised
+    tokenizer: TextTokenizer
     packed: bool
     low_precision: bool = False
     needs_head: bool = False
 
-    def encode(
-        self, samples: Sequence[Sample[TaskPair]], *, tokenizer: TextTokenizer
-    ) -> list[PairTokens]:
+    def encode(self, samples: Sequence[Sample[TaskPair]]) -> list[PairTokens]:
         """The texts of pairs of one data set as tokens.
 
         Where a pair has fewer negatives than its data set, the first token of its positive stands
@@ -70,11 +80,11 @@ class SupervisedObjective:
         task = samples[0].content.task
         num_negatives = min(self.settings.num_hard_negatives, task.max_negatives)
         pairs = [sample.content.pair for sample in samples]
-        queries = self._encode([p.query for p in pairs], task.query_instruction, tokenizer)
+        queries = self._encode([p.query for p in pairs], task.query_instruction)
         texts = [
             text for pair in pairs for text in (pair.positive, *pair.negatives[:num_negatives])
         ]
-        documents = iter(self._encode(texts, task.document_instruction, tokenizer))
+        documents = iter(self._encode(texts, task.document_instruction))
         found = []
         for pair, query in zip(pairs, queries, strict=True):
             positive = next(documents)
@@ -91,40 +101,37 @@ class SupervisedObjective:
             )
         return found
 
-    def collate(self, encoded: Sequence[PairTokens], *, tokenizer: TextTokenizer) -> Batch:
-        """All queries, then all positives, then each negative in turn (see `lay_out`), with
-        hash_KB: the hashes of these K = 2 + n texts of each pair."""
+    def collate(self, encoded: Sequence[PairTokens]) -> PairBatch:
+        """The texts of some pairs of one data set."""
         num_texts = len(encoded[0].rows)
-        rows = [pair.rows[text] for text in range(num_texts) for pair in encoded]
-        batch = lay_out([ids_T for ids_T, _ in rows], tokenizer=tokenizer, packed=self.packed)
-        own = place([own_T for _, own_T in rows], batch=batch, fill=False)
+        texts = [pair.rows[text] for text in range(num_texts) for pair in encoded]
+        rows = lay_out([ids_T for ids_T, _ in texts], tokenizer=self.tokenizer, packed=self.packed)
         hashes = np.array([pair.hashes for pair in encoded], dtype=np.int64)
-        return {
-            **batch,
-            "own_BT": own.long(),
-            "hash_KB": torch.from_numpy(hashes.T.copy()),
-            "scale": encoded[0].scale,
-        }
+        return PairBatch(
+            with_own(rows, own=[own_T for _, own_T in texts]),
+            hash_KB=torch.from_numpy(hashes.T.copy()),
+            scale=encoded[0].scale,
+        )
 
-    def num_units(self, batch: Batch) -> int:
+    def num_units(self, batch: PairBatch) -> int:
         """The number of queries."""
-        return tensor(batch, "hash_KB").shape[1]
+        return batch.hash_KB.shape[1]
 
     def terms(
-        self, forward: nn.Module, batches: Sequence[Batch]
+        self, forward: Callable[..., Any], batches: Sequence[PairBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our queries against the candidates of all ranks, however many
         micro-batches hold them."""
         return cached_terms(
             batches,
-            embed=lambda batch: embed_rows(forward, batch),
+            embed=lambda batch: embed_rows(forward, batch.rows),
             loss=functools.partial(self._loss_sum, batches),
         )
 
     def _loss_sum(
-        self, batches: Sequence[Batch], vectors: Sequence[Tensor]
+        self, batches: Sequence[PairBatch], vectors: Sequence[Tensor]
     ) -> tuple[Tensor, Figures]:
-        hash_KB = torch.cat([tensor(batch, "hash_KB") for batch in batches], dim=1)
+        hash_KB = torch.cat([batch.hash_KB for batch in batches], dim=1)
         parts = [found.chunk(len(hash_KB)) for found in vectors]
         query_BD, positive_BD, *negatives = (torch.cat(texts) for texts in zip(*parts, strict=True))
         candidate_ND = gather_vectors(
@@ -141,15 +148,13 @@ class SupervisedObjective:
             margin=self.settings.false_negative_margin,
         )
         target_B = torch.arange(num_rows, device=query_BD.device) + comm.rank() * local
-        scale = batches[0]["scale"]
-        assert isinstance(scale, float)
 
         def loss_of(dim: int) -> tuple[Tensor, Tensor]:
             return info_nce(
                 query_BD[:, :dim],
                 candidate_ND=candidate_ND[:, :dim],
                 target_B=target_B,
-                scale=scale,
+                scale=batches[0].scale,
                 false=false,
             )
 
@@ -160,9 +165,8 @@ class SupervisedObjective:
             loss, correct=correct, query_BD=query_BD, positive_BD=positive_BD
         )
 
-    def _encode(
-        self, texts: Sequence[str], instruction: str, tokenizer: TextTokenizer
-    ) -> list[Row]:
+    def _encode(self, texts: Sequence[str], instruction: str) -> list[Row]:
+        tokenizer = self.tokenizer
         if not instruction:
             return [(ids_T, tokenizer.is_own(ids_T)) for ids_T in tokenizer.encode(texts)]
         prefix = self.settings.instruction_format.format(instruction=instruction)

@@ -10,9 +10,10 @@ import resource
 
 import torch
 
-from toolkit.files import BadInput
-from toolkit.planning import GIB, Shape, flops, peak_of, shape_of
-from toolkit.schema import MntpRecipe, TrainingRecipe
+from toolkit.base.errors import BadInput
+from toolkit.runs.estimate import GIB, flops, peak_of
+from toolkit.runs.shapes import Shape, shape_of
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.training.loop import Step
 
 

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit.files import BadInput
-
-TENSORBOARD_DIR = "tensorboard"
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import TENSORBOARD_DIR
 
 
 class View(Protocol):

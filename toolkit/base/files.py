@@ -1,0 +1,338 @@
+"""Files that are either whole or absent: atomic writes, committed directories, digests.
+
+Knows the file system. Refuses to know what is inside a file.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import COMMIT_MARKER
+
+# What `link` says where a file system has no hard links (FAT, some network and user file systems).
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+TURN_S, TURN_POLL_S = 10.0, 0.02
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an `OSError` that names no file name `path`: a write to an open file says only that the
+    disk is full, and not which."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never a part."""
+    with _written(path, content) as temporary:
+        os.replace(temporary, path)
+    sync(path.parent)
+
+
+def create_atomic(path: Path, content: bytes | str) -> bool:
+    """Write `content` if there is no such file yet; whether we have. Of many who do so at the same
+    moment one has, and a reader sees no file or the whole one.
+
+    To claim a directory, create its file so and then read it back, whoever has created it: who
+    looks first and then writes may find that somebody else has done the same in between.
+    """
+    with _written(path, content) as temporary:
+        ours = place_new(temporary, path)
+        if not ours:
+            temporary.unlink(missing_ok=True)
+    return ours
+
+
+def place_new(temporary: Path, path: Path) -> bool:
+    """Give a finished temporary file beside `path` that name, unless there is such a file by now;
+    whether it has the name. The temporary is gone if so."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # NFS may lose an answer and ask again: then what is in our way is our own file.
+        if not _is_same(temporary, path):
+            return False
+    except FileNotFoundError:
+        # Who took us for dead has removed the temporary: all one, if there is such a file by now.
+        if not path.exists():
+            raise
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        if not _place_in_turn(temporary, path):
+            return False
+    temporary.unlink(missing_ok=True)
+    sync(path.parent)
+    return True
+
+
+def _place_in_turn(temporary: Path, path: Path) -> bool:
+    """`place_new` without hard links: one looks and renames at a time, who has made a file."""
+    turn, until = path.with_name(f".{path.name}.turn"), time.monotonic() + TURN_S
+    while True:
+        try:
+            os.close(os.open(turn, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            break
+        except FileExistsError:
+            if path.exists():
+                return False
+            if time.monotonic() > until:
+                why = f"for {TURN_S:.0f} s somebody has been creating {path.name}"
+                raise BadInput(f"{turn}: {why}; if nobody is, delete this file") from None
+            time.sleep(TURN_POLL_S)
+    try:
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
+    finally:
+        turn.unlink(missing_ok=True)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _written(path: Path, content: bytes | str) -> Iterator[Path]:
+    """A temporary file beside `path` with this content, on disk; it goes when anything fails."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(path)
+    try:
+        # The buffer is written when the file is closed, at the latest: inside of `naming`.
+        with naming(path), temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, in an order that does not depend on how it was built."""
+    write_atomic(path, _as_json(content))
+
+
+def create_json(path: Path, content: Any) -> bool:
+    """Write JSON as `create_atomic` does; whether we have."""
+    return create_atomic(path, _as_json(content))
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def read_json(path: Path) -> Any:
+    """The parsed content of a JSON file; `BadInput` when it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: is not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise BadInput(f"{path}: is not valid JSON of ours (nested too deeply)") from error
+
+
+class RepeatedName(ValueError):
+    """A JSON object has a name twice: which of the two values is meant, nobody knows."""
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` for JSON of strangers; raises `RepeatedName`."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise RepeatedName("a name twice in a JSON object")
+    return found
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file, which others may do at the same moment: theirs are kept. A line that a
+    killed writer has cut short is ended first."""
+    with path.open("a+b") as handle:
+        end = handle.seek(0, os.SEEK_END)
+        handle.seek(max(0, end - 1))
+        is_cut = handle.read(1) not in (b"", b"\n")
+        handle.write(f"{chr(10) * is_cut}{line}\n".encode())
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file, in order; none where there is no file. A line that a killed writer
+    has cut short, or that is no JSON object, is left out."""
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def stamp_of(path: Path) -> tuple[int, int]:
+    """Size and time of change of a file: enough to see that it is another one by now."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def sha256_of(path: Path) -> str:
+    """The hexadecimal SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """The hexadecimal SHA-256 of what JSON says, however it is written down."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def committed_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory that becomes `path` whole, or not at all.
+
+    Order: files, fsync, marker, fsync, one rename: there is no moment at which `path` is a part.
+    Raises `BadInput` when another process has committed other files there in the meantime: they
+    stand, and ours are dropped. Also when `path` holds what we did not write: it is never removed.
+    """
+    _refuse_foreign(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_of(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with naming(path):
+            yield temporary
+            is_ours = publish(temporary, path)
+        if not is_ours:
+            raise BadInput(
+                f"{path}: somebody else has made one with other content; choose another, or remove "
+                "it first"
+            )
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def publish(temporary: Path, path: Path) -> bool:
+    """Make a finished temporary directory the committed `path`, as `committed_directory` does;
+    whether its files are there now. If not, another process has committed others, which stand."""
+    for file in sorted(temporary.rglob("*")):
+        sync(file)
+    write_atomic(temporary / COMMIT_MARKER, "")
+    if not is_committed(path):
+        _refuse_foreign(path)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not is_committed(path):  # else another process was quicker
+                raise
+        else:
+            sync(path.parent)
+            return True
+    return all(
+        _has_content_of(file, path / file.relative_to(temporary))
+        for file in temporary.rglob("*")
+        if file.is_file()
+    )
+
+
+def _has_content_of(one: Path, other: Path) -> bool:
+    """Whether two files are equal, or one and the same; a link is not read."""
+    if not other.is_file() or one.stat().st_size != other.stat().st_size:
+        return False
+    return _is_same(one, other) or sha256_of(one) == sha256_of(other)
+
+
+def _refuse_foreign(path: Path) -> None:
+    if is_committed(path) or not path.exists():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise BadInput(f"{path}: is there already and not ours to replace; choose another")
+
+
+def is_committed(path: Path) -> bool:
+    """Whether a directory was written to its end."""
+    return (path / COMMIT_MARKER).is_file()
+
+
+def remove_committed(path: Path) -> None:
+    """Remove a committed directory, if it is there, so that its half is never taken for whole."""
+    if is_committed(path):
+        doomed = temporary_of(path)
+        os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def remove_temporaries(parent: Path, *names: str, old_s: float | None = None) -> None:
+    """Remove what killed writers of these names (of any) left in `parent`. Where others may write
+    at this moment, give `old_s`: then only what `is_abandoned` goes."""
+    for name in names or ("*",):
+        for path in parent.glob(f".{name}.*tmp"):
+            if old_s is None or is_abandoned(path, old_s=old_s):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def newest_committed(parent: Path, prefix: str) -> Path | None:
+    """The committed directory `prefix<number>` with the largest number, found by scanning.
+
+    A scan, not a pointer file: a pointer can fail to be written after a whole save.
+    """
+    found = [
+        (int(path.name.removeprefix(prefix)), path)
+        for path in parent.glob(f"{prefix}*")
+        if path.name.removeprefix(prefix).isdigit() and is_committed(path)
+    ]
+    return max(found)[1] if found else None
+
+
+def temporary_of(path: Path) -> Path:
+    """Where a path's content is written before it is whole, beside it."""
+    # Host, process and thread in the name: two writers of a path must never share a temporary.
+    writer = f"{socket.gethostname()}.{os.getpid()}-{threading.get_native_id()}"
+    return path.with_name(f".{path.name}.{writer}.tmp")
+
+
+def is_abandoned(temporary: Path, *, old_s: float) -> bool:
+    """Whether nobody writes a `temporary_of` any more: its process here is gone, or it is of
+    another host and was not written to for `old_s` seconds."""
+    rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
+    if rest.endswith(f".{socket.gethostname()}"):
+        return not Path(f"/proc/{process.partition('-')[0]}").exists()
+    try:
+        return time.time() - temporary.stat().st_mtime > old_s
+    except FileNotFoundError:
+        return False
+
+
+def sync(path: Path) -> None:
+    """Have the file system keep a file's content, or a directory's entries, over a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""Every name that a run, an encoding or an evaluation has on disk: who writes it, and who reads it.
+
+RUN is the directory of a training run or of a pipeline (`run_dir`), ENC that of an encoding and OUT
+that of an evaluation (`output_dir`). Knows names. Refuses to know what is in the files.
+"""
+
+# A directory that is written as a whole; written last, by `base.files`. Everybody who reads a
+# checkpoint, an encoder or shards looks for it first.
+COMMIT_MARKER = "COMMITTED"
+
+# --- RUN, ENC and OUT ---
+
+# Written by `launch` with every job that it submits; read by `status`, `report` and `verify`.
+LAUNCHED_FILE = "launched.json"
+# Written by `prefetch`, with the digests of what it fetched; for people.
+PREFETCHED_FILE = "prefetched.json"
+# SLURM's scripts and the output of jobs, written by `launch`; `status` shows their last error.
+LOG_DIR = "logs"
+# The page and its pictures, written by `report`; for people.
+REPORT_DIR, PAGE_FILE = "report", "index.html"
+
+# --- RUN ---
+
+# The recipe: written by `training.starts`, for a pipeline by `launch`; read by whoever is given a
+# run directory.
+CONFIG_FILE = "config.yaml"
+# Who loads the model, while it is loaded: written and removed by `training.starts`; read by
+# `runs.standing`.
+STARTING_FILE = "starting.json"
+# A line per start, written by `training.starts`; read by it, by `runs.standing` and `report`.
+STARTS_FILE = "starts.jsonl"
+# A line per logged step, written by `training.metrics`; read by `runs.standing` and `report`.
+METRICS_FILE = "metrics.jsonl"
+# The samples of skipped steps, written by `training.metrics`; for people.
+SKIPPED_FILE = "skipped.jsonl"
+# When each node was last heard, written by `cluster.heartbeats`; read by `runs.standing`.
+HEARTBEATS_FILE = "heartbeats.json"
+# Written by `training.views`; read by TensorBoard.
+TENSORBOARD_DIR = "tensorboard"
+# RUN/checkpoints/step-00001000/: written by `training.saver`; read by `training.checkpoint`, and
+# their names by `training.steps`.
+CHECKPOINT_DIR, STEP_PREFIX = "checkpoints", "step-"
+# In a checkpoint: trainable weights, AdamW's moments, and last the digests of all of these files.
+WEIGHT_DIR, MOMENT_DIR, STATE_FILE = "weights", "optimizer", "state.json"
+# The model folder that a finished run leaves, written by `training.export`; read by whoever is
+# given the run as a model.
+ENCODER_DIR = "encoder"
+# In an encoder: what it came of, with the digests of its files; and the model card.
+ORIGIN_FILE, CARD_FILE = "origin.json", "README.md"
+
+# --- ENC ---
+
+# What the encoding is and where its units begin: written once by `encoding.units`, which reads it
+# before anybody embeds; read by `runs.standing`, and by `export` to know an encoding.
+PLAN_FILE = "plan.json"
+# ENC/units/00017.*: written by `encoding.output`; read by `encoding.store`.
+UNIT_DIR = "units"
+# The digests of all units, written last by `encoding.output`; read by `encoding.store`. A directory
+# of shards has one too, by `text.manifest`.
+MANIFEST_FILE = "manifest.json"
+# Who works on what, in ENC and OUT, written by `cluster.leases`; read by it and `runs.standing`.
+LEASE_DIR = "leases"
+# Approximate indexes, written and read by `encoding.index`.
+INDEX_DIR = "index"
+
+# --- OUT ---
+
+# OUT/parts/ENCODER/TASK.json: written by `evaluation.parts`; read by it, `report` and `verify`.
+PART_DIR = "parts"
+# All scores, written last by `evaluation.program`; read by `runs.standing`, `report`, `verify` and
+# `export --scores`.
+SCORES_FILE = "scores.json"
+# Our scores beside published ones, written by `evaluation.program`; for people.
+REPRODUCTION_FILE = "reproduction.md"
+# MTEB's own results, written and read by `evaluation.mteb_tasks`.
+MTEB_DIR = "mteb"
+# OUT/words/ENCODER/TASK/: the trained probe of a task on words, written by
+# `evaluation.linear_probe`.
+WORD_DIR, PROBE_WEIGHTS_FILE, PROBE_FILE = "words", "probe.safetensors", "probe.json"

@@ -1,0 +1,131 @@
+"""Rows of tokens as the arguments of a model, packed or padded, and its output as vectors.
+
+Where `text` (rows) and `model` (arguments, pooling) meet; training and encoding share it. No ranks.
+
+Shapes: B rows, T tokens, D width, S packed rows.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from toolkit.model.attention import packed_arguments
+from toolkit.model.pooling import mean_pool, mean_pool_packed
+from toolkit.text.tokens import TextTokenizer
+
+Held = TypeVar("Held")  # rows, or a data class of them and more
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddedRows:
+    """Rows padded to the longest. `own_BT` is 1 for a text's own tokens, `mask_BT` for all that are
+    no padding."""
+
+    ids_BT: Tensor
+    own_BT: Tensor
+    mask_BT: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRows:
+    """Rows one after another, B = 1: row s is ids_BT[0, bound_S[s] : bound_S[s + 1]]. `own_BT` is 1
+    for a text's own tokens. `max_length` is a number, so that nobody waits for the device."""
+
+    ids_BT: Tensor
+    own_BT: Tensor
+    position_BT: Tensor
+    bound_S: Tensor
+    max_length: int
+
+
+Rows = PaddedRows | PackedRows
+
+
+def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: bool) -> Rows:
+    """Rows of token ids, one after another or padded to the longest, on the CPU."""
+    if not packed:
+        padded = tokenizer.pad(rows)
+        return PaddedRows(
+            ids_BT=torch.from_numpy(padded.ids_BT),
+            own_BT=torch.from_numpy(padded.own_BT),
+            mask_BT=torch.from_numpy(padded.mask_BT),
+        )
+    batch = tokenizer.pack(rows)
+    return PackedRows(
+        ids_BT=torch.from_numpy(batch.ids_BT),
+        own_BT=torch.from_numpy(batch.own_BT),
+        position_BT=torch.from_numpy(batch.position_BT),
+        bound_S=torch.from_numpy(batch.bound_S),
+        max_length=batch.max_length,
+    )
+
+
+def place(values: Sequence[NDArray[Any]], *, rows: Rows, fill: Any) -> Tensor:
+    """Values of tokens, row by row, laid out like the ids of `rows`."""
+    if isinstance(rows, PackedRows):
+        return torch.from_numpy(np.concatenate(values)[None])
+    placed = np.full(tuple(rows.ids_BT.shape), fill)
+    for number, row in enumerate(values):
+        placed[number, : len(row)] = row
+    return torch.from_numpy(placed)
+
+
+def with_own(rows: Rows, *, own: Sequence[NDArray[np.bool_]]) -> Rows:
+    """The same rows, of which others are a text's own tokens: those that `own` marks."""
+    return dataclasses.replace(rows, own_BT=place(own, rows=rows, fill=False).long())
+
+
+def model_arguments(rows: Rows) -> dict[str, Any]:
+    """The arguments of the model's forward pass over rows."""
+    if isinstance(rows, PaddedRows):
+        return {"input_ids": rows.ids_BT, "attention_mask": rows.mask_BT}
+    return packed_arguments(
+        rows.ids_BT,
+        position_BT=rows.position_BT,
+        bound_S=rows.bound_S,
+        max_length=rows.max_length,
+    )
+
+
+def to_device(batch: Held, *, device: torch.device) -> Held:
+    """The same rows, or a data class that holds some, with all tensors on a device; numbers stay
+    where they are."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return to_device(value, device=device) if dataclasses.is_dataclass(value) else value
+
+    whole: Any = batch
+    fields = {one.name: moved(getattr(whole, one.name)) for one in dataclasses.fields(whole)}
+    found: Held = dataclasses.replace(whole, **fields)
+    return found
+
+
+def num_tokens(rows: Rows) -> tuple[int, int]:
+    """The tokens of rows, and their cells: tokens and padding."""
+    cells = rows.ids_BT.numel()
+    return (int(rows.mask_BT.sum()) if isinstance(rows, PaddedRows) else cells), cells
+
+
+def embed_rows(forward: Callable[..., Any], rows: Rows) -> Tensor:
+    """The mean-pooled vectors (B, D) of rows, in fp32; zeros for a row without tokens of its own.
+    `forward` is a decoder without its head."""
+    hidden_BTD = forward(**model_arguments(rows)).last_hidden_state
+    if isinstance(rows, PaddedRows):
+        return mean_pool(hidden_BTD, own_BT=rows.own_BT)
+    return mean_pool_packed(hidden_BTD, own_BT=rows.own_BT, bound_S=rows.bound_S)
+
+
+def token_states(forward: Callable[..., Any], rows: Rows) -> Tensor:
+    """The hidden states (T, D) of all tokens of rows, row after row, in fp32; padding is left out.
+    `forward` is a decoder without its head."""
+    hidden_BTD: Tensor = forward(**model_arguments(rows)).last_hidden_state
+    if isinstance(rows, PaddedRows):
+        return hidden_BTD[rows.mask_BT.bool()].float()
+    return hidden_BTD[0].float()

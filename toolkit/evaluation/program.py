@@ -1,0 +1,186 @@
+"""The program of an evaluation: scores of several encoders side by side, as JSON and a table.
+
+Composition only. What is scored already is not scored again: a restart goes on.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.base.console import LINE_S, Progress, at_work, say, say_lines
+from toolkit.base.errors import BadInput
+from toolkit.base.files import write_atomic
+from toolkit.base.layout import REPRODUCTION_FILE, SCORES_FILE
+from toolkit.cluster.preempt import StopSignal
+from toolkit.cluster.topology import detect, worker_of
+from toolkit.evaluation import parts, reproduction
+from toolkit.evaluation.parts import Part
+from toolkit.evaluation.reproduction import Scored, read_reference
+from toolkit.evaluation.tables import table
+from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
+from toolkit.settings.hub import is_offline
+from toolkit.settings.model_source import check_reference
+from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
+from toolkit.settings.task_schema import Mteb
+
+if TYPE_CHECKING:
+    from toolkit.encoding.encoder import Encoder
+    from toolkit.evaluation.task import Vectors
+
+
+def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """Score every encoder on every task, together with whoever else does; writes scores.json and
+    prints the table. Empty when told to stop before.
+
+    Raises `BadInput` before anything is written when a task, the output or the first encoder cannot
+    be used, and at its turn for another encoder.
+    """
+    with StopSignal(environ) as stop:
+        topology = detect(environ)
+        output_dir = Path(recipe.output_dir)
+        if output_dir.exists() and not output_dir.is_dir():
+            raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
+        tasks = read_tasks(recipe)
+        for settings in recipe.encoders.values():
+            check_reference(settings.model)
+        reference = (
+            read_reference(recipe.reference, encoders=list(recipe.encoders))
+            if recipe.reference
+            else None
+        )
+        every = _parts(recipe, tasks=tasks)
+        index, count = worker_of(topology, environ=environ)
+        scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank)
+        first = index * len(every) // count
+        scores = parts.Scores(output_dir)
+        missing = [part for part in every if scores.of(part) is None]
+        if recipe.mteb != Mteb() and is_offline(environ):
+            check_mteb_data(tasks, wanted={p.task for p in missing})
+        if missing:
+            scorer.load(missing[min(first, len(missing) - 1)])
+        mine = parts.share(
+            every,
+            scores=scores,
+            lease_s=recipe.lease_s,
+            first=first,
+            should_stop=lambda: stop.received,
+        )
+        for part in mine:
+            scores.keep(part, scorer.scores(part))
+            say(f"evaluate: {part.encoder} on {part.task} is scored")
+        scored = scores.of_all(every)
+        if scored is None:
+            say("evaluate: told to stop; the same command goes on")
+            stop.leave(environ, leads=topology.rank == 0)
+            return {}
+    found = _by_encoder(scored)
+    # In the order of the recipe, in which the states came about.
+    write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
+    say_lines(table(found))
+    if reference:
+        main = [
+            Scored(part.encoder, part.facts["category"], one[part.facts["main"]])
+            for part, one in scored
+        ]
+        text = reproduction.report(reference, main, encoders=recipe.encoders)
+        write_atomic(output_dir / REPRODUCTION_FILE, text)
+        say_lines(text)
+    return found
+
+
+def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
+    from toolkit.model.adapters import chain_of
+    from toolkit.model.declared import Use
+
+    found: list[Part] = []
+    shown = [_shown(name) for name in recipe.encoders]
+    if twice := [name for name in shown if shown.count(name) > 1]:
+        raise BadInput(f"encoders: two are shown as {twice[0]!r}; name one of them otherwise")
+    for name, settings in recipe.encoders.items():
+        chain = chain_of(settings.model, adapters=settings.adapters)
+        chain.check(Use(settings.causal, max_tokens=settings.max_tokens))  # now, not hours later
+        made_by = {"model": chain.digest(), **settings.facts()}
+        for one in tasks:
+            facts = {
+                "encoder": made_by,
+                "task": one.digest,
+                "instruction": recipe.instructions.get(one.name, one.instruction),
+                "category": one.category,
+                "main": one.task.main,
+            }
+            found.append(Part(name, one.name, facts))
+    return found
+
+
+class Embedder:
+    """An encoder with the instruction of one task, as `toolkit.evaluation.task.Embed` says."""
+
+    def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
+        self.encoder, self.name = encoder, name
+        self._instruction = instruction
+        self._before = encoder.before_text(instruction)
+
+    @property
+    def revision(self) -> str:
+        """What tells these vectors from others: weights, settings, instruction. It takes reading
+        all of the weights."""
+        facts = [self.encoder.settings.facts(), self._instruction]
+        made_by = json.dumps([self.encoder.digest(), *facts], sort_keys=True)
+        return hashlib.sha256(made_by.encode()).hexdigest()
+
+    def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
+        """Vectors (N, D), fp32, in the order of `texts`."""
+        before = self._before if instructed else ""
+        title = f"{self.name}: encode"
+        progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
+        found = self.encoder.vectors_of(
+            texts, instruction=before, on_rows=lambda rows, _: progress.advance(rows)
+        )
+        progress.close()
+        return found
+
+
+class _Scorer:
+    """Keeps the encoder of the last part: the parts of one encoder follow one another."""
+
+    def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named], local_rank: int) -> None:
+        self._recipe, self._local_rank = recipe, local_rank
+        self._tasks = {one.name: one.task for one in tasks}
+        self._loaded: tuple[EncoderSettings, Encoder] | None = None
+
+    def scores(self, part: Part) -> Mapping[str, float]:
+        """Of the part's encoder on its task."""
+        embed = Embedder(
+            self.load(part), name=part.encoder, instruction=str(part.facts["instruction"])
+        )
+        return self._tasks[part.task].scores(embed)
+
+    def load(self, part: Part) -> "Encoder":
+        """The part's encoder. Raises `BadInput` when it cannot be used."""
+        settings = self._recipe.encoders[part.encoder]
+        # Here and not above: the help text of a door must not wait for torch.
+        from toolkit.encoding.encoder import Encoder
+        from toolkit.parallel.comm import device_of
+
+        if self._loaded is None or self._loaded[0] != settings:
+            self._loaded = None  # before the next one needs the memory
+            with at_work(f"evaluate: loads {part.encoder}"):
+                self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
+        return self._loaded[1]
+
+
+def _shown(name: str) -> str:
+    """An encoder's name in tables."""
+    return name.replace("_", " ")
+
+
+def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """All scores of each encoder, the main one of a task first."""
+    found: dict[str, dict[str, float]] = {}
+    for part, scores in scored:
+        row = found.setdefault(_shown(part.encoder), {})
+        main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
+        row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
+    return found

@@ -1,0 +1,92 @@
+"""What runs inside an allocation: one stage of a pipeline, named by kind and carried as JSON.
+
+Knows which program runs which kind. A job holds plain data and an importable entry point, so that
+what a scheduler stores is readable, and a restart is the same call again.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from submitit.helpers import DelayedSubmission
+
+from toolkit.base.errors import BadInput, RunFailed, full_disk
+from toolkit.command_line.door import end_with
+from toolkit.settings.recipes import parse_recipe
+from toolkit.settings.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
+
+CHECK = "check"
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """A `BadInput`, a `RunFailed` or a full disk is an error line in the log. In a SLURM job it is
+    also the exit code of a door, where submitit would make 1 and a traceback of any exception."""
+    try:
+        yield
+    except Exception as error:
+        ending = error if isinstance(error, BadInput | RunFailed) else None
+        if ending is None and (line := full_disk(error)):
+            ending = RunFailed(line)
+        if ending is None:
+            raise
+        code = end_with(ending)
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm":
+            raise SystemExit(code) from error
+        raise  # submitit's local executor hands it to the launcher
+
+
+class CheckJob:
+    """What `launch --check` has every rank do: all that a training stage looks at before its first
+    step, and no more."""
+
+    def __init__(self, recipe: Mapping[str, Any]) -> None:
+        self.recipe = dict(recipe)
+
+    def __call__(self) -> str:
+        """Look; what is wrong is one line in the log."""
+        from toolkit.training.admission import check_ranks
+
+        recipe = parse_recipe(self.recipe, source=CHECK)
+        assert isinstance(recipe, TrainingRecipe)
+        with told():
+            check_ranks(recipe, environ=os.environ)
+        return CHECK
+
+
+class StageJob:
+    """A stage as submitit runs it on every rank. Requeued on a time limit or preemption, it is
+    called again and goes on from what is committed."""
+
+    def __init__(self, recipe: Mapping[str, Any], *, name: str) -> None:
+        self.recipe = dict(recipe)
+        self.name = name
+
+    def __call__(self) -> str:
+        """Run the stage; returns its name. What a person can mend is one line in the log."""
+        with told():
+            run_stage(parse_recipe(self.recipe, source=self.name), environ=os.environ)
+        return self.name
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit submits again when the job is told to go."""
+        return DelayedSubmission(self)
+
+
+def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
+    """Run a recipe of any single kind. Programs are imported here: they bring torch."""
+    if isinstance(recipe, TrainingRecipe):
+        from toolkit.training import entry
+
+        entry.run(recipe, environ=environ)
+    elif isinstance(recipe, EmbedRecipe):
+        from toolkit.encoding import program as encoding
+
+        encoding.run(recipe, environ=environ)
+    elif isinstance(recipe, EvaluateRecipe):
+        from toolkit.evaluation import program as evaluation
+
+        evaluation.run(recipe, environ=environ)
+    else:
+        raise BadInput(f"a {recipe.kind} recipe is no single stage")

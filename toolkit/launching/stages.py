@@ -1,0 +1,290 @@
+"""The stages of a recipe as jobs: what each asks for, and whether it could run.
+
+Knows recipes and resources. Refuses to know how a job is submitted. Nothing here imports torch.
+"""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from pathlib import Path
+
+from toolkit.base.console import warn
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed
+from toolkit.base.layout import LOG_DIR
+from toolkit.cluster import site, submit
+from toolkit.runs.estimate import GIB, Cluster, Gpu, need
+from toolkit.runs.shapes import shape_of
+from toolkit.settings.hub import not_here
+from toolkit.settings.model_source import is_adapter, resolve_model
+from toolkit.settings.pipelines import output_of
+from toolkit.settings.schema import (
+    EmbedRecipe,
+    EvaluateRecipe,
+    StageRecipe,
+    SupervisedRecipe,
+    TrainingRecipe,
+)
+from toolkit.settings.training_checks import check_training
+from toolkit.training.steps import check_steps
+
+MOST_MTEB_TASKS = 56  # of a benchmark; to count them would take seconds
+HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
+HOW_TO_FETCH = (
+    "fetch it on a node with a network: python -m toolkit.prefetch RECIPE (where jobs do reach the "
+    "hub, HF_HUB_OFFLINE=0; where they have a cache of their own, --allow-missing-models)"
+)
+HOW_TO_PAIR = "make it with data_scripts/prepare_pairs.py --input FILES --output DIR"
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedJob:
+    """A stage, what it asks for, and the folder of its logs."""
+
+    name: str
+    recipe: StageRecipe
+    resources: submit.Resources
+    folder: Path
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it goes on from a checkpoint."""
+        return isinstance(self.recipe, TrainingRecipe)
+
+
+def plan(
+    stages: Mapping[str, StageRecipe],
+    *,
+    run_dir: Path,
+    arguments: argparse.Namespace,
+    cluster: str,
+) -> list[PlannedJob]:
+    """What each stage asks for. Training gets the whole allocation. An embedding gets one task per
+    GPU, and so does an evaluation, up to the number of its encoders times its tasks."""
+    if cluster == "local" and arguments.nodes != 1:
+        raise BadInput(
+            f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
+            "use --gpus-per-node for more ranks, or --cluster slurm"
+        )
+    gpus = _gpus(arguments, cluster=cluster)
+    if arguments.dependency is not None:
+        site.check_option("dependency", arguments.dependency, option=site.DEPENDENCY)
+    if arguments.chain < 1:
+        raise BadInput(f"--chain {arguments.chain}: at least 1")
+    ranks = max(1, gpus)
+    submit.check_folder(run_dir.absolute(), what="run_dir")
+    title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run_dir.absolute().name).strip(".+-") or "run"
+    whole = submit.Resources(
+        name=title,
+        nodes=arguments.nodes,
+        tasks_per_node=ranks,
+        gpus_per_node=gpus,
+        cpus_per_task=arguments.cpus_per_task,
+        time_min=arguments.time_min,
+        mem_gib=arguments.mem_gib,
+        options={
+            name: text for name in site.OPTIONS if (text := getattr(arguments, name)) is not None
+        },
+    )
+    one = dataclasses.replace(
+        whole,
+        nodes=1,
+        tasks_per_node=1,
+        gpus_per_node=min(gpus, 1),
+        mem_gib=arguments.mem_gib and max(1, arguments.mem_gib // ranks),  # its part of a node's
+    )
+    jobs = []
+    for name, recipe in stages.items():
+        asked = whole
+        workers = arguments.nodes * ranks
+        if isinstance(recipe, EvaluateRecipe):
+            asked, workers = one, min(workers, num_parts(recipe))
+        if cluster == "slurm" and (
+            isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
+        ):
+            throttle = arguments.array_throttle
+            asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
+        if isinstance(recipe, TrainingRecipe):
+            asked = dataclasses.replace(whole, chained=int(arguments.chain > 1))
+        asked = dataclasses.replace(asked, name=f"{title}-{name}")
+        jobs.append(PlannedJob(name, recipe, asked, (run_dir / LOG_DIR / name).absolute()))
+    return jobs
+
+
+def num_parts(recipe: EvaluateRecipe) -> int:
+    """How many workers an evaluation can have: its encoders times its tasks."""
+    kinds: tuple[Sized, ...] = (
+        recipe.sts,
+        recipe.retrieval,
+        recipe.classification,
+        recipe.clustering,
+        recipe.pair_classification,
+        recipe.reranking,
+        recipe.words,
+        recipe.mteb.tasks,
+    )
+    tasks = sum(len(kind) for kind in kinds)
+    return len(recipe.encoders) * (tasks + MOST_MTEB_TASKS * bool(recipe.mteb.benchmark))
+
+
+def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
+    """GPUs per node: as many as are asked for, or else as many as are there."""
+    gpus: int | None = arguments.gpus_per_node
+    if gpus is None:
+        local = cluster == "local"
+        return submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
+    if gpus < 0:
+        raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+    return gpus
+
+
+def check(
+    jobs: Sequence[PlannedJob], *, models_must_be_here: bool, inputs_must_be_here: bool = True
+) -> None:
+    """Refuse now what a job would refuse after hours in the queue. Where the inputs need not be
+    here, what is missing is a warning: the scripts can be looked at without it."""
+    stages = {job.name: job.recipe for job in jobs}
+    for job in jobs:
+        asked = job.resources
+        workers = asked.array * asked.nodes * asked.tasks_per_node
+        check_settings(stages[job.name], name=job.name, workers=workers)
+        if inputs_must_be_here:
+            check_inputs(stages, name=job.name, models_must_be_here=models_must_be_here)
+        else:
+            for missing in missing_inputs(stages, name=job.name, models_must_be_here=False):
+                warn(missing)
+        _check_writable(job.folder)
+
+
+def check_stage(
+    stages: Mapping[str, StageRecipe], *, name: str, workers: int, models_must_be_here: bool
+) -> None:
+    """Raise `BadInput` for what `workers` processes of a stage would refuse."""
+    check_settings(stages[name], name=name, workers=workers)
+    check_inputs(stages, name=name, models_must_be_here=models_must_be_here)
+
+
+def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
+    """Raise `BadInput` for what `workers` processes of a stage would refuse, whatever they read."""
+    if isinstance(recipe, TrainingRecipe):
+        check_training(recipe, world_size=workers)
+        check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
+    elif isinstance(recipe, EmbedRecipe) and recipe.schedule == "alone" and workers > 1:
+        raise BadInput(
+            f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
+            " each would embed everything; schedule=claim shares it"
+        )
+    _check_writable(output_of(recipe).absolute())
+
+
+def check_inputs(
+    stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
+) -> None:
+    """Raise `BadInput` for the first of `missing_inputs`."""
+    for missing in missing_inputs(stages, name=name, models_must_be_here=models_must_be_here):
+        raise BadInput(missing)
+
+
+def missing_inputs(
+    stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
+) -> Iterator[str]:
+    """What a stage reads and cannot, a line for each.
+
+    What an earlier stage will write cannot be looked at yet, so only the rest is. A model of the
+    hub that is not in this machine's cache is a warning where it need not be here.
+    """
+    recipe = stages[name]
+    if isinstance(recipe, EvaluateRecipe):
+        yield from (f"{name}: {path}: no such file" for path in _missing_files(recipe))
+    models, shards = inputs_of(stages, name=name)
+    for directory in shards:
+        if not is_committed(Path(directory)):
+            how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
+            yield f"{name}: {directory}: no whole shard directory; {how}"
+    for model in models:
+        try:
+            if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
+                model = resolve_model(model).name
+        except BadInput as error:
+            yield str(error)
+            continue
+        if told := not_here(model):
+            if os.path.isdir(model):
+                yield f"{name}: {told}; copy or download it again"
+            elif models_must_be_here:
+                yield f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}"
+            else:
+                warn(f"{name}: {told}")
+
+
+def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
+    """The models and the shards that a stage reads, but for what an earlier stage writes."""
+    recipe = stages[name]
+    if isinstance(recipe, TrainingRecipe):
+        models, shards = [recipe.model.base], [recipe.data.train]
+    elif isinstance(recipe, EmbedRecipe):
+        models = [recipe.encoder.model, *recipe.encoder.adapters]
+        shards = [recipe.corpus.input]
+    else:
+        models = [m for one in recipe.encoders.values() for m in (one.model, *one.adapters)]
+        shards = [task.corpus for task in recipe.retrieval.values()]
+    before = list(stages)[: list(stages).index(name)]
+    outputs = [output_of(stages[earlier]).absolute() for earlier in before]
+    there = [
+        [path for path in found if not _comes_later(path, outputs=outputs)]
+        for found in (models, shards)
+    ]
+    return there[0], there[1]
+
+
+def _missing_files(recipe: EvaluateRecipe) -> list[str]:
+    """The files of local tasks that are not there; the job looks at what is in the others."""
+    paths = [*recipe.sts.values(), *recipe.clustering.values(), *recipe.reranking.values()]
+    paths += recipe.pair_classification.values()
+    paths += [part for task in recipe.classification.values() for part in (task.train, task.test)]
+    paths += [part for task in recipe.words.values() for part in (task.train, task.test)]
+    for task in recipe.retrieval.values():
+        paths += [task.queries, *([task.judgements] if task.judgements else [])]
+    return [path for path in paths if not Path(path).exists()]
+
+
+def warn_if_too_large(
+    jobs: Sequence[PlannedJob], *, gpu: Gpu, model_must_be_here: bool = True
+) -> None:
+    """Say which training stage will not fit its GPUs, by `toolkit.plan`'s estimate.
+
+    The first stage's model tells the shape: a later one trains what came of it.
+    """
+    trained = [(job, job.recipe) for job in jobs if isinstance(job.recipe, TrainingRecipe)]
+    try:
+        shape = shape_of(trained[0][1].model.base) if trained else None
+    except BadInput as error:
+        if model_must_be_here:
+            raise
+        warn(f"whether it fits cannot be told: {error}")
+        return
+    for job, recipe in trained:
+        assert shape
+        asked = job.resources
+        cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
+        found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
+        if not found.fits(gpu):
+            warn(
+                f"{job.name}: needs {found.total / GIB:.0f} GiB per GPU, and a GPU has "
+                f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
+            )
+
+
+def _check_writable(path: Path) -> None:
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise BadInput(f"{path}: {there} is a file; choose another directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{path}: {there} is not yours to write; choose another directory")
+
+
+def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:
+    absolute = Path(path).absolute()
+    return any(absolute == output or output in absolute.parents for output in outputs)

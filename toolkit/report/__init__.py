@@ -1,0 +1,12 @@
+"""A run as one page to look at: curves, restarts, scores, neighbours, a map of the embeddings.
+
+    python -m toolkit.report RUN [--output DIR]
+
+Writes RUN/report/index.html, which holds all it shows, and every picture as a PNG beside it. Needs
+matplotlib (pip install matplotlib). `door`: the command line. `page`: the HTML. `pictures`: what
+matplotlib draws.
+"""
+
+from toolkit.report.door import main
+
+__all__ = ["main"]

@@ -1,0 +1,229 @@
+"""The page of a run: curves, restarts, scores, neighbours, a map of the embeddings.
+
+Knows what a stage has written, and HTML. Refuses to know how a picture is drawn.
+"""
+
+import base64
+import contextlib
+import datetime
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_atomic
+from toolkit.base.layout import (
+    COMMIT_MARKER,
+    ENCODER_DIR,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PAGE_FILE,
+    PART_DIR,
+    PLAN_FILE,
+    SCORES_FILE,
+    UNIT_DIR,
+)
+from toolkit.base.shown import in_html
+from toolkit.encoding.formats import unit_length
+from toolkit.evaluation.parts import main_scores
+from toolkit.runs.launched import read_launched
+from toolkit.runs.records import read_metrics, read_starts
+from toolkit.runs.standing import Standing, standings
+
+MAP_ROWS, MAP_NAMES, HEAT_ROWS = 2000, 14, 24
+SAMPLES, NEIGHBOURS = 6, 3
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem }
+table { border-collapse: collapse; margin: .5rem 0 } img { max-width: 100% }
+td, th { border-bottom: 1px solid #ccc; padding: .25rem .8rem; text-align: left }
+figcaption, .from { color: #666; font-size: .85rem } figure { margin: 1rem 0 }
+"""
+
+
+def report(run: Path, *, output: Path, now: float) -> None:
+    """Write the page, with the date `now` (seconds of 1970). Raises `BadInput` for what is no run,
+    and without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadInput("toolkit.report needs matplotlib: pip install matplotlib")
+    found = standings(run, now=now)
+    places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
+    body, pictures = [summary(found, places=places)], dict[str, bytes]()
+    for one in found:
+        for title, text, name, picture in sections(one, output=places[one.stage]):
+            body.append(f"<h2>{in_html(title)}</h2>{text}")
+            if picture:
+                while name in pictures:
+                    name = f"_{name}"
+                pictures[name] = picture
+                data = base64.b64encode(picture).decode()
+                body.append(
+                    f'<figure><img alt="{in_html(title)}" src="data:image/png;base64,{data}">'
+                    f"<figcaption>{in_html(name)}</figcaption></figure>"
+                )
+    output.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        write_atomic(output / name, picture)
+    title = in_html(run)
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style><h1>{title}</h1>"
+        f'<p class="from">The run as it was on {date(now)}.</p>{"".join(body)}</html>\n'
+    )
+    write_atomic(output / PAGE_FILE, page)
+    say(f"{output / PAGE_FILE}: {len(found)} stages, {len(pictures)} pictures")
+
+
+Scores = Mapping[str, Mapping[str, float]]
+Section = tuple[str, str, str, bytes]  # title, HTML, name of the picture, the picture if any
+
+
+def sections(one: Standing, *, output: Path) -> Iterator[Section]:
+    """What there is to show of a stage; each names the file that it comes from."""
+    from toolkit.report import pictures
+
+    if rows := [row for row in read_metrics(output) if row["step"] or len(row) > 2]:
+        starts = read_starts(output)
+        restarts = [int(start["step"]) for start in starts[1:]]
+        text = came_from(output / METRICS_FILE) + table(starts_told(starts))
+        yield (
+            f"{one.stage}: training",
+            text,
+            picture_name(one, "curves"),
+            pictures.curves(rows, restarts=restarts),
+        )
+    if (output / SCORES_FILE).is_file():
+        scores: Scores = read_json(output / SCORES_FILE)
+        picture = pictures.bars(shown(scores, main=main_scores(output)))
+        text = came_from(output / SCORES_FILE) + table(transposed(scores))
+        yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
+    if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
+        yield from of_embeddings(one, output=output)
+
+
+def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
+    """A map of rows spread evenly over the corpus, and what some of them are next to."""
+    from toolkit.encoding.store import VectorStore
+    from toolkit.report import pictures
+
+    store = VectorStore(output)
+    rows = np.unique(np.linspace(0, store.num_rows - 1, min(MAP_ROWS, store.num_rows)).astype(int))
+    if len(rows) < 3:
+        return
+    unit = unit_length(store.read(rows))
+    names = names_of(store, rows.tolist())
+    neighbours = []
+    for row in np.linspace(0, len(rows) - 1, SAMPLES).astype(int):
+        cosine = unit @ unit[row]
+        cosine[row] = -np.inf
+        best = np.argsort(-cosine)[:NEIGHBOURS]
+        near = "; ".join(f"{names[k]} ({cosine[k]:.3f})" for k in best)
+        neighbours.append({"document": names[row], f"nearest of {len(rows):,} (cosine)": near})
+    text = came_from(output / MANIFEST_FILE) + table(neighbours)
+    picture = pictures.embedding_map(unit, names=names, named=MAP_NAMES)
+    yield f"{one.stage}: embeddings", text, picture_name(one, "map"), picture
+    some = np.unique(np.linspace(0, len(rows) - 1, HEAT_ROWS).astype(int))
+    picture = pictures.heat_map(unit[some], names=[names[row] for row in some])
+    text = came_from(output / MANIFEST_FILE)
+    yield f"{one.stage}: similarities", text, picture_name(one, "similarities"), picture
+
+
+def shown(scores: Scores, *, main: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Of each encoder the tasks' main scores; all where it is not known which these are."""
+    return {
+        encoder: {name: value for name, value in row.items() if name in main or not main}
+        for encoder, row in scores.items()
+    }
+
+
+def transposed(scores: Scores) -> list[dict[str, Any]]:
+    """A row a score, a column an encoder."""
+    names = dict.fromkeys(name for row in scores.values() for name in row)
+    return [
+        {"score": name, **{encoder: row.get(name, "-") for encoder, row in scores.items()}}
+        for name in names
+    ]
+
+
+def names_of(store: Any, rows: Sequence[int]) -> list[str]:
+    """Titles, or ids where there are none."""
+    found, wanted = [], list(rows)
+    for unit in store.units:
+        here = [row - unit.start for row in wanted if unit.start <= row < unit.stop]
+        if here:
+            records = store.records(unit)
+            found += [str(records[row].get("title") or records[row]["id"]) for row in here]
+    return found
+
+
+def picture_name(one: Standing, what: str) -> str:
+    """Of a picture of a stage: a name, and no path to another folder."""
+    stage = re.sub(r"[^\w.-]+", "_", one.stage)
+    return f"{stage}-{what}.png"
+
+
+def date(seconds: float) -> str:
+    """A moment, to the second, as everybody reads it."""
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def written(one: Standing, *, output: Path) -> tuple[str, str]:
+    """When a stage began and when it last wrote a result, by the times that its files have; empty
+    where there is none."""
+    patterns = {
+        "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
+        "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
+    }.get(one.kind, (METRICS_FILE, f"{ENCODER_DIR}/{COMMIT_MARKER}"))
+    found = [path for pattern in patterns for path in output.glob(pattern)]
+    times = sorted(path.stat().st_mtime for path in found)
+    # Metrics are written again and again, and a start says when it was.
+    starts = [str(start.get("time", "")) for start in read_starts(output)]
+    with contextlib.suppress(ValueError):
+        times = [datetime.datetime.fromisoformat(s).timestamp() for s in starts[:1]] + times
+    return (date(times[0]), date(times[-1])) if times else ("", "")
+
+
+def summary(found: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
+    """The stages in a table."""
+    dates = [written(one, output=places[one.stage]) for one in found]
+    told = [
+        {
+            "stage": one.stage,
+            "kind": one.kind,
+            "state": one.state + f" ({one.reason})" * bool(one.reason),
+            "done": f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
+            "loss": "" if one.loss is None else f"{one.loss:.4f}",
+            "restarts": one.restarts or "",
+            "began": began,
+            "last written": last,
+            "trouble": one.trouble,
+        }
+        for one, (began, last) in zip(found, dates, strict=True)
+    ]
+    return table(told)
+
+
+def starts_told(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each start of a run."""
+    names = ("time", "step", "job", "world_size", "num_nodes", "device", "attention")
+    return [{name: start.get(name, "") for name in names} for start in starts]
+
+
+def came_from(path: Path) -> str:
+    """Where the numbers are."""
+    return f'<p class="from">from {in_html(path)}</p>'
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same columns; fractions with four digits. Empty columns are left out."""
+    heads = [head for head in (rows[0] if rows else ()) if any(row.get(head) != "" for row in rows)]
+    lines = ["".join(f"<th>{in_html(head)}</th>" for head in heads)]
+    for row in rows:
+        cells = [row.get(head, "") for head in heads]
+        shown = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells]
+        lines.append("".join(f"<td>{in_html(cell)}</td>" for cell in shown))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"

@@ -1,0 +1,6 @@
+"""What is known of runs from the outside: by their files, by SLURM, by arithmetic. No torch.
+
+`launched`: what was launched, and as which jobs. `records`: the metrics and the starts of a run.
+`standing`: how far each stage has come. `table`: standings as a table. `shapes`: the sizes of a
+decoder. `estimate`: the memory, time and network that a run will need.
+"""

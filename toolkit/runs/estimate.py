@@ -1,0 +1,284 @@
+"""What a training run will need: memory of a GPU, time, network. Arithmetic on shapes.
+
+Knows shapes and bytes. Refuses to load anything: it runs on a login node, without torch.
+
+What ZeRO partitions is exact (tested against its partitions); activations and speed are estimates.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+
+from toolkit.base.errors import BadInput, did_you_mean
+from toolkit.runs.shapes import Shape
+from toolkit.settings.layouts import Layout, read_layout
+from toolkit.settings.schema import MntpRecipe, SimcseRecipe, TrainingRecipe
+from toolkit.settings.training_checks import batch_split
+
+GIB = 2**30
+BYTES = {"fp32": 4, "bf16": 2}
+# CUDA context, NCCL's buffers, and what the allocator cannot use.
+OVERHEAD_BYTES = 3 * GIB
+CHUNK_BYTES = 3 * 4 * 2**22
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Memory in bytes, dense bf16 peak in FLOP/s, and all-gather bytes/s within a node."""
+
+    memory: float
+    peak: float
+    gather: float
+
+
+# Data sheets; the last column is what an all-gather over NVLink (or PCIe) reaches of them.
+GPUS = {
+    "a10g": Gpu(24e9, 70e12, 20e9),
+    "a100-40": Gpu(40e9, 312e12, 230e9),
+    "a100": Gpu(80e9, 312e12, 230e9),
+    "l40s": Gpu(48e9, 362e12, 20e9),
+    "h100": Gpu(80e9, 989e12, 340e9),
+    "h200": Gpu(141e9, 989e12, 340e9),
+    "b200": Gpu(180e9, 2250e12, 680e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Where it is to run. `network` are a node's bytes/s to the others."""
+
+    nodes: int
+    gpus_per_node: int
+    gpu: Gpu
+    network: float
+    efficiency: float = 0.45
+
+    @property
+    def world(self) -> int:
+        """GPUs in all."""
+        return self.nodes * self.gpus_per_node
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What a GPU holds, in bytes by item, what a node's own memory holds for it, and how a run goes
+    on it: seconds of a step that the GPUs compute, that the network is busy meanwhile (`hidden_s`),
+    and that it is busy while they wait (`exposed_s`)."""
+
+    layout: str
+    memory: Mapping[str, float]
+    host: float
+    steps: int
+    tokens_per_step: float
+    compute_s: float
+    hidden_s: float
+    exposed_s: float
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: max(compute, traffic beside it) + traffic that all wait for."""
+        return max(self.compute_s, self.hidden_s) + self.exposed_s
+
+    @property
+    def hours(self) -> float:
+        """Of the whole run."""
+        return self.steps * self.step_s / 3600
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all GPUs together."""
+        return self.tokens_per_step / self.step_s
+
+    @property
+    def total(self) -> float:
+        """Bytes of a GPU."""
+        return sum(self.memory.values())
+
+    def fits(self, gpu: Gpu) -> bool:
+        """Whether it does, with a tenth to spare."""
+        return self.total <= 0.9 * gpu.memory
+
+
+def partitioned(
+    shape: Shape, recipe: TrainingRecipe, *, layout: Layout, world: int, per_node: int
+) -> dict[str, float]:
+    """Bytes of a rank for what ZeRO partitions: weights, gradients, AdamW's state.
+
+    Rajbhandari et al. 2020 (ZeRO), section 5, for a frozen model with adapters too.
+    """
+    stage, width = layout.stage, BYTES[recipe.model.dtype]
+    head = isinstance(recipe, MntpRecipe)
+    lora = recipe.model.lora
+    frozen = shape.weights(head=head) if lora else 0
+    trained = shape.adapters(lora) if lora else shape.weights(head=head)
+    weights = (frozen + trained) * width / (world if layout.shares_weights else 1)
+    if layout.shares_weights and layout.has_node_copy:
+        weights += (frozen + trained) * width / per_node
+    accumulated = layout.gradients or recipe.model.dtype
+    on_cpu = layout.optimizer_on_cpu
+    share = trained / (world if stage >= 1 else 1)
+    return {
+        "weights": 0 if layout.weights_on_cpu else weights,
+        "gradients": 0 if on_cpu else trained * BYTES[accumulated] / (world if stage >= 2 else 1),
+        "fp32 masters": 0 if on_cpu or stage == 0 else share * 4,
+        "AdamW moments": 0 if on_cpu else share * 8,
+    }
+
+
+def offloaded(shape: Shape, recipe: TrainingRecipe, *, layout: Layout, nodes: int) -> float:
+    """Bytes of a node's memory: weights; fp32 masters, AdamW's state and gradients."""
+    lora, head = recipe.model.lora, isinstance(recipe, MntpRecipe)
+    trained = shape.adapters(lora) if lora else shape.weights(head=head)
+    held = trained + (shape.weights(head=head) if lora else 0)
+    weights = held * BYTES[recipe.model.dtype] if layout.weights_on_cpu else 0
+    return (weights + (16 * trained if layout.optimizer_on_cpu else 0)) / nodes
+
+
+def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Cluster) -> Need:
+    """What `recipe` needs under a layout. Raises `BadInput` when the ranks do not divide it."""
+    layout = read_layout(layout_name)
+    memory = partitioned(
+        shape, recipe, layout=layout, world=cluster.world, per_node=cluster.gpus_per_node
+    )
+    width = BYTES[recipe.model.dtype]
+    micro, accumulation = batch_split(recipe.train, world_size=cluster.world)
+    texts = 1 if isinstance(recipe, MntpRecipe) else 2 if isinstance(recipe, SimcseRecipe) else 3
+    tokens = micro * texts * recipe.data.max_tokens
+    if budget := recipe.train.micro_batch_tokens:
+        accumulation, tokens = math.ceil(accumulation * tokens / budget), budget
+    if layout.shares_weights:
+        memory["gathered layers"] = (2 * shape.layer + shape.vocab * shape.hidden) * width
+    memory["activations"] = _activations(shape, recipe, tokens=tokens)
+    if isinstance(recipe, MntpRecipe):
+        logits = tokens * recipe.mntp.mask_probability * shape.vocab
+        memory["logits"] = logits * width + CHUNK_BYTES
+    memory["overhead"] = OVERHEAD_BYTES
+    cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
+    _, work = flops(shape, recipe, attended=recipe.data.max_tokens, cached=cached)
+    step = recipe.train.global_batch_rows * texts * recipe.data.max_tokens
+    passes = accumulation * (3 if cached else 2)
+    hidden, exposed = traffic(
+        shape, recipe, layout=layout, cluster=cluster, accumulation=accumulation, passes=passes
+    )
+    return Need(
+        layout=layout_name,
+        memory=memory,
+        host=offloaded(shape, recipe, layout=layout, nodes=cluster.nodes),
+        steps=recipe.train.steps,
+        tokens_per_step=step,
+        compute_s=step * work / (cluster.gpu.peak * cluster.efficiency * cluster.world),
+        hidden_s=hidden,
+        exposed_s=exposed,
+    )
+
+
+def traffic(
+    shape: Shape,
+    recipe: TrainingRecipe,
+    *,
+    layout: Layout,
+    cluster: Cluster,
+    accumulation: int,
+    passes: int,
+) -> tuple[float, float]:
+    """Seconds of a step that collectives take, beside the computing and after it.
+
+    Rajbhandari et al. 2020 (ZeRO), section 7: a gather or a reduction of M bytes moves
+    M (W - 1) / W through each rank, and through each node's network, since a ring crosses it once;
+    the slower of the two counts. Stage 3 gathers all weights for each of `passes` (hpZ: those of
+    the backward ones within the node) and reduces gradients in each of `accumulation`; stage 2
+    reduces so too, stages 0 and 1 once. That runs beside the computing; for the new weights after a
+    step of stages 1 and 2 everybody waits. Offloading to a node's memory is left out.
+    """
+    world, width = cluster.world, BYTES[recipe.model.dtype]
+    if world == 1:
+        return 0.0, 0.0
+    stage, head, lora = layout.stage, isinstance(recipe, MntpRecipe), recipe.model.lora
+    trained = shape.adapters(lora) if lora else shape.weights(head=head)
+    weights = shape.weights(head=head) + (trained if lora else 0)
+    within_s = width * (world - 1) / world / cluster.gpu.gather  # a parameter
+    across_s = (
+        within_s
+        if cluster.nodes == 1
+        else max(within_s, width * (world - 1) / world / cluster.network)
+    )
+    if layout.shares_weights:
+        near = accumulation if layout.has_node_copy else 0
+        gathers_s = weights * ((passes - near) * across_s + near * within_s)
+        return gathers_s + trained * accumulation * across_s, 0.0
+    reductions = {0: 2, 1: 1, 2: accumulation}[stage]
+    return trained * reductions * across_s, trained * across_s if stage else 0.0
+
+
+def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
+    """Of a decoder layer what the backward pass needs: the inputs of its maps, its attention, its
+    norms (in fp32), and with LoRA the inputs after dropout."""
+    width, hidden = BYTES[recipe.model.dtype], shape.hidden
+    outputs = sum(columns for _, columns in shape.linear.values())
+    inputs = sum(rows for rows, _ in shape.linear.values())
+    lora = recipe.model.lora
+    dropped = inputs * width if lora and lora.dropout else 0
+    layer = tokens * (2 * outputs * width + 2 * hidden * (width + 4) + dropped)
+    if recipe.model.activation_checkpointing:
+        return float(shape.layers * tokens * hidden * width + layer)
+    return float(shape.layers * layer)
+
+
+def flops(
+    shape: Shape, recipe: TrainingRecipe, *, attended: float, cached: bool
+) -> tuple[float, float]:
+    """FLOPs per token: those of the model, and those of the hardware, which computes some again.
+
+    Forward 2N of the N weights that a token goes through and 4 x layers x width x `attended`, the
+    tokens that it attends to; backward the same through frozen maps, twice that through trained
+    ones; the head for masked tokens only. The hardware goes forward once more for activation
+    checkpointing, and once more for GradCache's first pass (`cached`).
+    """
+    forward = 2 * shape.active + 4 * shape.layers * shape.hidden * attended
+    head = 0.0
+    if isinstance(recipe, MntpRecipe):
+        head = 2 * recipe.mntp.mask_probability * shape.vocab * shape.hidden
+    model = (forward + head) * (2 if recipe.model.lora else 3)
+    return model, model + forward * (recipe.model.activation_checkpointing + cached)
+
+
+def peak_of(device_name: str) -> float | None:
+    """The dense bf16 peak in FLOP/s of a GPU as its driver names it; None: not in our table."""
+    words = re.split(r"[^a-z0-9]+", device_name.lower())
+    return next((gpu.peak for name, gpu in GPUS.items() if name.partition("-")[0] in words), None)
+
+
+def gpu_of(name: str) -> Gpu:
+    """The GPU of that name; `BadInput` lists the known ones."""
+    if name not in GPUS:
+        near = did_you_mean(name, GPUS)
+        raise BadInput(f"--gpu {name}: not known; valid: {', '.join(GPUS)}{near}")
+    return GPUS[name]
+
+
+def faster(
+    shape: Shape, recipe: TrainingRecipe, *, asked: Need, cluster: Cluster
+) -> list[tuple[str, Need]]:
+    """Overrides of the recipe that fit and would save a twentieth of its time or more, with what it
+    needs then; the fastest first. Each is one change, to be written as it stands."""
+    local = recipe.train.global_batch_rows // cluster.world
+    tries = [(f"deepspeed.config={name}", recipe, name) for name in ("zero2", "zero3_hpz", "zero3")]
+    rows = min(2 * recipe.train.micro_batch_rows, local)
+    while rows > recipe.train.micro_batch_rows and not recipe.train.micro_batch_tokens:
+        train = recipe.train.model_copy(update={"micro_batch_rows": rows})
+        other = recipe.model_copy(update={"train": train})
+        tries.append((f"train.micro_batch_rows={rows}", other, asked.layout))
+        rows = 0 if rows == local else min(2 * rows, local)
+    found = [
+        (what, need(shape, other, layout_name=name, cluster=cluster)) for what, other, name in tries
+    ]
+    better = [it for it in found if it[1].fits(cluster.gpu) and it[1].hours < 0.95 * asked.hours]
+    return sorted(better, key=lambda it: it[1].hours)
+
+
+def recommend(shape: Shape, recipe: TrainingRecipe, *, cluster: Cluster) -> Need | None:
+    """The first layout that fits, from the one that sends least over the network; None: none."""
+    names = ["zero2", "zero3_hpz" if cluster.nodes > 1 else "zero3", "zero3", "zero3_offload"]
+    needs = (need(shape, recipe, layout_name=name, cluster=cluster) for name in names)
+    return next((found for found in needs if found.fits(cluster.gpu)), None)

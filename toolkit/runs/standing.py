@@ -1,0 +1,302 @@
+"""How far a stage has come, by what it has written, and what SLURM says of its jobs.
+
+Knows the files of runs and encodings. Refuses to know how it is shown. No torch.
+"""
+
+import dataclasses
+import datetime
+import os
+import re
+import socket
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from toolkit.base.documents import Count, checked
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed, read_json
+from toolkit.base.layout import (
+    CONFIG_FILE,
+    ENCODER_DIR,
+    HEARTBEATS_FILE,
+    LAUNCHED_FILE,
+    LEASE_DIR,
+    LOG_DIR,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PART_DIR,
+    PLAN_FILE,
+    SCORES_FILE,
+    STARTING_FILE,
+    UNIT_DIR,
+)
+from toolkit.cluster.heartbeats import read_heartbeats
+from toolkit.cluster.leases import beats_of_hosts
+from toolkit.cluster.queue import FINAL, FORGOTTEN, UNKNOWN, JobState, job_states
+from toolkit.cluster.topology import LOCAL
+from toolkit.runs.launched import Launched, read_launched
+from toolkit.runs.records import read_metrics, read_starts
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
+
+
+def _as_told(time: str) -> str:
+    datetime.datetime.fromisoformat(time)  # its ValueError is that of the document
+    return time
+
+
+class _Starting(TypedDict):
+    kind: str
+    steps: int
+    pid: int
+    time: Annotated[str, AfterValidator(_as_told)]
+    job: str
+    node: str
+
+
+class _Bounds(TypedDict):
+    bounds: Annotated[list[Count], Field(min_length=1)]
+
+
+RECENT = 20  # logged steps or units that the speed is a median of
+QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
+TAIL_BYTES = 65536
+DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
+LOADING = "loads its model"
+UNREADABLE = "not readable"
+# What says most comes first: others tell only that something was wrong.
+ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
+
+
+@dataclasses.dataclass
+class Standing:
+    """A stage of a run. `done` of `total` are steps or units; times in seconds: `left_s` to its
+    end at its present speed, `last_sign_s` since it wrote something. `heartbeats` are a line a node
+    that was heard while it runs: `node`, `seconds` since, and where a rank trains its `step` and
+    `phase`. `trouble` is the last line of its logs that tells of an error, with the log's name."""
+
+    run: str
+    stage: str
+    kind: str
+    state: str = NOT_BEGUN
+    reason: str = ""
+    nodes: str = ""
+    jobs: Sequence[str] = ()
+    done: int = 0
+    total: int = 0
+    unit: str = ""
+    tokens_per_s: float | None = None
+    loss: float | None = None
+    left_s: float | None = None
+    restarts: int = 0
+    last_sign_s: float | None = None
+    heartbeats: Sequence[Mapping[str, Any]] = ()
+    trouble: str = ""
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The runs, pipelines and encodings of a folder; not the stages of a pipeline once more."""
+    found: list[Path] = []
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such directory")
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+            continue  # somebody else's
+        if _is_run(path):
+            found.append(path)
+        elif path.is_dir() and not path.name.startswith("."):
+            found += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
+    return found
+
+
+def standings_below(folder: Path, *, now: float) -> list[Standing]:
+    """Of all runs of a folder; one that cannot be looked at has its reason for a state."""
+    found = []
+    for path in runs_below(folder):
+        try:
+            found += standings(path, now=now)
+        except (BadInput, OSError) as error:
+            why = str(error).removeprefix(f"{path}: ")
+            found.append(Standing(str(path), path.name, "", state=UNREADABLE, reason=why))
+    return found
+
+
+def standings(path: Path, *, now: float) -> list[Standing]:
+    """The stages of a run, pipeline or encoding. Raises `BadInput` for what is none of them."""
+    stages = read_launched(path)
+    if not stages:
+        stages = [Launched(path.name, _kind_of(path), str(path), str(path / LOG_DIR), None)]
+    return [_standing(stage, run=str(path), now=now) for stage in stages]
+
+
+def is_running(state: str) -> bool:
+    """Whether this is the state of a stage at work, by SLURM or by its files."""
+    # Of an array: some run, and others wait or are done.
+    words = re.findall("[A-Za-z_]+", state)
+    return any(word in ("RUNNING", RUNNING, "COMPLETING") for word in words)
+
+
+def _heartbeats(output: Path, *, kind: str, now: float) -> list[dict[str, Any]]:
+    if kind != "embed":
+        return read_heartbeats(output / HEARTBEATS_FILE, now=now)
+    beats = beats_of_hosts(output / LEASE_DIR, now=now)
+    return [{"node": host, "seconds": round(beats[host], 1)} for host in sorted(beats)]
+
+
+def _is_run(path: Path) -> bool:
+    names = (LAUNCHED_FILE, CONFIG_FILE, PLAN_FILE, STARTING_FILE)
+    return any((path / name).is_file() for name in names)
+
+
+def _kind_of(path: Path) -> str:
+    if (path / PLAN_FILE).is_file():
+        return "embed"
+    if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
+        return "evaluate"
+    if not (path / CONFIG_FILE).is_file():
+        if starting := _starting(path):
+            return starting["kind"]
+        raise BadInput(
+            f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
+            "output_dir of toolkit.encode or toolkit.evaluate"
+        )
+    recipe = load_recipe(str(path / CONFIG_FILE))
+    if isinstance(recipe, PipelineRecipe):
+        raise BadInput(f"{path}: its stages have not been launched")
+    return recipe.kind
+
+
+def _standing(stage: Launched, *, run: str, now: float) -> Standing:
+    found = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
+    output = Path(stage.output)
+    if stage.kind == "embed":
+        finished = _look_at_encoding(output, found, now=now)
+    elif stage.kind == "evaluate":
+        finished = (output / SCORES_FILE).is_file()
+    else:
+        finished = _look_at_training(output, found, steps=stage.steps, now=now)
+    starting = _starting(output)
+    last = [*read_starts(output)[-1:], *([starting] if starting else [])]
+    if last and str(last[-1]["job"]) not in found.jobs and last[-1]["time"] > stage.time:
+        job = str(last[-1]["job"])  # started by other means since
+        found.jobs = () if job == LOCAL else (job,)
+    if starting:
+        found.last_sign_s = _unheard_s(starting, now=now)
+        found.total = max(found.total, starting["steps"])
+        finished = finished and found.done >= found.total  # or it is to do more
+    _ask(found, finished=finished)
+    if is_running(found.state):
+        found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
+        if starting and not found.reason:
+            found.reason, found.last_sign_s = LOADING, None
+    if found.state not in (DONE, NOT_BEGUN) and _may_tell_errors(found.state):
+        found.trouble = _trouble(Path(stage.logs), jobs=found.jobs)
+    return found
+
+
+def _starting(output: Path) -> _Starting | None:
+    """What loads its model for this run, or did so when it was killed."""
+    try:
+        told = read_json(output / STARTING_FILE)
+        return checked(told, _Starting, source=output / STARTING_FILE, advice="remove it")
+    except BadInput:  # there is none, or it went while we looked, or it tells nothing
+        return None
+
+
+def _unheard_s(starting: _Starting, *, now: float) -> float:
+    """Seconds since whoever loads was there: of a process of this host, whether it lives."""
+    silence_s = now - datetime.datetime.fromisoformat(starting["time"]).timestamp()
+    if starting["job"] != LOCAL or starting["node"] != socket.gethostname():
+        return silence_s
+    return 0.0 if Path(f"/proc/{starting['pid']}").exists() else max(silence_s, QUIET_S)
+
+
+def _may_tell_errors(state: str) -> bool:
+    """Not while it is at work: what went wrong is over then. Of an array some tasks may have
+    failed while others run."""
+    words = set(re.findall("[A-Za-z_]+", state))
+    return not is_running(state) or bool(words & (FINAL - {"COMPLETED"}))
+
+
+def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: float) -> bool:
+    found.unit = "steps"
+    if (output / CONFIG_FILE).is_file():
+        recipe = load_recipe(str(output / CONFIG_FILE))
+        if isinstance(recipe, TrainingRecipe):
+            steps = recipe.train.steps if steps is None else steps
+    found.total = steps or 0
+    rows = [row for row in read_metrics(output) if row["step"]]
+    if rows:
+        found.done, found.loss = rows[-1]["step"], rows[-1]["loss"]
+        recent = [row for row in rows[-RECENT:] if row.get("seconds")]
+        if recent:
+            found.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)
+            each_s = statistics.median(row["seconds"] for row in recent)
+            found.left_s = (found.total - found.done) * each_s
+        found.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
+    found.restarts = max(0, len(read_starts(output)) - 1)
+    whole = is_committed(output / ENCODER_DIR)
+    return whole and found.done >= found.total
+
+
+def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
+    found.unit = "units"
+    if not (output / PLAN_FILE).is_file():
+        return False
+    path = output / PLAN_FILE
+    plan = checked(read_json(path), _Bounds, source=path, advice="remove it to encode anew")
+    found.total = len(plan["bounds"]) - 1
+    times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
+    found.done = len(times)
+    if times:
+        found.last_sign_s = now - times[-1]
+        recent = times[-RECENT:]
+        if len(recent) > 1:
+            each_s = (recent[-1] - recent[0]) / (len(recent) - 1)
+            found.left_s = (found.total - found.done) * each_s
+    return (output / MANIFEST_FILE).is_file()
+
+
+def _ask(found: Standing, *, finished: bool) -> None:
+    """The state: what is whole is done, whatever became of its jobs."""
+    told = [] if finished or not found.jobs else job_states(found.jobs)
+    at_work = [one for one in told if not one.is_over and one.state != UNKNOWN]
+    if finished:
+        found.state, found.left_s = DONE, None
+    elif told and (at_work or told[-1].state != UNKNOWN):
+        shown: JobState = at_work[0] if at_work else told[-1]
+        found.state, found.reason, found.nodes = shown.state, shown.reason, shown.nodes
+    elif found.last_sign_s is None:
+        gone = bool(told) and told[-1].reason == FORGOTTEN
+        found.state, found.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
+    else:
+        found.state = RUNNING if found.last_sign_s < QUIET_S else STOPPED
+    if not is_running(found.state):
+        found.left_s = found.tokens_per_s = None
+
+
+def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
+    """The last line of the logs of these jobs (of the newest, without any) that tells of an error;
+    logs are named JOB_..."""
+    if not logs.is_dir():
+        return ""
+    files = [path for path in logs.iterdir() if path.suffix in (".out", ".err")]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    mine = set(jobs) or {path.name.partition("_")[0] for path in files[:1]}
+    files = [path for path in files if path.name.partition("_")[0] in mine]
+    tails = [(path, _tail(path)) for path in files[:16]]
+    for starts in ERRORS:
+        for path, lines in tails:
+            if told := [line for line in lines if line.startswith(starts)]:
+                return f"{told[-1][:500]}  [{path.name}]"
+    return ""
+
+
+def _tail(path: Path) -> list[str]:
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return handle.read().decode(errors="replace").splitlines()

@@ -1,0 +1,133 @@
+"""Standings of runs as a table for a terminal.
+
+Knows rich. Refuses to know how far a run has come, and who watches.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from toolkit.base.console import rich_console
+from toolkit.base.shown import visible
+from toolkit.runs.standing import Standing
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+SHOWN_NODES = 8
+
+
+def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
+    """A line a stage; below it what went wrong, when nodes were heard, and where the columns fill
+    the `width`, why a stage waits. A column that would be empty is left out, and so is the run's
+    where there is one only, in favour of a title; then as many as do not fit, which a last line
+    names."""
+    from rich.console import Group
+    from rich.text import Text
+
+    runs = {one.run for one in found}
+    title = Text(visible(runs.pop()), style="bold") if len(runs) == 1 else None
+    hidden = ["run"] * bool(title)
+    inline = _rows(found, hidden=hidden, reasons=True)
+    rows, left_out = inline, tuple[str, ...]()
+    told = list[tuple[Standing, str]]()
+    if _width(inline) > width:
+        told += [(one, f"{one.state}: {one.reason}") for one in found if one.reason]
+        for number in range(len(_DISPENSABLE) + 1):
+            left_out = _DISPENSABLE[:number]
+            rows = _rows(found, hidden=[*hidden, *left_out], reasons=False)
+            if _width(rows) <= width:
+                break
+    told += [(one, line) for one in found for line in (one.trouble, beats(one.heartbeats)) if line]
+    lines = [
+        Text(visible(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}"))
+        for one, it in told
+    ]
+    # An empty one would not be shown anywhere.
+    missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in found)]
+    if missed:
+        lines.append(
+            Text(visible(f"not shown: {', '.join(missed)} (a wider terminal, | cat or --json)"))
+        )
+    return Group(*([title] if title else []), rows, *lines)
+
+
+def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    lines = [_cells(one, reason=reasons) for one in found]
+    for head in _cells(Standing("", "", ""), reason=False):
+        if head in hidden or not any(line[head] for line in lines):
+            for line in lines:
+                del line[head]
+        elif head in _WORDS:
+            rows.add_column(head, overflow="fold")
+        else:
+            rows.add_column(head, justify="right", no_wrap=True)
+    for line in lines:
+        cells = line.values()
+        rows.add_row(*(c if isinstance(c, Text) else Text(visible(c)) for c in cells))
+    return rows
+
+
+def _width(rows: "Table") -> int:
+    """That it would like to have."""
+    from rich.measure import Measurement
+
+    wide = rich_console(width=10_000)
+    return Measurement.get(wide, wide.options, rows).maximum
+
+
+def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
+    """When each node was last heard; of many those that were heard longest ago."""
+    oldest = sorted(heartbeats, key=lambda beat: -beat["seconds"])
+    lines = []
+    for beat in oldest[:SHOWN_NODES]:
+        place = f", step {beat['step']} {beat['phase']}" if "step" in beat else ""
+        lines.append(f"{beat['node']} {duration(beat['seconds'])} ago{place}")
+    if (more := len(oldest) - SHOWN_NODES) > 0:
+        lines.append(f"{more} more nodes since")
+    return f"last heartbeat of {'; '.join(lines)}" if lines else ""
+
+
+def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:
+    """By the head of their columns; the state with its `reason`, or without."""
+    from rich.text import Text
+
+    state = Text(visible(one.state), style=_STYLES.get(one.state.partition(" ")[0], ""))
+    if reason and one.reason:
+        state.append(visible(f" ({one.reason})"), style="dim")
+    return {
+        "run": one.run,
+        "stage": one.stage,
+        "jobs": ", ".join(one.jobs),
+        "state": state,
+        "done": f"{one.done:,}/{one.total:,} {one.unit}" if one.total else "",
+        "tokens/s": f"{one.tokens_per_s:,.0f}" if one.tokens_per_s else "",
+        "loss": f"{one.loss:.4f}" if one.loss is not None else "",
+        "left": duration(one.left_s),
+        "restarts": str(one.restarts) if one.restarts else "",
+        "last sign": f"{duration(one.last_sign_s)} ago" if one.last_sign_s is not None else "",
+    }
+
+
+# What may be left out, the first first.
+_DISPENSABLE = ("tokens/s", "jobs", "restarts", "loss", "last sign", "left")
+_WORDS = ("run", "stage", "jobs", "state")  # the others are numbers
+_STYLES = {"done": "green", "RUNNING": "cyan", "running": "cyan", "PENDING": "yellow"}
+_STYLES |= dict.fromkeys(("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stopped"), "red")
+
+
+def duration(seconds: float | None) -> str:
+    """In the two largest units: 3 d 4 h, 5 min 10 s."""
+    if seconds is None:
+        return ""
+    left, parts = int(seconds), list[str]()
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if left >= size or (unit == "s" and not parts):
+            parts.append(f"{left // size} {unit}")
+            left %= size
+    return " ".join(parts[:2])

@@ -1,0 +1,52 @@
+"""What of a model is on this machine: in a folder, or in the hub's cache. No network, no torch.
+
+Knows the files that a model consists of. Refuses to fetch anything.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.base.files import read_json
+from toolkit.settings.model_source import ADAPTER_CONFIG
+
+INDEX = "model.safetensors.index.json"
+
+
+def is_offline(environ: Mapping[str, str], *, default: str = "0") -> bool:
+    """Whether a process with this environment will fetch nothing from the hub; `default` is what
+    it will have where nothing is said."""
+    return environ.get("HF_HUB_OFFLINE", default).upper() in ("1", "ON", "YES", "TRUE")
+
+
+def cached_file(model: str, name: str) -> Path | None:
+    """A file of a model folder, or of a hub name in this machine's cache; None: not here."""
+    if os.path.isdir(model):
+        path = Path(model) / name
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, name)
+    return Path(found) if isinstance(found, str) else None
+
+
+def not_here(model: str) -> str:
+    """What is missing of a model, or of the base that an adapter names, as a clause; empty: all is
+    here."""
+    config = cached_file(model, "config.json")
+    adapter = cached_file(model, ADAPTER_CONFIG)
+    if config is None and adapter is None:
+        return f"{model} is not in this machine's hub cache"
+    if config is None and adapter is not None:
+        base = read_json(adapter).get("base_model_name_or_path") or ""
+        if cached_file(model, "adapter_model.safetensors") is None:
+            return f"{model} is not whole here (no adapter_model.safetensors)"
+        return not_here(base) if base and base != model else ""
+    assert config is not None
+    index = config.parent / INDEX
+    if index.is_file():
+        files = sorted(set(read_json(index)["weight_map"].values()))
+        missing = [name for name in files if not (config.parent / name).is_file()]
+    else:
+        missing = [] if any(config.parent.glob("*.safetensors")) else ["*.safetensors"]
+    return f"{model} is not whole here (no {missing[0]})" if missing else ""

@@ -1,0 +1,79 @@
+"""A reference to a model: a hub name, a model folder, or a run directory (for its encoder).
+
+It is resolved once, where a program begins; everybody else takes the `ModelSource`. Knows names and
+folders. Refuses to know what is in a model. No torch, no network.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed
+from toolkit.base.layout import CHECKPOINT_DIR, ENCODER_DIR
+
+# The hub's client raises an error of its own for any other.
+HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSource:
+    """Where a model is: in a folder of this machine, or (None) on the hub. `reference` is what was
+    given, for people and for what is recorded."""
+
+    reference: str
+    folder: Path | None
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "ModelSource":
+        """That of a folder which is known to hold what is asked for: a model, a tokenizer."""
+        return cls(str(folder), folder)
+
+    @property
+    def name(self) -> str:
+        """The folder or the hub name, as libraries take it."""
+        return self.reference if self.folder is None else str(self.folder)
+
+
+def resolve_model(reference: str) -> ModelSource:
+    """What `reference` stands for; a run directory stands for its encoder. Raises `BadInput` for
+    what is no model, and for an adapter, which is a part of one."""
+    path = Path(reference)
+    if not path.exists():
+        # owner/name is a hub name, unless the owner is a folder here: runs/mtnp is a slip.
+        looks_local = reference.startswith((".", "/", "~")) or Path(path.parts[0]).is_dir()
+        if looks_local or not HUB_NAME.fullmatch(reference):
+            raise BadInput(f"model {reference!r}: no such folder, and not a hub name (owner/name)")
+        return ModelSource(reference, None)
+    if (path / CHECKPOINT_DIR).is_dir():
+        if not is_committed(path / ENCODER_DIR):
+            raise BadInput(
+                f"model {reference!r} is a run directory without an encoder: let the run finish, "
+                f"or export its newest checkpoint: python -m toolkit.export {reference} OUT"
+            )
+        return ModelSource(reference, path / ENCODER_DIR)
+    if is_adapter(path):
+        raise BadInput(
+            f"model {reference!r} is an adapter; merge it into its base first: "
+            f"python -m toolkit.export {reference} OUT"
+        )
+    if not (path / "config.json").is_file():
+        raise BadInput(f"model {reference!r}: the folder has no config.json")
+    if not any(path.glob("*.safetensors")):
+        raise BadInput(
+            f"model {reference!r}: the folder has no weights (*.safetensors); "
+            "download the model whole, or convert its weights to safetensors"
+        )
+    return ModelSource(reference, path)
+
+
+def check_reference(reference: str) -> None:
+    """Raise `BadInput` for what is neither a model nor an adapter that could be merged into one."""
+    if not is_adapter(Path(reference)):
+        resolve_model(reference)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter in PEFT's layout, and no whole model."""
+    return (path / ADAPTER_CONFIG).is_file() and not any(path.glob("model*.safetensors*"))

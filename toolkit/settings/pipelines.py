@@ -1,0 +1,99 @@
+"""Recipes of pipelines: which override goes to which stage, and what each stage is then.
+
+Knows stages. Refuses to know what runs them.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from toolkit.base.errors import BadInput, did_you_mean
+from toolkit.settings.recipes import flatten, load_recipe, parse_override
+from toolkit.settings.schema import PipelineRecipe, Recipe, StageRecipe, TrainingRecipe
+from toolkit.settings.section import has_key, keys_of
+
+
+def resolve(
+    name: str, *, overrides: Sequence[str], kinds: Sequence[str] = ()
+) -> tuple[Recipe, Path, dict[str, StageRecipe]]:
+    """The recipe, its directory, and its stages by name; a single recipe is its only stage. `kinds`
+    are those of which an unknown name may be one."""
+    if load_recipe(name, kinds=kinds).kind == "pipeline":
+        own, rest = split_overrides(overrides)
+        pipeline = load_recipe(name, overrides=own)
+        assert isinstance(pipeline, PipelineRecipe)
+        return pipeline, Path(pipeline.run_dir), resolve_stages(pipeline, overrides=rest)
+    recipe = load_recipe(name, overrides=overrides)
+    assert not isinstance(recipe, PipelineRecipe)
+    return recipe, output_of(recipe), {recipe.kind: recipe}
+
+
+def resolve_stages(
+    pipeline: PipelineRecipe, *, overrides: Sequence[str] = ()
+) -> dict[str, StageRecipe]:
+    """The recipe of every stage with the pipeline's values and the user's overrides applied.
+
+    `stage.key.path=value` goes to that stage; `key.path=value` to every stage that has the key.
+    """
+
+    @functools.cache
+    def type_of(stage: str) -> type[Recipe]:  # reading a recipe anew for every override takes long
+        return type(load_recipe(pipeline.stages[stage].recipe))
+
+    values = flatten(pipeline.model_dump(exclude={"stages"}))
+    per_stage: dict[str, list[str]] = {name: [] for name in pipeline.stages}
+    for override in overrides:
+        key, _ = parse_override(override)
+        first = key.partition(".")[0]
+        # A stage may share its name with a section: mntp.mask_probability is the section's key.
+        if first in per_stage and not has_key(type_of(first), key=key):
+            per_stage[first].append(override.strip().removeprefix(f"{first}."))
+            continue
+        takers = [name for name in pipeline.stages if has_key(type_of(name), key=key)]
+        if not takers:
+            near = did_you_mean(
+                key, _keys_of_stages({name: type_of(name) for name in pipeline.stages})
+            )
+            raise BadInput(f"override {override!r}: no stage has the key {key!r}{near}")
+        for name in takers:
+            per_stage[name].append(override)
+    resolved: dict[str, StageRecipe] = {}
+    for name, stage in pipeline.stages.items():
+        own = [f"{key}={json.dumps(_fill(v, values=values))}" for key, v in stage.set.items()]
+        recipe = load_recipe(stage.recipe, overrides=[*own, *per_stage[name]])
+        if isinstance(recipe, PipelineRecipe):
+            raise BadInput(f"stage {name}: {stage.recipe} is a pipeline; a stage is a single run")
+        resolved[name] = recipe
+    return resolved
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part a pipeline's own overrides (run_dir, model.base, ...) from those for its stages."""
+    own = [o for o in overrides if has_key(PipelineRecipe, key=parse_override(o)[0])]
+    return own, [o for o in overrides if o not in own]
+
+
+def output_of(recipe: StageRecipe) -> Path:
+    """The directory that a stage writes."""
+    return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
+
+
+def _keys_of_stages(types: Mapping[str, type[Recipe]]) -> list[str]:
+    own = {name: keys_of(kind) for name, kind in types.items()}
+    shared = dict.fromkeys(key for keys in own.values() for key in keys)
+    return [*shared, *(f"{name}.{key}" for name, keys in own.items() for key in keys)]
+
+
+def _fill(value: Any, *, values: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise BadInput(f"{{{match[1]}}}: valid placeholders: {', '.join(values)}")
+        return str(values[match[1]])
+
+    return re.sub(r"\{([a-z_.]+)\}", replace, value)

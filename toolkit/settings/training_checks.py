@@ -1,0 +1,137 @@
+"""What a training recipe must keep so that it can run: ranks, schedule, layout, run directory.
+
+Without torch, so that a launcher can ask before a job waits in a queue.
+"""
+
+import math
+from pathlib import Path
+
+from toolkit.base.errors import BadInput, did_you_mean
+from toolkit.base.layout import CONFIG_FILE
+from toolkit.settings.layouts import read_layout
+from toolkit.settings.recipes import flatten, load_recipe
+from toolkit.settings.schema import (
+    MntpRecipe,
+    SimcseRecipe,
+    SupervisedRecipe,
+    Train,
+    TrainingRecipe,
+)
+from toolkit.settings.section import Section
+
+# What may differ between a run and its continuation, with all below it; all else would be another
+# run.
+FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.views", "train.may_differ"}
+FREE_KEYS |= {"train.micro_batch_rows", "train.micro_batch_tokens", "train.log_every_steps"}
+FREE_KEYS |= {"train.save_every_steps", "train.keep_checkpoints", "train.keep_every_steps"}
+FREE_KEYS |= {"train.keep_best", "train.background_save", "train.probe", "train.max_skipped_steps"}
+FREE_KEYS |= {"train.heartbeat_s", "train.stall_s"}
+FREE_KEYS |= {"mntp.evaluate_every_steps", "mntp.cross_entropy"}
+
+
+def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int]:
+    """Refuse what cannot run on `world_size` ranks or in this run directory; without torch, so that
+    the launcher can ask before a job waits in a queue. Returns micro-batch rows and accumulation.
+    """
+    read_layout(recipe.deepspeed.config)
+    micro, accumulation = batch_split(recipe.train, world_size=world_size)
+    contrastive = isinstance(recipe, (SimcseRecipe, SupervisedRecipe))
+    if contrastive and recipe.train.global_batch_rows < 2:
+        raise BadInput("train.global_batch_rows=1: a contrastive row needs others beside it")
+    if recipe.train.micro_batch_tokens is not None and recipe.model.attention != "packed":
+        raise BadInput(
+            f"train.micro_batch_tokens={recipe.train.micro_batch_tokens} needs "
+            f"model.attention=packed, not {recipe.model.attention}; use train.micro_batch_rows"
+        )
+    if isinstance(recipe, SupervisedRecipe):
+        _check_instruction_format(recipe.supervised.instruction_format)
+        if number := recipe.data.held_out_documents:
+            raise BadInput(f"data.held_out_documents={number}: pairs are of no documents; give 0")
+    check_no_blocks(recipe)
+    _check_schedule(recipe)
+    check_run_dir(recipe)
+    return micro, accumulation
+
+
+def _check_schedule(recipe: TrainingRecipe) -> None:
+    train = recipe.train
+    if train.steps > train.horizon_steps:
+        raise BadInput(
+            f"train.steps={train.steps} is beyond train.horizon_steps={train.horizon_steps}, where "
+            "the learning rate reaches zero; raise that as well (of a run that has begun, with "
+            "train.may_differ=[train.horizon_steps])"
+        )
+    held_out = isinstance(recipe, MntpRecipe) and recipe.data.held_out_documents
+    if train.keep_best and not train.probe and not held_out:
+        raise BadInput(
+            f"train.keep_best=true: nothing says which checkpoint of {recipe.kind} is best; give "
+            "train.probe, or of MNTP data.held_out_documents (in a pipeline, STAGE.train.keep_best)"
+        )
+
+
+def batch_split(train: Train, *, world_size: int) -> tuple[int, int]:
+    """Micro-batch rows per rank and accumulation steps: rows x steps x ranks = the global batch.
+
+    `train.micro_batch_rows` is an upper bound: the largest divisor of a rank's rows below it is
+    taken. Raises `BadInput` when the ranks do not divide the batch.
+    """
+    if train.global_batch_rows % world_size:
+        raise BadInput(
+            f"train.global_batch_rows={train.global_batch_rows} cannot be dealt to {world_size} "
+            f"ranks; use a multiple of {world_size}, such as "
+            f"{math.ceil(train.global_batch_rows / world_size) * world_size}"
+        )
+    local = train.global_batch_rows // world_size
+    micro = max(d for d in range(1, min(local, train.micro_batch_rows) + 1) if local % d == 0)
+    return micro, local // micro
+
+
+def _check_instruction_format(text: str) -> None:
+    try:
+        known = text.format(instruction="") != text and "{instruction}" in text
+    except (KeyError, IndexError, ValueError):
+        known = False
+    if not known:
+        valid = 'write a text with {instruction} in it, such as "{instruction}; "'
+        raise BadInput(f"supervised.instruction_format={text!r}: {valid}")
+
+
+def check_run_dir(recipe: TrainingRecipe) -> None:
+    """Raise `BadInput` where the run directory belongs to another recipe."""
+    path = Path(recipe.run_dir)
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"run_dir={recipe.run_dir} is a file: choose another")
+    if not (path / CONFIG_FILE).is_file():
+        return
+    before = load_recipe(str(path / CONFIG_FILE))
+    check_no_blocks(before)
+    old = flatten(before.model_dump(mode="json"))
+    new = flatten(recipe.model_dump(mode="json"))
+    if unknown := [key for key in recipe.train.may_differ if key not in new]:
+        near = did_you_mean(unknown[0], new)
+        raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe{near}")
+    free = FREE_KEYS | set(recipe.train.may_differ)
+    keys = [k for k in {**old, **new} if old.get(k) != new.get(k) and not _and_above(k) & free]
+    if keys:
+        differing = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:3]]
+        raise BadInput(
+            f"run_dir={recipe.run_dir} belongs to another recipe: {'; '.join(differing)}. "
+            "Choose another run_dir, or give the recipe of that run; to go on with what differs, "
+            f"name it: train.may_differ=[{','.join(keys)}]"
+        )
+
+
+def _and_above(key: str) -> set[str]:
+    """A key with those of the sections that it stands in."""
+    parts = key.split(".")
+    return {".".join(parts[:number]) for number in range(1, len(parts) + 1)}
+
+
+def check_no_blocks(recipe: Section) -> None:
+    """Raise `BadInput` for a recipe that holds out blocks, as older ones did."""
+    if isinstance(recipe, MntpRecipe) and (blocks := recipe.mntp.held_out_blocks):
+        raise BadInput(
+            f"mntp.held_out_blocks={blocks}: whole documents are held out now, "
+            "data.held_out_documents=N; a run that began with blocks is finished by the version it "
+            "began with"
+        )

@@ -1,0 +1,38 @@
+"""Where a training run begins: what can be refused without torch is, before torch is imported.
+
+Knows recipes, shards and signals. Refuses to know what a run does; `training.program` does.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit.cluster.preempt import StopSignal
+from toolkit.cluster.topology import detect
+from toolkit.settings.layouts import read_layout
+from toolkit.settings.model_source import resolve_model
+from toolkit.settings.schema import SupervisedRecipe, TrainingRecipe
+from toolkit.settings.training_checks import check_training
+from toolkit.text import pairs, shards
+
+
+def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
+    """Train on the ranks that `environ` describes; see `training.program.run`."""
+    # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
+    with StopSignal(environ) as stop:
+        check_inputs(recipe, world_size=detect(environ).world_size)
+        # Here and not above: neither the help text nor a refusal must wait for torch.
+        from toolkit.training import program
+
+        program.run(recipe, environ=environ, stop=stop)
+
+
+def check_inputs(recipe: TrainingRecipe, *, world_size: int) -> None:
+    """Raise `BadInput` for what can be told without torch; the program looks again, and closer."""
+    check_training(recipe, world_size=world_size)
+    read_layout(recipe.deepspeed.config)
+    resolve_model(recipe.model.base)
+    directory = Path(recipe.data.train)
+    if isinstance(recipe, SupervisedRecipe):
+        pairs.checked_manifest(directory, verify=False)
+    else:
+        shards.checked_manifest(directory, verify=False)

@@ -1,0 +1,246 @@
+"""What was trained, as a folder that others load: our encoder, sentence-transformers, plain
+transformers, llm2vec, PEFT."""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import PretrainedConfig
+
+from toolkit.base.errors import BadInput
+from toolkit.base.files import (
+    committed_directory,
+    is_committed,
+    read_json,
+    sha256_of,
+    write_atomic,
+    write_json,
+)
+from toolkit.base.layout import CARD_FILE, ORIGIN_FILE, WEIGHT_DIR
+from toolkit.base.sealed import content_digest
+from toolkit.model.adapters import chain_of
+from toolkit.model.backbone import load_config
+from toolkit.model.declared import Use
+from toolkit.model.llm2vec_format import config_of_4_44, rewrite_for_llm2vec
+from toolkit.model.tokenizer import load_tokenizer
+from toolkit.model.weights import (
+    ADAPTER_FILE,
+    Adapter,
+    base_folder,
+    instruction_format_of,
+    merge_weights,
+    model_digest,
+    write_encoder_files,
+)
+from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, resolve_model
+from toolkit.settings.schema import DType, Lora, SupervisedRecipe, TrainingRecipe
+from toolkit.training.card import (
+    CardFacts,
+    model_card,
+    public_name,
+    read_scores,
+    stage_of,
+)
+from toolkit.training.checkpoint import Checkpoint, load_newest
+from toolkit.training.runs import refuse_taken, run_recipe
+
+MAX_TOKENS = 512
+Form = Literal["merged", "llm2vec", "peft"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """How an export is written: its format, the type of its weights (None: as was trained), and a
+    file of scores for its card."""
+
+    form: Form = "merged"
+    dtype: DType | None = None
+    scores: Path | None = None
+
+
+def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> int:
+    """Write a run's newest checkpoint to `out`, all or nothing: merged into its base or, as `peft`,
+    its adapter alone. Returns the checkpoint's step.
+
+    Raises `BadInput` when the run has no whole checkpoint, `out` is taken, or the format cannot
+    hold the model.
+    """
+    export = export or Export()
+    refuse_taken(out)
+    recipe = run_recipe(run_dir)
+    checkpoint = load_newest(run_dir)
+    if checkpoint is None:
+        raise BadInput(f"{run_dir}: has no whole checkpoint to export; train it first")
+    base = resolve_model(recipe.model.base)
+    folder = base_folder(base)
+    if model_digest(folder) != checkpoint.state["base_digest"]:
+        raise BadInput(
+            f"{run_dir}: its base model {base.reference} has other content now; bring that back"
+        )
+    stage = stage_of(recipe, step=checkpoint.step, data_digest=checkpoint.state["data_digest"])
+    stages = [*stages_of(folder), stage]
+    config = load_config(base)
+    facts = CardFacts(
+        form=export.form,
+        base=stage["base"] if export.form == "peft" else stages[0]["base"],
+        stages=stages,
+        width=config.hidden_size,
+        max_tokens=_max_tokens(config),
+        instruction_format=(
+            recipe.supervised.instruction_format
+            if isinstance(recipe, SupervisedRecipe)
+            else instruction_format_of(folder)
+        ),
+        recipe=recipe,
+        scores=read_scores(export.scores) if export.scores else None,
+    )
+    origin = {"kind": recipe.kind, "step": checkpoint.step}
+    dtype = export.dtype or recipe.model.dtype
+    _check_form(export, config=config)
+    with committed_directory(out) as exported:
+        if export.form == "peft":
+            _write_adapter(exported, checkpoint=checkpoint, recipe=recipe, base=base)
+        else:
+            _merge_checkpoint(
+                checkpoint, folder=folder, lora=recipe.model.lora, dtype=dtype, out=exported
+            )
+            _write_files(exported, config=config, tokenizer=base, form=export.form, dtype=dtype)
+        _seal(exported, name=out.name, origin=origin, facts=facts)
+    return checkpoint.step
+
+
+def write_chain(
+    model: str, *, adapters: Sequence[str], out: Path, export: Export | None = None
+) -> tuple[str, ...]:
+    """Merge adapters in PEFT's layout into their base, as `out`, all or nothing; returns the base
+    and the adapters. See `chain_of`.
+
+    Weights are bf16 where the base's are, else fp32, unless `export.dtype` says otherwise.
+    """
+    export = export or Export()
+    refuse_taken(out)
+    if export.form == "peft":
+        raise BadInput("--format peft: is of a run that trained an adapter; give its directory")
+    chain = chain_of(model, adapters=adapters)
+    folder, config = base_folder(chain.base), load_config(chain.base)
+    chain.check(Use(causal=False))
+    _check_form(export, config=config)
+    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    dtype = export.dtype or ("bf16" if stored == "bfloat16" else "fp32")
+    bases = [chain.base.reference, *chain.names]
+    added = [
+        {"kind": f"adapter {public_name(name)}", "base": public_name(below)}
+        for below, name in zip(bases, chain.names, strict=False)
+    ]
+    stages = [*stages_of(folder), *added]
+    facts = CardFacts(
+        form=export.form,
+        base=stages[0]["base"] if stages else public_name(chain.base.reference),
+        stages=stages,
+        width=config.hidden_size,
+        max_tokens=_max_tokens(config),
+        instruction_format=chain.instruction_format(),
+        scores=read_scores(export.scores) if export.scores else None,
+    )
+    with committed_directory(out) as exported:
+        merge_weights(folder, adapters=chain.adapters(), dtype=dtype, out=exported)
+        tokenizer = chain.tokenizer
+        _write_files(exported, config=config, tokenizer=tokenizer, form=export.form, dtype=dtype)
+        _seal(exported, name=out.name, origin={"kind": "merged", "step": 0}, facts=facts)
+    return tuple(bases)
+
+
+def stages_of(folder: Path) -> list[dict[str, Any]]:
+    """What was trained to make an encoder, first to last; nothing where its folder does not say."""
+    origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).is_file() else {}
+    stages: list[dict[str, Any]] = origin.get("stages", [])
+    return stages
+
+
+def check_encoder(out: Path) -> None:
+    """Compare every file of an exported folder with its digest, but for its card, which people
+    edit; `BadInput` names the one that is damaged or missing."""
+    again = f"export it again to another folder, or copy {out} again"
+    if not is_committed(out):
+        raise BadInput(f"{out}: is not a whole encoder (no COMMITTED marker); {again}")
+    origin: dict[str, Any] = read_json(out / ORIGIN_FILE)
+    if "sha256" not in origin and "digest" not in origin:
+        raise BadInput(f"{out / ORIGIN_FILE}: records no digests (an older version?); {again}")
+    if origin.pop("digest", None) != content_digest(origin):
+        raise BadInput(f"{out / ORIGIN_FILE}: is damaged (its digest differs); {again}")
+    for name, digest in origin["sha256"].items():
+        if not (out / name).is_file():
+            raise BadInput(f"{out / name}: is missing from the encoder; {again}")
+        if sha256_of(out / name) != digest:
+            raise BadInput(f"{out / name}: is damaged (its SHA-256 differs); {again}")
+
+
+def encoder_step(out: Path) -> int | None:
+    """The training step whose weights an exported folder holds; None when there is none."""
+    if not is_committed(out) or not (out / ORIGIN_FILE).is_file():
+        return None
+    return int(read_json(out / ORIGIN_FILE)["step"])
+
+
+def _max_tokens(config: PretrainedConfig) -> int:
+    return min(MAX_TOKENS, int(config.max_position_embeddings))
+
+
+def _check_form(export: Export, *, config: PretrainedConfig) -> None:
+    """Before hours of merging: what a format cannot hold, and what it would leave aside."""
+    if export.form == "llm2vec":
+        config_of_4_44(config.to_dict())
+    if export.form == "peft" and export.dtype:
+        raise BadInput(f"--dtype {export.dtype}: an adapter is exported as it was trained, in fp32")
+
+
+def _merge_checkpoint(
+    checkpoint: Checkpoint, *, folder: Path, lora: Lora | None, dtype: str, out: Path
+) -> None:
+    if lora is None:
+        merge_weights(folder, replaced=checkpoint.weights, dtype=dtype, out=out)
+        return
+    scale = lora.alpha / lora.rank
+    adapter = Adapter.of(checkpoint.weights, scale=scale, source="the checkpoint")
+    merge_weights(folder, adapters=[adapter], dtype=dtype, out=out)
+
+
+def _write_adapter(
+    out: Path, *, checkpoint: Checkpoint, recipe: TrainingRecipe, base: ModelSource
+) -> None:
+    weights = checkpoint.folder / WEIGHT_DIR
+    if recipe.model.lora is None:
+        run_dir = checkpoint.folder.parents[1]
+        raise BadInput(f"{run_dir}: trained all weights (model.lora is null): it has no adapter")
+    shutil.copyfile(weights / ADAPTER_FILE, out / ADAPTER_FILE)
+    settings = read_json(weights / ADAPTER_CONFIG)
+    place = base.name if base.folder is None else str(base.folder.resolve())
+    write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": place})
+    load_tokenizer(base).save_pretrained(out)
+
+
+def _write_files(
+    out: Path, *, config: PretrainedConfig, tokenizer: ModelSource, form: Form, dtype: str
+) -> None:
+    loaded, max_tokens = load_tokenizer(tokenizer), _max_tokens(config)
+    write_encoder_files(out, config=config, tokenizer=loaded, max_tokens=max_tokens, dtype=dtype)
+    if form == "llm2vec":
+        rewrite_for_llm2vec(out, tokenizer=loaded, max_tokens=max_tokens)
+
+
+def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
+    """The last files: what it came of, with the digests of all others, and the card."""
+    told = {
+        **origin,
+        "stages": list(facts.stages),
+        "instruction_format": facts.instruction_format,
+        "sha256": {
+            str(path.relative_to(out)): sha256_of(path)
+            for path in sorted(out.rglob("*"))
+            if path.is_file()
+        },
+    }
+    write_json(out / ORIGIN_FILE, {**told, "digest": content_digest(told)})
+    write_atomic(out / CARD_FILE, model_card(facts, name=name))
