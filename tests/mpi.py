@@ -19,7 +19,7 @@ def mpi_environ() -> dict[str, str]:
 
 def mpi_command(ranks: Sequence[Sequence[str]], *, flags: Sequence[str] = ()) -> list[str]:
     """A command a rank, all on this machine."""
-    mpiexec = Path(sys.executable).with_name("mpiexec")
+    mpiexec = Path(sys.prefix) / "bin" / "mpiexec"
     need(mpiexec.is_file(), "no mpiexec beside python: pip install mpich")
     foreign = [n for n in os.environ if n.startswith(FOREIGN) or n in FOREIGN_NAMES]
     unset = [f"--unset={name}" for name in foreign]

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, need
-from tests.forking.start import forked_python
+from tests.forking.start import environ_of_starts, forked_python, forking
 from tests.model.test_adapters import make_adapter
 from toolkit.base.files import read_json, write_json
 
@@ -104,9 +105,9 @@ def hub(tiny_model: Path) -> Iterator[str]:
 
 
 def door(
-    *arguments: str, environ: dict[str, str], before: tuple[str, ...] = ()
+    *arguments: str, environ: dict[str, str], before: tuple[str, ...] = (), python: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    command = [*before, forked_python(), "-m", *arguments]
+    command = [*before, python or forked_python(), "-m", *arguments]
     path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH", ""), str(ROOT)]))
     environ = {**os.environ, **environ, "PYTHONPATH": path}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
@@ -133,10 +134,17 @@ def test_fetched_here_and_run_where_there_is_no_network(
     environ |= {"PYTHONPATH": str(tmp_path / "audit"), "SEEN": str(tmp_path / "seen")}
     shape = ["--recipe", "tiny_pipeline", "--cluster", "local", "--gpus-per-node", "2"]
     alone = ("unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "-")
-    done = door("toolkit.launch", *shape, *given, environ=environ, before=alone)
+    imports = "import deepspeed, toolkit.training.program, toolkit.encode, toolkit.launch"
+    done = door(
+        "timeit", "-n1", "-r1", imports, environ=environ, before=alone, python=sys.executable
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    own = {**environ_of_starts(), **environ}
+    with forking(own) as python:
+        done = door("toolkit.launch", *shape, *given, environ=own, before=alone, python=python)
     assert done.returncode == 0, done.stdout + done.stderr
     seen = (tmp_path / "seen").read_text().splitlines()
-    assert seen.count("begins") >= 6  # the launcher, and two ranks of three stages
+    assert seen.count("begins") >= 8  # imports, the launcher, and two ranks of three stages
     own = ("127.0.0.1", "localhost")  # torch's ranks meet in C++, the launcher has no need to
     outside = [line for line in seen if line != "begins" and not any(at in line for at in own)]
     assert outside == []

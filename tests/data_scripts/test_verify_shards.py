@@ -104,6 +104,18 @@ def test_what_is_missing_is_made_again(
     assert contents(directory) == whole
 
 
+def test_a_shard_that_comes_out_otherwise_is_not_put_in_place(
+    check: Check, directory: Path, source: Path
+) -> None:
+    """Without the list of duplicates nobody knows which rows the shard is without."""
+    shard = directory / "shard-00001.parquet"
+    shard.unlink()
+    (directory / "duplicates.parquet").unlink()
+    code, faults = check("--repair", "--source", source)
+    assert code == 1 and f"{shard.name}: is missing" in faults
+    assert not shard.exists()
+
+
 def test_several_faults_are_all_named(check: Check, directory: Path) -> None:
     flip(directory / "shard-00000.parquet", place=99)
     (directory / "shard-00001.parquet").unlink()

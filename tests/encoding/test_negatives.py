@@ -101,6 +101,34 @@ def test_negatives_are_those_of_a_plain_search(
         assert not answers & set(pair.negative_hashes)
 
 
+def test_a_second_answer_is_no_negative_however_near_it_is(
+    made: Path, whole: Path, tmp_path: Path
+) -> None:
+    """What was the hardest negative of each query becomes its second answer."""
+    rules = ["--negatives", NUM, "--depth", DEPTH, "--embeddings", whole]
+    mine("--pairs", made, *rules, "--output", tmp_path / "first")
+    first = open_pairs(tmp_path / "first")
+    listed = [first.pair(1, row) for row in range(int(first.num_rows[1]))]
+    nearest = {pair.query: pair.negatives[0] for pair in reversed(listed) if pair.negatives}
+    assert len(nearest) > 20
+    answers = [(p.query, p.positive) for p in listed] + list(nearest.items())
+    lines = [json.dumps({"query": query, "positive": text}) for query, text in answers]
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    script = [
+        sys.executable,
+        "data_scripts/prepare_pairs.py",
+        "--input",
+        str(tmp_path / "two.jsonl"),
+    ]
+    run([*script, "--output", str(tmp_path / "two")])
+    mine("--pairs", tmp_path / "two", *rules, "--output", tmp_path / "second")
+    second = open_pairs(tmp_path / "second")
+    found = [second.pair(0, row) for row in range(int(second.num_rows[0]))]
+    assert len(found) == len(answers)
+    for pair in found:
+        assert nearest.get(pair.query) not in pair.negatives
+
+
 def of_facts(manifest: dict[str, Any], **facts: object) -> dict[str, Any]:
     """The manifest of an encoding with these facts instead, all digests right."""
     changed = {**manifest, **facts}

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.forking.start import forked_python
 
 HOOK = Path(__file__).with_name("auditing")
 # The only places that unpickle, by the file of whose code does it. The README of
@@ -40,11 +41,15 @@ def unpickled(file: Path) -> list[str]:
     return found
 
 
-def audited(command: Sequence[object], *, file: Path) -> tuple[str, set[str]]:
-    """Run a command that must succeed; what it printed, and what was unpickled meanwhile."""
+def audited(command: Sequence[object], *, file: Path, is_real: bool = True) -> tuple[str, set[str]]:
+    """Run a command that must succeed; what it printed, and what was unpickled meanwhile.
+
+    Without `is_real` its Python processes are forks, in which nothing of an import is seen.
+    """
     file.unlink(missing_ok=True)
+    python = sys.executable if is_real else forked_python()
     done = subprocess.run(
-        [str(part) for part in command],
+        [str(part).replace(sys.executable, python) for part in command],
         cwd=ROOT,
         env={**os.environ, **environ_with_hook(file)},
         stdout=subprocess.PIPE,

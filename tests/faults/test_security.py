@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import QUICKSTART, ROOT, need, torchrun
 from tests.faults.audited import MESSAGES, MPI, SUBMITIT, audited, in_one_process
+from tests.forking.start import environ_of_starts, forking
 from tests.mpi import mpi_command
 
 SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD")
@@ -35,7 +36,8 @@ def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> No
     audit = tmp_path / "audit"
     where = ["tiny_mntp", *given, f"run_dir={run_dir / 'tiny_mntp'}"]
     pieces = [["toolkit.train", *where, f"train.steps={steps}"] for steps in (1, 2)]
-    printed, found = audited([*torchrun(2), *in_one_process(pieces)[1:]], file=audit)
+    ranks = [*torchrun(2), *in_one_process(pieces)[1:]]
+    printed, found = audited(ranks, file=audit, is_real=False)
     assert printed.count("AUDITED ") == 2 * len(pieces) and "goes on after step 1" in printed
     assert found == set()
     simcse = ["toolkit.train", "tiny_simcse", *given, "model.lora=null", f"run_dir={run_dir / 'c'}"]
@@ -113,34 +115,35 @@ def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -
     ranks without a network: test_prefetch.)"""
     need(os.geteuid() == 0 and bool(shutil.which("unshare")), "needs root and unshare")
     need(bool(shutil.which("ip")), "needs iproute2")
-    python, shards = sys.executable, tmp_path / "shards"
+    shards = tmp_path / "shards"
     outside = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
     dump = QUICKSTART / "encyclopedia.xml.bz2"
     pipeline = (
         f"--recipe tiny_pipeline --cluster local --gpus-per-node 1 model.base={tiny_model} "
         f"run_dir={tmp_path / 'run'} data.train={shards} corpus.input={shards} train.steps=2"
     )
-    script = "\n".join(
-        [
-            "set -euo pipefail",
-            "ip link set lo up",
-            f'if {python} -c "{outside}" 2> /dev/null; then echo outside; exit 9; fi',
-            f"{python} data_scripts/shard_wikipedia.py --input {dump} --output {shards}",
-            f"{python} -m toolkit.launch {pipeline}",
-            f"{python} -m toolkit.search {tmp_path / 'run' / 'embeddings'} river",
-        ]
-    )
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TRANSFORMERS_"))}
+    commands = [
+        "set -euo pipefail",
+        "ip link set lo up",
+        f'if PYTHON -c "{outside}" 2> /dev/null; then echo outside; exit 9; fi',
+        f"PYTHON data_scripts/shard_wikipedia.py --input {dump} --output {shards}",
+        f"PYTHON -m toolkit.launch {pipeline}",
+        f"PYTHON -m toolkit.search {tmp_path / 'run' / 'embeddings'} river",
+    ]
+    told = ("HF_", "TRANSFORMERS_")
+    environ = {k: v for k, v in environ_of_starts().items() if not k.startswith(told)}
     secrets = {name: f"{name.lower()}-4711" for name in SECRETS}
-    done = subprocess.run(
-        ["unshare", "--net", "bash", "-c", script],
-        cwd=ROOT,
-        env={**environ, **secrets, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    environ |= {"OMP_NUM_THREADS": "1", **secrets}
+    with forking(environ) as python:
+        done = subprocess.run(
+            ["unshare", "--net", "bash", "-c", "\n".join(commands).replace("PYTHON", python)],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "river" in done.stdout.splitlines()
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -158,7 +161,7 @@ def test_job_folders_are_their_owners(umask: int, shards: Path, tmp_path: Path) 
     command = f"umask {umask:o}; exec {sys.executable} -m toolkit.launch --recipe tiny_mntp"
     where = f"--cluster local data.train={shards} run_dir={tmp_path / 'run'} train.steps=1"
     launch = f"{command} {where} model.base={QUICKSTART / 'tiny-mistral'}"
-    _, found = audited(["bash", "-c", launch], file=tmp_path / "audit")
+    _, found = audited(["bash", "-c", launch], file=tmp_path / "audit", is_real=False)
     assert found == {SUBMITIT}
     folder = tmp_path / "run" / "logs" / "mntp"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

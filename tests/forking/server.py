@@ -60,7 +60,7 @@ PER_CHILD = (
 )
 ROOT = Path(__file__).parents[2]
 # Modules whose processes start other interpreters, as a rule more than one.
-LAUNCHERS = ("torch.distributed.run", "toolkit.launch", "toolkit.quickstart")
+LAUNCHERS = ("torch.distributed.run", "toolkit.launch", "toolkit.quickstart", "tests.benchmarks")
 MODULES = (
     *("torch", "torch.distributed.run", "torch.distributed.elastic.multiprocessing.api"),
     *("torch.nn.attention.flex_attention", "torch.utils.checkpoint"),
@@ -156,6 +156,13 @@ def search_path(environ: dict[str, str]) -> list[str]:
     return [path for path in environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
+def is_ours(path: str) -> bool:
+    """Whether no import differs by this folder of PYTHONPATH, but for that of sitecustomize, which
+    a child runs as an interpreter does."""
+    found = [p for p in Path(path).glob("*") if p.suffix in (".py", ".so") or p.is_dir()]
+    return path == str(ROOT) or {p.name for p in found} - {"__pycache__"} <= {"sitecustomize.py"}
+
+
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
@@ -236,7 +243,7 @@ class Server:
         given = {k: v for k, v in given.items() if self._added.get(k) != v}
         if names := differing(given, self._own):
             return f"imports have read {', '.join(names)}"
-        if any(path != str(ROOT) for path in search_path(environ)):
+        if not all(is_ours(path) for path in search_path(environ)):
             return "a PYTHONPATH, from which anything might have been imported"
         if not is_supported(arguments):
             return "options of the interpreter"
@@ -352,7 +359,7 @@ def become(asked: dict[str, Any], *, python: str, path: list[str]) -> NoReturn:
     is_unbuffered = arguments[:1] == ["-u"] or bool(environ.get("PYTHONUNBUFFERED"))
     _open_streams(is_unbuffered=is_unbuffered)
     rest = arguments[1:] if arguments[:1] == ["-u"] else arguments
-    if rest[0] == "-m" and rest[1] in LAUNCHERS:
+    if rest[0] == "-m" and f"{rest[1]}.".startswith(tuple(f"{name}." for name in LAUNCHERS)):
         sys.executable = python
     sys.orig_argv = [sys.executable, *arguments]
     sys.path[:] = list(dict.fromkeys([*search_path(environ), *path]))
@@ -361,6 +368,11 @@ def become(asked: dict[str, Any], *, python: str, path: list[str]) -> NoReturn:
     else:
         sys.path.insert(0, str(Path(rest[0]).resolve().parent))
     _forget_others()
+    for folder in search_path(environ):
+        if (Path(folder) / "sitecustomize.py").exists():
+            _forget("sitecustomize")
+            importlib.import_module("sitecustomize")
+            break
     _set_signals(ignored=asked["ignored"], mask=asked["mask"])
     _run(rest)
 

@@ -1,6 +1,7 @@
 """The interpreter whose starts are forks, for a test session."""
 
 import atexit
+import contextlib
 import functools
 import os
 import select
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 SHIM = Path(__file__).with_name("shim.py")
@@ -42,24 +44,23 @@ def forked_python() -> str:
     """
     if os.environ.get(SWITCH) == "1":
         return sys.executable
-    folder = Path(tempfile.mkdtemp(prefix="toolkit-forks-"))
-    (folder / "bin").mkdir()
-    python, address = folder / "bin" / "python", folder / "socket"
-    # -I and -S leave out site-packages, which the shim needs not.
-    python.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -I -S {SHIM} {address} {sys.executable} "$@"\n'
-    )
-    python.chmod(0o755)
-    real = Path(sys.prefix) / "bin" / "activate"
-    (folder / "bin" / "activate").write_text(f'. "{real}"\nPATH="{folder}/bin:$PATH"\n')
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(address))
-    listener.listen(64)
-    environ = environ_of_starts()
-    del environ["PYTHONPATH"]
-    threading.Thread(target=_serve, args=(listener, environ, python), daemon=True).start()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return str(python)
+    own = _Interpreter(environ_of_starts())
+    atexit.register(own.end)
+    return str(own.python)
+
+
+@contextlib.contextmanager
+def forking(environ: Mapping[str, str]) -> Iterator[str]:
+    """An interpreter with a server of its own, for starts in an environment that libraries read
+    when they are imported. It is worth its own start from the third fork on."""
+    if os.environ.get(SWITCH) == "1":
+        yield sys.executable
+        return
+    own = _Interpreter(dict(environ))
+    try:
+        yield str(own.python)
+    finally:
+        own.end()
 
 
 def forked_environment() -> str:
@@ -76,22 +77,58 @@ def check_servers() -> None:
             raise AssertionError(f"the fork server ended with code {code}:\n{said}")
 
 
-def _serve(listener: socket.socket, environ: dict[str, str], python: Path) -> None:
-    """Start the server when the first shim calls; it takes over the socket."""
-    select.select([listener], [], [])
-    errors = python.with_name("errors")
-    with errors.open("wb") as stderr:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "tests.forking.server", str(listener.fileno()), str(python)],
-            cwd=ROOT,
-            env=environ,
-            stdin=subprocess.PIPE,  # its end is the server's: also when this process is killed
-            stdout=subprocess.DEVNULL,  # what libraries print when they are imported
-            stderr=stderr,
-            pass_fds=[listener.fileno()],
+class _Interpreter:
+    """The path of an interpreter, and the server that its starts come to."""
+
+    def __init__(self, environ: dict[str, str]) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="toolkit-forks-"))
+        (self._folder / "bin").mkdir()
+        self.python, address = self._folder / "bin" / "python", self._folder / "socket"
+        # -I and -S leave out site-packages, which the shim needs not.
+        self.python.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -I -S {SHIM} {address} {sys.executable} "$@"\n'
         )
-    _servers.append((server, errors))
-    listener.close()
-    atexit.register(server.wait)
-    if server.stdin:
-        atexit.register(server.stdin.close)  # first: exit handlers run from the last
+        self.python.chmod(0o755)
+        real = Path(sys.prefix) / "bin" / "activate"
+        (self._folder / "bin" / "activate").write_text(
+            f'. "{real}"\nPATH="{self._folder}/bin:$PATH"\n'
+        )
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(address))
+        listener.listen(64)
+        self._environ = {name: text for name, text in environ.items() if name != "PYTHONPATH"}
+        self._server: subprocess.Popen[bytes] | None = None
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(listener,), daemon=True)
+        self._thread.start()
+
+    def _serve(self, listener: socket.socket) -> None:
+        """Start the server when the first shim calls; it takes over the socket."""
+        while not select.select([listener], [], [], 0.1)[0]:
+            if self._is_over.is_set():
+                listener.close()
+                return
+        errors = self.python.with_name("errors")
+        with errors.open("wb") as stderr:
+            self._server = subprocess.Popen(
+                [sys.executable, "-m", "tests.forking.server"]
+                + [str(listener.fileno()), str(self.python)],
+                cwd=ROOT,
+                env=self._environ,
+                stdin=subprocess.PIPE,  # its end is the server's: also when this process is killed
+                stdout=subprocess.DEVNULL,  # what libraries print when they are imported
+                stderr=stderr,
+                pass_fds=[listener.fileno()],
+            )
+        _servers.append((self._server, errors))
+        listener.close()
+
+    def end(self) -> None:
+        """End the server, and with it what it has forked."""
+        self._is_over.set()
+        self._thread.join()
+        if self._server and self._server.stdin:
+            _servers[:] = [pair for pair in _servers if pair[0] is not self._server]
+            self._server.stdin.close()
+            self._server.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import ROOT, free_port, need
 from tests.forking.server import IMPORTED
 from tests.forking.shim import FORWARDED, LOG
-from tests.forking.start import SWITCH, forked_python
+from tests.forking.start import SWITCH, forked_python, forking
 
 LOWEST = "renice -n 19 $$ > /dev/null"  # priority, which the tests themselves may have
 IS_FORKED = "import sys; print('deepspeed' in sys.modules)"
@@ -166,7 +166,8 @@ def test_the_log_says_what_was_forked_and_why_the_rest_was_not(python: str, tmp_
     start(python, "-c", "pass", "given", environ=environ)
     start(python, "-I", "-c", "pass", environ=environ)
     start(python, "-c", "pass", environ=environ | {"DS_X": "7"})
-    start(python, "-c", "pass", environ=environ | {"PYTHONPATH": f"{ROOT}:/elsewhere"})
+    (tmp_path / "any.py").write_text("")
+    start(python, "-c", "pass", environ=environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"})
     assert (tmp_path / "log").read_text().splitlines() == [
         "forked: -c pass given",
         "real (options of the interpreter): -I -c pass",
@@ -206,6 +207,26 @@ def test_the_toolkit_of_another_checkout_is_imported_from_there(
         assert found == f"{place}/toolkit/verify.py\n"
     own = start(python, "-c", f"{code}\n{IS_FORKED}", cwd=tmp_path).stdout
     assert own == f"{tmp_path}/toolkit/verify.py\nTrue\n"
+
+
+def test_a_sitecustomize_is_run_as_in_a_real_start(python: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.environ['MARK'] = 'customized'\n")
+    code = f"import os; print(os.environ['MARK'])\n{IS_FORKED}"
+    environ = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    assert start(python, "-c", code, environ=environ).stdout == "customized\nTrue\n"
+    (tmp_path / "other.py").write_text("")
+    assert start(python, "-c", code, environ=environ).stdout == "customized\nFalse\n"
+
+
+def test_another_server_has_another_environment(python: str) -> None:
+    """And ends with its block."""
+    environ = {**os.environ, "HF_HOME": "/there"}
+    with forking(environ) as other:
+        code = f"import os; print(os.environ['HF_HOME'])\n{IS_FORKED}"
+        assert start(other, "-c", code, environ=environ).stdout == "/there\nTrue\n"
+        assert start(python, "-c", IS_FORKED, environ=environ).stdout == "False\n"
+        assert Path(other).exists()
+    assert not Path(other).exists()
 
 
 def test_a_launcher_starts_forks(python: str, tmp_path: Path) -> None:
