@@ -157,6 +157,23 @@ def test_layouts_own_no_hyper_parameter(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meaning"),
+    [
+        ("zero0", (False, False, False, False)),
+        ("zero2", (False, False, False, False)),
+        ("zero3", (True, False, False, False)),
+        ("zero3_hpz", (True, True, False, False)),
+        ("zero3_offload", (True, False, True, True)),
+    ],
+)
+def test_what_a_layout_means(name: str, meaning: tuple[bool, ...]) -> None:
+    found = read_layout(name)
+    shares = (found.shares_weights, found.has_node_copy)
+    assert (*shares, found.weights_on_cpu, found.optimizer_on_cpu) == meaning
+    assert found.gradients == found.keys.get("data_types", {}).get("grad_accum_dtype")
+
+
+@pytest.mark.parametrize(
     ("layout", "message"),
     [
         ({"train_batch_size": 4}, r"belongs to the recipe \(train\.global_batch_rows\)"),
@@ -164,6 +181,8 @@ def test_layouts_own_no_hyper_parameter(name: str) -> None:
         *(({key: {}}, f"{key} belongs to the recipe") for key in ("bf16", "fp16")),
         *(({key: {}}, f"{key} belongs to the recipe") for key in ("optimizer", "scheduler")),
         ({"zero_optimization": {"stage": "auto"}}, r'zero_optimization\.stage is "auto"'),
+        ({"zero_optimization": {"stage": 4}}, r"stage is 4; valid: 0, 1, 2, 3"),
+        ({}, r"stage is None; valid: 0, 1, 2, 3"),
     ],
 )
 def test_bad_layouts(layout: dict[str, object], message: str, tmp_path: Path) -> None:

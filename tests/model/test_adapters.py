@@ -21,7 +21,7 @@ from toolkit.encoding.encoder import Encoder, encoder_of
 from toolkit.encoding.store import VectorStore
 from toolkit.model.adapters import chain_of, read_adapter
 from toolkit.model.weights import merge_weights
-from toolkit.settings.model_source import resolve_model
+from toolkit.settings.model_source import ModelSource, resolve_model
 from toolkit.settings.schema import EncoderSettings
 
 TEXTS = ["A short_text about canals.", "The bridge _ was closed.", "x", "Two words here."] * 3
@@ -236,7 +236,7 @@ def test_a_base_that_is_not_there_is_named(
         chain_of(upon("/gone"))
     # As the error says: the base as the model, the folder as its adapter.
     chain = chain_of(str(tiny_model), adapters=[str(copy)])
-    assert (chain.base, chain.folders) == (str(tiny_model), (copy,))
+    assert (chain.base.reference, chain.folders) == (str(tiny_model), (copy,))
     with pytest.raises(BadInput, match="more than 8 adapters upon each other"):
         chain_of(upon(str(copy)))
     with pytest.raises(BadInput, match=r"adapter .*tiny-mistral.*: no folder or hub name with an"):
@@ -254,6 +254,6 @@ def test_an_adapter_upon_an_adapter(published: tuple[Path, Path], tmp_path: Path
     write_json(copy / "adapter_config.json", {**told, "base_model_name_or_path": str(mntp)})
     found, named = chain_of(str(copy)), chain_of(str(mntp), adapters=[str(second)])
     assert (found.base, found.folders) == (named.base, (mntp, copy))
-    assert found.tokenizer == named.tokenizer == str(mntp)
+    assert found.tokenizer == named.tokenizer == ModelSource.of_folder(mntp)
     write_json(copy / "adapter_config.json", {**told, "use_rslora": True})
     assert read_adapter(copy).scale == 8 / 4**0.5 and read_adapter(second).scale == 8 / 4
