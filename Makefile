@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-times test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean test-mutants
+.PHONY: help install quickstart smollm2 test test-times test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -23,6 +23,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 quickstart: install  ## the whole pipeline on what the project ships, with a table of scores
 	$(BIN)/python -m toolkit.quickstart
+
+smollm2: install  ## a real model of 135 M parameters in .cache/smollm2-135m (93 MB to fetch)
+	$(BIN)/python -m toolkit.quickstart.smollm2
 
 # Most tests fork their Python processes from one that has imported the libraries (tests/forking);
 # TOOLKIT_TEST_REAL_STARTS=1 starts each anew.
