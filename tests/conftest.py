@@ -148,6 +148,28 @@ def run(
     return done.stdout
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], main: Callable[[list[str]], int], *arguments: object
+) -> str:
+    """The one line with which a command refuses its arguments (exit code 2)."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    return captured.err
+
+
 def free_port() -> int:
     """A port that nobody listens on, and that the kernel gives to no outgoing connection before it
     is used: below 32768, between those of the test clusters and those of toolkit.cluster.topology.

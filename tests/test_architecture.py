@@ -248,7 +248,7 @@ def names_and_sources() -> dict[str, str]:
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in SOURCES}
 
 
-def test_sizes() -> None:
+def test_files_and_functions_are_small() -> None:
     assert [
         f for name, source in names_and_sources().items() for f in size_faults(name, source)
     ] == []
@@ -431,7 +431,7 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_layers() -> None:
+def test_imports_keep_to_the_layers() -> None:
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout
 

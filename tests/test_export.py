@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.conftest import refused
 from toolkit import export, train
 from toolkit.base.files import is_committed, read_json, write_json
 from toolkit.encoding.encoder import Encoder
@@ -51,16 +52,6 @@ def sentences(real_data: Path) -> list[str]:
     found = [text for row in rows for text in row[:2]]
     assert len(found) == 200
     return found
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of an export that is refused."""
-    assert export.main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    return captured.err
 
 
 def test_sentence_transformers_gives_our_vectors(exported: Path, sentences: list[str]) -> None:
@@ -157,7 +148,7 @@ def test_a_full_run_exports_its_full_weights(
         assert value.ndim == 1 or not torch.equal(found[name], value.bfloat16()), name
     assert Encoder(EncoderSettings(model=str(out)), device=CPU).encode(["a bridge"]).any()
     capsys.readouterr()
-    said = refusal(capsys, run_dir, tmp_path / "peft", "--format", "peft")
+    said = refused(capsys, export.main, run_dir, tmp_path / "peft", "--format", "peft")
     assert "trained all weights (model.lora is null): it has no adapter" in said
     assert not (tmp_path / "peft").exists()
 
@@ -166,11 +157,13 @@ def test_an_export_never_overwrites(
     exported: Path, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     times = {path: path.stat().st_mtime_ns for path in exported.rglob("*")}
-    assert "already there; export to another folder" in refusal(capsys, run_dir, exported)
+    assert "already there; export to another folder" in refused(
+        capsys, export.main, run_dir, exported
+    )
     assert {path: path.stat().st_mtime_ns for path in exported.rglob("*")} == times
     (tmp_path / "thesis.tex").write_text("mine")
     for out in (tmp_path, tmp_path / "thesis.tex"):
-        refusal(capsys, run_dir, out)
+        refused(capsys, export.main, run_dir, out)
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
@@ -181,14 +174,20 @@ def test_what_cannot_be_exported_is_named(
     out, empty = tmp_path / "out", tmp_path / "empty"
     empty.mkdir()
     for folder in (empty, tmp_path / "nowhere"):
-        assert "is not a run directory (no config.yaml)" in refusal(capsys, folder, out)
+        assert "is not a run directory (no config.yaml)" in refused(
+            capsys, export.main, folder, out
+        )
     shutil.copytree(run_dir, tmp_path / "young", ignore=shutil.ignore_patterns("COMMITTED"))
     young = tmp_path / "young"
-    assert "has no whole checkpoint to export; train it first" in refusal(capsys, young, out)
+    assert "has no whole checkpoint to export; train it first" in refused(
+        capsys, export.main, young, out
+    )
     shutil.copytree(run_dir, tmp_path / "harmed")
     weights = tmp_path / "harmed/checkpoints/step-00000003/weights/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert "adapter_model.safetensors: is damaged" in refusal(capsys, weights.parents[3], out)
+    assert "adapter_model.safetensors: is damaged" in refused(
+        capsys, export.main, weights.parents[3], out
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "harmed", "young"]
 
 
@@ -204,5 +203,7 @@ def test_a_base_model_that_is_gone_is_named(
     run_dir = trained(tmp_path / "run", *inputs, *steps)
     capsys.readouterr()
     shutil.rmtree(base)
-    assert f"model '{base}': no such folder" in refusal(capsys, run_dir, tmp_path / "out")
+    assert f"model '{base}': no such folder" in refused(
+        capsys, export.main, run_dir, tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from tests.conftest import QUICKSTART
+from tests.conftest import QUICKSTART, refused
 from toolkit import export, train, verify
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_json
@@ -62,12 +62,6 @@ def exported(runs: Path) -> Export:
         return out
 
     return call
-
-
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert export.main([str(argument) for argument in arguments]) == 2
-    return capsys.readouterr().err
 
 
 def vectors(path: Path, texts: list[str], **options: Any) -> Any:
@@ -232,7 +226,9 @@ def test_scores_that_are_none_are_refused(
     content: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "s.json").write_text(content)
-    said = refusal(capsys, runs / "mntp", tmp_path / "out", "--scores", tmp_path / "s.json")
+    said = refused(
+        capsys, export.main, runs / "mntp", tmp_path / "out", "--scores", tmp_path / "s.json"
+    )
     assert "s.json: are no scores; give the scores.json of toolkit.evaluate" in said
     assert not (tmp_path / "out").exists()
 
@@ -262,7 +258,9 @@ def test_what_a_format_cannot_hold_is_refused(
     runs: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, form = tmp_path / "out", ("--format", "peft")
-    said = refusal(capsys, runs / "mntp", out, *form, "--dtype", "bf16")
+    said = refused(capsys, export.main, runs / "mntp", out, *form, "--dtype", "bf16")
     assert "--dtype bf16: an adapter is exported as it was trained" in said
-    assert "is of a run that trained an adapter" in refusal(capsys, tiny_model, out, *form)
+    assert "is of a run that trained an adapter" in refused(
+        capsys, export.main, tiny_model, out, *form
+    )
     assert not out.exists()

@@ -109,7 +109,7 @@ def theirs(
 
 
 @pytest.mark.parametrize("kind", ["alone", "instructed"])
-def test_vectors(
+def test_an_export_has_our_vectors_in_llm2vec(
     kind: str,
     ours: dict[str, tuple[list[str], Encoder]],
     theirs: dict[str, Any],

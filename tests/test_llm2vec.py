@@ -85,7 +85,7 @@ def hidden_states(model: Path, ids_T: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("attention", ["packed", "sdpa"])
-def test_vectors(
+def test_vectors_are_those_of_llm2vec(
     attention: str, model: Path, asked: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
     settings = {"model": str(model), "max_tokens": MAX_TOKENS, "attention": attention}

@@ -321,7 +321,7 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     ("seconds", "shown"),
     [(0.4, "0 s"), (59, "59 s"), (310, "5 min 10 s"), (3600, "1 h"), (273_600, "3 d 4 h")],
 )
-def test_durations(seconds: float, shown: str) -> None:
+def test_durations_are_short(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 

@@ -165,7 +165,9 @@ def test_tasks_per_node_of_a_step(tasks: str, node: int, expected: int) -> None:
         (STEP | OPEN_MPI | {"SLURM_STEP_NODELIST": "n2"}, always, "n1"),
     ],
 )
-def test_main_address(environ: dict[str, str], can_resolve: object, address: str) -> None:
+def test_ranks_meet_where_the_launcher_says(
+    environ: dict[str, str], can_resolve: object, address: str
+) -> None:
     assert callable(can_resolve)
     assert detect(environ, can_resolve=can_resolve).main_address == address
 
@@ -237,7 +239,7 @@ def test_ranks_of_a_real_mpiexec_agree_even_under_a_wrapper_script() -> None:
     assert rows[0][0].startswith("mpi 3 127.0.0.1 ")
 
 
-def test_names() -> None:
+def test_nodes_and_jobs_have_names_for_people() -> None:
     assert detect({}).node_name == HERE
     assert detect(STEP, can_resolve=never).node_name == "n2"
     assert detect({}).job_id == "local"
@@ -297,7 +299,7 @@ def test_bad_values_are_named(environ: dict[str, str], message: str) -> None:
         ("[1-2]", ["1", "2"]),
     ],
 )
-def test_node_list(text: str, expected: list[str]) -> None:
+def test_a_node_list_is_expanded(text: str, expected: list[str]) -> None:
     assert expand_node_list(text) == expected
 
 
@@ -371,7 +373,7 @@ def array(**values: int) -> dict[str, str]:
         (array(id=9, count=1, min=9, max=9, step=1), (0, 1)),
     ],
 )
-def test_array_task(environ: dict[str, str], expected: tuple[int, int]) -> None:
+def test_a_task_of_an_array_is_a_rank(environ: dict[str, str], expected: tuple[int, int]) -> None:
     assert array_task(environ) == expected
 
 
@@ -401,6 +403,6 @@ def test_a_worker_is_a_rank_of_a_task(environ: dict[str, str], expected: tuple[i
         ({"SLURM_ARRAY_TASK_ID": "one"} | array(count=2, min=0), "SLURM_ARRAY_TASK_ID='one'"),
     ],
 )
-def test_bad_arrays(environ: dict[str, str], message: str) -> None:
+def test_an_array_that_cannot_be_counted_is_refused(environ: dict[str, str], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         array_task(environ)

@@ -138,7 +138,9 @@ def test_two_collections_do_not_mix_in_one_directory(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
 
 
-def test_cranfield(real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cranfield_is_read_as_another_reader_does(
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Beside another reading of the same files; its trap is told when it is walked into."""
     folder = real_data / "cranfield"
     arguments = ["--documents", str(folder / "cran.all.1400.xml"), "--output", str(tmp_path)]

@@ -17,6 +17,7 @@ import pytest
 
 from data_scripts import shard_wikipedia
 from data_scripts.shard_wikipedia import parse_arguments, work_of
+from tests.conftest import contents
 from tests.forking.start import forked_python
 from toolkit.text.filters import Filters
 from toolkit.text.shards import ShardRules, open_shards
@@ -177,10 +178,6 @@ def many_pages(path: Path, *, count: int) -> None:
         for n in range(count)
     )
     path.write_bytes(bz2.compress(f"<mediawiki>{''.join(pages)}</mediawiki>".encode()))
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

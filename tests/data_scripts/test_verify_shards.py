@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_scripts import verify_shards
-from tests.conftest import run
+from tests.conftest import contents, run
 from tests.text.making import lines_of
 from tests.text.test_pairs import made as made_pairs
 from toolkit.base.files import sha256_of
@@ -65,10 +65,6 @@ def flip(path: Path, *, place: int) -> None:
     data = bytearray(path.read_bytes())
     data[place % len(data)] ^= 1
     path.write_bytes(data)
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
 def test_what_was_just_written_has_no_fault(check: Check) -> None:

@@ -21,15 +21,6 @@ def embed(output: Path, *overrides: str, environ: Mapping[str, str] = ALONE) -> 
     encode.run(recipe, environ=environ)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder with its bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, normalizers
 
-from tests.encoding.conftest import contents, embed
+from tests.conftest import contents
+from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_chunks
 from tests.encoding.test_encode import array_task
 from tests.text.making import shard_articles

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.encoding.conftest import contents, embed
+from tests.conftest import contents
+from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_all, write_chunks
 from toolkit import verify
 from toolkit.base.errors import BadInput

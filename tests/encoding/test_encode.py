@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import run
-from tests.encoding.conftest import contents, embed, flip_a_byte
+from tests.conftest import contents, run
+from tests.encoding.conftest import embed, flip_a_byte
 from tests.mpi import mpi_command, mpi_environ
 from tests.text.making import shard_articles
 from toolkit import encode, search

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.encoding.conftest import contents, flip_a_byte
+from tests.conftest import contents
+from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import output_of, write_all
 from toolkit import export
 from toolkit.base.errors import BadInput

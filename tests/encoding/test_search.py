@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.conftest import refused
 from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_all
 from tests.text.making import shard_articles
@@ -76,7 +77,9 @@ def test_ties_come_in_corpus_order(
 
 
 @pytest.mark.parametrize(("unit_rows", "top"), [(7, 5), (1000, 1), (64, 500)])
-def test_random_vectors(unit_rows: int, top: int, tmp_path: Path) -> None:
+def test_hits_among_random_vectors_are_those_of_the_whole_matrix(
+    unit_rows: int, top: int, tmp_path: Path
+) -> None:
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((200, 16)).astype(np.float32)
     queries = rng.standard_normal((4, 16)).astype(np.float32)
@@ -268,14 +271,14 @@ def test_queries_from_a_file(
     assert search.main([str(whole), *asked, "a bridge"]) == 0  # behind an option
     answers = [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()]
     assert answers == ["a bridge", "a dam", "Lö\u2028we"]
-    assert "the query ' ' is blank" in refusal(capsys, whole, " ")
-    assert "is not valid Unicode" in refusal(capsys, whole, "caf\udce9")
+    assert "the query ' ' is blank" in refused(capsys, search.main, whole, " ")
+    assert "is not valid Unicode" in refused(capsys, search.main, whole, "caf\udce9")
     (tmp_path / "queries.txt").write_text("\n \n")
-    assert "has no line; write one query per line" in refusal(capsys, whole, *asked)
+    assert "has no line; write one query per line" in refused(capsys, search.main, whole, *asked)
     (tmp_path / "queries.txt").write_bytes(b"\xff\xfe")
-    assert "cannot be read as UTF-8 text" in refusal(capsys, whole, *asked)
-    assert "give queries" in refusal(capsys, whole)
-    assert "give queries" in refusal(capsys, whole, "x", "--build-index", "flat")
+    assert "cannot be read as UTF-8 text" in refused(capsys, search.main, whole, *asked)
+    assert "give queries" in refused(capsys, search.main, whole)
+    assert "give queries" in refused(capsys, search.main, whole, "x", "--build-index", "flat")
 
 
 def test_the_door_prints_json(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,31 +292,27 @@ def test_the_door_prints_json(whole: Path, capsys: pytest.CaptureFixture[str]) -
         assert set(answer["hits"][0]) == {"id", "title", "score", "row", "snippet"}
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line of a search that is refused."""
-    assert search.main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ")
-    return captured.err
-
-
 def test_what_cannot_be_searched_is_named(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "--top 0: ask for at least one hit" in refusal(capsys, whole, "x", "--top", "0")
-    assert "is not an encoding" in refusal(capsys, tmp_path, "x")
+    assert "--top 0: ask for at least one hit" in refused(
+        capsys, search.main, whole, "x", "--top", "0"
+    )
+    assert "is not an encoding" in refused(capsys, search.main, tmp_path, "x")
     shutil.copytree(whole, tmp_path / "copy")
     path = tmp_path / "copy" / "units" / "00002.safetensors"
     good = path.read_bytes()
     path.write_bytes(good[:-1])
-    assert "00002.safetensors: is missing or damaged" in refusal(capsys, path.parents[1], "x")
+    assert "00002.safetensors: is missing or damaged" in refused(
+        capsys, search.main, path.parents[1], "x"
+    )
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))  # one bit of the last vector
-    refused = refusal(capsys, path.parents[1], "x", "--verify")
-    assert "00002.safetensors: is missing or damaged" in refused
+    said = refused(capsys, search.main, path.parents[1], "x", "--verify")
+    assert "00002.safetensors: is missing or damaged" in said
     (tmp_path / "copy" / "manifest.json").unlink()
-    assert "is not finished: run the same toolkit.encode" in refusal(capsys, path.parents[1], "x")
+    assert "is not finished: run the same toolkit.encode" in refused(
+        capsys, search.main, path.parents[1], "x"
+    )
 
 
 def test_a_moved_model_is_asked_for(
@@ -328,7 +327,7 @@ def test_a_moved_model_is_asked_for(
     embed(output, f"encoder.model={old}", f"corpus.input={shards}")
     capsys.readouterr()
     old.rename(new)
-    assert "give --model its folder" in refusal(capsys, output, "x")
-    message = refusal(capsys, output, "x", "--model", other)
+    assert "give --model its folder" in refused(capsys, search.main, output, "x")
+    message = refused(capsys, search.main, output, "x", "--model", other)
     assert f"was not made by the model in {other}; give --model its folder" in message
     assert search.main([str(output), "x", "--model", str(new)]) == 0

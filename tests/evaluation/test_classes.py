@@ -130,7 +130,7 @@ def test_labelled_texts_that_cannot_be_read_are_named(
         read_labelled(tmp_path / name)
 
 
-def test_real_intents(real_data: Path) -> None:
+def test_real_intents_are_read_whole(real_data: Path) -> None:
     texts, labels = read_labelled(real_data / "banking77" / "train.csv")
     assert (len(texts), len(set(labels))) == (10003, 77)
     assert any("\n" in text or "," in text for text in texts)

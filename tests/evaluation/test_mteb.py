@@ -138,7 +138,7 @@ def by_mteb(task: Any, embed: Remembering, folder: Path) -> dict[str, float]:
     return found
 
 
-def test_sts(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+def test_sts_scores_are_those_of_mteb(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
     pairs = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-test.csv")
     columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.grades_P}
     task = with_data(LocalSTS(), {"test": Dataset.from_dict(columns)})
@@ -148,7 +148,9 @@ def test_sts(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
     assert 0.1 < ours["Spearman"] < 0.9
 
 
-def test_classification(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+def test_classification_scores_are_those_of_mteb(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
     train = read_labelled(real_data / "banking77" / "train.csv")
     test = tuple(column[::20] for column in read_labelled(real_data / "banking77" / "test.csv"))
     number = {label: place for place, label in enumerate(sorted(set(train[1])))}
@@ -163,7 +165,9 @@ def test_classification(embed: Remembering, real_data: Path, tmp_path: Path) -> 
     assert ours["accuracy"] > 3 / 77
 
 
-def test_clustering(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+def test_clustering_scores_are_those_of_mteb(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
     texts, labels = read_labelled(real_data / "banking77" / "test.csv")
     texts, labels = texts[:ROWS], labels[:ROWS]  # the first ten intents
     dataset = Dataset.from_dict({"sentences": texts, "labels": labels})
@@ -173,7 +177,9 @@ def test_clustering(embed: Remembering, real_data: Path, tmp_path: Path) -> None
     assert 0.1 < ours["V-measure"] < 1.0
 
 
-def test_pair_classification(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+def test_pair_classification_scores_are_those_of_mteb(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
     first, second, matches = read_entailment(real_data, rows=ROWS)
     columns = {"sentence1": first, "sentence2": second, "labels": matches}
     task = with_data(LocalEntailment(), {"test": Dataset.from_dict(columns)})
@@ -183,7 +189,9 @@ def test_pair_classification(embed: Remembering, real_data: Path, tmp_path: Path
     assert ours["accuracy"] == pytest.approx(theirs["cosine_accuracy"], abs=1e-6)
 
 
-def test_retrieval(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
+def test_retrieval_scores_are_those_of_mteb(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
     """Cranfield, its queries with an instruction; each text is embedded once for both ways."""
     documents, queries, grades = read_cranfield(real_data)
     split = {

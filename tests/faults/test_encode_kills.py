@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, need
-from tests.encoding.conftest import contents
+from tests.conftest import ROOT, contents, need
 from tests.faults.encoders import Nursery, nursery
 from tests.faults.killer import build
 from tests.mpi import mpi_command

@@ -63,7 +63,9 @@ def is_one_line(capsys: Said, *, code: int, names: Path) -> None:
 
 
 @pytest.mark.parametrize("kib", [0, 8, 40, 100])
-def test_encode(kib: int, disk: Path, inputs: tuple[str, str], capsys: Said) -> None:
+def test_an_encoding_names_the_full_disk_and_goes_on(
+    kib: int, disk: Path, inputs: tuple[str, str], capsys: Said
+) -> None:
     output = disk / "enc"
     arguments = ["tiny_embed", f"output_dir={output}", "encoder.max_tokens=16", *inputs]
     leave(disk, num_bytes=kib * 2**10)
@@ -92,7 +94,9 @@ def test_an_export_to_parquet(kib: int, disk: Path, encoding: Path, capsys: Said
 
 
 @pytest.mark.parametrize("kib", [0, 200])
-def test_an_index(kib: int, disk: Path, encoding: Path, capsys: Said) -> None:
+def test_an_index_names_the_full_disk_and_goes_on(
+    kib: int, disk: Path, encoding: Path, capsys: Said
+) -> None:
     pytest.importorskip("faiss")
     (disk / "index").mkdir()
     (encoding / "index").symlink_to(disk / "index")
@@ -103,7 +107,9 @@ def test_an_index(kib: int, disk: Path, encoding: Path, capsys: Said) -> None:
     assert search.main(arguments) == 0
 
 
-def test_scores(disk: Path, tiny_model: Path, tmp_path: Path, capsys: Said) -> None:
+def test_scores_name_the_full_disk_and_go_on(
+    disk: Path, tiny_model: Path, tmp_path: Path, capsys: Said
+) -> None:
     (tmp_path / "sts.tsv").write_text("5\tone two\tone two\n0\tthree\tfour five\n2\tsix\tseven\n")
     output = disk / "scores"
     arguments = [
@@ -147,7 +153,9 @@ WRITERS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("kib", [0, 40])
-def test_whatever_writes(writer: str, kib: int, disk: Path, capsys: Said) -> None:
+def test_whatever_writes_names_the_full_disk(
+    writer: str, kib: int, disk: Path, capsys: Said
+) -> None:
     leave(disk, num_bytes=kib * 2**10)
     code = guarded(lambda: WRITERS[writer](disk))
     is_one_line(capsys, code=code, names=disk)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.encoding.conftest import contents
+from tests.conftest import contents
 from tests.mpi import mpi_environ
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, REPOSITORY

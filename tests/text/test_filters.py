@@ -57,7 +57,7 @@ def test_each_rule_of_gopher_is_broken_by_name(text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "code"), [(PROSE, "en"), (GERMAN, "de"), ("天気がいいですね。", "ja")]
 )
-def test_languages(text: str, code: str) -> None:
+def test_languages_are_told_apart(text: str, code: str) -> None:
     assert language_of(text) == code
 
 

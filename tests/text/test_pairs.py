@@ -222,7 +222,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
         read(path)
 
 
-def test_real_nli(real_data: Path) -> None:
+def test_real_nli_is_read_whole(real_data: Path) -> None:
     pairs, bad, left_out = read_and_count(real_data / "snli_devtest")
     assert bad == []
     assert left_out["neutral"] > 6_000

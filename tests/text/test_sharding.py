@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import contents
 from tests.text.making import lines_of, shard
 from tests.text.test_dump import a_dump, a_page, multistream
 from toolkit.base.errors import BadInput
@@ -57,10 +58,6 @@ def folder(tmp_path: Path) -> Path:
 
 def work_on(folder: Path, output: Path, **settings: Any) -> Work:
     return Work(output=output, inputs=find_inputs([folder]), **{"rules": FOUR_ROWS, **settings})
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
 @pytest.fixture

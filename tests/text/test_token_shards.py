@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
+from tests.conftest import contents
 from tests.text.making import shard_articles
 from toolkit.base.errors import BadInput
 from toolkit.base.sealed import SELF_DIGEST, content_digest
@@ -63,10 +64,6 @@ def made(files: TokenFiles, *, parts: int = 1) -> TokenSet:
     return open_tokens(files)
 
 
-def contents(files: TokenFiles) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in files.directory.iterdir()}
-
-
 def whole_documents(files: TokenFiles, inner: Tokenizer) -> list[list[int]]:
     rows = open_shards(files.shards)
     return [
@@ -106,7 +103,7 @@ def test_a_long_document_is_cut_where_sentences_start(files: TokenFiles, inner: 
 
 def test_parts_and_restarts_give_the_same_bytes(files: TokenFiles) -> None:
     made(files)
-    whole = contents(files)
+    whole = contents(files.directory)
     for path in files.directory.iterdir():
         path.unlink()
     make_token_files(files, part=1, parts=3)
@@ -115,7 +112,7 @@ def test_parts_and_restarts_give_the_same_bytes(files: TokenFiles) -> None:
         open_tokens(files)
     (files.directory / "tokens-00001.safetensors").write_bytes(b"half")  # a torn copy
     made(files, parts=2)
-    assert contents(files) == whole
+    assert contents(files.directory) == whole
 
 
 def test_other_lengths_share_the_tokens_and_other_tokenizers_do_not(

@@ -72,7 +72,7 @@ def test_padding_and_own_tokens(tokenizer: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize(("policy", "masked"), [("bert", 0.8), ("all", 1.0)])
-def test_mask_policies(policy: str, masked: float) -> None:
+def test_each_mask_policy_hides_as_much_as_it_says(policy: str, masked: float) -> None:
     rng = np.random.default_rng(0)
     ids = rng.integers(100, 8000, size=200_000)
     own = np.ones(len(ids), dtype=bool)

@@ -34,7 +34,7 @@ whole_texts = texts.map(lambda text: text.replace("\ud800", "")).filter(
 
 @settings(deadline=None)
 @given(texts)
-def test_nothing_acts(text: str) -> None:
+def test_no_character_acts_upon_a_terminal(text: str) -> None:
     shown = visible(text)
     categories = {unicodedata.category(c) for c in shown}
     assert not categories & {"Cc", "Cs", "Zl", "Zp"}

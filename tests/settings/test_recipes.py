@@ -47,7 +47,7 @@ def test_the_recipes_of_the_evaluation_readme_load(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral_7b", "llama2_7b", "llama3_8b", "sheared_llama_1b"])
-def test_published_figures(family: str) -> None:
+def test_recipes_have_the_published_figures(family: str) -> None:
     mntp, simcse = load_recipe(f"mntp_{family}"), load_recipe(f"simcse_{family}")
     assert isinstance(mntp, MntpRecipe)
     assert isinstance(simcse, SimcseRecipe)
@@ -121,7 +121,7 @@ def test_recipes_are_frozen() -> None:
     ("text", "value"),
     [("a=1e-3", 1e-3), ("a=3", 3), ("a=true", True), ("a=x=y", "x=y"), ("a=[q, k]", ["q", "k"])],
 )
-def test_override_values(text: str, value: object) -> None:
+def test_an_override_is_read_as_yaml(text: str, value: object) -> None:
     assert parse_override(text) == ("a", value)
 
 
@@ -185,7 +185,9 @@ def test_what_a_layout_means(name: str, meaning: tuple[bool, ...]) -> None:
         ({}, r"stage is None; valid: 0, 1, 2, 3"),
     ],
 )
-def test_bad_layouts(layout: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_a_layout_that_says_too_much_is_refused(
+    layout: dict[str, object], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(layout))
     with pytest.raises(BadInput, match=message):
@@ -211,7 +213,7 @@ def test_batch_split_deals_every_row_once(rows: int, micro: int, world: int) -> 
     assert all(rows // world % other for other in larger)
 
 
-def test_model_references(
+def test_a_reference_is_a_hub_name_a_folder_or_a_run(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert resolve_model("mistralai/Mistral-7B-Instruct-v0.2").folder is None
