@@ -116,9 +116,12 @@ def test_a_login_node_does_not_wait_for_torch(name: str) -> None:
     run([sys.executable, "-c", code], real=True)
 
 
-def test_the_scripts_of_the_whole_recipe(folder: Path, tiny_model: Path) -> None:
+def test_the_scripts_of_the_whole_recipe(
+    folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shape = ["--cluster", "slurm", "--gpus-per-node", "8", "--nodes", "4"]
     found = dry_run(*shape, *paths(folder), f"model.base={tiny_model}", folder=folder)
+    assert capsys.readouterr().err == "", "what an earlier stage writes is not missing"
     quoted = {"root": ROOT, "python": sys.executable, "logs": folder / "my-run" / "logs"}
     expected, before = "", ""
     for stage, asked in STAGES:
