@@ -1,7 +1,8 @@
-"""What every other package stands upon. It imports none of them.
+"""What every other package builds on. It imports none of them.
 
-`errors`: what ends a run in one line. `files`: writing files whole, committed directories, digests.
-`layout`: every name that a run has on disk. `sealed`: documents that hold their own digest.
-`documents` and `tensor_header`: strict reading of JSON documents and of safetensors headers.
-`console`: everything that is printed. `shown`: how the text of others is made harmless.
+`errors`: the exceptions that end a run with one line. `files`: atomic writes, committed
+directories, digests. `layout`: every name that a run has on disk. `sealed`: documents that hold
+their own digest. `documents` and `tensor_header`: strict reading of JSON documents and of
+safetensors headers. `console`: everything that is printed. `shown`: how text from outside is made
+harmless.
 """

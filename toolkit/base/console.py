@@ -1,7 +1,7 @@
 """What a person watches: lines, a bar on a terminal, sparse lines in a log file.
 
-Knows streams; everything that the project prints goes through here, so that no text of others can
-act upon a terminal (`shown`). Refuses to know what is said.
+Knows streams; everything that the project prints goes through here, so that no text from outside
+can control a terminal (`shown`). Refuses to know what is said.
 """
 
 import contextlib
@@ -17,33 +17,34 @@ from toolkit.base.shown import visible
 if TYPE_CHECKING:
     from rich.console import Console
 
-LINE_S = 10.0  # between two lines in a log
-FIRST_S = 15.0  # of silence, before work says that it goes on
+LINE_S = 10.0  # seconds between two progress lines in a log
+FIRST_S = 15.0  # seconds of silence before the first line that says that work goes on
 
 
 def say(text: object = "") -> None:
-    """Print one line. A line break in it, which somebody else has put there, does not break it."""
+    """Print exactly one line: line breaks inside `text`, which come from outside, are escaped."""
     print(visible(text), flush=True)
 
 
 def say_lines(text: str) -> None:
-    """Print lines that are ours: whoever put the text together has seen to those of others."""
+    """Print several lines that we wrote. The caller has escaped line breaks that came from outside,
+    since those would look like lines of ours."""
     for line in text.removesuffix("\n").split("\n"):
         say(line)
 
 
 def say_json(value: Any, *, indent: int | None = None) -> None:
-    """Print JSON, for programs: exact, and ASCII alone."""
+    """Print JSON for other programs to read: exact values, ASCII characters only."""
     print(json.dumps(value, indent=indent), flush=True)
 
 
 def warn(text: object) -> None:
-    """Say what is not as it should be, and does not end anything."""
+    """Print a warning on stderr: something is wrong, but the work goes on."""
     say_beside(f"warning: {text}")
 
 
 def say_error(text: object) -> None:
-    """Say what ends something."""
+    """Print the error that ends a program, a job or a rank, on stderr."""
     say_beside(f"error: {text}")
 
 
@@ -53,11 +54,11 @@ def say_beside(text: object) -> None:
 
 
 def rich_console(*, width: int | None = None) -> "Console":
-    """A console of rich that takes no text for markup ([red]), a link or a name of a picture (:o:).
+    """A console of rich that reads no markup ([red]), link or emoji name (:o:) out of the text.
 
-    It writes control characters as they come: what it is given has to be `visible`.
+    It does not escape control characters: pass it text that is `visible` already.
     """
-    from rich.console import Console  # here: most doors do without
+    from rich.console import Console  # here, because most doors do not need it
 
     return Console(width=width, markup=False, emoji=False, highlight=False)
 
@@ -66,9 +67,9 @@ def rich_console(*, width: int | None = None) -> "Console":
 def at_work(
     on: str, *, shown: bool = True, first_s: float | None = None, every_s: float = 60.0
 ) -> Iterator[None]:
-    """Say, while the block runs, that it does: after `first_s` (None: `FIRST_S`), then every
-    `every_s`. For work that cannot be counted, or is done elsewhere. On stderr: what is printed may
-    be for programs."""
+    """While the block runs, print a line that says so: the first after `first_s` seconds (None:
+    `FIRST_S`), then one every `every_s` seconds. For work that cannot be counted, or that another
+    library does. Lines go to stderr, since stdout may be read by a program."""
     began, over = time.monotonic(), threading.Event()
 
     def tell() -> None:
@@ -89,8 +90,8 @@ def at_work(
 
 
 class Progress:
-    """Counts work towards `total`, if that is known; `shown=False` on all ranks but one. Nothing is
-    said of what takes less than `least_s`."""
+    """Shows how much of `total` (None: unknown) is done. All ranks but one pass `shown=False`.
+    Work that takes less than `least_s` seconds shows nothing."""
 
     def __init__(
         self,
@@ -109,13 +110,13 @@ class Progress:
         self._first = done
         self._bar: Any = None
         if shown and sys.stderr.isatty():
-            # Here: the monitors of the watchdog run without installed packages.
+            # Imported here, because the watchdog's monitors run without installed packages.
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=self._title, unit=unit, initial=done, delay=least_s)
 
     def advance(self, amount: int, *, note: str = "") -> None:
-        """Count `amount` more; `note` stands beside the figures."""
+        """Count `amount` more units as done; `note` is shown beside the figures."""
         self._done += amount
         if self._bar is not None:
             self._bar.set_postfix_str(visible(note), refresh=False)
@@ -136,6 +137,6 @@ class Progress:
         return self._now() - self._last >= LINE_S or self._done == self._total
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """End the bar and leave it on the screen as it stands."""
         if self._bar is not None:
             self._bar.close()

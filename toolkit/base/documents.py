@@ -1,7 +1,7 @@
-"""What a JSON document must look like, said as types and checked before anything is read of it.
+"""What a JSON document must look like, given as types and checked before anything in it is used.
 
-Knows pydantic. Refuses to know files. A document that parses may still hold anything: a list where
-names are meant, a text for a number, a number beyond all arrays.
+Knows pydantic. Refuses to know files. A document that parses may still hold anything: a list
+instead of a mapping, text instead of a number, a number too large for any array.
 """
 
 import functools
@@ -14,14 +14,15 @@ from toolkit.base.errors import BadInput
 
 Form = TypeVar("Form")
 
-Count = Annotated[int, Field(ge=0, le=2**40)]  # rows, bytes: more is a number that nobody meant
+Count = Annotated[int, Field(ge=0, le=2**40)]  # rows or bytes; a larger number is damage
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]  # never a path
 
 
 def checked(content: object, form: type[Form], *, source: object, advice: str) -> Form:
-    """The content as it is, if it is of that form (a TypedDict, say); it may hold more than the
-    form names. `BadInput` names the source, the first place that is wrong, and what would help."""
+    """Return `content` unchanged if it has the given form (a TypedDict, for example); keys that the
+    form does not name are allowed. `BadInput` names the source, the first wrong place, and
+    `advice`."""
     try:
         _adapter(cast(Hashable, form)).validate_python(content, strict=True)
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""What ends a run in one line: the errors of the project, and what a full disk raises.
+"""What ends a run with one line: the errors of the project, and those that a full disk raises.
 
-Knows what a person can mend. Refuses to know where an error is shown and which exit code it gets.
+Knows what a person can fix. Refuses to know where an error is shown and which exit code it gets.
 """
 
 import difflib
@@ -13,31 +13,31 @@ ROOM = "; make room there, then the same command goes on with what is done"
 
 
 class Ending:
-    """What ends a run in one line. `agreed`: every rank ends with it by itself, so none is lost;
-    `quiet`: another rank says the line."""
+    """An error that ends a run with one line. `agreed`: every rank raises it, so no rank waits for
+    another. `quiet`: another rank prints the line."""
 
     agreed = False
     quiet = False
 
 
 class RunFailed(Ending, RuntimeError):
-    """A run that cannot go on; the message says why, and a traceback would say nothing more."""
+    """A run cannot go on; the message says why, and a traceback would add nothing."""
 
 
 class NodeFault(RunFailed):
-    """What this node cannot do, and another could: a device that is broken."""
+    """This node cannot do the work, but another node could: a device is broken, for example."""
 
 
 class BadInput(Ending, ValueError):
-    """What a person gave cannot be used; the message is one line that says what would do.
+    """What the user gave cannot be used; the message is one line that says what would be valid.
 
-    Doors print it and exit with code 2. Anything else that is raised is a defect of ours.
+    Doors print it and exit with code 2. Any other exception is a defect of ours.
     """
 
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
-    """The end of an error about a mistyped word: the valid one that is closest to it, or, of a key
-    without its section, the one that ends like it. Empty where none is close."""
+    """The end of an error message about a mistyped word: it names the closest valid word or, for a
+    key given without its section, the valid key that ends with it. Empty if nothing is close."""
     names = list(valid)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     near += [name for name in names if name.endswith(f".{word}")]
@@ -45,21 +45,21 @@ def did_you_mean(word: str, valid: Iterable[str]) -> str:
 
 
 def full_disk(error: BaseException | None) -> str:
-    """What to tell of an error that a full disk or a quota is behind, whoever raised it; empty for
-    any other."""
+    """The line to print for an error whose cause is a full disk or a quota, whichever library
+    raised it; empty for any other error."""
     while error is not None:
         if is_full(error):
-            told = " ".join(str(error).split())[:200]
+            message = " ".join(str(error).split())[:200]
             if isinstance(error, OSError) and error.filename and error.errno:
-                told = f"{error.filename}: {os.strerror(error.errno)}"
-            return f"{told}{ROOM}"
+                message = f"{error.filename}: {os.strerror(error.errno)}"
+            return f"{message}{ROOM}"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return ""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a full disk or a quota has raised this very error. Libraries in Rust and C++
-    (tokenizers, faiss, torch) pass on the words alone."""
+    """Whether this very error comes from a full disk or a quota. Libraries written in Rust and C++
+    (tokenizers, faiss, torch) pass on only the words, without the error number."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return True
     return any(words in str(error).lower() for words in _FULL.values())

@@ -19,15 +19,15 @@ from typing import Any
 from toolkit.base.errors import BadInput
 from toolkit.base.layout import COMMIT_MARKER
 
-# What `link` says where a file system has no hard links (FAT, some network and user file systems).
+# The errors of `link` on file systems without hard links (FAT, some network and FUSE ones).
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
-TURN_S, TURN_POLL_S = 10.0, 0.02
+TURN_S, TURN_POLL_S = 10.0, 0.02  # how long to wait for our turn, and how often to look
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an `OSError` that names no file name `path`: a write to an open file says only that the
-    disk is full, and not which."""
+    """Put `path` into any `OSError` that names no file: a failed write to an open file says that
+    the disk is full, but not which file was being written."""
     try:
         yield
     except OSError as error:
@@ -37,18 +37,18 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write `content` so that a reader sees the old file or the new one, never a part."""
+    """Write `content` so that a reader sees the whole old file or the whole new one."""
     with _written(path, content) as temporary:
         os.replace(temporary, path)
     sync(path.parent)
 
 
 def create_atomic(path: Path, content: bytes | str) -> bool:
-    """Write `content` if there is no such file yet; whether we have. Of many who do so at the same
-    moment one has, and a reader sees no file or the whole one.
+    """Write `content` if there is no such file yet; returns whether we wrote it. If several
+    processes try at once, exactly one succeeds. A reader sees no file or the whole file.
 
-    To claim a directory, create its file so and then read it back, whoever has created it: who
-    looks first and then writes may find that somebody else has done the same in between.
+    To claim a directory, create its file this way and then read it back, whoever created it:
+    checking first and writing afterwards would let two processes pass the check.
     """
     with _written(path, content) as temporary:
         ours = place_new(temporary, path)
@@ -58,16 +58,17 @@ def create_atomic(path: Path, content: bytes | str) -> bool:
 
 
 def place_new(temporary: Path, path: Path) -> bool:
-    """Give a finished temporary file beside `path` that name, unless there is such a file by now;
-    whether it has the name. The temporary is gone if so."""
+    """Rename a finished temporary file, which lies beside `path`, to `path`, unless a file of that
+    name exists by now. Returns whether it was renamed; if not, the temporary file stays."""
     try:
         os.link(temporary, path)
     except FileExistsError:
-        # NFS may lose an answer and ask again: then what is in our way is our own file.
+        # NFS may lose a reply and repeat the request: the file in our way is then our own.
         if not _is_same(temporary, path):
             return False
     except FileNotFoundError:
-        # Who took us for dead has removed the temporary: all one, if there is such a file by now.
+        # A process that took us for dead removed the temporary file. That does no harm if another
+        # process has put its own file in place by now.
         if not path.exists():
             raise
         return False
@@ -82,7 +83,8 @@ def place_new(temporary: Path, path: Path) -> bool:
 
 
 def _place_in_turn(temporary: Path, path: Path) -> bool:
-    """`place_new` without hard links: one looks and renames at a time, who has made a file."""
+    """`place_new` without hard links. Only the process that has created the file `.NAME.turn` may
+    look and rename; the others wait."""
     turn, until = path.with_name(f".{path.name}.turn"), time.monotonic() + TURN_S
     while True:
         try:
@@ -113,12 +115,13 @@ def _is_same(one: Path, other: Path) -> bool:
 
 @contextlib.contextmanager
 def _written(path: Path, content: bytes | str) -> Iterator[Path]:
-    """A temporary file beside `path` with this content, on disk; it goes when anything fails."""
+    """Yield a temporary file beside `path` with this content, synced to disk; any failure removes
+    it."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_of(path)
     try:
-        # The buffer is written when the file is closed, at the latest: inside of `naming`.
+        # Closing the file may still write its buffer, so this happens inside `naming` too.
         with naming(path), temporary.open("wb") as handle:
             handle.write(data)
             handle.flush()
@@ -130,12 +133,12 @@ def _written(path: Path, content: bytes | str) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, in an order that does not depend on how it was built."""
+    """Write JSON atomically, with sorted keys, so that equal contents give equal bytes."""
     write_atomic(path, _as_json(content))
 
 
 def create_json(path: Path, content: Any) -> bool:
-    """Write JSON as `create_atomic` does; whether we have."""
+    """Write JSON as `create_atomic` does; returns whether we wrote it."""
     return create_atomic(path, _as_json(content))
 
 
@@ -156,20 +159,20 @@ def read_json(path: Path) -> Any:
 
 
 class RepeatedName(ValueError):
-    """A JSON object has a name twice: which of the two values is meant, nobody knows."""
+    """A JSON object has a name twice, so it is unknown which of the two values is meant."""
 
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The `object_pairs_hook` for JSON of strangers; raises `RepeatedName`."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """The `object_pairs_hook` for JSON that we did not write; raises `RepeatedName`."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
         raise RepeatedName("a name twice in a JSON object")
-    return found
+    return content
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a file, which others may do at the same moment: theirs are kept. A line that a
-    killed writer has cut short is ended first."""
+    """Append a line to a file. Other processes may append at the same moment; no line is lost. If
+    a killed writer left an incomplete line at the end, that line is ended first."""
     with path.open("a+b") as handle:
         end = handle.seek(0, os.SEEK_END)
         handle.seek(max(0, end - 1))
@@ -180,8 +183,8 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a file, in order; none where there is no file. A line that a killed writer
-    has cut short, or that is no JSON object, is left out."""
+    """The JSON objects in the lines of a file, in order; an empty list if there is no file. A line
+    that a killed writer left incomplete, or that is no JSON object, is left out."""
     rows = []
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
@@ -195,7 +198,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def stamp_of(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file: enough to see that it is another one by now."""
+    """A file's size in bytes and its modification time: enough to notice that it was replaced."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
@@ -207,17 +210,18 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """The hexadecimal SHA-256 of what JSON says, however it is written down."""
+    """The hexadecimal SHA-256 of a JSON content; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def committed_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `path` whole, or not at all.
+    """Yield a temporary directory that becomes `path` as a whole, or not at all.
 
-    Order: files, fsync, marker, fsync, one rename: there is no moment at which `path` is a part.
-    Raises `BadInput` when another process has committed other files there in the meantime: they
-    stand, and ours are dropped. Also when `path` holds what we did not write: it is never removed.
+    Order: files, fsync, marker, fsync, one rename; so `path` is never seen incomplete. Raises
+    `BadInput` when another process has committed different files there in the meantime: those
+    stay, and ours are dropped. Also raises it when `path` holds files that we did not write: they
+    are never removed.
     """
     _refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,8 +242,8 @@ def committed_directory(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> bool:
-    """Make a finished temporary directory the committed `path`, as `committed_directory` does;
-    whether its files are there now. If not, another process has committed others, which stand."""
+    """Rename a finished temporary directory to `path` and commit it. Returns whether `path` now
+    holds these files; if not, another process has committed different ones, which stay."""
     for file in sorted(temporary.rglob("*")):
         sync(file)
     write_atomic(temporary / COMMIT_MARKER, "")
@@ -248,7 +252,7 @@ def publish(temporary: Path, path: Path) -> bool:
         try:
             os.rename(temporary, path)
         except OSError:
-            if not is_committed(path):  # else another process was quicker
+            if not is_committed(path):  # otherwise another process was faster
                 raise
         else:
             sync(path.parent)
@@ -261,7 +265,7 @@ def publish(temporary: Path, path: Path) -> bool:
 
 
 def _has_content_of(one: Path, other: Path) -> bool:
-    """Whether two files are equal, or one and the same; a link is not read."""
+    """Whether two files have equal contents. Two hard links to one file are not read."""
     if not other.is_file() or one.stat().st_size != other.stat().st_size:
         return False
     return _is_same(one, other) or sha256_of(one) == sha256_of(other)
@@ -275,12 +279,13 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def is_committed(path: Path) -> bool:
-    """Whether a directory was written to its end."""
+    """Whether a directory was written completely, which its marker file says."""
     return (path / COMMIT_MARKER).is_file()
 
 
 def remove_committed(path: Path) -> None:
-    """Remove a committed directory, if it is there, so that its half is never taken for whole."""
+    """Remove a committed directory, if it exists. It is renamed first, so that a half-removed
+    directory never looks complete."""
     if is_committed(path):
         doomed = temporary_of(path)
         os.rename(path, doomed)
@@ -288,8 +293,9 @@ def remove_committed(path: Path) -> None:
 
 
 def remove_temporaries(parent: Path, *names: str, old_s: float | None = None) -> None:
-    """Remove what killed writers of these names (of any) left in `parent`. Where others may write
-    at this moment, give `old_s`: then only what `is_abandoned` goes."""
+    """Remove the temporary files that killed writers of these names (none given: of any name) left
+    in `parent`. Give `old_s` if others may be writing there now: then only what `is_abandoned` is
+    removed."""
     for name in names or ("*",):
         for path in parent.glob(f".{name}.*tmp"):
             if old_s is None or is_abandoned(path, old_s=old_s):
@@ -297,28 +303,29 @@ def remove_temporaries(parent: Path, *names: str, old_s: float | None = None) ->
 
 
 def newest_committed(parent: Path, prefix: str) -> Path | None:
-    """The committed directory `prefix<number>` with the largest number, found by scanning.
+    """The committed directory `prefix<number>` with the largest number, found by listing `parent`.
 
-    A scan, not a pointer file: a pointer can fail to be written after a whole save.
+    There is no pointer file to the newest one: a process may die after a save is complete and
+    before it writes the pointer.
     """
-    found = [
+    numbered = [
         (int(path.name.removeprefix(prefix)), path)
         for path in parent.glob(f"{prefix}*")
         if path.name.removeprefix(prefix).isdigit() and is_committed(path)
     ]
-    return max(found)[1] if found else None
+    return max(numbered)[1] if numbered else None
 
 
 def temporary_of(path: Path) -> Path:
-    """Where a path's content is written before it is whole, beside it."""
-    # Host, process and thread in the name: two writers of a path must never share a temporary.
+    """The path, beside `path`, where its content is written until it is complete."""
+    # The name holds host, process and thread: two writers must never share a temporary file.
     writer = f"{socket.gethostname()}.{os.getpid()}-{threading.get_native_id()}"
     return path.with_name(f".{path.name}.{writer}.tmp")
 
 
 def is_abandoned(temporary: Path, *, old_s: float) -> bool:
-    """Whether nobody writes a `temporary_of` any more: its process here is gone, or it is of
-    another host and was not written to for `old_s` seconds."""
+    """Whether nobody writes a `temporary_of` any more: its process on this host is gone, or another
+    host made it and it was not written to for `old_s` seconds."""
     rest, _, process = temporary.name.removesuffix(".tmp").rpartition(".")
     if rest.endswith(f".{socket.gethostname()}"):
         return not Path(f"/proc/{process.partition('-')[0]}").exists()
@@ -329,7 +336,7 @@ def is_abandoned(temporary: Path, *, old_s: float) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Have the file system keep a file's content, or a directory's entries, over a power cut."""
+    """Sync a file's content, or a directory's entries, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):

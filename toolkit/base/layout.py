@@ -1,11 +1,11 @@
-"""Every name that a run, an encoding or an evaluation has on disk: who writes it, and who reads it.
+"""Every name that a run, an encoding or an evaluation has on disk, with its writer and its readers.
 
 RUN is the directory of a training run or of a pipeline (`run_dir`), ENC that of an encoding and OUT
 that of an evaluation (`output_dir`). Knows names. Refuses to know what is in the files.
 """
 
-# A directory that is written as a whole; written last, by `base.files`. Everybody who reads a
-# checkpoint, an encoder or shards looks for it first.
+# Marks a directory as complete; `base.files` writes it last. Every reader of a checkpoint, an
+# encoder or shards looks for it first.
 COMMIT_MARKER = "COMMITTED"
 
 # --- RUN, ENC and OUT ---
@@ -45,13 +45,13 @@ WEIGHT_DIR, MOMENT_DIR, STATE_FILE = "weights", "optimizer", "state.json"
 # The model folder that a finished run leaves, written by `training.export`; read by whoever is
 # given the run as a model.
 ENCODER_DIR = "encoder"
-# In an encoder: what it came of, with the digests of its files; and the model card.
+# In an encoder: what it was made from, with the digests of its files; and the model card.
 ORIGIN_FILE, CARD_FILE = "origin.json", "README.md"
 
 # --- ENC ---
 
 # What the encoding is and where its units begin: written once by `encoding.units`, which reads it
-# before anybody embeds; read by `runs.standing`, and by `export` to know an encoding.
+# before any worker embeds; read by `runs.standing`, and by `export` to recognise an encoding.
 PLAN_FILE = "plan.json"
 # ENC/units/00017.*: written by `encoding.output`; read by `encoding.store`.
 UNIT_DIR = "units"

@@ -1,4 +1,4 @@
-"""The digest that a JSON document holds of itself: whoever edits it by hand is found out.
+"""The digest that a JSON document holds of itself, so that an edit by hand is noticed.
 
 Knows which key holds the digest. Refuses to know the other keys and the file.
 """
@@ -17,10 +17,10 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_sealed(document: Mapping[str, Any]) -> bool:
-    """Whether a document holds its own digest, and is as it was when it got it."""
+    """Whether a document holds its own digest and has not been changed since `sealed` made it."""
     return bool(document.get(SELF_DIGEST) == content_digest(document))
 
 
 def content_digest(manifest: Mapping[str, Any]) -> str:
-    """What `manifest_sha256` says of all other keys."""
+    """The digest of all keys but `manifest_sha256`, which is where it is stored."""
     return digest_of({key: value for key, value in manifest.items() if key != SELF_DIGEST})

@@ -1,8 +1,8 @@
-"""The header of a safetensors file, read strictly: what it says of a tensor is so, or is refused.
+"""The header of a safetensors file, read strictly: a header that contradicts its file is refused.
 
-Knows the format (huggingface.co/docs/safetensors): 8 bytes of header size, a JSON header, the
-tensors' bytes in a row, without a gap, to the end of the file. Refuses to know what the numbers
-are: whoever reads them views the bytes. Every reader of such files here begins with this one.
+Knows the format (huggingface.co/docs/safetensors): 8 bytes of header size, a JSON header, then the
+bytes of all tensors without a gap, to the end of the file. Refuses to know the numbers in the
+tensors. Every reader of safetensors files in the project starts with this module.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from pathlib import Path
 from toolkit.base.errors import BadInput
 from toolkit.base.files import RepeatedName, without_repeats
 
-MOST_HEADER_BYTES = 100_000_000  # the limit of the safetensors package, too
+MOST_HEADER_BYTES = 100_000_000  # the limit that the safetensors package has too
 MOST_DIMENSIONS = 64
-MOST_NUMBERS = 2**62  # that an array, an empty one too, can be shaped to
+MOST_NUMBERS = 2**62  # more than this no array can have, not even an empty one by its other sizes
 METADATA = "__metadata__"
 SIZE_BYTES = 8
 BITS = {
@@ -32,7 +32,7 @@ BITS = {
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a tensor lies in its file, `begin` to `end` in bytes, and what it is."""
+    """A tensor's type and shape, and where it lies in its file: bytes `begin` to `end`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,8 +41,8 @@ class Place:
 
 
 def read_header(path: Path) -> dict[str, Place]:
-    """The tensors of a file, in the order in which they lie. Raises `BadInput` for a file that is
-    not whole, or is no safetensors file; the tensors' bytes are not read."""
+    """The tensors of a file by name, in the order of their bytes. Raises `BadInput` for a file that
+    is incomplete or no safetensors file. The bytes of the tensors are not read."""
     try:
         with path.open("rb") as handle:
             file_bytes = os.fstat(handle.fileno()).st_size
@@ -55,8 +55,8 @@ def read_header(path: Path) -> dict[str, Place]:
 
 
 def header_size(first: bytes, *, file_bytes: int) -> int:
-    """The bytes of the JSON header, by the first eight of the file. `ValueError` if there are fewer
-    or too many."""
+    """The number of bytes of the JSON header, as the first eight bytes of the file give it.
+    `ValueError` if eight bytes are not there, or if the header would be too long."""
     size = int.from_bytes(first, "little")
     if len(first) < SIZE_BYTES or size > min(MOST_HEADER_BYTES, file_bytes - SIZE_BYTES):
         raise ValueError("its header is cut off, or too long")
@@ -64,19 +64,19 @@ def header_size(first: bytes, *, file_bytes: int) -> int:
 
 
 def places_in(header: bytes, *, file_bytes: int) -> dict[str, Place]:
-    """The tensors that a JSON header tells of, in a file of so many bytes. `ValueError` says why it
-    cannot be believed."""
+    """The tensors that a JSON header describes, for a file of `file_bytes` bytes. `ValueError` says
+    how the header contradicts itself or the file."""
     try:
-        told = json.loads(header.decode("utf-8"), object_pairs_hook=without_repeats)
+        content = json.loads(header.decode("utf-8"), object_pairs_hook=without_repeats)
     except RepeatedName as error:
         raise ValueError("its header has a name twice") from error
     except RecursionError as error:
         raise ValueError("its header is nested too deeply") from error
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise ValueError("its header is not a JSON object")
     start = SIZE_BYTES + len(header)
-    found = {name: _place(name, of, start) for name, of in told.items() if name != METADATA}
-    ordered = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
+    places = {name: _place(name, of, start) for name, of in content.items() if name != METADATA}
+    ordered = dict(sorted(places.items(), key=lambda item: (item[1].begin, item[1].end)))
     end = start
     for name, place in ordered.items():
         if place.begin != end:
@@ -87,11 +87,11 @@ def places_in(header: bytes, *, file_bytes: int) -> dict[str, Place]:
     return ordered
 
 
-def _place(name: str, told: object, start: int) -> Place:
-    name.encode()  # half of a surrogate pair is no text, and could not be printed
-    if not isinstance(told, Mapping) or set(told) != {"dtype", "shape", "data_offsets"}:
+def _place(name: str, entry: object, start: int) -> Place:
+    name.encode()  # a lone surrogate raises here; it could not be printed later
+    if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name!r} is not told by dtype, shape and data_offsets")
-    dtype, shape, offsets = told["dtype"], told["shape"], told["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"tensor {name!r} has an unknown dtype")
     if not _counts(shape) or len(shape) > MOST_DIMENSIONS:
@@ -107,7 +107,7 @@ def _place(name: str, told: object, start: int) -> Place:
 
 
 def _counts(numbers: object) -> bool:
-    """Whether this is a list of whole numbers from 0, none of them beyond what a size can be."""
+    """Whether this is a list of whole numbers from 0 to 2**63 - 1, the largest size."""
     return isinstance(numbers, list) and all(
         type(number) is int and 0 <= number < 2**63 for number in numbers
     )

@@ -1,5 +1,5 @@
-"""Where `text` and `model` meet; training and encoding share it. No ranks.
+"""What joins `text` and `model`, shared by training and encoding. No ranks.
 
-`tokenizer`: the tokenizer of a model, as `text` uses it. `batch`: rows of tokens as the arguments
-of a model, and its output as vectors.
+`tokenizer`: the tokenizer of a model, wrapped for `text`. `batch`: rows of tokens become the
+arguments of a model, and its output becomes vectors.
 """

@@ -1,6 +1,6 @@
-"""Rows of tokens as the arguments of a model, packed or padded, and its output as vectors.
+"""Turns rows of tokens, packed or padded, into the arguments of a model, and its output to vectors.
 
-Where `text` (rows) and `model` (arguments, pooling) meet; training and encoding share it. No ranks.
+Joins `text` (rows) and `model` (arguments, pooling), for training and encoding. No ranks.
 
 Shapes: B rows, T tokens, D width, S packed rows.
 """
@@ -18,13 +18,13 @@ from toolkit.model.attention import packed_arguments
 from toolkit.model.pooling import mean_pool, mean_pool_packed
 from toolkit.text.tokens import TextTokenizer
 
-Held = TypeVar("Held")  # rows, or a data class of them and more
+Held = TypeVar("Held")  # rows, or a data class with rows among its fields
 
 
 @dataclasses.dataclass(frozen=True)
 class PaddedRows:
-    """Rows padded to the longest. `own_BT` is 1 for a text's own tokens, `mask_BT` for all that are
-    no padding."""
+    """Rows padded to the longest. `own_BT` is 1 for a text's own tokens, `mask_BT` is 1 for all
+    tokens and 0 for padding."""
 
     ids_BT: Tensor
     own_BT: Tensor
@@ -34,7 +34,8 @@ class PaddedRows:
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
     """Rows one after another, B = 1: row s is ids_BT[0, bound_S[s] : bound_S[s + 1]]. `own_BT` is 1
-    for a text's own tokens. `max_length` is a number, so that nobody waits for the device."""
+    for a text's own tokens. `max_length`, the longest row, is a plain number: reading it from a
+    tensor would wait for the device."""
 
     ids_BT: Tensor
     own_BT: Tensor
@@ -47,7 +48,8 @@ Rows = PaddedRows | PackedRows
 
 
 def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: bool) -> Rows:
-    """Rows of token ids, one after another or padded to the longest, on the CPU."""
+    """Lay out rows of token ids on the CPU: `packed` one after another, or padded to the
+    longest."""
     if not packed:
         padded = tokenizer.pad(rows)
         return PaddedRows(
@@ -66,7 +68,8 @@ def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: b
 
 
 def place(values: Sequence[NDArray[Any]], *, rows: Rows, fill: Any) -> Tensor:
-    """Values of tokens, row by row, laid out like the ids of `rows`."""
+    """Lay out one value per token, given row by row, like the ids of `rows`; `fill` is for
+    padding."""
     if isinstance(rows, PackedRows):
         return torch.from_numpy(np.concatenate(values)[None])
     placed = np.full(tuple(rows.ids_BT.shape), fill)
@@ -76,12 +79,12 @@ def place(values: Sequence[NDArray[Any]], *, rows: Rows, fill: Any) -> Tensor:
 
 
 def with_own(rows: Rows, *, own: Sequence[NDArray[np.bool_]]) -> Rows:
-    """The same rows, of which others are a text's own tokens: those that `own` marks."""
+    """The same rows, with `own` as the marks of a text's own tokens."""
     return dataclasses.replace(rows, own_BT=place(own, rows=rows, fill=False).long())
 
 
 def model_arguments(rows: Rows) -> dict[str, Any]:
-    """The arguments of the model's forward pass over rows."""
+    """The arguments for the model's forward pass over `rows`."""
     if isinstance(rows, PaddedRows):
         return {"input_ids": rows.ids_BT, "attention_mask": rows.mask_BT}
     return packed_arguments(
@@ -93,8 +96,8 @@ def model_arguments(rows: Rows) -> dict[str, Any]:
 
 
 def to_device(batch: Held, *, device: torch.device) -> Held:
-    """The same rows, or a data class that holds some, with all tensors on a device; numbers stay
-    where they are."""
+    """The same rows, or a data class that holds rows, with all tensors moved to `device`; plain
+    numbers stay as they are."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -103,19 +106,19 @@ def to_device(batch: Held, *, device: torch.device) -> Held:
 
     whole: Any = batch
     fields = {one.name: moved(getattr(whole, one.name)) for one in dataclasses.fields(whole)}
-    found: Held = dataclasses.replace(whole, **fields)
-    return found
+    on_device: Held = dataclasses.replace(whole, **fields)
+    return on_device
 
 
 def num_tokens(rows: Rows) -> tuple[int, int]:
-    """The tokens of rows, and their cells: tokens and padding."""
+    """The number of tokens of `rows`, and the number of their cells (tokens and padding)."""
     cells = rows.ids_BT.numel()
     return (int(rows.mask_BT.sum()) if isinstance(rows, PaddedRows) else cells), cells
 
 
 def embed_rows(forward: Callable[..., Any], rows: Rows) -> Tensor:
-    """The mean-pooled vectors (B, D) of rows, in fp32; zeros for a row without tokens of its own.
-    `forward` is a decoder without its head."""
+    """The mean-pooled vectors (B, D) of rows, in fp32; zeros for a row without own tokens.
+    `forward` is a decoder without its language-model head."""
     hidden_BTD = forward(**model_arguments(rows)).last_hidden_state
     if isinstance(rows, PaddedRows):
         return mean_pool(hidden_BTD, own_BT=rows.own_BT)
@@ -124,7 +127,7 @@ def embed_rows(forward: Callable[..., Any], rows: Rows) -> Tensor:
 
 def token_states(forward: Callable[..., Any], rows: Rows) -> Tensor:
     """The hidden states (T, D) of all tokens of rows, row after row, in fp32; padding is left out.
-    `forward` is a decoder without its head."""
+    `forward` is a decoder without its language-model head."""
     hidden_BTD: Tensor = forward(**model_arguments(rows)).last_hidden_state
     if isinstance(rows, PaddedRows):
         return hidden_BTD[rows.mask_BT.bool()].float()

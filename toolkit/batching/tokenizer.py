@@ -1,6 +1,6 @@
-"""A model's tokenizer as `toolkit.text` uses it: where `model` knows names and `text` knows tokens.
+"""A model's tokenizer for `toolkit.text`: `model` finds it by the model's name, `text` uses it.
 
-No model is loaded for it.
+No weights are loaded for it.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from toolkit.text.tokens import TextTokenizer
 def text_tokenizer(
     source: ModelSource, *, max_tokens: int, num_embeddings: int | None = None
 ) -> TextTokenizer:
-    """The tokenizer of a model that cuts texts at a length.
+    """The tokenizer of a model, which cuts texts at `max_tokens` tokens.
 
-    With `num_embeddings` it refuses what the model has no vector of (see `TextTokenizer`)."""
+    With `num_embeddings` it refuses ids for which the model has no vector (see `TextTokenizer`)."""
     tokenizer = load_tokenizer(source)
     return TextTokenizer(
         tokenizer.backend_tokenizer,
@@ -42,8 +42,9 @@ def tokenize_shards(
     parts: int,
     held_out: HeldOut = NOTHING,
 ) -> str:
-    """Make the token files of every parts-th shard from `part` on; returns what there is, for
-    people. Blocks are as long as the tokenizer cuts. Raises `BadInput` (`make_token_files`)."""
+    """Make the token files of every `parts`-th shard from shard `part` on; returns a line for
+    people about what is done. A block has as many tokens as the tokenizer's `max_tokens`. Raises
+    `BadInput` as `make_token_files` does."""
     files = TokenFiles(
         shards=shards.absolute(),
         tokenizer=tokenizer,
@@ -59,8 +60,8 @@ def tokenize_shards(
 def tokenize_part(
     files: TokenFiles, *, part: int, parts: int, title: str, shown: bool = True
 ) -> int:
-    """Make the token files of every parts-th shard from `part` on, with a line now and then;
-    returns how many shards these are."""
+    """Make the token files of every `parts`-th shard from shard `part` on, with lines that show the
+    progress; returns the number of these shards."""
     mine = len(range(part, len(files.sources), parts))
     progress = Progress(title, total=mine, unit="shards", shown=shown)
     make_token_files(files, part=part, parts=parts, on_shard=lambda _: progress.advance(1))

@@ -1,7 +1,7 @@
 """Workers for independent pieces of work: this process, processes of this machine, or MPI ranks.
 
-Knows `concurrent.futures` and mpi4py, which follows it: whoever has work to do is handed an
-executor and need not know who does it. Refuses to know the work. No torch.
+Knows `concurrent.futures` and mpi4py, which has the same interface: the caller gets an executor and
+need not know what kind of worker does the work. Refuses to know the work. No torch.
 """
 
 import contextlib
@@ -17,14 +17,15 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 @contextlib.contextmanager
 def local_crew(num_workers: int) -> Iterator[Executor]:
-    """`num_workers` processes of this machine; one worker is this process itself.
+    """An executor with `num_workers` processes of this machine; if 1, this process does the work.
 
-    Left with an error, it drops what has not begun; left by a signal, also what has.
+    An error that leaves the block cancels work that has not begun; a signal also ends work that
+    has.
     """
     if num_workers == 1:
         yield InProcess()
         return
-    # spawn: a forked child would inherit locks that threads of the parent hold.
+    # spawn, since a forked child would inherit locks that other threads of the parent hold.
     context = multiprocessing.get_context("spawn")
     executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
     try:
@@ -39,8 +40,9 @@ def local_crew(num_workers: int) -> Iterator[Executor]:
 
 @contextlib.contextmanager
 def mpi_crew() -> Iterator[tuple[Executor, int] | None]:
-    """All MPI ranks: rank 0 gets an executor, which deals work to the others, and their number;
-    the others work until rank 0 is done, and get None. Alone, rank 0 works itself."""
+    """An executor over all MPI ranks. Rank 0 gets the executor, which deals work to the other
+    ranks, and their number. The others work until rank 0 leaves the block, and get None. If there
+    is only rank 0, it does the work itself."""
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
 
@@ -53,18 +55,18 @@ def mpi_crew() -> Iterator[tuple[Executor, int] | None]:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent is gone: a killed parent cannot do it."""
+    """Have the kernel end this process when its parent dies: a killed parent cannot do that."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 class InProcess(Executor):
-    """Work is done at once, by whoever hands it in."""
+    """An executor that does the work at once, in the thread that submits it."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Do it; the future is done."""
+        """Call `fn` now; the future that is returned is already done."""
         future: Future[Any] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except Exception as error:  # whoever asks for the result gets it
+        except Exception as error:  # raised where the result is asked for
             future.set_exception(error)
         return future

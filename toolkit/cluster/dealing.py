@@ -1,13 +1,14 @@
-"""Who has which piece of work, in the book of the one who deals it.
+"""The book of a dealer of work: which worker has which piece.
 
-Knows numbers of pieces and of workers. Refuses to know the work, and how messages travel (`mpi`).
-Whoever asks is dealt the next piece, so a slow worker gets fewer.
+Knows pieces and workers as numbers. Refuses to know the work, and how messages travel (`mpi`). A
+worker that asks is dealt the next piece, so a slow worker gets fewer.
 """
 
 from collections import Counter, deque
 from collections.abc import Iterable
 
-MAX_FAILURES = 3  # of one piece: then it is the piece's fault, and no more workers are lost to it
+# A piece that failed this often is bad itself; dealing it on would cost more workers.
+MAX_FAILURES = 3
 
 
 class Book:
@@ -21,16 +22,16 @@ class Book:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing more will be dealt, whatever happens."""
+        """Whether no piece is free or dealt, so that nothing can be dealt any more."""
         return not (self._free or self._dealt)
 
     @property
     def num_left(self) -> int:
-        """The pieces that are not done."""
+        """The number of pieces that are not done."""
         return len(self._free) + len(self._dealt) + len(self.given_up)
 
     def deal(self, worker: int) -> int | None:
-        """The next piece for a worker; None while there is none, which may change (`is_over`)."""
+        """The next piece for a worker; None if none is free, which may change until `is_over`."""
         if not self._free:
             return None
         piece = self._free.popleft()
@@ -38,18 +39,20 @@ class Book:
         return piece
 
     def finish(self, piece: int) -> None:
-        """A piece is done, by whomever: one that was taken for lost may have done it after all."""
+        """Note that a piece is done, whoever did it: a worker that was taken for lost may have
+        finished its piece after all."""
         if self._dealt.pop(piece, None) is None and piece in self._free:
             self._free.remove(piece)
 
     def give_back(self, worker: int, piece: int) -> None:
-        """A worker will not do a piece that it has."""
+        """Note that a worker will not do the piece that it has; the piece is free again."""
         if self._dealt.get(piece) == worker:
             del self._dealt[piece]
             self._free.appendleft(piece)
 
     def fail(self, worker: int, piece: int) -> None:
-        """A worker could not do a piece; after `MAX_FAILURES` nobody is asked any more."""
+        """Note that a worker could not do a piece. It is dealt again, up to `MAX_FAILURES` times in
+        all."""
         if self._dealt.get(piece) != worker:
             return
         self._failures[piece] += 1
@@ -60,14 +63,14 @@ class Book:
             self.given_up.append(piece)
 
     def lose(self, worker: int) -> list[int]:
-        """A worker is gone: the pieces that it had, free again."""
+        """Free the pieces of a worker that is gone, and return them."""
         lost = [piece for piece, owner in self._dealt.items() if owner == worker]
         for piece in lost:
             self.give_back(worker, piece)
         return lost
 
     def add(self, pieces: Iterable[int]) -> None:
-        """There are these pieces too."""
+        """Add pieces to be dealt; those that the book has already are ignored."""
         self._free.extendleft(piece for piece in pieces if not self._knows(piece))
 
     def _knows(self, piece: int) -> bool:

@@ -1,10 +1,10 @@
-"""A node that has failed is left out of a job's next start: its own, and those of its chain.
+"""Leaves a node that has failed out of the next start of its job and of the jobs chained to it.
 
-Knows scontrol, sinfo and squeue. Refuses to know what a failure is. SLURM lets a user name the
-nodes to leave out of a job that waits, and of no other: so this runs as a process of its own beside
-the job that is about to be requeued, and asks until it may. Bounded: at most a quarter of a
-partition is left out, what a user has left out counted, and never so much that a job finds no
-nodes. No torch.
+Knows scontrol, sinfo and squeue. Refuses to know what a failure is. SLURM lets a user change the
+excluded nodes only while a job is pending. So this runs as a process of its own beside the job that
+is about to be requeued, and repeats its request until SLURM accepts it. There are limits: at most a
+quarter of a partition is excluded, counting what the user has excluded, and a job always keeps
+enough nodes to run on. No torch.
 """
 
 import re
@@ -18,7 +18,7 @@ from pathlib import Path
 from toolkit.base.console import say_beside
 from toolkit.cluster.topology import expand_node_list
 
-LARGEST_PART = 4  # one in so many nodes of a partition may be left out
+LARGEST_PART = 4  # one in four nodes of a partition may be left out
 PATIENCE_S, RETRY_S, QUERY_S = 20.0, 0.2, 20.0
 UP = ("idle", "mixed", "allocated", "completing", "planned")
 _START = (
@@ -28,8 +28,8 @@ _START = (
 
 
 def exclusion_command(environ: Mapping[str, str]) -> list[str]:
-    """What has nodes, whose names are to be appended, left out of the next start of this SLURM
-    job; empty outside of one."""
+    """The command that leaves nodes out of the next start of this SLURM job; the caller appends
+    their names. Empty outside a SLURM job."""
     job = environ.get("SLURM_JOB_ID")
     if not job or not shutil.which("scontrol"):
         return []
@@ -38,15 +38,16 @@ def exclusion_command(environ: Mapping[str, str]) -> list[str]:
 
 
 def excluded_nodes(job: str) -> str:
-    """The list of nodes that a job leaves out, as SLURM writes it; empty where it is not known."""
+    """The nodes that a job leaves out, as a node list of SLURM; empty if SLURM does not say."""
     return _list(_record(job), "ExcNodeList")
 
 
 def more_to_exclude(
     failed: Sequence[str], *, excluded: Collection[str], up: Collection[str], total: int, wants: int
 ) -> tuple[list[str], str]:
-    """Which of the `failed` nodes may be left out besides those that are, and why not the rest: of
-    a partition of `total` nodes, with `up` those that the job, which wants so many, could have."""
+    """Which of the `failed` nodes may be left out besides the `excluded` ones, and why the rest may
+    not. The partition has `total` nodes; the job `wants` that many of those in `up`, which are up
+    and have the features that it asks for."""
     chosen: list[str] = []
     for node in failed:
         if node in excluded or node in chosen:
@@ -61,7 +62,8 @@ def more_to_exclude(
 
 
 def exclude(job: str, *, failed: Sequence[str]) -> None:
-    """Have the failed nodes left out of the next start of `job`, or of the jobs chained to it."""
+    """Leave the failed nodes out of the next start of `job`, if it may be requeued, and of all jobs
+    that are chained to it."""
     record = _record(job)
     if record.get("Requeue") == "1":
         _exclude_from(job, failed=failed, record=record)
@@ -70,8 +72,8 @@ def exclude(job: str, *, failed: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The process: a job, and the nodes that have failed. Whoever starts it has blocked TERM, with
-    which the job's end begins."""
+    """Run as a process: `argv` is the job and the nodes that have failed. The parent starts it with
+    TERM blocked, because SLURM sends TERM to all processes when the job ends."""
     exclude(argv[0], failed=argv[1:])
 
 
@@ -100,31 +102,32 @@ def _exclude_from(job: str, *, failed: Sequence[str], record: Mapping[str, str])
 
 
 def _nodes_for(record: Mapping[str, str]) -> tuple[set[str], int]:
-    """The nodes of a job's partition that are up and have the features that it names, and the
-    number of all."""
+    """The nodes of a job's partition that are up and have the features that the job asks for, and
+    the number of all nodes of the partition."""
     partition = ["-p", _list(record, "Partition")] if _list(record, "Partition") else []
     wanted = set(re.findall(r"[\w.-]+", _list(record, "Features")))
-    up, found = set(), set()
+    up, names = set(), set()
     for line in _run("sinfo", "-h", "-N", *partition, "-o", "%N|%T|%b")[0].splitlines():
         name, state, features = line.split("|")
-        found.add(name)
-        if state in UP and wanted <= set(features.split(",")):  # not idle*: it does not answer
+        names.add(name)
+        # A star behind the state, as in "idle*", means that the node does not answer.
+        if state in UP and wanted <= set(features.split(",")):
             up.add(name)
-    return up, len(found)
+    return up, len(names)
 
 
 def _chained_to(job: str) -> list[str]:
-    """The user's jobs that wait for the end of this one, or of one that does."""
+    """The user's jobs that wait for the end of this job, directly or through others."""
     lines = _run("squeue", "-h", "--me", "-t", "PENDING", "-o", "%A|%E")[0].splitlines()
     waits = dict(line.split("|", 1) for line in lines)
-    found: list[str] = []
+    followers: list[str] = []
     while following := [
         other
         for other, what in waits.items()
-        if re.search(rf"\bafterany:{[job, *found][-1]}\b", what) and other not in found
+        if re.search(rf"\bafterany:{[job, *followers][-1]}\b", what) and other not in followers
     ]:
-        found += following
-    return found
+        followers += following
+    return followers
 
 
 def _record(job: str) -> dict[str, str]:
@@ -132,12 +135,12 @@ def _record(job: str) -> dict[str, str]:
 
 
 def _list(record: Mapping[str, str], name: str) -> str:
-    found = record.get(name, "")
-    return "" if found == "(null)" else found
+    value = record.get(name, "")
+    return "" if value == "(null)" else value
 
 
 def _run(*command: str) -> tuple[str, str]:
-    """What a command prints, and why it failed, if it did."""
+    """What a command printed, and why it failed (empty if it succeeded)."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

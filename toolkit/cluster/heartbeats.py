@@ -1,7 +1,7 @@
-"""When the ranks of each node were last heard, for people: RUN/heartbeats.json.
+"""RUN/heartbeats.json, which tells people when the ranks of each node were last heard.
 
-Rank 0's monitor writes it; nobody decides anything by it. A file system that hangs must not hold up
-the watchdog, so a thread writes, and what cannot be written is left out. No torch.
+Rank 0's monitor writes it, and no code makes decisions from it. A file system that hangs must not
+delay the watchdog, so a thread of its own writes the file and ignores errors. No torch.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from toolkit.cluster.watchdog import PHASES, Seen
 
 
 def of_nodes(seen: Mapping[int, Seen], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """A line a node: the rank that was heard longest ago, `seconds` before now, and the place of
-    the one that is furthest behind."""
+    """One entry per node: how many `seconds` ago the rank was heard that has been silent longest,
+    and the step and phase of the rank that is furthest behind."""
     now = clock()
     nodes: dict[str, list[Seen]] = {}
     for one in list(seen.values()):
@@ -37,9 +37,9 @@ def of_nodes(seen: Mapping[int, Seen], *, clock: Callable[[], float]) -> list[di
 
 
 def write_forever(path: Path, look: Callable[[], list[dict[str, Any]]], *, every_s: float) -> None:
-    """Write what `look` sees every `every_s` seconds, by a thread of this process.
+    """Write the result of `look` every `every_s` seconds, in a thread of this process.
 
-    Only into a run that has begun: what is refused before leaves nothing behind.
+    Nothing is written before the run has begun: a recipe that is refused leaves no files behind.
     """
 
     def write() -> None:
@@ -55,8 +55,8 @@ def write_forever(path: Path, look: Callable[[], list[dict[str, Any]]], *, every
 
 
 def read_heartbeats(path: Path, *, now: float) -> list[dict[str, Any]]:
-    """The lines of a file that was written some time before `now`, in seconds since 1970; none
-    where there is no such file."""
+    """The entries of the file, with `seconds` counted until `now` (seconds since 1970); an empty
+    list if there is no readable file."""
     try:
         age_s = max(0.0, now - path.stat().st_mtime)
         nodes = read_json(path)["nodes"]

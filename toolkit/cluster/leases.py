@@ -1,15 +1,16 @@
-"""Leases in a directory on a shared file system: who works on what, without a server.
+"""Leases in a directory on a shared file system: which worker does what, without a server.
 
 Knows files, processes of this host and a monotonic clock. Refuses to know what is worked on.
 
-    DIR/<name>.<generation>     held by whoever made the highest generation
+    DIR/<name>.<generation>     the creator of the highest generation owns the lease
 
-A lease is made with O_EXCL, which NFS keeps too: of many one succeeds. Its owner counts in it, by a
-thread. A watcher that has seen no change for `lease_s` of its OWN clock makes the next generation:
-clocks of two nodes need not agree, and of two watchers one succeeds. An owner that was only slow
-sees the higher generation and knows that it has lost. Where the owner was a process of this host
-that is gone, nobody waits. That two work on one thing is rare, not impossible: the work must be
-such that doing it twice does no harm.
+A lease file is created with O_EXCL, which works on NFS too: if several processes try, one succeeds.
+A thread of the owner writes a growing counter into the file. Another worker that has seen no change
+for `lease_s` seconds of its OWN clock creates the next generation. So the clocks of two nodes need
+not agree, and if two workers try at once, one succeeds. An owner that was only slow sees the higher
+generation and knows that it has lost the lease. If the owner was a process of this host that is
+gone, the others do not wait. Two workers on one item are rare but possible: the work must do no
+harm when it is done twice.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from typing import Self
 
 from toolkit.base.files import naming
 
-BEATS = 6  # in the life of a lease
+BEATS = 6  # updates of the counter within `lease_s`, so that a few late ones do no harm
 _COUNTER_DIGITS = 20
 
 
@@ -38,9 +39,8 @@ class _Held:
 
 
 class Leases:
-    """The leases of this process; enter it to keep them alive, leave it to give back all.
-
-    Thread-safe. `now` is a monotonic clock in seconds.
+    """The leases of this process. While entered, a thread keeps them alive; leaving gives them all
+    back. Thread-safe. `now` is a monotonic clock in seconds.
     """
 
     def __init__(
@@ -70,35 +70,38 @@ class Leases:
             self.give_back(name)
         try:
             self._directory.rmdir()
-        except OSError:  # others are at work
+        except OSError:  # not empty: other workers hold leases
             return
 
     def taken(self) -> dict[str, int]:
-        """The names that are leased, by anybody, and the generation of each."""
-        found: dict[str, int] = {}
+        """The names that any worker has leased, and the highest generation of each."""
+        generations: dict[str, int] = {}
         try:
             entries = os.listdir(self._directory)
         except FileNotFoundError:  # the last worker to leave takes the directory along
-            return found
+            return generations
         for entry in entries:
             name, _, generation = entry.rpartition(".")
             if name and generation.isdecimal():
-                found[name] = max(found.get(name, 0), int(generation))
-        return found
+                generations[name] = max(generations.get(name, 0), int(generation))
+        return generations
 
     def take(self, name: str, *, generation: int | None = None) -> bool:
-        """Try to become the owner of `name`, which is free or was at `generation` (of `taken`)."""
+        """Try to become the owner of `name`; returns whether we are. `generation` is the one that
+        `taken` gave for it, None if it was free."""
         if name in self._held:
             return False
         if generation is not None and not self._is_stale(name, generation=generation):
             return False
+        # Take over by creating the NEXT generation, and never by deleting a stale file: between
+        # our look and our deletion another worker may have put a fresh lease in its place.
         following = 0 if generation is None else generation + 1
         path = self._path(name, following)
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
-        except FileNotFoundError:
+        except FileNotFoundError:  # the last worker to leave removed the directory: try again later
             self._directory.mkdir(parents=True, exist_ok=True)
             return False
         content = f"{0:0{_COUNTER_DIGITS}d} {json.dumps(this_process())}\n".encode()
@@ -106,8 +109,8 @@ class Leases:
             with naming(path):
                 if os.write(descriptor, content) < len(content):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(descriptor)  # NFS shows it to others then
-        except OSError:  # a full disk: others would wait for an owner that it does not name
+                os.fsync(descriptor)  # only then does NFS show the content to other nodes
+        except OSError:  # a full disk: others would wait for an owner that the file does not name
             path.unlink(missing_ok=True)
             os.close(descriptor)
             raise
@@ -117,30 +120,33 @@ class Leases:
         return True
 
     def holds(self, name: str) -> bool:
-        """Whether `name` is still ours: nobody has taken it over."""
+        """Whether `name` is still ours, so that no other worker has taken it over."""
         held = self._held.get(name)
         if held is None or self._path(name, held.generation + 1).exists():
             return False
         try:
+            # No links: another worker took it over, finished, and removed all generations.
             return os.fstat(held.descriptor).st_nlink > 0
-        except OSError:  # ESTALE: another node has removed it
+        except OSError:  # ESTALE, which is how NFS says that another node removed the file
             return False
 
     def give_back(self, name: str) -> None:
-        """Be its owner no more, if we were."""
+        """Give up `name` so that another worker can take it; does nothing if it is not ours."""
         ours = self.holds(name)
         with self._lock:
             held = self._held.pop(name, None)
         if held is None:
             return
         os.close(held.descriptor)
-        # The highest first: who dies between two of them leaves a stale lease, not two owners.
+        # Remove the highest generation first: a process that dies midway then leaves a lower one
+        # behind, which grows stale. In the other order another worker could create generation 0
+        # below the one that is left, and there would be two owners.
         for generation in range(held.generation, -1, -1) if ours else ():
             self._path(name, generation).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove all leases but ours, when all work is done: what killed owners have left, and what
-        others, if there are any, will see that they have lost."""
+        """Remove all leases but ours. For the end, when all work is done: it removes what killed
+        owners left, and an owner that is still running sees that it has lost its lease."""
         with self._lock:
             mine = {f"{name}.{held.generation}" for name, held in self._held.items()}
         for path in self._directory.iterdir():
@@ -153,11 +159,13 @@ class Leases:
     def _is_stale(self, name: str, *, generation: int) -> bool:
         try:
             content = self._path(name, generation).read_bytes()
-        except OSError:  # given back, or not readable at the moment: look again
+        except OSError:  # given back, or unreadable at the moment: start over at the next look
             self._seen.pop(name, None)
             return False
         if _is_gone(content):
             return True
+        # Measure how long WE have seen the same content. The file's own time would compare the
+        # clock of the file server or of the owner's node with ours.
         state = b"%d " % generation + content
         before, since = self._seen.get(name, (b"", 0.0))
         if state != before:
@@ -174,26 +182,27 @@ class Leases:
                         counter = f"{held.beats:0{_COUNTER_DIGITS}d}".encode()
                         os.pwrite(held.descriptor, counter, 0)
                         os.fsync(held.descriptor)
-                    except OSError:  # then it grows stale, and another does the work
+                    except OSError:  # the lease grows stale, and another worker does the work
                         continue
 
 
 def beats_of_hosts(directory: Path, *, now: float) -> dict[str, float]:
-    """For how many seconds, at `now` in seconds since 1970, no process of a host has beaten; by the
-    file system's clock, so for people only."""
-    found: dict[str, float] = {}
+    """For each host, how many seconds before `now` (seconds since 1970) any of its processes last
+    updated a lease. It relies on the clock of the file system, so it is for people only."""
+    silences: dict[str, float] = {}
     for path in directory.iterdir() if directory.is_dir() else ():
         try:
             host = json.loads(path.read_bytes()[_COUNTER_DIGITS:])["host"]
             silent_s = max(0.0, now - path.stat().st_mtime)
-        except (OSError, ValueError, TypeError, KeyError):  # given back, or made this moment
+        except (OSError, ValueError, TypeError, KeyError):  # given back, or being written now
             continue
-        found[host] = min(silent_s, found.get(host, silent_s))
-    return found
+        silences[host] = min(silent_s, silences.get(host, silent_s))
+    return silences
 
 
 def this_process() -> dict[str, str | int]:
-    """What tells this process from every other, here and elsewhere, then and now."""
+    """What identifies this process among all processes of all hosts at all times: process numbers
+    repeat on other hosts, after a reboot, in containers and over time."""
     pid = os.getpid()
     return {
         "host": socket.gethostname(),
@@ -205,19 +214,21 @@ def this_process() -> dict[str, str | int]:
 
 
 def _is_gone(content: bytes) -> bool:
-    """Whether a lease's owner was a process that we would see, and do not."""
+    """Whether the owner of a lease is known to be dead: a process that this host would show, and
+    does not."""
     ours = this_process()
     try:
         owner = json.loads(content[_COUNTER_DIGITS:])
+        # Of another boot, host or container we cannot see whether a process number is alive.
         if any(owner[key] != ours[key] for key in ("boot", "pid_namespace")):
             return False
         return _started(int(owner["pid"])) != int(owner["started"])
-    except (ValueError, TypeError, KeyError):  # made this moment, or its maker died at it
+    except (ValueError, TypeError, KeyError):  # being written now, or its writer died at that
         return False
 
 
 def _started(pid: int) -> int:
-    """When a process began, in the kernel's ticks; 0 if there is none, or only its remains."""
+    """When a process started, in clock ticks since boot; 0 if there is none or only a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

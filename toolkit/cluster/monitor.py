@@ -1,9 +1,10 @@
-"""The process beside a training process that sees it die or fall silent; one for each rank.
+"""The process beside each training process that notices when it dies or falls silent.
 
-Rank 0's asks the others over UDP and decides; then each ends its own process. The other end of its
-shared page and its socket is `toolkit.cluster.watchdog`. Knows processes and datagrams. Refuses to
-know torch: it starts in a twentieth of a second, and shares no lock with what it watches. Its port
-is as open as torch's own: whoever reaches it can end the job, and do nothing else.
+The monitors form a star: rank 0's monitor asks all others over UDP and decides; then each monitor
+ends its own training process. A monitor shares a page of memory and a socket with its training
+process, where `toolkit.cluster.watchdog` holds the other ends. Knows processes and datagrams.
+Refuses to know torch: so it starts in 0.05 s, and shares no lock with the process that it watches.
+Its port is as open as torch's own: anyone who reaches it can end the job, but do nothing else.
 """
 
 import contextlib
@@ -40,23 +41,24 @@ from toolkit.cluster.watchdog import (
     verdict,
 )
 
-SILENT_INTERVALS = 2.0  # without a beat of the training process
-ALONE_S = 5.0  # then a monitor that gets no answer speaks for itself
-STAY_S = 2.0  # so long a last word is repeated
-LEAVE_S = 30.0  # a rank that has failed by itself may take so long to exit
-PATIENCE_S = 1.0  # between telling, having the stacks dumped, and killing
-COMMAND_S = 10.0  # so long the end waits for the command that a loss starts
-CONNECT_S = 60.0  # then a monitor that has never heard rank 0's says so
-TICK_S, RETRY_S, RENEW_S = 0.1, 0.5, 2.0
-MAX_GAP_S = 0.5  # what one turn of the loop may add to the clock
-BURST = 64  # datagrams; all the answers of a large job at once would not fit a socket's buffer
-ASK = b"ask"  # what rank 0's monitor says to the others until it is OVER or END
+SILENT_INTERVALS = 2.0  # heartbeat intervals without a beat before a training process is silent
+ALONE_S = 5.0  # a monitor with news that rank 0's has not answered for this long acts alone
+STAY_S = 2.0  # how long a monitor repeats its last message
+LEAVE_S = 30.0  # how long a rank that failed by itself may take to exit
+PATIENCE_S = 1.0  # between the three steps of ending a process: telling, dumping stacks, killing
+COMMAND_S = 10.0  # how long the end waits for the commands that a loss starts
+CONNECT_S = 60.0  # a monitor that has not heard rank 0's for this long after its start says so
+TICK_S, RETRY_S, RENEW_S = 0.1, 0.5, 2.0  # one turn; between two calls; between two name look-ups
+MAX_GAP_S = 0.5  # the most that one turn of the loop adds to the clock
+BURST = 64  # datagrams per turn; the answers of a large job would overflow the socket's buffer
+ASK = b"ask"  # what rank 0's monitor sends to the others until it sends OVER or END
 FAMILY = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
 MAPPED = socket.AI_V4MAPPED | socket.AI_ALL
 
 
 def parse(message: bytes) -> State | None:
-    """The state that a datagram holds, if it is one."""
+    """The state that a datagram holds; None if it is no message of a monitor."""
+    # Anybody can send datagrams to this port, so nothing in them is trusted to have the right type.
     try:
         state = State(**json.loads(message))
     except (TypeError, ValueError, RecursionError):
@@ -66,7 +68,7 @@ def parse(message: bytes) -> State | None:
 
 
 def open_socket() -> socket.socket:
-    """A socket for datagrams of either internet protocol, where this machine knows both."""
+    """A socket for datagrams over IPv4 and, where this machine has it, IPv6."""
     opened = socket.socket(FAMILY, socket.SOCK_DGRAM)
     if FAMILY == socket.AF_INET6:
         opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -75,7 +77,7 @@ def open_socket() -> socket.socket:
 
 
 class Hub:
-    """What rank 0's monitor is besides: the one that asks all of them, and decides."""
+    """The centre of the star, which only rank 0's monitor has: it asks all monitors and decides."""
 
     def __init__(self, job: Job, *, own_log: str) -> None:
         self._own_log, self._last_line = own_log, ""
@@ -91,18 +93,19 @@ class Hub:
             write_forever(path, look, every_s=job.interval_s)
 
     def tick(self, now: float) -> None:
-        """Hear all, decide, and send the word: often where there is news."""
+        """Read what monitors have sent, decide, and send our word to all, more often if there is
+        news."""
         self._now = now
-        with contextlib.suppress(OSError):  # nothing more to hear, or the port is not free yet
+        with contextlib.suppress(OSError):  # nothing more to read, or the port is not free yet
             if not self._bound:
                 self.socket.bind(("", self._job.port))
                 self._bound = True
             while True:
                 self._note(*self.socket.recvfrom(MAX_MESSAGE), now=now)
         if self.word == ASK and self._ends_at == math.inf:
-            found = verdict(self.seen.values(), job=self._job, now=now)
-            if found.line:
-                self._begin_end(found, now=now)
+            decision = verdict(self.seen.values(), job=self._job, now=now)
+            if decision.line:
+                self._begin_end(decision, now=now)
             elif self._all_left():
                 self.decide(OVER, now=now)
         elif self.word == ASK and (now >= self._ends_at or not self._is_busy()):
@@ -115,19 +118,20 @@ class Hub:
             self._send(one)
         del self._to_send[:BURST]
 
-    def _begin_end(self, found: Verdict, *, now: float) -> None:
-        """A job that has ended cannot be requeued any more: the command comes first."""
+    def _begin_end(self, decision: Verdict, *, now: float) -> None:
+        """Print the decision and start the commands for a loss; END is sent only afterwards."""
+        # A job that has ended cannot be requeued any more, so the commands must run before.
         self._ends_at = now + COMMAND_S
-        command = self._job.on_loss if found.is_loss else ()
-        parts = [found.line]
-        if found.log and found.log != self._own_log:
-            parts.append(f"its log: {found.log}")
+        command = self._job.on_loss if decision.is_loss else ()
+        parts = [decision.line]
+        if decision.log and decision.log != self._own_log:
+            parts.append(f"its log: {decision.log}")
         self._last_line = "; ".join(parts)
         say("; ".join([*parts, *([f"running {' '.join(command)}"] if command else [])]))
         if command:
             self._start(command)
-        if found.is_loss and found.host and self._job.on_lost_node:
-            self._start([*self._job.on_lost_node, found.host])
+        if decision.is_loss and decision.host and self._job.on_lost_node:
+            self._start([*self._job.on_lost_node, decision.host])
 
     def _start(self, command: Sequence[str]) -> None:
         try:
@@ -139,15 +143,16 @@ class Hub:
         return any(command.poll() is None for command in self._commands)
 
     def decide(self, word: bytes, *, now: float) -> None:
-        """The last word, repeated until all have left, or for STAY_S."""
+        """Set our last word, which is repeated until all monitors have left, or for STAY_S."""
         self.word, self._decided = word, now
 
     def is_done(self, now: float) -> bool:
-        """Whether the last word is said."""
+        """Whether the last word has reached all monitors, or was repeated long enough."""
         return self.word != ASK and (self._all_left() or now - self._decided > STAY_S)
 
     def close(self) -> None:
-        """What ended the job is the last line, below the stacks."""
+        """Print again what ended the job, so that it is the last line of the log, below the stacks
+        of all processes."""
         if self._last_line:
             say(self._last_line, who="error")
 
@@ -166,19 +171,20 @@ class Hub:
             return
         old = self.seen.get(state.rank)
         if old and (old.state.host, old.state.pid) != (state.host, state.pid):
-            return  # a rank of another job
+            return  # a process of another job with the same name and size
         one = Seen(state, address, heard=now, changed=now)
         if old and old.state.entered == state.entered:
             one.changed = old.changed
         if state.fault:
+            # Keep the time of the FIRST report: the oldest fault is probably the cause of the rest.
             one.failed = min(old.failed if old else now, now)
         self.seen[state.rank] = one
-        if state.left:
+        if state.left:  # answer at once, since it waits only for this
             self._send(one)
 
 
 class Monitor:
-    """Watches the training process that has started it, and ends it when told to."""
+    """Watches the training process that started it, and ends that process when told to."""
 
     def __init__(self, job: Job, state: State, *, control: int, memory: int) -> None:
         self._job, self._state = job, state
@@ -189,7 +195,8 @@ class Monitor:
         self._ends = [self._control, self._wire, *([self._hub.socket] if self._hub else [])]
         self._cells = memoryview(mmap.mmap(memory, mmap.PAGESIZE)).cast("q")
         self._stat = -1
-        with contextlib.suppress(OSError):  # it is gone already
+        # Kept open: the number of a dead process may soon belong to another one.
+        with contextlib.suppress(OSError):  # the process is gone already
             self._stat = os.open(f"/proc/{state.pid}/stat", os.O_RDONLY)
         self._gone, self._exit_status = False, -1
         self._beat, self._beat_at, self._news_at = -1, 0.0, math.inf
@@ -199,10 +206,11 @@ class Monitor:
         self._word, self._ends_at, self._pressed = b"", math.inf, 0
 
     def run(self) -> None:
-        """Until the process is gone, or has left, and the others know what they need to know."""
+        """Watch until the process is gone or has left, and the other monitors know about it."""
         while not self._is_done():
             select.select(self._ends, [], [], TICK_S)
-            # A job that its scheduler suspends, this process with it, is not silent.
+            # The clock of this monitor counts only the time in which it runs: when a scheduler
+            # suspends the whole job, this process too, no rank must look silent afterwards.
             instant = time.monotonic()
             self._now += min(instant - self._looked, MAX_GAP_S)
             self._looked = instant
@@ -227,10 +235,12 @@ class Monitor:
         return over and (self._hub is None or self._hub.is_done(self._now))
 
     def _look(self) -> None:
-        """What the kernel, the socket and the shared page say of the training process."""
+        """Learn from the kernel, the socket and the shared page how the training process is."""
+        # The kernel gives an orphan another parent, so this notices the death of the process.
         state, gone = self._state, os.getppid() != self._state.pid
         state.step, state.phase, state.entered, beat = self._cells[: BEAT + 1].tolist()
-        self._read()  # after the look at the kernel: its last word precedes its death
+        # Only after asking the kernel: if the process is gone, its last message is there by now.
+        self._read()
         if beat != self._beat or gone or state.left or state.fault:
             self._beat, self._beat_at = beat, self._now
         elif why := self._silence(self._now - self._beat_at):
@@ -246,7 +256,8 @@ class Monitor:
         self._news_at = self._now
 
     def _silence(self, silent_s: float) -> str:
-        """Why no beat comes, where that is a fault and no disk, debugger or library that loads."""
+        """Why the process does not beat; empty if it beats or has an excuse, such as a slow disk, a
+        debugger, or libraries that load."""
         if silent_s <= SILENT_INTERVALS * self._job.interval_s:
             return ""
         letter, _ = self._read_stat()
@@ -256,7 +267,7 @@ class Monitor:
         return "" if excused else f"no beat for {silent_s:.0f} s, something holds Python's lock"
 
     def _read(self) -> None:
-        """The words of the training process; its end of the socket closes when it exits."""
+        """Read what the training process says; its end of the socket closes when it exits."""
         while self._control in self._ends:
             try:
                 word = self._control.recv(MAX_MESSAGE)
@@ -273,10 +284,12 @@ class Monitor:
                 self._accuse(f"{what} {self._state.place}: {text}", certain=is_node)
             else:
                 self._ends.remove(self._control)
-                _, self._exit_status = self._read_stat()  # mostly before its parent reaps it
+                # Its parent may reap it at any moment, and then the status can no longer be read.
+                _, self._exit_status = self._read_stat()
 
     def _read_stat(self) -> tuple[str, int]:
-        """State and exit status of the process, as in proc(5); no letter once it is reaped."""
+        """State letter and exit status of the process, as in proc(5); "" and -1 once it is
+        reaped."""
         try:
             fields = os.pread(self._stat, 4096, 0).rpartition(b")")[2].split()
         except OSError:
@@ -284,7 +297,7 @@ class Monitor:
         return fields[0].decode(), int(fields[49])
 
     def _listen(self) -> None:
-        """Hear rank 0's monitor."""
+        """Read what rank 0's monitor has sent: obey its last word, and answer with our state."""
         asked = False
         with contextlib.suppress(OSError):
             while True:
@@ -296,7 +309,8 @@ class Monitor:
             self._send()
 
     def _talk(self) -> None:
-        """Send news, and call for rank 0's monitor where it is silent; in the end go on alone."""
+        """Send news to rank 0's monitor, and call it while it is silent; if it stays silent, decide
+        alone."""
         state, job, silent_s = self._state, self._job, self._now - self._heard
         wait_s = TICK_S if self._news_at < math.inf else RETRY_S
         calls = wait_s == TICK_S or not self._ever_heard or silent_s > job.interval_s
@@ -316,15 +330,16 @@ class Monitor:
             say(f"{state.name} is not watched with the others: {where} has not answered yet")
 
     def _send(self) -> None:
-        """Our state to rank 0's monitor, by the next of its addresses while none has answered."""
+        """Send our state to rank 0's monitor. Until it has answered once, try its addresses in
+        turn: not all of them need be reachable from here."""
         self._sent_at, job = self._now, self._job
-        with contextlib.suppress(OSError):  # no network, or no such name as yet
+        with contextlib.suppress(OSError):  # no network, or the name has no address yet
             if not self._ever_heard and self._now >= self._renew_at:
                 self._renew_at = self._now + RENEW_S
-                found = socket.getaddrinfo(
+                addresses = socket.getaddrinfo(
                     job.address, job.port, FAMILY, socket.SOCK_DGRAM, flags=MAPPED
                 )
-                self._target = found[int(self._now / RENEW_S) % len(found)][4]
+                self._target = addresses[int(self._now / RENEW_S) % len(addresses)][4]
             if self._target:
                 message = json.dumps(dataclasses.asdict(self._state))
                 self._wire.sendto(message.encode(), self._target)
@@ -334,7 +349,8 @@ class Monitor:
             self._control.send(word)
 
     def _obey(self, word: bytes) -> None:
-        """The first last word counts. A rank that has failed by itself gets time to exit."""
+        """Take OVER or END as our last word; the first one counts. A rank that has failed by itself
+        gets time to exit with its own error."""
         if self._word:
             return
         self._word, self._ends_at = word, self._now
@@ -343,12 +359,13 @@ class Monitor:
             self._tell(HEARD)
 
     def _press(self) -> None:
-        """Tell the process to end; then have its stacks dumped from outside; then kill it."""
+        """End the process in three steps, PATIENCE_S apart: tell it to end; dump its stacks by a
+        signal, for a process that no longer runs Python; kill it."""
         due = int((self._now - self._ends_at) / PATIENCE_S) if self._word == END else -1
         while self._pressed <= min(due, 2) and os.getppid() == self._state.pid:
             if self._pressed == 0:
                 self._tell(END)
-                if self._read_stat()[0] == "T":  # before it goes on
+                if self._read_stat()[0] == "T":  # stopped: dump its stacks where SIGCONT wakes it
                     os.kill(self._state.pid, signal.SIGQUIT)
             number = (signal.SIGCONT, signal.SIGQUIT, signal.SIGKILL)[self._pressed]
             os.kill(self._state.pid, number)
@@ -356,7 +373,7 @@ class Monitor:
 
 
 def _death(status: int) -> str:
-    """What an exit status says; -1 is not known."""
+    """How a process with this exit status died, in words; -1 if the status is unknown."""
     if status == -1:
         return "ended without a word (killed?)"
     if os.WIFEXITED(status):
@@ -367,6 +384,7 @@ def _death(status: int) -> str:
 
 
 def main(facts: str) -> None:
-    """The process. `facts` is the job, the rank and the two ends to its training process."""
+    """Run the monitor. `facts` is JSON: the job, the state of the rank, and the descriptors of the
+    socket and the shared memory."""
     job, state, control, memory = json.loads(facts)
     Monitor(Job(**job), State(**state), control=control, memory=memory).run()

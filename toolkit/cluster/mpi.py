@@ -1,8 +1,9 @@
 """Pieces of work dealt over MPI: rank 0 keeps the book, and works too. Knows mpi4py; no torch.
 
-mpi4py is imported inside, since its import starts MPI: a process that is alone must not need it.
-There are no collectives: a rank that leaves early, or is late, or is lost, keeps nobody waiting.
-No call here blocks: MPI libraries wait by spinning, which would take a core from the model.
+mpi4py is imported inside functions, because its import starts MPI, and a process that works alone
+must not need MPI. There are no collectives, so no rank waits for one that leaves early, is late or
+is lost. No call here blocks: MPI libraries wait by spinning, which would take a core from the
+model.
 """
 
 import threading
@@ -17,13 +18,14 @@ from toolkit.cluster.dealing import Book
 
 REPORT, ANSWER = 71, 72  # tags
 POLL_S = 0.002
-SERVE_S = 0.005  # oftener, rank 0's thread would take time from its model
-BEATS = 6  # in the time after which a silent rank is lost
+SERVE_S = 0.005  # if rank 0's thread polled more often, it would take time from rank 0's model
+BEATS = 6  # messages within the time after which a silent rank is lost
 
 
 class Answer(NamedTuple):
-    """What rank 0 says to who asks: a piece; or none yet; or that it is `over`, with so many pieces
-    `left`, because rank 0 was told to stop or because nobody could do them."""
+    """What rank 0 answers a rank that asks for work: a piece; or None while none is free; or None
+    and `over`, with `left` pieces not done because rank 0 was `stopped` or no rank could do them.
+    """
 
     piece: int | None
     over: bool
@@ -32,11 +34,11 @@ class Answer(NamedTuple):
 
 
 class Dealing:
-    """This rank's part of an MPI job whose pieces rank 0 deals; enter it on every rank, early.
+    """This rank's part of an MPI job whose pieces rank 0 deals; enter it early, on every rank.
 
-    A rank from which nothing is heard for `lost_after_s` is lost: what it had is dealt again. When
-    a rank dies, launchers end the whole job (seen with MPICH 5, whatever its flags), and the
-    restart goes on. Raises `BadInput` unless MPI sees the `num_ranks` that the launcher started.
+    A rank that is not heard for `lost_after_s` seconds is lost: its pieces are dealt again. When a
+    rank dies, launchers end the whole job (seen with MPICH 5, with any flags), and the restarted
+    job continues. Raises `BadInput` unless MPI sees the `num_ranks` that the launcher started.
     """
 
     def __init__(self, *, lost_after_s: float, num_ranks: int | None = None) -> None:
@@ -51,12 +53,12 @@ class Dealing:
                 "schedule=claim"
             )
         self._lost_after_s = lost_after_s
-        # One call at a time: MPI_THREAD_SERIALIZED is enough then.
+        # The lock lets one thread at a time call MPI, so that MPI_THREAD_SERIALIZED is enough.
         self._mpi_lock, self._book_lock = threading.Lock(), threading.Lock()
         self._book: Book | None = None
         self._added: list[int] = []
-        self._adders: set[int] = set()  # ranks that have said what they add
-        self._gone: set[int] = set()  # said goodbye, or are lost
+        self._adders: set[int] = set()  # ranks that have called `add`
+        self._gone: set[int] = set()  # ranks that have said goodbye, or are lost
         self._stopped = False
         self._end = threading.Event()
         self.last = Answer(None, over=False, left=0, stopped=False)
@@ -75,7 +77,8 @@ class Dealing:
     ) -> None:
         if self.rank == 0:
             with self._book_lock:
-                # Ends with an error of its own: the others go on, unless they never began.
+                # After an error of rank 0 alone the others go on. They stop if rank 0 was told to
+                # stop, or never had work to deal.
                 if self._book is None or (kind and not issubclass(kind, Exception)):
                     self._stopped = True
                 elif error:
@@ -83,19 +86,21 @@ class Dealing:
         self._end.set()
         self._thread.join()
         if self.rank != 0:
-            self._send("bye", None)  # no beat after it: that would say that we are back
+            self._send("bye", None)  # after the last beat, which would say that we are back
 
     def deal(self, pieces: list[int]) -> None:
-        """Rank 0: begin to deal these."""
+        """Begin to deal these pieces; rank 0 calls it once."""
         with self._book_lock:
             self._book = Book([*self._added, *(p for p in pieces if p not in self._added)])
 
     def add(self, pieces: list[int]) -> None:
-        """Every rank, once: there are these pieces too, or none. It is not over before."""
+        """Add pieces to those that are dealt. Every rank calls it once, perhaps with an empty list:
+        the work is not over before all have."""
         self._tell("add", pieces)
 
     def take(self, should_stop: Callable[[], bool]) -> int | None:
-        """The next piece; None when it is over (`last` says why), or when `should_stop`."""
+        """The next piece for this rank; None when the work is over (`last` says why), or when
+        `should_stop` returns true."""
         wait_s = POLL_S
         while not should_stop():
             self.last = self._book_answer(0) if self.rank == 0 else self._ask()
@@ -106,21 +111,22 @@ class Dealing:
         return None
 
     def stop(self) -> None:
-        """We were told to go: rank 0 takes all others along, for the job ends with it."""
+        """Note that this rank was told to stop. If it is rank 0, all ranks stop, because the job
+        ends with rank 0."""
         if self.rank == 0:
             self._stopped = True
             self.last = self._book_answer(0)
 
     def finish(self, piece: int) -> None:
-        """It is done."""
+        """Report that this rank has done `piece`."""
         self._tell("finish", piece)
 
     def give_back(self, piece: int) -> None:
-        """Somebody else may do it."""
+        """Report that this rank will not do `piece`, so that another rank gets it."""
         self._tell("give_back", piece)
 
     def fail(self, piece: int) -> None:
-        """It could not be done here."""
+        """Report that this rank could not do `piece`."""
         self._tell("fail", piece)
 
     def _tell(self, what: str, content: Any) -> None:
@@ -131,8 +137,8 @@ class Dealing:
 
     def _send(self, what: str, content: Any, *, to: int = 0, tag: int = REPORT) -> None:
         with self._mpi_lock:
-            # So short a message goes into the other's memory at once: nothing waits, even if the
-            # other is dead.
+            # MPI copies a message this short into the receiver's memory at once, so `send` does not
+            # wait, even if the receiver is dead.
             self._comm.send((what, content), dest=to, tag=tag)
 
     def _receive(self, *, tag: int) -> tuple[int, str, Any] | None:
@@ -157,7 +163,8 @@ class Dealing:
             self._send("beat", None)
 
     def _serve(self) -> None:
-        """Rank 0's thread: hear and answer, until it has ended itself and everybody else has."""
+        """Run rank 0's thread: receive and answer messages, until rank 0 itself has finished and
+        all other ranks are gone."""
         began = time.monotonic()
         heard = dict.fromkeys(range(1, self.size), began)
         gone = self._gone

@@ -1,8 +1,8 @@
-"""Signals that tell a job to go: remembered, acted upon at a step boundary, then the job requeued.
+"""Signals that tell a job to stop: remembered, acted on between two steps; then a requeue.
 
-Knows signals, SLURM's requeue and submitit's handler. Refuses to know what is saved.
-A handler here only sets a flag: saving a partitioned model is collective, and no collective can be
-started from a signal handler of one rank.
+Knows signals, SLURM's requeue and submitit's handler. Refuses to know what is saved. A handler here
+only sets a flag: saving a partitioned model is collective, and one rank cannot start a collective
+from its signal handler.
 """
 
 import math
@@ -20,19 +20,20 @@ from toolkit.cluster.exclusion import exclusion_command
 
 DEFAULT_SIGNAL = "USR2"  # not USR1: NCCL catches it
 SIGNAL_VARIABLE = "TOOLKIT_STOP_SIGNAL"
-CHAIN_VARIABLE = "TOOLKIT_CHAIN"  # jobs that wait for one another, where requeueing is forbidden
-MARGIN_S = 120.0  # before the job's end; at most a tenth of its time
+CHAIN_VARIABLE = "TOOLKIT_CHAIN"  # set in jobs that wait for one another instead of being requeued
+MARGIN_S = 120.0  # stop this long before the job's time limit, or a tenth of it if that is less
 REQUEUE_WAIT_S = 60.0
-INTERRUPTED = 75  # EX_TEMPFAIL: saved before its end; the same command goes on
+INTERRUPTED = 75  # EX_TEMPFAIL: saved before the end; the same command continues the run
 
 
 class StopSignal:
-    """While entered, the stop signals (USR2, which the launcher and the scripts ask SLURM for, and
-    what TOOLKIT_STOP_SIGNAL names) and TERM make `received` true instead of ending the process; so
-    does the end of a SLURM job's time, for sites that send no signal. However many come, it is the
-    same wish. `avoid` are nodes that the next start had better do without.
+    """While entered, the stop signals and TERM make `received` true instead of ending the process.
+    Stop signals are USR2, which the launcher and the scripts ask SLURM to send, and the one that
+    TOOLKIT_STOP_SIGNAL names. For sites that send no signal, `received` also becomes true shortly
+    before the time limit of the SLURM job. A second signal changes nothing. `avoid` names nodes
+    that the next start should leave out.
 
-    Raises `BadInput` for a signal that is none.
+    Raises `BadInput` if TOOLKIT_STOP_SIGNAL names no signal.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -46,7 +47,7 @@ class StopSignal:
 
     @property
     def received(self) -> bool:
-        """Whether the run is to save and go."""
+        """Whether the run should save and stop."""
         if not self._told and time.monotonic() >= self._deadline:
             self._told = self._wants_requeue = True
         return self._told
@@ -63,7 +64,7 @@ class StopSignal:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, Ending) and error.agreed:
-            return  # the first rank that ends has TERM sent to the others: see door.end_with
+            return  # stay deaf to the TERM that srun sends when the first rank ends: door.end_with
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -72,35 +73,37 @@ class StopSignal:
         self._wants_requeue |= number in self._stops
 
     def leave(self, environ: Mapping[str, str], *, leads: bool) -> None:
-        """End the process after the save; the leading rank has a signalled SLURM job requeued.
+        """End the process after the save. If a stop signal came, the leading rank first asks SLURM
+        to requeue the job.
 
-        TERM alone is no wish to come back: scancel sends it, and a preemption requeues by itself.
-        In a chain the next job is waiting already.
+        TERM alone requests no requeue: scancel sends it, and a preemption requeues by itself. In a
+        chain of jobs the next job is waiting already.
         """
         requeue = self._wants_requeue and not _is_chained(environ)
         if leads and self._wants_requeue and self.avoid and (avoid := exclusion_command(environ)):
-            # It must outlive the TERM with which the job's end begins.
+            # The child inherits the blocked signal, so that it outlives the TERM that SLURM sends
+            # to all processes when the job ends.
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
             subprocess.Popen([*avoid, *self.avoid], start_new_session=True)
         if leads and requeue:
             theirs = [number for number in self._stops if callable(self._previous[number])]
-            if theirs:  # submitit's: it records the restart, requeues, exits
+            if theirs:  # submitit's handler, which records the restart, requeues and exits
                 self._previous[theirs[0]](theirs[0], None)
             elif command := requeue_command(environ):
                 say(f"saved; asking SLURM to requeue: {' '.join(command)}")
                 subprocess.run(command, check=False)
         if requeue and "SLURM_JOB_ID" in environ:
-            # A rank that exits now ends the job before rank 0 has had it requeued.
+            # If this rank exited now, the job would end before rank 0 has requeued it.
             time.sleep(REQUEUE_WAIT_S)
         raise SystemExit(INTERRUPTED)
 
 
 def requeue_command(environ: Mapping[str, str]) -> list[str]:
-    """What has this SLURM job start again; empty outside of one, and in a chain of jobs, where the
-    next is waiting already."""
+    """The command that requeues this SLURM job; empty outside a SLURM job, and in a chain of jobs,
+    where the next job is waiting already."""
     job = environ.get("SLURM_JOB_ID")
     if job and "SLURM_ARRAY_TASK_ID" in environ:
-        # The last task of an array has the array's own number, which stands for all of them.
+        # SLURM_JOB_ID of an array's last task is the array's own number, which means all tasks.
         job = f"{environ.get('SLURM_ARRAY_JOB_ID', job)}_{environ['SLURM_ARRAY_TASK_ID']}"
     if not job or _is_chained(environ) or not shutil.which("scontrol"):
         return []
@@ -112,7 +115,8 @@ def _is_chained(environ: Mapping[str, str]) -> bool:
 
 
 def seconds_to_stop(environ: Mapping[str, str], *, now: float) -> float:
-    """Until a SLURM job should save and go, at `now` (seconds since 1970); infinite outside."""
+    """Seconds from `now` (seconds since 1970) until a SLURM job should save and stop; infinite
+    outside a SLURM job."""
     try:
         start, end = (float(environ[f"SLURM_JOB_{name}_TIME"]) for name in ("START", "END"))
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""What SLURM says of jobs: state and reason, while it remembers them or its accounting does.
+"""What SLURM says about jobs: state and reason, as long as it or its accounting remembers them.
 
 Knows scontrol and sacct. Refuses to know what the jobs do.
 """
@@ -16,7 +16,7 @@ FINAL = frozenset(
 ) | {"PREEMPTED", "TIMEOUT"}
 UNKNOWN = "UNKNOWN"
 FORGOTTEN, SILENT = "SLURM does not know it any more", "SLURM does not answer"
-# In words, where SLURM's are not: what a person would ask next.
+# Plain words for the reasons that SLURM only names, with what a person would ask next.
 REASONS = {
     "Dependency": "waits for the job before it",
     "DependencyNeverSatisfied": "the job before it failed",
@@ -32,7 +32,7 @@ REASONS = {
     "launch failed requeued held": "could not be started and is held: scontrol release it",
 }
 
-# Those that tell something of a job that has ended.
+# The reasons that still mean something after a job has ended.
 ENDED = {
     "Dependency": "cancelled while it waited for the job before it",
     "DependencyNeverSatisfied": REASONS["DependencyNeverSatisfied"],
@@ -41,8 +41,9 @@ ENDED = {
 
 @dataclasses.dataclass(frozen=True)
 class JobState:
-    """One job, or all tasks of an array in one line: `state` as SLURM has it ("RUNNING 3, PENDING
-    5" of an array), `reason` in words, `nodes` as a list of SLURM's."""
+    """The state of one job, or of all tasks of an array together: `state` in SLURM's words (for an
+    array with numbers, "RUNNING 3, PENDING 5"), `reason` in plain words, `nodes` as a node list of
+    SLURM."""
 
     job: str
     state: str
@@ -51,19 +52,19 @@ class JobState:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing of it will run any more."""
+        """Whether the job, with all tasks of an array, has ended for good."""
         return all(word in FINAL for word in re.findall("[A-Z_]+", self.state))
 
 
 def job_state(job: str) -> JobState:
-    """What SLURM, or its accounting, knows of a job; the state UNKNOWN where neither does."""
+    """What SLURM, or its accounting, knows about a job; state UNKNOWN if neither knows it."""
     lines, error = _ask("scontrol", "show", "job", "-o", job)
     records = [_record(line) for line in lines]
     if not records:
-        # With its steps left out; there is nothing without accounting, and then no line either.
+        # -X leaves out the steps of the job. On a site without accounting the answer is empty.
         fields = "State,Reason,NodeList,ExitCode"
-        told, _ = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", fields)
-        records = [dict(zip(_FIELDS, line.split("|"), strict=False)) for line in told]
+        answer, _ = _ask("sacct", "-X", "-n", "-P", "-j", job, "-o", fields)
+        records = [dict(zip(_FIELDS, line.split("|"), strict=False)) for line in answer]
         for record in records:
             if _lost_its_turn(record):
                 record["Reason"] = "DependencyNeverSatisfied"
@@ -87,7 +88,7 @@ _FIELDS = ("JobState", "Reason", "NodeList", "ExitCode")
 
 
 def _ask(*command: str) -> tuple[list[str], str]:
-    """The lines of its answer, and what it said instead."""
+    """The lines that a command printed, and what it printed on stderr."""
     if not shutil.which(command[0]):
         return [], f"no {command[0]}"
     try:
@@ -99,35 +100,37 @@ def _ask(*command: str) -> tuple[list[str], str]:
 
 
 def _record(line: str) -> dict[str, str]:
-    """The fields that we want of a line of scontrol, whose values may hold blanks elsewhere."""
+    """The fields that we use from a line of scontrol; values of other fields may contain blanks."""
     names = "|".join((*_FIELDS, "ArrayTaskId"))
     return dict(re.findall(rf"(?:^|\s)({names})=(.*?)(?=\s\w[\w/:]*=|$)", line))
 
 
 def _num_tasks(record: Mapping[str, str]) -> int:
-    """Of an array, those that have not begun share a record: 4-31%4 are 28, at most four a time."""
-    found = 0
+    """How many tasks of an array a record stands for. Those that have not begun share a record:
+    4-31%4 are 28 tasks, of which at most four run at a time."""
+    count = 0
     for part in record.get("ArrayTaskId", "").partition("%")[0].split(","):
         numbers = [int(number) for number in re.findall(r"\d+", part)] or [0]
         last = numbers[1] if len(numbers) > 1 else numbers[0]
         step = numbers[2] if len(numbers) > 2 else 1
-        found += (last - numbers[0]) // step + 1
-    return found
+        count += (last - numbers[0]) // step + 1
+    return count
 
 
 def _lost_its_turn(record: Mapping[str, str]) -> bool:
     """Whether accounting's record is of a job that SLURM itself cancelled before it had a node.
 
-    A person's cancellation reads "CANCELLED by 1000" there. The reason is what the job last told
-    accounting: none at all, where the job before it failed sooner than that.
+    If a person cancels a job, its state is "CANCELLED by 1000" instead. The reason is the last one
+    that accounting was told; it is "None" if the job before it failed earlier than that.
     """
-    told = (record.get("JobState"), record.get("Reason"), record.get("NodeList"))
-    return told in {("CANCELLED", why, "None assigned") for why in ("Dependency", "None")}
+    facts = (record.get("JobState"), record.get("Reason"), record.get("NodeList"))
+    return facts in {("CANCELLED", why, "None assigned") for why in ("Dependency", "None")}
 
 
 def _in_words(record: Mapping[str, str]) -> str:
-    """Why a job waits, or how it ended. Of one that has ended, SLURM may still tell what it waited
-    for; of one that failed it has the code and the signal, as in 2:0 and 0:9."""
+    """Why a job waits, or how it ended; empty if there is nothing to say. For a job that has ended,
+    SLURM may still give the reason why it waited. A failed job has an exit code and a signal, as in
+    2:0 and 0:9."""
     state, reason = record.get("JobState", "").partition(" ")[0], record.get("Reason", "")
     if state == "FAILED":
         code, _, number = record.get("ExitCode", "").partition(":")
@@ -140,5 +143,5 @@ def _in_words(record: Mapping[str, str]) -> str:
 
 
 def job_states(jobs: Sequence[str]) -> list[JobState]:
-    """Of each, in order."""
+    """The `job_state` of each job, in the order of `jobs`."""
     return [job_state(job) for job in jobs]

@@ -1,4 +1,4 @@
-"""What a site wants of every job: sbatch's own options, and a file with a user's defaults for them.
+"""The options of sbatch that a site requires of every job, and a user's file of defaults for them.
 
 Knows the names and alphabets of sbatch's options. Refuses to know what a partition is called.
 
@@ -25,10 +25,11 @@ NAME = "letters, digits and _ . , : = + -"
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """An option of sbatch that is passed on as it is: its help, and what may stand in it.
+    """An option of sbatch whose value is passed on unchanged: its help text, the pattern of valid
+    values, and that pattern in words.
 
-    A line break would be a second #SBATCH line of somebody's choosing, and sbatch has its own ideas
-    of quotes and backslashes: what could be misread is refused.
+    A line break in a value would add an #SBATCH line of its own, and sbatch interprets quotes and
+    backslashes in its own way. So a value that sbatch could misread is refused.
     """
 
     about: str
@@ -74,21 +75,22 @@ DEPENDENCY = Option(
 
 
 def check_option(name: str, value: str, *, option: Option) -> None:
-    """Raise `BadInput` for what sbatch could misread."""
+    """Raise `BadInput` for a value that sbatch could misread."""
     if not re.fullmatch(option.pattern, value) or not value.isprintable():
         shown = repr(value) if len(value) <= 200 else f"{value[:200]!r}... ({len(value)} long)"
         raise BadInput(f"{name} {shown}: use {option.allowed}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Give a command line the options of sbatch."""
+    """Add the options of sbatch to a command line."""
     for name, option in OPTIONS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", help=option.about)
 
 
 def site_file(named: str | None, *, environ: Mapping[str, str]) -> Path | None:
-    """The file with the site's defaults: what is named here, or by TOOLKIT_SITE, or the one in the
-    user's configuration if it is there. Raises `BadInput` when a named one is not."""
+    """The file with the site's defaults: the one given here, or by TOOLKIT_SITE, or the one in the
+    user's configuration folder; None if there is none. Raises `BadInput` when a file that was named
+    does not exist."""
     given = named or environ.get(SITE_VARIABLE)
     if given:
         if not Path(given).is_file():
@@ -100,33 +102,33 @@ def site_file(named: str | None, *, environ: Mapping[str, str]) -> Path | None:
 
 
 def read_site(path: Path, *, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Defaults for the options of `parser`, by the names of their values.
+    """Read a site file: defaults for the options of `parser`, by the names of their values.
 
-    Raises `BadInput` with the key that is unknown or of another type.
+    Raises `BadInput`, which names the key, for an unknown key or a value of another type.
     """
     try:
-        # It makes texts only, as they are written: YAML 1.1 has 12:00:00 be a number.
+        # BaseLoader keeps every value as text: in YAML 1.1 the time 12:00:00 would be a number.
         text = path.read_text(encoding="utf-8")
-        found = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506
+        defaults = yaml.load(text, Loader=yaml.BaseLoader) or {}  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise BadInput(
             f"site file {path}: cannot be read ({' '.join(str(error).split())})"
         ) from error
-    if not isinstance(found, dict):
+    if not isinstance(defaults, dict):
         raise BadInput(f"site file {path}: must hold lines such as 'partition: gpu'")
     known = {
         action.dest: action
         for action in parser._actions
         if action.option_strings and action.nargs is None and action.dest != "site"
     }
-    for key, value in found.items():
+    for key, value in defaults.items():
         if key not in known:
-            told = f"unknown key {key!r}; valid: {', '.join(known)}{did_you_mean(key, known)}"
-            raise BadInput(f"site file {path}: {told}")
+            problem = f"unknown key {key!r}; valid: {', '.join(known)}{did_you_mean(key, known)}"
+            raise BadInput(f"site file {path}: {problem}")
         is_number = known[key].type is int
         if not isinstance(value, str) or not re.fullmatch(r"\d+" if is_number else ".+", value):
             what = "a whole number" if is_number else "text in one line"
             raise BadInput(f"site file {path}: {key}: must be {what}, not {value!r}")
         if (choices := known[key].choices) and value not in choices:
             raise BadInput(f"site file {path}: {key}: {value!r} is none of {', '.join(choices)}")
-    return {key: int(text) if known[key].type is int else text for key, text in found.items()}
+    return {key: int(text) if known[key].type is int else text for key, text in defaults.items()}

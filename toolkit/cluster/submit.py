@@ -1,6 +1,6 @@
 """Submission of jobs through submitit: sbatch scripts, or processes on this machine.
 
-Knows SLURM's and submitit's terms. Refuses to know what a job does: it takes callables.
+Knows the terms of SLURM and submitit. Refuses to know what a job does: a job is a callable.
 """
 
 import contextlib
@@ -29,17 +29,18 @@ from toolkit.cluster.site import OPTIONS, Option, check_option
 SIGNAL_DELAY_S = 120
 MAX_RESTARTS = 1000
 POLL_S = 1.0
-MOST_UNHEARD = 30  # looks in a row at which SLURM may not answer, as while it restarts
-RULE = "-" * 22
-UNSAFE = "%\\"  # in a path: sbatch's patterns
+MOST_UNHEARD = 30  # queries in a row that SLURM may leave unanswered, for example while it restarts
+RULE = "-" * 22  # submitit puts one above and one below a traceback
+UNSAFE = "%\\"  # characters that sbatch interprets in a path
 _NAME = Option("the name of a job")
 
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one job asks for. `options` are those of `site.OPTIONS`. `array` > 1 makes it that many
-    equal tasks, each with the whole, at most `array_throttle` of them at a time. `chained` is the
-    job's number in a chain, from 1: it is not requeued, the next waits already."""
+    """What one job requests. `options` are values for `site.OPTIONS`. With `array` above 1 the job
+    is an array of that many equal tasks, each with all of these resources; at most
+    `array_throttle` tasks run at a time. `chained` is the job's number in a chain, from 1, or 0: a
+    chained job is not requeued, since the next job waits already."""
 
     name: str
     nodes: int
@@ -67,15 +68,16 @@ class Resources:
 
 
 def has_slurm() -> bool:
-    """Whether this machine can submit: submitit asks for srun beside sbatch."""
+    """Whether this machine can submit jobs, for which submitit needs both sbatch and srun."""
     return all(shutil.which(program) for program in ("sbatch", "srun"))
 
 
 def gpus_of_partition(partition: str | None) -> int:
-    """The largest number of GPUs on a node of the partition (or of the default one), by sinfo."""
+    """The largest number of GPUs that sinfo gives for any node of the partition (None: of the
+    default partition)."""
     if partition is not None:
         check_option("partition", partition, option=OPTIONS["partition"])
-    # The default partition's name ends in a star.
+    # sinfo marks the default partition by a star at the end of its name.
     command = ["sinfo", "--noheader", "--format=%P|%G", *(["-p", partition] if partition else [])]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -94,7 +96,7 @@ def gpus_of_partition(partition: str | None) -> int:
 
 
 def gpus_here() -> int:
-    """The number of NVIDIA GPUs of this machine, by their device files."""
+    """The number of NVIDIA GPUs of this machine, counted by their device files."""
     return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
@@ -119,9 +121,9 @@ def submit_slurm(
     after: str | None,
     setup: Sequence[str],
 ) -> str:
-    """Submit a job that waits as `after` says, such as "afterok:17"; returns its id.
+    """Submit a job and return its id. It waits for `after`, a dependency such as "afterok:17".
 
-    Raises `BadInput` with sbatch's words when it refuses.
+    Raises `BadInput` with the message of sbatch when sbatch refuses the job.
     """
     executor = _slurm_executor(resources, folder=folder, after=after, setup=setup)
     with _sbatchs_words(resources):
@@ -141,10 +143,11 @@ def run_there(
     setup: Sequence[str],
     show: Callable[[str], None],
 ) -> None:
-    """Submit a job that waits as `after` says, and wait for its end, passing on what its first rank
-    prints.
+    """Submit a job, which waits for the dependency `after`, and wait for its end; pass what its
+    first rank prints to `show`.
 
-    Raises `BadInput` with what any of its ranks has found, `JobFailed` when it ended otherwise.
+    Raises `BadInput` with the errors that its ranks have printed, or `JobFailed` when it ended
+    without success and without such an error.
     """
     executor = _slurm_executor(resources, folder=folder, after=after, setup=setup)
     with _sbatchs_words(resources):
@@ -168,8 +171,8 @@ def run_there(
     if state.state != "COMPLETED":
         logs = sorted(folder.glob(f"{job_id}_*.out"))
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
-        if found := dict.fromkeys(line for line in lines if line.startswith("error: ")):
-            raise BadInput("; ".join(line.removeprefix("error: ") for line in found))
+        if errors := dict.fromkeys(line for line in lines if line.startswith("error: ")):
+            raise BadInput("; ".join(line.removeprefix("error: ") for line in errors))
         raise JobFailed(f"job {job_id} ended {state.state}; logs: {folder}")
 
 
@@ -178,7 +181,8 @@ def _slurm_executor(
 ) -> SlurmExecutor:
     check_folder(folder, what="folder of logs")
     make_private(folder)
-    # submitit gives a job up after three time limits; a long run meets more of them.
+    # By default submitit gives up a job that reached its time limit three times; a long run does so
+    # more often.
     executor = SlurmExecutor(folder=folder, max_num_timeout=MAX_RESTARTS)
     executor.update_parameters(**_slurm_parameters(resources, after=after, setup=setup))
     return executor
@@ -186,9 +190,9 @@ def _slurm_executor(
 
 @contextlib.contextmanager
 def _sbatchs_words(resources: Resources) -> Iterator[None]:
-    """What it refuses, as `BadInput`."""
+    """Turn a refusal of sbatch into `BadInput` with sbatch's own message."""
     try:
-        # submitit prints sbatch's words, and raises them too: once is enough.
+        # submitit prints that message on stderr besides raising it: once is enough.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     except (FailedJobError, FailedSubmissionError) as error:
@@ -199,9 +203,9 @@ def _sbatchs_words(resources: Resources) -> Iterator[None]:
 def run_here(
     resources: Resources, *, job: Callable[[], Any], folder: Path, show: Callable[[str], None]
 ) -> None:
-    """Run a job on this machine to its end, passing on what its first rank prints.
+    """Run a job on this machine to its end; pass what its first rank prints to `show`.
 
-    Raises `RuntimeError` when it fails.
+    Raises `BadInput` if the job did, and `JobFailed` when it failed otherwise.
     """
     make_private(folder)
     executor = LocalExecutor(folder=folder)
@@ -228,18 +232,18 @@ def run_here(
 
 
 def check_folder(folder: Path, *, what: str) -> None:
-    """Raise `BadInput` for a folder whose logs sbatch would write elsewhere. It stands in #SBATCH
-    and srun lines: a line break ends one, and %j, %u and the like in the names of files are numbers
-    of jobs and names of users, for sbatch and for submitit, which knows no way to write a plain %;
-    a backslash switches that off for the whole path."""
+    """Raise `BadInput` for a folder whose logs sbatch would write elsewhere. The path is part of
+    #SBATCH and srun lines, which a line break would end. In file names, sbatch and submitit replace
+    %j, %u and the like by job numbers and user names, and submitit cannot write a plain %. A
+    backslash turns these replacements off for the whole path."""
     text = str(folder)
     if not text.isprintable() or set(text) & set(UNSAFE):
         raise BadInput(f"{what} {text!r}: a path without % and \\ and line breaks, please")
 
 
 def make_private(folder: Path) -> None:
-    """Make a job's folder, for its owner alone: submitit unpickles the job from there, and logs may
-    tell what is nobody else's business. One of somebody else's is refused with `BadInput`."""
+    """Make a job's folder, readable and writable by its owner only: submitit unpickles the job from
+    there, and logs may hold private data. Raises `BadInput` for a folder of another user."""
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise BadInput(f"{folder}: belongs to another user; choose another run_dir")
@@ -247,7 +251,7 @@ def make_private(folder: Path) -> None:
 
 
 class JobFailed(RuntimeError):
-    """A job on this machine ended with an error."""
+    """A job ended without success; the message says where its logs are or how to end it."""
 
 
 def _slurm_parameters(
@@ -257,7 +261,7 @@ def _slurm_parameters(
     extra["no-requeue" if resources.chained else "requeue"] = True
     if resources.chained:
         setup = [f"export {CHAIN_VARIABLE}={resources.chained}", *setup]
-    if "reservation" in resources.options:  # which submitit does not know
+    if "reservation" in resources.options:  # submitit has no parameter for it
         extra["reservation"] = resources.options["reservation"]
     optional = {
         **{key: text for key, text in resources.options.items() if key != "reservation"},
@@ -275,10 +279,10 @@ def _slurm_parameters(
         "setup": list(setup),
         "array_parallelism": resources.array_throttle or resources.array,
         "stderr_to_stdout": True,
-        # srun takes --cpus-per-task from no one else since SLURM 22.05.
+        # Since SLURM 22.05 srun does not take --cpus-per-task over from sbatch.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus_per_task}"],
         "additional_parameters": extra,
-        "wckey": None,  # submitit's default is one that no site knows
+        "wckey": None,  # submitit would set "submitit", a key that sites do not know
         **{key: value for key, value in optional.items() if value is not None},
     }
 
@@ -298,7 +302,8 @@ def _show_new(path: Path, *, seen: int, show: Callable[[str], None]) -> int:
 
 
 def _last_line(error: BaseException) -> str:
-    """Of the trace that submitit puts between two rules, and where to read more behind them."""
+    """The last line of an error. submitit puts the traceback between two rules, and after them
+    where to read more."""
     parts = str(error).split(RULE)
     text = parts[1] if len(parts) == 3 else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip(" -\t")]

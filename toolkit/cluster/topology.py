@@ -4,10 +4,10 @@ Knows the environment variables of torchrun, submitit, MPI and SLURM. Refuses to
 ranks do, and talks to none of them: every rank works out the same address and port by itself.
 
 Seen on SLURM 22.05:
-- A batch script has SLURM_PROCID=0, SLURM_LOCALID=0, SLURM_NODEID=0 and SLURM_NTASKS too, so that
-  they would make it rank 0 of many. Only a step made by srun has SLURM_STEP_ID.
-- `sbatch` called inside a step passes the step's SLURM_STEP_* on to the new batch script. Start
-  Python with srun there, always (slurm/*.sh and submitit do): srun overwrites them all.
+- A batch script has SLURM_PROCID=0, SLURM_LOCALID=0, SLURM_NODEID=0 and SLURM_NTASKS too, by which
+  it would look like rank 0 of many. Only a step made by srun has SLURM_STEP_ID.
+- `sbatch` called inside a step passes the step's SLURM_STEP_* on to the new batch script. Always
+  start Python with srun there (slurm/*.sh and submitit do): srun overwrites them all.
 - `mpiexec` in a job starts one helper per node with srun, and its ranks inherit SLURM_PROCID of
   the helper. That is why MPI's own variables are looked for before those of SLURM.
 """
@@ -26,9 +26,9 @@ from toolkit.base.errors import BadInput
 
 LOCALHOST = "127.0.0.1"
 LOCAL = "local"  # the job of a process that no scheduler has started
-# Below 32768: there the kernel gives ports to outgoing connections, and one may hold ours.
+# All below 32768, where the kernel's ports for outgoing connections begin: one could be ours.
 FIRST_PORT, NUM_PORTS = 20000, 12000
-MAX_NODES = 65536  # SLURM's own limit; stops a damaged list such as n[1-9999999999]
+MAX_NODES = 65536  # SLURM's own limit; refuses a damaged list such as n[1-9999999999]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ _LAUNCHERS = (
         rank="SUBMITIT_LOCAL_GLOBALID",
         world_size="SUBMITIT_LOCAL_NTASKS",
         local_rank="SUBMITIT_LOCAL_LOCALID",
-        local_world_size="SUBMITIT_LOCAL_NTASKS",  # it only knows one node
+        local_world_size="SUBMITIT_LOCAL_NTASKS",  # it runs on one node only
         num_nodes="SUBMITIT_LOCAL_JOB_NUM_NODES",
     ),
     _Launcher(
@@ -111,7 +111,7 @@ _LAUNCHERS = (
         num_nodes="SLURM_STEP_NUM_NODES",
     ),
     _Launcher(
-        name="mpi",  # another PMI process manager: without a local rank, good for a single process
+        name="mpi",  # another PMI process manager; it gives no local rank, so one process only
         marks=("PMI_RANK", "PMI_SIZE"),
         rank="PMI_RANK",
         world_size="PMI_SIZE",
@@ -145,7 +145,7 @@ def detect(
         rank = _integer(environ, launcher.rank, below=(world_size, launcher.world_size))
         local_rank, local_world_size = _local_place(environ, launcher, world_size=world_size)
         one_node = local_world_size == world_size
-        num_nodes = math.ceil(world_size / local_world_size)  # as if every node were like this one
+        num_nodes = math.ceil(world_size / local_world_size)  # assumes equal nodes
         if launcher.num_nodes is not None and launcher.num_nodes in environ:
             num_nodes = _integer(environ, launcher.num_nodes, least=1)
     return Topology(
@@ -167,8 +167,9 @@ def detect(
 def expand_node_list(text: str) -> list[str]:
     """The host names of a SLURM node list, in its order: `n[08-10],gpu-a1` is four names.
 
-    What `scontrol show hostnames` does, which containers often lack. Several brackets in a name
-    give all combinations, the rightmost varying fastest. Raises `BadInput` for anything else.
+    Does what `scontrol show hostnames` does, which containers often lack. Several brackets in a
+    name give all combinations, and the rightmost varies fastest. Raises `BadInput` for anything
+    else.
     """
     names: list[str] = []
     for word in _split_outside_brackets(text):
@@ -211,14 +212,15 @@ def array_task(environ: Mapping[str, str]) -> tuple[int, int]:
 
 
 def worker_of(topology: Topology, *, environ: Mapping[str, str]) -> tuple[int, int]:
-    """Which of how many workers we are: a rank of a task of an array."""
+    """The number of this worker, from 0, and the number of all workers, counted over all ranks of
+    all tasks of a SLURM array."""
     index, count = array_task(environ)
     return index * topology.world_size + topology.rank, count * topology.world_size
 
 
 def ranks_of_job(environ: Mapping[str, str]) -> int:
-    """How many ranks srun will start from this batch script; of a process elsewhere, those beside
-    which it runs."""
+    """The number of ranks that srun will start from this batch script; outside a batch script, the
+    number of ranks of the job that this process belongs to."""
     if "SLURM_JOB_ID" not in environ or "SLURM_STEP_ID" in environ:
         return detect(environ).world_size
     if "SLURM_NTASKS" in environ:
@@ -267,7 +269,7 @@ def _main_address(
         return given
     if launcher == "alone":
         return LOCALHOST
-    # mpirun's own srun leaves out the first node, which only the job's list has.
+    # Under mpirun the step is mpirun's own and lacks the first node; the job's list has it.
     list_name = "SLURM_STEP_NODELIST" if launcher == "slurm" else "SLURM_JOB_NODELIST"
     if launcher in ("slurm", "mpi") and (nodes := environ.get(list_name)):
         first = expand_node_list(nodes)[0]
@@ -290,7 +292,7 @@ def _main_port(environ: Mapping[str, str], *, launcher: str, one_node: bool) -> 
     if launcher == "submitit":
         return _port_of(_value(environ, "SUBMITIT_LOCAL_JOB_ID"), step="0")
     if job := environ.get("SLURM_JOB_ID"):
-        # Under mpirun some ranks see the step of its helper and some none.
+        # Under mpirun some ranks see the step of mpirun's helper, and some see no step.
         return _port_of(job, step=environ.get("SLURM_STEP_ID", "0") if launcher == "slurm" else "0")
     if namespace := environ.get("PMIX_NAMESPACE"):
         return _port_of(namespace, step="0")
@@ -300,10 +302,11 @@ def _main_port(environ: Mapping[str, str], *, launcher: str, one_node: bool) -> 
 
 
 def _mpiexec_process() -> int:
-    """A process id that the ranks of one mpiexec on this host share, also under wrapper scripts.
+    """A process id that all ranks of one mpiexec on this host share, even under wrapper scripts.
 
-    MPICH passes on no job id, and makes each rank the leader of a session: its leader's parent is
-    the process manager. The rank's own parent would be the wrapper, another one for each rank.
+    MPICH passes on no job id, but it makes the process that it starts for each rank the leader of a
+    session, and that leader's parent is the process manager, which all ranks share. The parent of
+    the rank itself would be its own wrapper script.
     """
     leader = os.getsid(0)
     try:
@@ -314,15 +317,15 @@ def _mpiexec_process() -> int:
 
 
 def _port_of(job: str, *, step: str) -> int:
-    # 31 has no factor in common with NUM_PORTS: 12000 jobs in a row have different ports.
+    # 31 and NUM_PORTS have no common factor, so 12000 consecutive jobs have different ports.
     numbers = [int(t) if t.isdecimal() else zlib.crc32(t.encode()) for t in (job, step)]
     return FIRST_PORT + (numbers[0] * 31 + numbers[1]) % NUM_PORTS
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOCALHOST, 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind((LOCALHOST, 0))
+        return int(listener.getsockname()[1])
 
 
 def _value(environ: Mapping[str, str], name: str) -> str:
@@ -334,7 +337,7 @@ def _value(environ: Mapping[str, str], name: str) -> str:
 def _integer(
     environ: Mapping[str, str], name: str, *, least: int = 0, below: tuple[int, str] | None = None
 ) -> int:
-    """The value of a variable as a number; `below` is a limit and what it is called."""
+    """The value of a variable as a number; `below` is an exclusive limit and its name."""
     text = _value(environ, name)
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise _bad(environ, name, "a whole number")

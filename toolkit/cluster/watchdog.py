@@ -1,18 +1,19 @@
 """A heartbeat per rank: a dead or stalled rank ends the whole job, with one line that names it.
 
-Beside each training process runs a small process, its monitor (`toolkit.cluster.monitor`). They
-share a page of memory, in which the training process says where it is and a thread of it beats, and
-a socket. When a rank is lost, rank 0's monitor prints the line, and every monitor ends its own
-process: it is told to print its stacks and exit with code 70; a second later a signal has the
-stacks printed from outside; a second after that it is killed. So exit codes are 70, or -9 where
-Python no longer runs; a rank that fails with an error keeps its own.
+Beside each training process runs a small process, its monitor (`toolkit.cluster.monitor`). The two
+share a socket and a page of memory, where the training process writes its step and phase, and a
+thread of it counts heartbeats. When a rank is lost, rank 0's monitor prints the line, and every
+monitor ends its own training process. It tells the process to print its stacks and exit with code
+70; one second later it prints the stacks by a signal; one second after that it kills the process.
+So the exit code is 70, or -9 where Python no longer runs; a rank that fails with an error keeps its
+own code.
 
-A rank that is killed, hangs or disappears may do better elsewhere: then a command is run besides,
-such as one that has the job requeued, and one that has it leave out the node. An error of a rank
-would come again: it is not, but for a `NodeFault`.
+A rank that is killed, hangs or disappears may succeed on another node. In that case rank 0's
+monitor also runs two commands: one may requeue the job, the other exclude the node. An error in a
+rank would only repeat itself, so it runs no command, unless the error is a `NodeFault`.
 
-Knows what counts as lost, and what a training process does about it, on Linux. Refuses to know what
-a step is. `kill -QUIT` prints the stacks of a watched rank at any time, and does not disturb it.
+Knows which ranks count as lost, and how a training process reacts, on Linux. Refuses to know what a
+step is. `kill -QUIT` prints the stacks of a watched rank at any time without disturbing it.
 """
 
 import contextlib
@@ -36,20 +37,22 @@ from typing import Any, Literal, Self, get_args
 from toolkit.base.console import say_beside
 from toolkit.base.errors import Ending, NodeFault
 
-WATCHDOG_EXIT = 70  # EX_SOFTWARE: ended because a rank is lost, this one or another
+WATCHDOG_EXIT = 70  # EX_SOFTWARE: the process was ended because this rank or another is lost
 Phase = Literal["load", "data", "backward", "step", "evaluate", "save", "export"]
 PHASES: tuple[Phase, ...] = get_args(Phase)  # in the order of a step
 
-CUT_INTERVALS, CUT_S = 4.0, 3.0  # without a word of a monitor; a new one needs a moment
-SETTLE_S = 1.0  # an error may be the consequence of a death that is not yet reported
-VERDICT_S = 15.0  # so long a failing rank waits for the line: its exit alarms the launcher
-MAX_RESTARTS = 3  # of a monitor
+# A monitor is gone that was not heard for four intervals, and at least 3 s: one that replaces a
+# dead monitor needs a moment to start.
+CUT_INTERVALS, CUT_S = 4.0, 3.0
+SETTLE_S = 1.0  # an error may be the consequence of a death that is not reported yet
+VERDICT_S = 15.0  # how long a failing rank waits for the line, as its exit makes launchers kill all
+MAX_RESTARTS = 3  # how often a rank replaces its monitor
 MAX_MESSAGE = 8192
 STEP, PHASE, ENTERED, BEAT = range(4)  # places in the shared page, 8 bytes each
 BYE, HEARD, OVER, END = b"bye", b"heard", b"over", b"end"  # between a process and its monitor
-NODE = b"node:"  # begins what a process says of its node
-# Schedulers and terminals signal whole process groups: what the training process acts on, a monitor
-# is started with blocked.
+NODE = b"node:"  # begins a message about a `NodeFault`
+# Schedulers and terminals signal whole process groups. A monitor starts with these signals blocked,
+# as only its training process should act on them.
 _NOT_FOR_MONITORS = (
     *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT),
     *(signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP),
@@ -63,10 +66,11 @@ _START = (
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What all ranks agree on; rank 0's monitor listens on UDP port `port` of `address`, and runs
-    the command `on_loss`, and at the same time `on_lost_node` with the host appended that the lost
-    rank was on, unless they are empty. `heartbeats` is a file for people that it writes. A `name`
-    that no other job on this port has, and no former life of this one, keeps their last words out.
+    """What all ranks agree on. Rank 0's monitor listens on UDP port `port` of `address`. If a rank
+    is lost, it runs the command `on_loss` and, at the same time, `on_lost_node` with the lost
+    rank's host appended; an empty command is not run. It writes the file `heartbeats` for people.
+    `name` differs from that of any other job on this port and of any earlier start of this one, so
+    that late messages of those are ignored.
     """
 
     world_size: int
@@ -80,15 +84,15 @@ class Job:
     name: str = ""
 
     def is_cut(self, unheard_s: float) -> bool:
-        """Whether a monitor that long unheard is gone."""
+        """Whether a monitor that was not heard for `unheard_s` seconds is gone."""
         return unheard_s > max(CUT_INTERVALS * self.interval_s, CUT_S)
 
 
 @dataclasses.dataclass
 class State:
-    """What a monitor says about its rank. `fault` is what happened to it, as a line; it is
-    `certain` where no other rank can have caused it. `left`: there is nothing to watch any more.
-    `log` is the file that it prints into, if it is one."""
+    """What a monitor reports about its rank. `fault` is one line about what happened to the rank;
+    it is `certain` if no other rank can have caused it. `left`: the rank has ended properly and
+    need not be watched any more. `log` is the file that the rank prints into, empty if none."""
 
     world_size: int
     rank: int
@@ -105,12 +109,12 @@ class State:
 
     @property
     def name(self) -> str:
-        """Which rank."""
+        """The rank and its host, in words for a message."""
         return f"rank {self.rank} on host {self.host}"
 
     @property
     def place(self) -> str:
-        """Where in the run it is."""
+        """The step and phase that the rank is in, in words for a message."""
         return f"at step {self.step}, phase {PHASES[self.phase]}"
 
 
@@ -127,8 +131,9 @@ class Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What ends the job, as a line; empty while nothing does. `is_loss`: it is not an error of the
-    program. `host` is where, and `log` what the rank has printed into, unless it may be several."""
+    """Why the job must end, in one `line`; empty while it need not. `is_loss`: the reason is not an
+    error of the program. `host` and `log` are those of the rank that caused it; empty if several
+    ranks may have."""
 
     line: str = ""
     is_loss: bool = True
@@ -137,15 +142,15 @@ class Verdict:
 
     @classmethod
     def on(cls, state: State, line: str, *, is_loss: bool = True) -> Self:
-        """One about a single rank."""
+        """A verdict about a single rank."""
         return cls(line, is_loss=is_loss, host=state.host, log=state.log)
 
 
 def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
-    """What ends the job, if anything does.
+    """Why the job must end, if it must.
 
-    A death and a silence count at once. An error waits a moment: the death of another rank may have
-    caused it, and the monitor of that rank may have died with it.
+    A death or a silence counts at once. An error counts only after `SETTLE_S`: the death of another
+    rank may have caused it, and that rank's monitor may have died with it.
     """
     present = sorted((one for one in seen if not one.state.left), key=lambda one: one.state.rank)
     faults = sorted((one for one in present if one.state.fault), key=lambda one: one.failed)
@@ -160,14 +165,15 @@ def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
     if settled:
         return Verdict.on(faults[0].state, faults[0].state.fault, is_loss=False)
     missing = sorted(set(range(job.world_size)) - {one.state.rank for one in seen})
-    found = _stall(present, job=job, now=now)
-    if found.line and missing:
-        return Verdict(f"rank {missing[0]} has never come; {found.line}")
-    return found
+    stall = _stall(present, job=job, now=now)
+    if stall.line and missing:
+        return Verdict(f"rank {missing[0]} has never come; {stall.line}")
+    return stall
 
 
 def _stall(present: Sequence[Seen], *, job: Job, now: float) -> Verdict:
-    """When nobody gets on: whoever is furthest behind is whom the others wait for."""
+    """The verdict if no rank makes progress. It blames the rank that is furthest behind, because
+    the others wait for that one."""
     if not present or now - max(one.changed for one in present) < job.stall_s:
         return Verdict()
     least = min((one.state.step, one.state.phase) for one in present)
@@ -184,14 +190,15 @@ def _stall(present: Sequence[Seen], *, job: Job, now: float) -> Verdict:
 
 
 def say(line: str, *, who: str = "watchdog") -> None:
-    """Print one line, whatever a rank has put into it; a log that is gone ends nothing."""
+    """Print exactly one line, even if `line` holds control characters from a rank. Errors are
+    ignored: a log that cannot be written must not end the job."""
     text = " ".join("".join(c if c.isprintable() else " " for c in line).split())
     with contextlib.suppress(OSError, ValueError):
         say_beside(f"{who}: {text[:1000]}")
 
 
 def _log_of(descriptor: int) -> str:
-    """The file behind it; empty where it is a terminal or a pipe."""
+    """The path of the file behind a descriptor; empty for a terminal or a pipe."""
     with contextlib.suppress(OSError):
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return os.readlink(f"/proc/self/fd/{descriptor}")
@@ -199,15 +206,15 @@ def _log_of(descriptor: int) -> str:
 
 
 class Watchdog:
-    """While entered, this rank is watched, and ended with the job when any rank is lost.
+    """While entered, this rank is watched, and is ended with the whole job when any rank is lost.
 
-    The `job` is the same on all ranks; `host` is what the line calls this rank's machine. A rank
-    that does not beat for two `job.interval_s` is lost, and so is the job when no rank calls
-    `enter` for `job.stall_s`, both in seconds; then rank 0's monitor runs `job.on_loss`. A single
-    rank is not watched, nor is any without Linux.
+    `job` is the same on all ranks; `host` is the name of this rank's machine in messages. A rank is
+    lost when it does not beat for two intervals of `job.interval_s` seconds; the job is lost when
+    no rank calls `enter` for `job.stall_s` seconds. In both cases rank 0's monitor runs
+    `job.on_loss`. A job of a single rank is not watched, nor is one without Linux.
 
-    Left without an error, by SystemExit or by what all ranks have agreed upon, the rank is done.
-    Any other error ends the job, and goes on to the caller.
+    The rank is done when the block is left without an error, by SystemExit, or by an error that all
+    ranks have agreed on. Any other error ends the job, and is passed on to the caller.
     """
 
     def __init__(self, job: Job, *, rank: int, host: str) -> None:
@@ -219,13 +226,13 @@ class Watchdog:
 
     @classmethod
     def off(cls) -> Self:
-        """One that watches nothing."""
+        """A watchdog that watches nothing, for runs that are not to be watched."""
         return cls(Job(world_size=1, address="", port=0), rank=0, host="")
 
     def enter(self, phase: Phase, *, step: int) -> None:
         """Say that this rank is now in `phase` of `step`; costs less than a microsecond.
 
-        Saying the same again is progress too: a long phase may call it now and then.
+        Repeating the same phase counts as progress too, so a long phase may call it now and then.
         """
         self._cells[STEP] = step
         self._cells[PHASE] = PHASES.index(phase)
@@ -257,11 +264,12 @@ class Watchdog:
             what = str(error) if is_node else f"{type(error).__name__}: {error}"
             self._tell(NODE * is_node + what.encode(errors="replace"))
             self._heard.wait(VERDICT_S)
-            return  # still watched: the exit may hang
+            return  # this rank stays watched, because its exit may hang
         self._leaving = True
         self._tell(BYE)
         self._thread.join(VERDICT_S)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # rank 0's stays for the others
+        # Rank 0's monitor may run on, to answer the monitors of ranks that are not done.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         self._control.close()
         os.close(self._memory)
@@ -288,11 +296,13 @@ class Watchdog:
             theirs.close()
 
     def _tell(self, message: bytes) -> None:
-        with contextlib.suppress(OSError):  # the monitor is gone, and the thread knows
+        with contextlib.suppress(
+            OSError
+        ):  # the monitor is gone; the thread notices and replaces it
             self._control.send(message[:MAX_MESSAGE])
 
     def _beat(self) -> None:
-        """The thread: beat, do what the monitor says, and replace it should it die."""
+        """Run the thread: count beats, do what the monitor says, and replace it if it dies."""
         while True:
             self._cells[BEAT] += 1
             try:
@@ -312,7 +322,8 @@ class Watchdog:
                 return
 
     def _replace_monitor(self) -> bool:
-        """The run goes on whatever happens to its monitor. Whether there is a new one."""
+        """Start a new monitor after the old one has died; returns whether there is a new one. The
+        run goes on in any case."""
         again = self._restarts < MAX_RESTARTS
         what = "a new one watches it" if again else "nobody watches it any more"
         say(f"the monitor of {self._state.name} ended with {self._process.wait()}; {what}")
@@ -320,6 +331,6 @@ class Watchdog:
             self._restarts += 1
             self._control.close()
             self._start_monitor()
-            if self._leaving:  # as the old one could not be told
+            if self._leaving:  # the old one died before it could be told
                 self._tell(BYE)
         return again

@@ -1,7 +1,8 @@
 """What a shell completes on the command line of a door: options, recipes, keys of the recipe.
 
-Knows argcomplete, which the shell runs the door with (pip install argcomplete). Refuses to know
-what a door does. A door is found by PYTHON_ARGCOMPLETE_OK in its first line.
+Knows argcomplete (pip install argcomplete), through which the shell runs the door when Tab is
+pressed. Refuses to know what a door does. argcomplete recognises a door by PYTHON_ARGCOMPLETE_OK in
+its first line.
 """
 
 import argparse
@@ -18,8 +19,8 @@ from toolkit.settings.schema import PipelineRecipe
 
 
 def answer_shell(parser: argparse.ArgumentParser, *, kinds: Sequence[str] = ()) -> None:
-    """Say what may follow, and end the process, where a shell asks; do nothing otherwise. `kinds`
-    of recipes are those that the door takes, all if empty."""
+    """If a shell asks for completions, print them and end the process; otherwise do nothing.
+    `kinds` are the kinds of recipes that the door takes, all kinds if empty."""
     if "_ARGCOMPLETE" not in os.environ:
         return
     import argcomplete
@@ -32,26 +33,26 @@ def answer_shell(parser: argparse.ArgumentParser, *, kinds: Sequence[str] = ()) 
 
 
 def recipes(prefix: str, *, kinds: Sequence[str] = (), **_asked: object) -> Iterable[str]:
-    """The project's recipes, and the user's files."""
-    found = glob.glob(f"{glob.escape(prefix)}*")
-    folders = [f"{path}/" for path in found if os.path.isdir(path)]
-    return [*recipe_names(kinds), *folders, *(path for path in found if path.endswith(".yaml"))]
+    """The names of the project's recipes, and the user's folders and YAML files."""
+    paths = glob.glob(f"{glob.escape(prefix)}*")
+    folders = [f"{path}/" for path in paths if os.path.isdir(path)]
+    return [*recipe_names(kinds), *folders, *(path for path in paths if path.endswith(".yaml"))]
 
 
 def keys(prefix: str, parsed_args: argparse.Namespace, **_asked: object) -> Iterable[str]:
-    """The keys of the recipe that the line names, of a pipeline those of its stages besides; the
-    recipes, where the line may still name one (toolkit.launch)."""
+    """The keys of the recipe that the line names, for a pipeline also those of its stages. If the
+    line names no recipe yet (toolkit.launch), the recipes."""
     named = [word for word in parsed_args.overrides or () if "=" not in word]
     if parsed_args.recipe is None and not named:
         return recipes(prefix)
     try:
         recipe = load_recipe(parsed_args.recipe or named[0])
-        found = list(flatten(recipe.model_dump(mode="json")))
+        names = list(flatten(recipe.model_dump(mode="json")))
         if isinstance(recipe, PipelineRecipe):
-            found = [key for key in found if not key.startswith("stages.")]
+            names = [key for key in names if not key.startswith("stages.")]
             for name, stage in resolve_stages(recipe, overrides=[]).items():
                 inner = list(flatten(stage.model_dump(mode="json")))
-                found += [*inner, *(f"{name}.{key}" for key in inner)]
-    except BadInput:  # said once the line is entered
+                names += [*inner, *(f"{name}.{key}" for key in inner)]
+    except BadInput:  # the door prints it once the line is entered
         return []
-    return [f"{key}=" for key in dict.fromkeys(found)]
+    return [f"{key}=" for key in dict.fromkeys(names)]

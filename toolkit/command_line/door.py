@@ -1,7 +1,7 @@
 """What every door shares: the RECIPE [key=value ...] command line, --print-config, exit codes.
 
-Exit codes: 0 done, 2 the input or the command line is at fault (one line says how), 1 a
-failure while running.
+Exit codes: 0 done; 2 the input or the command line is wrong (one line says how); 1 a failure while
+running.
 """
 
 import argparse
@@ -25,21 +25,21 @@ from toolkit.settings.schema import Recipe
 
 FAILED = 1
 BAD_INPUT = 2
-LINGER_S = 10.0  # within it all ranks of a step should have started
+LINGER_S = 10.0  # all ranks of a SLURM step should have started within this time
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose errors show an argument that a terminal would act upon: a pattern of the
-    shell may have put a strange file name there. A mistyped option or choice gets the one that is
-    closest to it."""
+    """argparse's parser with safer errors: control characters in an argument are escaped, since a
+    shell's glob may have put a strange file name there; and a mistyped option or choice gets a "did
+    you mean"."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line, and exit with code 2."""
+        """Print what is wrong with the command line, and exit with code 2."""
         super().error(visible(f"{message}{self._near(message)}"))
 
     def _near(self, message: str) -> str:
-        """What may have been meant, by argparse's own message."""
+        """A suggestion for the word that argparse's message complains about; empty if none fits."""
         given, listed, names = message.partition("invalid choice: '")[2].partition(
             "' (choose from "
         )
@@ -52,10 +52,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(action: Callable[[], None]) -> int:
-    """Run a door's action; what a person can mend becomes one line on stderr and exit code 2."""
+    """Run a door's action and return its exit code. An error that a person can fix becomes one line
+    on stderr and code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a locale may have no letter for it
+            # The encoding of the locale may lack a character that we print.
+            stream.reconfigure(errors="backslashreplace")
     try:
         action()
     except (BadInput, RunFailed) as error:
@@ -74,12 +76,12 @@ def guarded(action: Callable[[], None]) -> int:
 
 
 def end_with(error: BadInput | RunFailed) -> int:
-    """Say what is wrong, unless another rank does; returns the exit code.
+    """Print what is wrong, unless another rank prints it; returns the exit code.
 
-    When the first task of a step ends, srun sends TERM to the others, and reports the highest code
-    of all: a rank that TERM ends before it has come to the same conclusion makes 143 of a 2. So a
-    rank is deaf to it from here on, and where the ranks have not met, gives the others time to
-    start.
+    When the first task of a step ends, srun sends TERM to the others and reports the highest exit
+    code of all. A rank that TERM ends before it has found the same error would turn code 2 into
+    143. So a rank ignores TERM from here on and, if the ranks have not met yet, gives the others
+    time to start.
     """
     if not error.quiet:
         say_error(error)
@@ -91,7 +93,7 @@ def end_with(error: BadInput | RunFailed) -> int:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Have a door take a recipe and what overrides its keys."""
+    """Add the arguments RECIPE and key=value to the parser of a door."""
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
 
@@ -105,7 +107,8 @@ def recipe_door(
     kinds: Sequence[str],
     run: Callable[[Recipe], None],
 ) -> int:
-    """Parse RECIPE and overrides, check the kind, and run. `kinds` are what this door takes."""
+    """Parse RECIPE and overrides, refuse a recipe of another kind than `kinds`, call `run`, and
+    return the exit code."""
     parser = Parser(
         prog=f"python -m toolkit.{program}",
         description=about,
@@ -115,7 +118,7 @@ def recipe_door(
     add_recipe(parser)
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     answer_shell(parser, kinds=kinds)
-    arguments = parser.parse_intermixed_args(argv)  # keys may stand behind an option
+    arguments = parser.parse_intermixed_args(argv)  # key=value may come after an option
 
     def action() -> None:
         recipe = load_recipe(arguments.recipe, overrides=arguments.overrides, kinds=kinds)

@@ -1,7 +1,7 @@
 """Tensors in one process. No ranks.
 
-Loading: `tokenizer`, `backbone`, `declared` (what a folder says of its vectors), `adapters`, `gguf`
-(files of llama.cpp become folders). Attention: `attention` over packed rows, `bidirectional` with
-its proof. Vectors and losses: `pooling`, `losses`. Weights on disk: `tensor_file`, `weights`,
-`llm2vec_format`. On a CPU: `memory`, `onednn`, `side_by_side`.
+Loading: `tokenizer`, `backbone`, `declared` (what a folder says about its vectors), `adapters`,
+`gguf` (turns files of llama.cpp into folders). Attention: `attention` over packed rows,
+`bidirectional` with its proof. Vectors and losses: `pooling`, `losses`. Weights on disk:
+`tensor_file`, `weights`, `llm2vec_format`. On a CPU: `memory`, `onednn`, `side_by_side`.
 """

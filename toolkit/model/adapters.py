@@ -1,8 +1,9 @@
-"""Adapters in PEFT's layout upon a base model: what toolkit.export writes, and what McGill-NLP has
-published (a base, an MNTP adapter, and one of SimCSE or of supervised training).
+"""Adapters in PEFT's file format on top of a base model: those that toolkit.export writes, and
+those of McGill-NLP (an MNTP adapter, and one of SimCSE or supervised training on top of it).
 
-Knows adapter_config.json and who stands upon whom. Nothing of an adapter's folder is executed: of a
-config.json in it (the published ones name code of their own) nothing is read.
+Knows adapter_config.json and which adapter was trained on which model. Nothing in an adapter's
+folder is executed, and a config.json there is not even read (the published ones name code of their
+own).
 """
 
 import dataclasses
@@ -32,22 +33,22 @@ from toolkit.model.weights import (
 )
 from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, is_adapter, resolve_model
 
-MAX_LINKS = 8  # adapters upon each other: more is a circle
-# What changes the product B A, or trains something else, and is not merged here.
+MAX_LINKS = 8  # adapters on top of each other; more would be a circle
+# Settings that change the product B A, or train other weights; merging them is not supported.
 _UNKNOWN = (
     *("use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern", "alpha_pattern"),
     *("layer_replication", "lora_bias", "target_parameters", "trainable_token_indices"),
     *("alora_invocation_tokens", "use_qalora", "use_bdlora"),
 )
-# Ways to begin that leave the base's weights alone. Others, such as PiSSA, subtract from them what
-# the adapter begins with, when PEFT trains it or loads it.
+# Initialisations that leave the base's weights alone. Others, such as PiSSA, subtract the initial
+# adapter from the base's weights whenever PEFT trains or loads it.
 _PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """A base model and the adapters that are merged into it, in order: their references as given,
-    and their folders. `tokenizer` is where theirs is read."""
+    """A base model and the adapters that are merged into it, in order. `names` are the references
+    of the adapters as given, `folders` their folders. `tokenizer` is where their tokenizer is."""
 
     base: ModelSource
     names: tuple[str, ...]
@@ -55,11 +56,11 @@ class Chain:
     tokenizer: ModelSource
 
     def check(self, use: Use) -> None:
-        """Raise `BadInput` where a folder says that its vectors are made in another way."""
+        """Raise `BadInput` if any of the folders says that its vectors are made in another way."""
         check_declared([base_folder(self.base), *self.folders], tokenizer=self.tokenizer, use=use)
 
     def digest(self) -> str:
-        """What identifies the merged model; the base's own digest where there is no adapter."""
+        """What identifies the merged model; without adapters, the digest of the base."""
         base = model_digest(base_folder(self.base))
         if not self.folders:
             return base
@@ -67,27 +68,29 @@ class Chain:
         return hashlib.sha256("".join([f"{base}\n", *parts]).encode()).hexdigest()
 
     def is_recorded(self) -> bool:
-        """Whether a folder of it records the digests of its files, which `digest` compares."""
+        """Whether any of the folders records the digests of its files, which `digest` compares."""
         here = [] if self.base.folder is None else [self.base.folder]
         folders = [*here, *self.folders]
         return any(is_recorded(folder) for folder in folders)
 
     def instruction_format(self) -> str:
-        """What stands before a text that has an instruction, as the last that knows was trained."""
+        """The format for a text's instruction, as the last adapter that records it was trained;
+        otherwise as the base was."""
         known = [folder for folder in self.folders if (folder / ORIGIN_FILE).is_file()]
         return instruction_format_of(known[-1] if known else base_folder(self.base))
 
     def adapters(self) -> list[Adapter]:
-        """The adapters, to be read when they are merged. Raises `BadInput` (`read_adapter`)."""
+        """The adapters; their tensors are read when they are merged. Raises `BadInput` as
+        `read_adapter` does."""
         return [read_adapter(folder) for folder in self.folders]
 
 
 def chain_of(model: str, *, adapters: Sequence[str] = ()) -> Chain:
-    """The base and the adapters behind `model`, a plain model or an adapter upon one, and upon it
-    `adapters`, each merged into what came before.
+    """The chain for `model`, which is a plain model or an adapter (on top of others), with
+    `adapters` on top of that. Each adapter is merged into the result of those before it.
 
-    Of `adapters` it does not matter which base they name: McGill-NLP's second ones name the first
-    model, not the adapter between. Raises `BadInput` for what is not there.
+    The base that one of `adapters` names is ignored: the second adapters of McGill-NLP name the
+    first model, not the adapter between. Raises `BadInput` for what does not exist.
     """
     names: list[str] = []
     folders: list[Path] = []
@@ -101,17 +104,17 @@ def chain_of(model: str, *, adapters: Sequence[str] = ()) -> Chain:
             tokenizer = ModelSource.of_folder(folder)
         base = _base_named_by(folder)
     for name in adapters:
-        found = adapter_folder(name)
-        if found is None:
+        added = adapter_folder(name)
+        if added is None:
             raise BadInput(f"adapter {name!r}: no folder or hub name with an {ADAPTER_CONFIG}")
         names.append(name)
-        folders.append(found)
+        folders.append(added)
     whole = resolve_model(base)
     return Chain(whole, tuple(names), tuple(folders), tokenizer or whole)
 
 
 def adapter_folder(reference: str) -> Path | None:
-    """The folder of an adapter, brought to the hub's cache if need be; None for a plain model."""
+    """The folder of an adapter, downloaded to the hub's cache if needed; None for a plain model."""
     path = Path(reference)
     if path.exists():
         return path if is_adapter(path) else None
@@ -119,7 +122,7 @@ def adapter_folder(reference: str) -> Path | None:
     try:
         hf_hub_download(name, ADAPTER_CONFIG)
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        return None  # a plain model, or not to be had: who loads it says so
+        return None  # a plain model, or not available, which is reported when it is loaded
     patterns = ["*.json", ADAPTER_FILE, "tokenizer.model"]
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
@@ -130,25 +133,27 @@ def adapter_folder(reference: str) -> Path | None:
 def read_adapter(folder: Path) -> Adapter:
     """The LoRA adapter in a folder. Raises `BadInput` for what cannot be merged as W + s B A."""
     path = folder / ADAPTER_CONFIG
-    told: dict[str, Any] = read_json(path)
-    if told.get("peft_type") != "LORA":
-        raise BadInput(f"{path}: peft_type is {told.get('peft_type')!r}; only LORA can be merged")
+    config: dict[str, Any] = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise BadInput(f"{path}: peft_type is {config.get('peft_type')!r}; only LORA can be merged")
     for key in _UNKNOWN:
-        if told.get(key):
-            raise BadInput(f"{path}: {key} is {told[key]!r}, which is not merged here; see PEFT's")
-    start = told.get("init_lora_weights", True)
+        if config.get(key):
+            raise BadInput(
+                f"{path}: {key} is {config[key]!r}, which is not merged here; see PEFT's"
+            )
+    start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
         raise BadInput(
             f"{path}: init_lora_weights is {start!r}, which changes the base's weights; have PEFT "
             "convert it (path_initial_model_for_weight_conversion)"
         )
-    if told.get("bias", "none") != "none":
-        raise BadInput(f"{path}: bias is {told['bias']!r}; only 'none' can be merged")
+    if config.get("bias", "none") != "none":
+        raise BadInput(f"{path}: bias is {config['bias']!r}; only 'none' can be merged")
     file = folder / ADAPTER_FILE
     if not file.is_file():
         raise BadInput(f"{folder}: has no {ADAPTER_FILE}; convert its weights to safetensors")
-    rank = int(told["r"])
-    scale = told["lora_alpha"] / (math.sqrt(rank) if told.get("use_rslora") else rank)
+    rank = int(config["r"])
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     tensors = StoredTensors([file])
     adapter = Adapter.of(tensors, scale=scale, source=str(file))
     for key, _ in adapter.pairs.values():
@@ -161,7 +166,8 @@ def read_adapter(folder: Path) -> Adapter:
 
 @torch.no_grad()
 def merge_into(model: Any, *, adapters: Sequence[Adapter]) -> None:
-    """Add adapters to a loaded inner decoder's weights, in order; rounded once, at the end."""
+    """Add adapters, in order, to the weights of a loaded inner decoder. The sum is in fp32, and is
+    rounded to the type of the weights only once, at the end."""
     parameters = dict(model.named_parameters())
     adapters = [adapter.of_inner(model.base_model_prefix) for adapter in adapters]
     check_places(adapters, known=parameters, where="the base model")

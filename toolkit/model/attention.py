@@ -1,8 +1,9 @@
-"""Attention over packed rows: many documents one after another, none of which sees another.
+"""Attention over packed rows: documents one after another, none of which attends to another.
 
-Knows tensors. Registered with transformers under the name `PACKED`, so that every decoder that asks
-its `AttentionInterface` runs it, without a class per model. It has no mask function on purpose:
-transformers' own masks let packed documents see each other when attention is bidirectional.
+Knows tensors. It is registered with transformers under the name `PACKED`. So every decoder that
+uses transformers' `AttentionInterface` can run it, and no class per model is needed. It has no mask
+function on purpose: transformers' own masks let packed documents attend to each other when
+attention is bidirectional.
 
 Shapes: T tokens of all rows, S rows, H query heads, K key heads, E width of a head.
 """
@@ -23,7 +24,7 @@ PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
 VARLEN, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
 BY_HAND = "softmax by hand over groups of rows"
-# A row joins a group when padding it costs at most so many scores; a call of its own costs more.
+# Rows join a group if padding them costs at most this many scores; a call of their own costs more.
 MAX_WASTE = 4096
 
 
@@ -45,7 +46,7 @@ def packed_arguments(
 
 
 def pack_padded(ids_BT: Tensor, *, mask_BT: Tensor) -> dict[str, Any]:
-    """`packed_arguments` of a padded batch whose padding `mask_BT` (0) is left out."""
+    """`packed_arguments` for the tokens of a padded batch; `mask_BT` is 0 for padding."""
     lengths_B = mask_BT.long().sum(dim=1)
     return packed_arguments(
         ids_BT[mask_BT.bool()][None],
@@ -58,7 +59,7 @@ def pack_padded(ids_BT: Tensor, *, mask_BT: Tensor) -> dict[str, Any]:
 
 
 def unpack(output_1TX: Tensor, *, mask_BT: Tensor) -> Tensor:
-    """Outputs (B, T, X) of a forward pass over `pack_padded`; zeros where there was padding."""
+    """The outputs of a forward pass over `pack_padded`, padded again (B, T, X) with zeros."""
     output_BTX = output_1TX.new_zeros(*mask_BT.shape, output_1TX.shape[-1])
     output_BTX[mask_BT.bool()] = output_1TX[0]
     return output_BTX
@@ -72,11 +73,12 @@ def packed_attention(
     _mask: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query (1, H, T, E), key and value (1, K, T, E).
+    """An attention function for transformers: query (1, H, T, E), key and value (1, K, T, E).
 
-    Returns (1, T, H, E). Each row attends to itself only, in both directions unless the module or
-    `is_causal` says otherwise. A `sliding_window` of w lets token i see j with |i - j| <= w, as
-    transformers' bidirectional mask does, and 0 <= i - j < w when causal; `softcap` as in Gemma 2.
+    Returns (1, T, H, E). Each row attends to itself only, in both directions unless `is_causal` or
+    the module says otherwise. With a `sliding_window` of w, token i attends to j if |i - j| <= w,
+    as in transformers' bidirectional mask, or if 0 <= i - j < w when causal. `softcap` is that of
+    Gemma 2.
     """
     bound_S, max_length = settings.get("cu_seq_lens_q"), settings.get("max_length_q")
     if bound_S is None or max_length is None:
@@ -99,22 +101,23 @@ def packed_attention(
     if rules.kernel == VARLEN:
         return _varlen(query, key, value, bound_S=bound_S, max_length=max_length, rules=rules), None
     groups, order_T = _grouped(tuple(bound_S.tolist()), query.device)
-    parts = [part[0].transpose(0, 1) for part in (query, key, value)]  # (T, heads, E), in memory so
+    # (T, heads, E) is how the tensors lie in memory, so selecting tokens of it copies whole rows.
+    parts = [part[0].transpose(0, 1) for part in (query, key, value)]
     outputs = [_group_output(group, *parts, rules=rules) for group in groups]
     output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return (output if order_T is None else output.index_select(0, order_T))[None], None
 
 
 def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: float | None) -> str:
-    """What computes packed attention: `VARLEN`, `SDPA` or `BY_HAND`."""
+    """The kernel that computes packed attention: `VARLEN`, `SDPA` or `BY_HAND`."""
     if on_gpu and dtype in HALF_TYPES and not softcap:
         return VARLEN
-    # The fused kernels lack both on a CPU.
+    # On a CPU the fused kernels support neither soft capping nor dropout.
     return BY_HAND if softcap or dropout else SDPA
 
 
 def check_dropout(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
-    """Raise `BadInput` for a dropout of attention that the model's kernel lacks."""
+    """Raise `BadInput` for attention dropout that the model's kernel does not support."""
     kernel, dropout = _kernel_of(config, dtype=dtype, on_gpu=on_gpu)
     if dropout and attention == PACKED and kernel == VARLEN:
         raise BadInput(
@@ -124,7 +127,8 @@ def check_dropout(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bo
 
 
 def attention_in_use(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> str:
-    """What computes attention while a model of this configuration trains, for its record."""
+    """What computes attention while a model of this configuration trains, in words, for the record
+    of the run."""
     kernel, dropout = _kernel_of(config, dtype=dtype, on_gpu=on_gpu)
     if attention != PACKED:
         return f"padded, {attention}, dropout {dropout}"
@@ -132,21 +136,21 @@ def attention_in_use(config: Any, *, attention: str, dtype: torch.dtype, on_gpu:
 
 
 def _kernel_of(config: Any, *, dtype: torch.dtype, on_gpu: bool) -> tuple[str, float]:
-    """What computes a model's packed attention in training, and its dropout."""
+    """The kernel for a model's packed attention in training, and the attention dropout."""
     dropout = getattr(config, "attention_dropout", 0.0) or 0.0
     softcap = getattr(config, "attn_logit_softcapping", None)
     return kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=dropout, softcap=softcap), dropout
 
 
 def register() -> None:
-    """Make transformers know the name; the second time changes nothing."""
+    """Register the name `PACKED` with transformers; a second call changes nothing."""
     AttentionInterface.register(PACKED, packed_attention)
 
 
 @dataclass(frozen=True)
 class _Rules:
     kernel: str
-    window: tuple[int, int]  # how many tokens to the left and right are seen; -1: all
+    window: tuple[int, int]  # how many tokens to the left and right a token attends to; -1: all
     scaling: float | None
     dropout: float
     softcap: float | None
@@ -154,7 +158,7 @@ class _Rules:
 
 def _window(width: int | None, *, causal: bool, max_length: int) -> tuple[int, int]:
     if width is not None and width >= max_length:
-        width = None  # everything is in the window, and a kernel without one is faster
+        width = None  # all tokens are inside the window, and a kernel without a window is faster
     if causal:
         return (-1 if width is None else width - 1, 0)
     side = -1 if width is None else width
@@ -163,11 +167,11 @@ def _window(width: int | None, *, causal: bool, max_length: int) -> tuple[int, i
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows of like length, to be computed at once: n rows of at most t tokens.
+    """Rows of similar length, which are computed in one call: n rows padded to t tokens.
 
-    `inside_n11t` tells which tokens are the row's; None when all rows are t long. `place_N` are
-    their places in the packed sequence (N = n * t), beyond a row's end some place or other; None
-    when all rows are t long and lie side by side from `start` on.
+    `inside_n11t` is false for padding; None if all rows have t tokens. `place_N` (N = n * t) gives
+    the place of each token in the packed sequence, and any place for padding; None if all rows have
+    t tokens and lie side by side from `start` on.
     """
 
     num_rows: int
@@ -177,37 +181,50 @@ class _Group:
     inside_n11t: Tensor | None
 
 
-@functools.lru_cache(maxsize=64)  # every layer of a forward pass asks again
-@torch.inference_mode(mode=False)  # and a backward pass may need what an encoder asked for first
+# Cached, because every layer of a forward pass asks for the same groups. Inference mode is off,
+# because tensors made in it cannot be used in a backward pass, and training may find in the cache
+# what an embedding in the same process has made.
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)
 def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group], Tensor | None]:
-    """The groups of rows, and where each token (T,) is in the outputs of all groups, joined; None
-    when it is where it was.
+    """The groups of rows, and the place (T,) of each token in the joined outputs of all groups;
+    None if the order is unchanged.
 
-    Rows go into one group while padding them all to the longest wastes less than a call of its own
-    would cost.
+    Rows join a group as long as padding them to its longest row costs less than a call of their
+    own would.
     """
+    # One call per row would be slow for many short rows, and one call for all rows would compute
+    # the scores of all padding. So sort rows by length, longest first, and walk down: a run of
+    # equally long rows either joins the group before it or starts a new one. All of the run goes
+    # together, since its rows cost the same.
     lengths = [b - a for a, b in itertools.pairwise(bounds)]
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     groups: list[list[int]] = []
-    for length, found in itertools.groupby(rows, key=lambda row: lengths[row]):
-        run = list(found)
+    for length, same_length in itertools.groupby(rows, key=lambda row: lengths[row]):
+        run = list(same_length)
         longest = lengths[groups[-1][0]] if groups else 0
+        # The scores computed in vain, at least: `longest` of them for each padding token.
         waste = (longest - length) * longest * len(run)
         if groups and waste <= MAX_WASTE:
             groups[-1].extend(run)
         else:
             groups.append(run)
+    # Groups are in order of length, and their outputs are joined in that order. `order` says where
+    # each token has come to, by which its output is put back to where it was.
     order, first, made = torch.empty(bounds[-1], dtype=torch.long), 0, []
     for group in groups:
         start_n = torch.tensor([bounds[row] for row in group])
         length_n = torch.tensor([lengths[row] for row in group])
         steps_t = torch.arange(int(length_n[0]))
         inside_n_t = steps_t[None] < length_n[:, None]
+        # Padding repeats the first token of its row: any token would do, since the mask hides it
+        # as a key and `order` leaves out its output.
         token_n_t = torch.where(inside_n_t, start_n[:, None] + steps_t, start_n[:, None])
         place_n_t = first + torch.arange(token_n_t.numel()).view_as(token_n_t)
         order[token_n_t[inside_n_t]] = place_n_t[inside_n_t]
         first += token_n_t.numel()
-        equal = lengths[group[0]] == lengths[group[-1]]  # the longest and the shortest
+        equal = lengths[group[0]] == lengths[group[-1]]  # the longest and the shortest row
+        # Neighbouring rows of equal length are one slice of the packed sequence: no copy is needed.
         in_a_piece = equal and group == list(range(group[0], group[0] + len(group)))
         made.append(
             _Group(
@@ -225,7 +242,7 @@ def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group
 def _group_output(
     group: _Group, query_THE: Tensor, key_TKE: Tensor, value_TKE: Tensor, *, rules: _Rules
 ) -> Tensor:
-    """Attention of the rows of a group: (n * t, H, E), whatever where there is no token."""
+    """Attention of the rows of a group: (n * t, H, E), with arbitrary values for padding."""
     num_rows, num_tokens = group.num_rows, group.num_tokens
 
     def rows_of(part_THE: Tensor) -> Tensor:
@@ -254,7 +271,7 @@ def _group_output(
 
 
 def _seen(num_tokens: int, *, window: tuple[int, int], device: torch.device) -> Tensor | None:
-    """(t, t), True where token i may see token j; None when it sees all."""
+    """The mask (t, t), true where token i may attend to token j; None if all are true."""
     left, right = window
     if left < 0 and right < 0:
         return None
@@ -271,11 +288,10 @@ def _seen(num_tokens: int, *, window: tuple[int, int], device: torch.device) -> 
 def _by_hand(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, rules: _Rules
 ) -> Tensor:
-    """Attention (n, H, t, E) with dropout or soft capping, which the fused kernels lack on a CPU.
-
-    The heads that share a key head stand one after another, so that no key is copied.
-    """
+    """Attention (n, H, t, E) with dropout or soft capping, which fused kernels lack on a CPU."""
     num_rows, heads, num_tokens, width = query.shape
+    # Query heads that share a key head become rows of one product with it: repeating the key for
+    # each of them would copy it.
     grouped = query.reshape(num_rows, key.shape[1], -1, width)
     scale = width**-0.5 if rules.scaling is None else rules.scaling
     scores = grouped @ key.transpose(2, 3) * scale
@@ -284,6 +300,7 @@ def _by_hand(
     scores = scores.view(num_rows, heads, num_tokens, num_tokens)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    # In fp32, as transformers' own attention does: a bf16 sum of many weights loses precision.
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, p=rules.dropout)
     return (weights.view(*grouped.shape[:3], num_tokens) @ value).view_as(query)
@@ -298,7 +315,7 @@ def _varlen(
     max_length: int,
     rules: _Rules,
 ) -> Tensor:
-    """torch's own flash attention over rows of many lengths (CUDA, fp16 or bf16): (1, T, H, E)."""
+    """torch's flash attention over rows of any lengths (CUDA, fp16 or bf16): (1, T, H, E)."""
     from torch.nn.attention.varlen import varlen_attn
 
     if rules.dropout:

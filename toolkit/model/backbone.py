@@ -1,7 +1,7 @@
 """Loading a decoder so that it attends in both directions, with or without LoRA.
 
 Knows transformers and peft. Refuses to know ranks: under ZeRO-3 the same calls build a partitioned
-model, because the caller keeps a DeepSpeed context alive around them.
+model, because the caller makes them inside a DeepSpeed context.
 """
 
 import contextlib
@@ -42,11 +42,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def load_config(
     source: ModelSource, *, causal: bool = False, attention_dropout: float | None = None
 ) -> PretrainedConfig:
-    """The model's configuration, its attention set to both directions unless `causal`, and its
-    dropout of attention to `attention_dropout` where that is given.
+    """The model's configuration, with bidirectional attention unless `causal`, and with
+    `attention_dropout` if it is given.
 
-    `config.is_causal` is honoured by every decoder of transformers >= 5.2: mask and kernel both
-    follow it. A model that brings its own code is refused: nothing of a model folder is executed.
+    Every decoder of transformers >= 5.2 follows `config.is_causal`, in its mask and in its kernel.
+    A model that brings its own code is refused: nothing in a model folder is executed.
     """
     try:
         config = AutoConfig.from_pretrained(source.name, trust_remote_code=False)
@@ -68,17 +68,18 @@ def load_config(
 
 
 def num_embeddings(config: PretrainedConfig) -> int | None:
-    """How many tokens the model has vectors of, which its tokenizer may exceed."""
-    found: int | None = getattr(config.get_text_config(), "vocab_size", None)
-    return found
+    """The number of tokens for which the model has a vector; its tokenizer may have more."""
+    number: int | None = getattr(config.get_text_config(), "vocab_size", None)
+    return number
 
 
 def check_positions(config: PretrainedConfig, *, max_tokens: int) -> None:
-    """Raise `BadInput` where positions of a token would depend on the longest row of its batch:
-    dynamic NTK and LongRoPE choose frequencies by it, beyond the length before scaling."""
-    found = getattr(config, "rope_parameters", None) or {}
-    every = [found, *(part for part in found.values() if isinstance(part, dict))]
-    for rope in every:  # of all layers, or of each type of layer
+    """Raise `BadInput` if a token's position encoding would depend on the longest row of its batch:
+    dynamic NTK and LongRoPE choose their frequencies by that row if it is longer than the original
+    length of the model."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    every = [parameters, *(part for part in parameters.values() if isinstance(part, dict))]
+    for rope in every:  # settings for all layers, or for each type of layer
         kind = rope.get("rope_type", "default")
         if kind not in ("dynamic", "longrope"):
             continue
@@ -99,12 +100,11 @@ def load_backbone(
     attention: str,
     device: torch.device | None = None,
 ) -> Any:
-    """The pretrained model; with `head` the causal LM, without it the inner decoder.
+    """The pretrained model: with `head` the causal LM, without it the inner decoder.
 
-    Weights go straight to `device` when one is given: eight ranks of a node that each load a model
-    into its memory first would need eight times the model there.
-    Raises `BadInput` when weights are missing, damaged or of another shape: transformers would
-    fill them at random and go on.
+    Weights go straight to `device` if one is given. If all eight ranks of a node loaded them into
+    host memory first, that would need eight times the model's size. Raises `BadInput` when weights
+    are missing, damaged or of another shape: transformers would fill them at random and go on.
     """
     register()
     factory = AutoModelForCausalLM if head else AutoModel
@@ -126,16 +126,16 @@ def load_backbone(
     except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"model {reference!r}: cannot be loaded ({first_line(error)})") from error
     except RuntimeError as error:
-        # Under ZeRO-3 transformers raises what it reports elsewhere, in a text of many lines.
-        if "automatic conversion" in str(error):  # of experts, which transformers fuses
+        # Under ZeRO-3 transformers raises what it otherwise reports, as a text of many lines.
+        if "automatic conversion" in str(error):  # of the weights of experts, which it fuses
             raise BadInput(
                 f"model {reference!r}: weights are missing, or have another shape than their "
                 f"likes, so that transformers cannot put them together; {AGAIN}"
             ) from error
-        found = re.search(r"size mismatch for ([^:\s]+):", str(error))
-        if not found:
+        mismatch = re.search(r"size mismatch for ([^:\s]+):", str(error))
+        if not mismatch:
             raise
-        raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({found[1]}, ...)") from error
+        raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({mismatch[1]}, ...)") from error
     missing = sorted(report["missing_keys"])
     inside = f"{getattr(model, 'base_model_prefix', '')}."
     if head and missing and not any(key.startswith(inside) for key in missing):
@@ -155,13 +155,13 @@ def load_backbone(
 def add_lora(model: Any, *, lora: Lora) -> Any:
     """Put trainable adapters on the inner decoder and freeze everything else, the head included.
 
-    Initial values depend on torch's seed alone. Raises `BadInput` with the model's own linear
-    layers when a target is not among them.
+    Initial values depend only on torch's seed. Raises `BadInput`, which lists the model's linear
+    layers, if a target is not among them.
     """
     inner = inner_decoder(model)
-    found = {n.rpartition(".")[2] for n, m in inner.named_modules() if isinstance(m, nn.Linear)}
-    if not found:
-        # GPT-2's Conv1D among them: its transposed weights are not merged here.
+    linears = {n.rpartition(".")[2] for n, m in inner.named_modules() if isinstance(m, nn.Linear)}
+    if not linears:
+        # For example GPT-2 with its Conv1D, whose transposed weights merging does not support.
         kinds = {type(m).__name__ for m in inner.modules() if hasattr(m, "weight")}
         others = sorted(kind for kind in kinds if "Norm" not in kind and kind != "Embedding")
         raise BadInput(
@@ -169,10 +169,10 @@ def add_lora(model: Any, *, lora: Lora) -> Any:
             f"none that an adapter could be put on (its layers are {', '.join(others)}); "
             "model.lora=null trains all weights"
         )
-    if unknown := [target for target in lora.targets if target not in found]:
+    if unknown := [target for target in lora.targets if target not in linears]:
         raise BadInput(
             f"model.lora.targets: {unknown[0]!r} is no linear layer of this model; "
-            f"valid: {', '.join(sorted(found))}"
+            f"valid: {', '.join(sorted(linears))}"
         )
     settings = LoraConfig(
         r=lora.rank,
@@ -182,10 +182,10 @@ def add_lora(model: Any, *, lora: Lora) -> Any:
         bias="none",
     )
     with warnings.catch_warnings():
-        # peft asks transformers for an attribute that is being renamed: not the user's to mend.
+        # peft uses an attribute of transformers that is being renamed; users cannot change that.
         warnings.simplefilter("ignore", FutureWarning)
-        # In the model's own type: peft would make them fp32, whose products under ZeRO-3 stay fp32.
-        # DeepSpeed keeps fp32 masters of them anyway.
+        # Keep the adapters in the model's type. peft would make them fp32, and under ZeRO-3 their
+        # products would stay fp32. DeepSpeed keeps fp32 masters of them anyway.
         adapted = get_peft_model(inner, settings, autocast_adapter_dtype=False)
     if inner is model:
         return adapted
@@ -200,7 +200,7 @@ def add_lora(model: Any, *, lora: Lora) -> Any:
 def checkpoint_activations(model: Any) -> None:
     """Recompute each layer in the backward pass instead of keeping its activations."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of a rename inside transformers
+        warnings.simplefilter("ignore", FutureWarning)  # about a rename inside transformers
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
@@ -209,26 +209,27 @@ class _Index(TypedDict):
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up the model: those of its index, or the single one.
+    """The safetensors files that make up the model: those in its index, or the single one.
 
-    Not every file: some repositories hold a second copy (consolidated.safetensors) or adapters.
+    Other files do not count: some repositories hold a second copy of the weights
+    (consolidated.safetensors) or adapters.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        told = checked(read_json(index), _Index, source=index, advice=AGAIN)
-        return sorted({folder / name for name in told["weight_map"].values()})
+        content = checked(read_json(index), _Index, source=index, advice=AGAIN)
+        return sorted({folder / name for name in content["weight_map"].values()})
     single = folder / "model.safetensors"
     return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
 
 
 def inner_class(config: PretrainedConfig) -> Any:
-    """The class of a model without its language-model head; None for a type that is not known."""
-    found = MODEL_MAPPING.get(type(config), None)
-    return found[0] if isinstance(found, tuple) else found
+    """The class of a model without its language-model head; None for an unknown type."""
+    inner = MODEL_MAPPING.get(type(config), None)
+    return inner[0] if isinstance(inner, tuple) else inner
 
 
 def inner_prefix(config: PretrainedConfig) -> str:
-    """What stands before a weight's name where the decoder is part of a causal model."""
+    """The prefix of a weight's name if the decoder is part of a causal model."""
     return str(getattr(inner_class(config), "base_model_prefix", "") or "model")
 
 
@@ -238,15 +239,16 @@ def inner_decoder(model: Any) -> Any:
 
 
 def _check_files(name: str, *, config: PretrainedConfig) -> None:
-    """Read every weights file's header: a damaged file gets its name in the error.
+    """Read the header of every file of weights, so that the error names a damaged file.
 
-    Layers beyond the configured ones are refused: transformers would leave them out and go on.
+    Raises `BadInput` for layers beyond the configured number, which transformers would silently
+    ignore.
     """
     files = weight_files(Path(name)) if Path(name).is_dir() else []
     names = [key for path in files for key in _names_in(path)]
     prefix = re.escape(inner_prefix(config))
-    found = [re.match(rf"(?:{prefix}\.)?(?:layers|h|blocks)\.(\d+)\.", key) for key in names]
-    num_layers = max((int(match[1]) + 1 for match in found if match), default=0)
+    matches = [re.match(rf"(?:{prefix}\.)?(?:layers|h|blocks)\.(\d+)\.", key) for key in names]
+    num_layers = max((int(match[1]) + 1 for match in matches if match), default=0)
     wanted = getattr(config, "num_hidden_layers", num_layers)
     # Multi-token prediction (DeepSeek, GLM) stores more layers on purpose.
     if num_layers > wanted + (getattr(config, "num_nextn_predict_layers", 0) or 0):
@@ -265,7 +267,8 @@ def _names_in(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No table of unused or missing weights: we judge the report ourselves. Bars on terminals."""
+    """Turn off transformers' table of unused and missing weights, since we judge its report
+    ourselves. Progress bars are shown on terminals only."""
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     level = logging.get_verbosity()

@@ -1,8 +1,8 @@
 """The proof that a loaded model attends in both directions.
 
-Knows nothing of how a model is made bidirectional: it only changes later tokens and looks at an
-earlier output. Silent causality is the recurring failure of this field, so the proof runs at load
-on the path in use.
+Knows nothing about how a model is made bidirectional: it only changes later tokens and looks at an
+earlier output. Models that silently stay causal are a recurring failure of this field, so the proof
+runs after every loading, on the code path in use.
 
 Shapes: B rows, T tokens.
 """
@@ -17,23 +17,23 @@ from toolkit.model.attention import pack_padded, unpack
 
 Forward = Callable[[Tensor, Tensor], Tensor]
 NUM_TOKENS = 12
-LEAK = 1e-3  # a real leak changes the neighbour about as much as the row itself
+LEAK = 1e-3  # relative; a real leak changes another row about as much as the changed row itself
 
 
 class NotBidirectional(BadInput):
-    """Later tokens do not reach an earlier output: this model cannot become an encoder."""
+    """Later tokens do not affect an earlier output: this model cannot become an encoder."""
 
 
 class NotCausal(BadInput):
-    """Later tokens reach an earlier output of a model that was asked for as causal."""
+    """Later tokens affect an earlier output, although the model should be causal."""
 
 
 class NotIsolated(BadInput):
-    """A packed document reaches another one's output."""
+    """A packed document affects the output of another one."""
 
 
 class NotFinite(BadInput):
-    """The model's output is NaN or infinite: nothing can be proven, nor trained."""
+    """The model's output is NaN or infinite, so that nothing can be proven or trained."""
 
 
 def prove_attention(
@@ -44,11 +44,11 @@ def prove_attention(
     vocab_size: int,
     device: torch.device,
 ) -> None:
-    """Prove that attention is what was asked for, on the path in use.
+    """Prove that attention is what was asked for, on the code path in use.
 
     `run(**arguments)` gives hidden states or logits of a forward pass, packed or padded. Raises
-    `NotBidirectional`, or `NotCausal` where `causal` was asked for, `NotIsolated` when packed rows
-    see each other, and `NotFinite`.
+    `NotBidirectional` (or `NotCausal` if `causal`), `NotIsolated` when packed rows affect each
+    other, and `NotFinite`.
     """
 
     def forward(ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.devi
     """Raise `NotBidirectional` unless later tokens change the first own output of every row.
 
     `forward(ids_BT, mask_BT)` gives outputs whose first two axes are B and T (hidden states or
-    logits). Tried for batch 1 and for a batch with left and right padding, since mask builders take
-    another path for each.
+    logits). It is tried for one row and for a batch with left and right padding, since code that
+    builds masks treats the two cases differently.
     """
     for name, mask_BT in _masks(device).items():
         changed = influence(forward, mask_BT=mask_BT, vocab_size=vocab_size)
@@ -82,8 +82,8 @@ def prove_bidirectional(forward: Forward, *, vocab_size: int, device: torch.devi
 def prove_causal(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
     """Raise `NotCausal` when later tokens change the first own output of a row.
 
-    Not by rounding: experts multiply what tokens come together, so the last output, which may
-    change, is the measure.
+    Changes by rounding do not count: in models with experts, the tokens of a batch decide which
+    products are computed together. The change of the last output, which may change, is the measure.
     """
     for name, mask_BT in _masks(device).items():
         changed_B = influence(forward, mask_BT=mask_BT, vocab_size=vocab_size)
@@ -100,8 +100,8 @@ def prove_causal(forward: Forward, *, vocab_size: int, device: torch.device) -> 
 def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -> None:
     """Raise `NotIsolated` when changing one packed row changes another.
 
-    For packed attention only: a mask builder or kernel that ignores the rows' bounds lets documents
-    see each other, and nothing else would tell.
+    For packed attention only: code that builds masks, or a kernel, may ignore the bounds of rows.
+    Documents would then attend to each other, and nothing else would show it.
     """
     mask_BT = torch.ones(3, NUM_TOKENS, dtype=torch.long, device=device)
     ids_BT = (7 + 13 * torch.arange(mask_BT.numel(), device=device)).view(3, -1) % vocab_size
@@ -117,17 +117,18 @@ def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -
 
 @torch.no_grad()
 def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int, last: bool = False) -> Tensor:
-    """Largest absolute change (B,) of each row's first own output when all later tokens change, or
-    of its last own one.
+    """The largest absolute change (B,) of each row's first own output (`last`: of its last one)
+    when all later tokens change.
 
-    All, and not the last one: a sliding window may be shorter than the row.
+    All of them change, not only the last: a sliding window may be shorter than the row.
     """
     num_rows, num_tokens = mask_BT.shape
     steps = torch.arange(num_rows * num_tokens, device=mask_BT.device)
     ids_BT = (7 + 13 * steps).view(num_rows, num_tokens) % vocab_size
     first_B = mask_BT.int().argmax(dim=1)
     rows_B = torch.arange(num_rows, device=mask_BT.device)
-    later_BT = mask_BT.bool()  # no padding: it must not make up for attention that is missing
+    # Padding stays the same: its change must not pass for an influence of later tokens.
+    later_BT = mask_BT.bool()
     later_BT[rows_B, first_B] = False
     other_BT = torch.where(later_BT, (ids_BT + vocab_size // 2) % vocab_size, ids_BT)
     place_B = first_B + mask_BT.sum(dim=1) - 1 if last else first_B

@@ -1,9 +1,9 @@
-"""What a model folder itself says of how its texts become vectors.
+"""What a model folder itself says about how texts become vectors.
 
-Knows the files of sentence-transformers (its old layouts and that of version 6) and of llm2vec.
-Refuses to honour them: a folder that says anything but what this toolkit computes (attention as
-asked for, the mean over a text's own tokens, nothing before or after) is refused by the setting's
-name. Vectors other than its makers meant would look like any others.
+Knows the files of sentence-transformers (the old formats and that of version 6) and of llm2vec.
+Refuses to follow them: a folder that asks for anything but what this toolkit computes (attention as
+requested, the mean over a text's own tokens, nothing before or after that) is refused, with the
+name of the setting. Vectors that differ from what its makers intended would not look wrong.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ _EFFECTS = {
     "SpladePooling": "makes sparse vectors",
     "Router": "sends texts through different modules",
 }
-_OLD_POOLING = {  # in sentence-transformers before 6, a flag for each
+_OLD_POOLING = {  # sentence-transformers before version 6 has one flag per mode
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -45,7 +45,7 @@ _OLD_POOLING = {  # in sentence-transformers before 6, a flag for each
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-# The prompts that encode_query and encode_document put before a text without being told to.
+# The prompts that encode_query and encode_document put before a text without being asked.
 _UNASKED_PROMPTS = ("query", "document", "passage", "corpus")
 _TRANSFORMER_FILES = [
     f"sentence_{name}_config.json"
@@ -62,8 +62,9 @@ _ARGUMENT_KEYS = (
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """How a folder is to be used, where it could say otherwise. None: the use does not depend on
-    it. `max_tokens` is where texts are cut, `dims` how many numbers of a vector are kept."""
+    """How we will use a folder, in those respects in which it may ask for something else. None: the
+    use does not depend on it. `max_tokens`: where texts are cut; `dims`: how many numbers of a
+    vector are kept."""
 
     causal: bool | None
     max_tokens: int | None = None
@@ -71,13 +72,13 @@ class Use:
 
 
 def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use) -> None:
-    """Raise `BadInput` when a model's folder, or that of an adapter upon it, says that its vectors
-    are computed otherwise than here.
+    """Raise `BadInput` if the folder of a model, or of an adapter on top of it, says that its
+    vectors are computed differently than here.
 
-    `folders` are the model's and its adapters'; `tokenizer` is where theirs is read. A folder that
-    says nothing (a plain decoder) passes.
+    `folders` are those of the model and its adapters; `tokenizer` is where their tokenizer is. A
+    folder that says nothing (a plain decoder) passes.
     """
-    # At most once, and only where a folder asks for it.
+    # Loads the tokenizer at most once, and only if a folder says something about it.
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         if (folder / LLM2VEC_CONFIG).is_file():
@@ -93,7 +94,7 @@ def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use)
 
 def digest_of_base(source: ModelSource) -> str:
     """What identifies the model that a training run begins with. Raises `BadInput` as
-    `check_declared` does, but for causal attention, which training is there to change."""
+    `check_declared` does, except for causal attention, since training will change that."""
     folder = base_folder(source)
     check_declared([folder], tokenizer=source, use=Use(causal=None))
     return model_digest(folder)
@@ -104,17 +105,18 @@ def _refused(path: Path, what: str) -> BadInput:
 
 
 def _check_llm2vec(path: Path) -> None:
-    told = _mapping(path)
-    if (mode := told.get("pooling_mode", "mean")) != "mean":
+    settings = _mapping(path)
+    if (mode := settings.get("pooling_mode", "mean")) != "mean":
         raise _refused(path, f"pooling_mode is {mode!r}, another pooling than 'mean'")
-    if not told.get("skip_instruction", True):
+    if not settings.get("skip_instruction", True):
         raise _refused(path, "skip_instruction is false, which pools instructions too")
     known = ("pooling_mode", "skip_instruction", "max_length", "doc_max_length")
-    _refuse_unknown(path, told, known=known)
+    _refuse_unknown(path, settings, known=known)
 
 
 def _check_modules(folder: Path, *, loaded: Callable[[], PreTrainedTokenizerBase]) -> None:
-    """The modules in order: a Transformer, perhaps WordWeights, a Pooling."""
+    """Refuse modules other than a Transformer, perhaps WordWeights, and a Pooling, in this
+    order."""
     path = folder / MODULES_FILE
     modules = read_json(path)
     whole = isinstance(modules, list) and all(isinstance(module, dict) for module in modules)
@@ -146,84 +148,87 @@ def _check_modules(folder: Path, *, loaded: Callable[[], PreTrainedTokenizerBase
 
 def _check_transformer(folder: Path) -> None:
     for path in _transformer_files(folder):
-        told = _mapping(path)
-        if told.get("do_lower_case"):
+        settings = _mapping(path)
+        if settings.get("do_lower_case"):
             raise _refused(path, "do_lower_case is true, which lowers a text's letters")
-        if (task := told.get("transformer_task", "feature-extraction")) != "feature-extraction":
+        if (task := settings.get("transformer_task", "feature-extraction")) != "feature-extraction":
             raise _refused(path, f"transformer_task is {task!r}, another than 'feature-extraction'")
-        # With "message" a text is put into the tokenizer's chat template.
-        for name, output in _part(path, told, "modality_config").items():
+        # "message" would put a text into the tokenizer's chat template.
+        for name, output in _part(path, settings, "modality_config").items():
             if name != "text" or output != _LAST_STATES:
                 raise _refused(path, f"modality_config has {name!r}: {output}, not only plain text")
-        if (name := told.get("module_output_name", "token_embeddings")) != "token_embeddings":
+        if (name := settings.get("module_output_name", "token_embeddings")) != "token_embeddings":
             raise _refused(path, f"module_output_name is {name!r}, another than 'token_embeddings'")
         for key in _ARGUMENT_KEYS:
-            # Set to False it may change vectors too: is_causal does.
-            for name, value in _part(path, told, key).items():
+            # Even a value of False may change vectors, as is_causal does.
+            for name, value in _part(path, settings, key).items():
                 if name not in _PLAIN_ARGUMENTS:
                     raise _refused(path, f"{key}.{name} is {value!r}, an unknown setting")
         known = ("do_lower_case", "transformer_task", "modality_config", "module_output_name")
         _refuse_unknown(
-            path, told, known=(*known, "max_seq_length", "unpad_inputs", *_ARGUMENT_KEYS)
+            path, settings, known=(*known, "max_seq_length", "unpad_inputs", *_ARGUMENT_KEYS)
         )
 
 
 def _check_pooling(path: Path) -> None:
-    told = _mapping(path)
-    flags = tuple(mode for key, mode in _OLD_POOLING.items() if told.get(key))
-    modes = told.get("pooling_mode", flags or ("mean",))
+    settings = _mapping(path)
+    flags = tuple(mode for key, mode in _OLD_POOLING.items() if settings.get(key))
+    modes = settings.get("pooling_mode", flags or ("mean",))
     modes = tuple(modes) if isinstance(modes, list | tuple) else (modes,)
     if modes != ("mean",):
         shown = " and ".join(map(repr, modes))
         raise _refused(path, f"the pooling mode is {shown}, another pooling than 'mean'")
-    # include_prompt only matters with a prompt, and those are checked.
+    # include_prompt matters only with a prompt, and `_check_settings` refuses prompts.
     known = ("pooling_mode", "embedding_dimension", "word_embedding_dimension", "include_prompt")
-    _refuse_unknown(path, told, known=(*known, *_OLD_POOLING))
+    _refuse_unknown(path, settings, known=(*known, *_OLD_POOLING))
 
 
 def _check_word_weights(path: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Special tokens have the weight 0, all others 1, as sentence-transformers looks them up."""
-    told = _mapping(path)
-    weights, default = _part(path, told, "word_weights"), told.get("unknown_word_weight", 1)
-    words, special = told.get("vocab"), set(special_ids(tokenizer))
+    """Refuse weights other than 0 for special tokens and 1 for all others, looked up as
+    sentence-transformers does."""
+    settings = _mapping(path)
+    weights, default = _part(path, settings, "word_weights"), settings.get("unknown_word_weight", 1)
+    words, special = settings.get("vocab"), set(special_ids(tokenizer))
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise BadInput(f"{path}: vocab is no list of words")
     for number, word in enumerate(words):
         weight = weights.get(word, weights.get(word.lower(), default))
         if weight != (number not in special):
-            told_weight = f"WordWeights gives {word!r} the weight {weight}"
-            raise _refused(path, f"{told_weight}; valid: 0 for special tokens, 1 for all others")
+            problem = f"WordWeights gives {word!r} the weight {weight}"
+            raise _refused(path, f"{problem}; valid: 0 for special tokens, 1 for all others")
 
 
 def _check_settings(path: Path, *, use: Use) -> None:
-    told = _mapping(path) if path.is_file() else {}
-    if (kind := told.get("model_type") or "SentenceTransformer") != "SentenceTransformer":
+    settings = _mapping(path) if path.is_file() else {}
+    if (kind := settings.get("model_type") or "SentenceTransformer") != "SentenceTransformer":
         raise _refused(path, f"model_type is {kind!r}, another than 'SentenceTransformer'")
-    prompts = _part(path, told, "prompts")
-    default = str(told.get("default_prompt_name"))
+    prompts = _part(path, settings, "prompts")
+    default = str(settings.get("default_prompt_name"))
     for name in (default, *_UNASKED_PROMPTS):
         if prompts.get(name):
             which = "the default prompt" if name == default else f"the prompt of {name!r}"
             raise _refused(path, f"{which} puts {prompts[name]!r} before each text")
-    if (dims := told.get("truncate_dim")) not in (None, use.dims):
+    if (dims := settings.get("truncate_dim")) not in (None, use.dims):
         raise _refused(path, f"truncate_dim keeps {dims} numbers of each vector")
     known = ("model_type", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name")
-    _refuse_unknown(path, told, known=(*known, "requirements", "__version__"))
+    _refuse_unknown(path, settings, known=(*known, "requirements", "__version__"))
 
 
 def _check_attention(folder: Path, *, base: Path, use: Use) -> None:
-    """sentence-transformers follows config.json, in which decoders are causal unless it says so.
+    """Refuse a folder for sentence-transformers whose attention would be causal there and
+    bidirectional here: sentence-transformers follows config.json, and a decoder is causal unless
+    that says is_causal=false.
 
-    `use_bidirectional_attention` is not enough: most families ignore it, and Gemma 3 then halves
-    its sliding window, which it is not here.
+    `use_bidirectional_attention` is not enough: most families ignore it, and Gemma 3 halves its
+    sliding window by it, which does not happen here.
     """
     path = base / "config.json"
-    told = _mapping(path)
-    # Who asks for a causal model has asked.
-    if use.causal is not False or told.get("is_causal") is False:
+    settings = _mapping(path)
+    # A recipe with encoder.causal=true asks for causal attention itself.
+    if use.causal is not False or settings.get("is_causal") is False:
         return
     modules = folder / MODULES_FILE
-    if flag := told.get("use_bidirectional_attention"):
+    if flag := settings.get("use_bidirectional_attention"):
         raise BadInput(
             f"{modules}: {path} says use_bidirectional_attention={flag!r} and no is_causal=false: "
             "most families ignore the former and are causal, and Gemma 3 halves its window by it; "
@@ -238,21 +243,22 @@ def _check_attention(folder: Path, *, base: Path, use: Use) -> None:
 
 
 def _check_truncation(folder: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Here the first tokens of a long text are kept, and its end is cut off."""
-    # Loaded, it has heard tokenizer_config.json and tokenizer.json alike.
+    """Refuse a tokenizer that cuts off the beginning of a long text; here the end is cut off."""
+    # The loaded tokenizer has taken both tokenizer_config.json and tokenizer.json into account.
     if (side := tokenizer.truncation_side) != "right":
         what = f"its tokenizer has truncation_side {side!r}, which cuts off a text's beginning"
         raise _refused(folder, what)
 
 
 def _check_length(folder: Path, *, use: Use) -> None:
-    """Where texts are cut; of our own exports it is a figure for others."""
+    """Refuse to cut texts later than the folder does. In our own exports that length is only meant
+    for other tools."""
     if use.max_tokens is None or (folder / ORIGIN_FILE).is_file():
         return
     places = [(folder / LLM2VEC_CONFIG, "max_length")]
     if (folder / MODULES_FILE).is_file():
         key = "max_seq_length"
-        # Null is as good as none.
+        # null means that the file gives no length.
         old = [path for path in _transformer_files(folder) if _mapping(path).get(key) is not None]
         for path in old:
             limit = _mapping(path)[key]
@@ -270,27 +276,29 @@ def _check_length(folder: Path, *, use: Use) -> None:
 
 
 def _transformer_files(folder: Path) -> list[Path]:
-    """The settings of the Transformer module: of several files the first that has any counts."""
+    """The file with the settings of the Transformer module (the first one that has any), as a list
+    of at most one."""
     there = [path for name in _TRANSFORMER_FILES if (path := folder / name).is_file()]
     return [path for path in there if _mapping(path)][:1]
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    told = read_json(path)
-    if not isinstance(told, dict):
+    content = read_json(path)
+    if not isinstance(content, dict):
         raise BadInput(f"{path}: holds no settings (a mapping)")
-    return told
+    return content
 
 
-def _part(path: Path, told: dict[str, Any], key: str) -> dict[str, Any]:
-    """Settings within settings; none where they are not there or null."""
-    found = told.get(key) or {}
-    if not isinstance(found, dict):
-        raise BadInput(f"{path}: {key} is {found!r}, and should be a mapping")
-    return found
+def _part(path: Path, settings: dict[str, Any], key: str) -> dict[str, Any]:
+    """The settings under `key`; empty if they are absent or null."""
+    inner = settings.get(key) or {}
+    if not isinstance(inner, dict):
+        raise BadInput(f"{path}: {key} is {inner!r}, and should be a mapping")
+    return inner
 
 
-def _refuse_unknown(path: Path, told: dict[str, Any], *, known: Collection[str]) -> None:
-    """A setting that nobody here knows might change vectors; unset ones change none."""
-    if strange := sorted(key for key, value in told.items() if value and key not in known):
-        raise _refused(path, f"{strange[0]} is {told[strange[0]]!r}, an unknown setting")
+def _refuse_unknown(path: Path, settings: dict[str, Any], *, known: Collection[str]) -> None:
+    """Refuse a setting that we do not know, because it might change vectors; one that is false,
+    empty or null changes none."""
+    if strange := sorted(key for key, value in settings.items() if value and key not in known):
+        raise _refused(path, f"{strange[0]} is {settings[strange[0]]!r}, an unknown setting")

@@ -14,22 +14,23 @@ from torch import Tensor
 from toolkit.base.errors import BadInput
 from toolkit.settings.schema import Kernel
 
-# Similarities that exist at one time.
+# The number of similarities that are in memory at one time.
 CHUNK_ELEMENTS = 2**22
-# Logits that are looked at in fp32 at one time.
+# The number of logits that are in memory as fp32 at one time.
 CHUNK_LOGITS = 2**22
 LIGER: Kernel = "liger"
-FILLER = 0  # the hash of a candidate that is there for its place alone, and a negative of nobody
+FILLER = 0  # the hash of a candidate that only fills a place; it is no negative of any query
 
 
 @dataclass(frozen=True)
 class FalseNegatives:
-    """What tells that a candidate is no negative of a query, though it is not its positive either.
+    """The facts by which a candidate is left out as a negative of a query, because it may be right.
 
-    Hashes of texts: of each query (B,), of its positive (B,), of each candidate (N,), FILLER for
-    none, and the query that a candidate is the positive of (N,), 0 for hard negatives. Candidates
-    more than `margin` more similar than the positive are left out too, when it is given (as in
-    NV-Retriever, de Souza P. Moreira et al. 2024, "perc/margin" mining, applied at training time).
+    They are hashes of texts: `query_B` of each query, `positive_B` of its positive, `candidate_N`
+    of each candidate (FILLER for none), and `answers_N` of the query whose positive a candidate is
+    (0 for hard negatives). If `margin` is given, candidates whose similarity exceeds that of the
+    positive by more than it are left out too (as in NV-Retriever, de Souza P. Moreira et al. 2024,
+    "perc/margin" mining, but applied at training time).
     """
 
     query_B: Tensor
@@ -47,13 +48,13 @@ def info_nce(
     scale: float,
     false: FalseNegatives | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The SUM over rows of the cross-entropy of scaled cosine similarities, a scalar in fp32, and
-    for how many rows the positive is the most similar of all that count, a scalar.
+    """The SUM over rows of the cross-entropy of scaled cosine similarities, a scalar in fp32; and
+    the number of rows whose positive is the most similar candidate of those that count, a scalar.
 
-    Row i's positive is `candidate_ND[target_B[i]]`, all other candidates are its negatives
-    (SimCSE, Gao et al. 2021, eq. 1; `scale` is 1 / temperature) but for those that `false` tells.
-    Rows go through in chunks, and the gradient is made with the loss, in one matrix of a chunk's
-    size: memory does not grow with B x N, nothing is computed twice.
+    The positive of row i is `candidate_ND[target_B[i]]`; all other candidates are its negatives
+    (SimCSE, Gao et al. 2021, eq. 1; `scale` is 1 / temperature), except those that `false` leaves
+    out. Rows are processed in chunks, and the gradient is computed together with the loss, in one
+    matrix of a chunk's size. So memory does not grow with B x N, and nothing is computed twice.
     """
     query = F.normalize(query_BD.float(), dim=-1)
     candidate = F.normalize(candidate_ND.float(), dim=-1)
@@ -62,8 +63,8 @@ def info_nce(
 
 
 class _ChunkedNce(torch.autograd.Function):
-    """The gradient of a row's loss with respect to its similarities is softmax - one-hot, whatever
-    comes after but for a factor."""
+    """The gradient of a row's loss with respect to its scaled similarities is softmax - one-hot.
+    What follows the loss can only multiply it by a factor, so `forward` can compute it already."""
 
     @staticmethod
     def forward(
@@ -81,7 +82,8 @@ class _ChunkedNce(torch.autograd.Function):
         )
         loss, correct = query_BD.new_zeros(()), target_B.new_zeros(())
         rows = max(1, CHUNK_ELEMENTS // len(candidate_ND))
-        # One matrix for all chunks: a C library that splits what one has left grows with each.
+        # One matrix for all chunks: if each chunk had its own, memory could grow with every chunk,
+        # because the C library splits freed blocks for smaller allocations.
         room_BN = query_BD.new_empty(min(rows, len(query_BD)), len(candidate_ND))
         for start in range(0, len(query_BD), rows):
             part_BD, target_B1 = (
@@ -96,6 +98,8 @@ class _ChunkedNce(torch.autograd.Function):
             total_B1 = score_BN.logsumexp(dim=1, keepdim=True)
             loss += (total_B1 - score_BN.gather(1, target_B1)).sum()
             if wanted:
+                # The scores are not needed any more, and become their own gradient: first the
+                # softmax, then minus one at the positive.
                 score_BN.sub_(total_B1).exp_()
                 score_BN.scatter_add_(1, target_B1, -torch.ones_like(total_B1))
                 torch.mm(score_BN, candidate_ND, out=query_grad_BD[start : start + rows])
@@ -114,14 +118,15 @@ class _ChunkedNce(torch.autograd.Function):
 
 @torch.no_grad()
 def _no_negative(cosine_BN: Tensor, target_B1: Tensor, false: FalseNegatives) -> Tensor:
-    found_BN = false.candidate_N == false.positive_B[:, None]
-    found_BN |= false.candidate_N == false.query_B[:, None]
-    found_BN |= false.answers_N == false.query_B[:, None]
-    found_BN |= false.candidate_N == FILLER
+    left_out_BN = false.candidate_N == false.positive_B[:, None]
+    left_out_BN |= false.candidate_N == false.query_B[:, None]
+    left_out_BN |= false.answers_N == false.query_B[:, None]
+    left_out_BN |= false.candidate_N == FILLER
     if false.margin is not None:
-        found_BN |= cosine_BN > cosine_BN.gather(1, target_B1) + false.margin
-    found_BN.scatter_(1, target_B1, False)
-    return found_BN
+        left_out_BN |= cosine_BN > cosine_BN.gather(1, target_B1) + false.margin
+    # The positive of a row matches its own hashes, but must stay.
+    left_out_BN.scatter_(1, target_B1, False)
+    return left_out_BN
 
 
 def _rows_of(false: FalseNegatives, *, start: int, stop: int) -> FalseNegatives:
@@ -133,14 +138,15 @@ def _rows_of(false: FalseNegatives, *, start: int, stop: int) -> FalseNegatives:
 def matryoshka(
     loss: Callable[[int], tuple[Tensor, Tensor]], *, dims: Sequence[int], width: int
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss over vectors cut to each of `dims` and whole (Kusupati et al. 2022, section 3),
-    and the whole ones' second result. `loss(d)` is that of the first d coordinates."""
-    found = [loss(dim) for dim in (*(dim for dim in dims if dim < width), width)]
-    return torch.stack([part for part, _ in found]).mean(), found[-1][1]
+    """The mean of the losses of the whole vectors and of those cut to each of `dims` (Kusupati et
+    al. 2022, section 3), and the second result of the loss of the whole vectors. `loss(d)` is the
+    loss of the first d coordinates."""
+    results = [loss(dim) for dim in (*(dim for dim in dims if dim < width), width)]
+    return torch.stack([part for part, _ in results]).mean(), results[-1][1]
 
 
 def check_kernel(kernel: Kernel) -> None:
-    """Raise `BadInput` when cross-entropy cannot be computed by `kernel` here."""
+    """Raise `BadInput` if `kernel` cannot compute cross-entropy on this machine."""
     if kernel != LIGER:
         return
     if importlib.util.find_spec("liger_kernel") is None:
@@ -155,33 +161,36 @@ def check_kernel(kernel: Kernel) -> None:
 def masked_token_nll(
     logits_MV: Tensor, *, target_M: Tensor, kernel: Kernel = "torch"
 ) -> tuple[Tensor, Tensor]:
-    """The SUM over masked tokens of the negative log-likelihood, a scalar in fp32, and how many
-    tokens are the likeliest of all, a scalar.
+    """The SUM over masked tokens of the negative log-likelihood, a scalar in fp32; and the number
+    of masked tokens that the model ranks first, a scalar.
 
-    A sum, because the normaliser is the number of masked tokens of the whole global batch. The
-    logits are used up: their gradient is written in their place, in chunks, so that neither a
-    second matrix of this size exists nor an fp32 copy. With no masked token the loss is a zero that
-    still reaches the logits: under ZeRO-3 a rank that leaves the backward graph stops all others.
+    It is a sum, because the caller divides by the number of masked tokens of the whole global
+    batch. The logits are overwritten by their gradient, in chunks, so that there is neither a
+    second matrix of this size nor an fp32 copy of it.
 
-    `kernel` "liger" is liger-kernel's, one pass over each row of logits; of bf16 logits it rounds
-    each token's loss to bf16 before they are summed.
+    `kernel` "liger" is that of liger-kernel, with one pass over each row of logits; for bf16 logits
+    it rounds each token's loss to bf16 before the sum.
     """
     if target_M.numel() == 0:
+        # A zero that still depends on the logits: under ZeRO-3 the backward pass is collective, and
+        # a rank whose loss reached no weight would make all others wait forever.
         return logits_MV.float().sum() * 0.0, target_M.new_zeros(())
     loss, correct = _InPlaceNll.apply(logits_MV, target_M, kernel)  # type: ignore[no-untyped-call]
     return loss, correct
 
 
 class _InPlaceNll(torch.autograd.Function):
-    """The gradient of the sum with respect to the logits is softmax - one-hot, whatever comes
-    after but for a factor; as in liger-kernel (Hsu et al. 2024) it is made in the forward pass."""
+    """The gradient of the sum with respect to the logits is softmax - one-hot, and what follows the
+    loss can only multiply it by a factor. So it is computed in the forward pass, as in liger-kernel
+    (Hsu et al. 2024)."""
 
     @staticmethod
     def forward(
         ctx: Any, logits_MV: Tensor, target_M: Tensor, kernel: Kernel
     ) -> tuple[Tensor, Tensor]:
-        # Seen as another tensor: nothing before the loss may need the logits again, and autograd
-        # raises an error, by the version that both share, if something does.
+        # Overwriting the logits is safe only if no operation before the loss needs them in its
+        # backward pass (a linear head does not). A detached tensor shares memory and version
+        # counter with the logits, so autograd raises an error if some operation does need them.
         place_MV = logits_MV.detach()
         make = _gradient_by_liger if kernel == LIGER else _gradient_by_torch
         loss, correct = make(place_MV, target_M)
@@ -196,9 +205,11 @@ class _InPlaceNll(torch.autograd.Function):
 
 
 def _gradient_by_torch(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and number of right tokens; the logits become their gradient."""
+    """The loss and the number of right tokens; the logits are replaced by their gradient."""
     loss = place_MV.new_zeros((), dtype=torch.float32)
     correct = target_M.new_zeros(())
+    # Chunks of rows, because the computation is in fp32: for all rows at once that would be two
+    # more matrices, each twice as large as the bf16 logits.
     num_tokens = max(1, CHUNK_LOGITS // place_MV.shape[1])
     for start in range(0, len(target_M), num_tokens):
         part_MV = place_MV[start : start + num_tokens]
@@ -207,6 +218,7 @@ def _gradient_by_torch(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tens
         correct += (fp32_MV.argmax(dim=1, keepdim=True) == target_M1).sum()
         total_M1 = fp32_MV.logsumexp(dim=1, keepdim=True)
         loss += (total_M1 - fp32_MV.gather(1, target_M1)).sum()
+        # softmax minus one at the target, rounded to the logits' type only where it is stored.
         probability_MV = (fp32_MV - total_M1).exp_()
         probability_MV.scatter_add_(1, target_M1, -torch.ones_like(total_M1))
         part_MV.copy_(probability_MV)
@@ -214,11 +226,11 @@ def _gradient_by_torch(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tens
 
 
 def _gradient_by_liger(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by liger-kernel 0.8 (Hsu et al. 2024, arXiv 2410.10989)."""
+    """`_gradient_by_torch` by liger-kernel 0.8 (Hsu et al. 2024, arXiv 2410.10989)."""
     from liger_kernel.ops.cross_entropy import cross_entropy_forward
 
     loss_M, _, right_M, _, made_MV = cross_entropy_forward(
-        place_MV.requires_grad_(),  # asks for the gradient
+        place_MV.requires_grad_(),  # the kernel computes the gradient only if this is set
         target_M,
         weight=None,
         ignore_index=-100,
@@ -231,5 +243,6 @@ def _gradient_by_liger(place_MV: Tensor, target_M: Tensor) -> tuple[Tensor, Tens
     )
     assert made_MV is place_MV
     place_MV.requires_grad_(False)
-    torch.autograd.graph.increment_version(place_MV)  # which a kernel's writes do not
+    # torch does not see what the kernel writes; without this the error above would not be raised.
+    torch.autograd.graph.increment_version(place_MV)
     return loss_M.float().sum(), right_M.sum().to(target_M.dtype)

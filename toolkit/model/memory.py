@@ -9,10 +9,10 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_large_blocks() -> None:
-    """Have it keep the memory of large tensors for the next ones.
+    """Make malloc keep the memory of large tensors for the next ones.
 
-    It gives each back to the kernel, which has to clear it anew: of a forward pass over short texts
-    that was a tenth of the time and more.
+    By default it returns each large block to the kernel, which must clear it for the next tensor.
+    That took a tenth of the time of a forward pass over short texts, and more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -21,8 +21,8 @@ def keep_large_blocks() -> None:
 
 
 def give_back() -> None:
-    """Have it give back what is free now: after many tensors of unusual sizes that does not serve
-    the next ones. Takes some 20 ms for 200 MiB."""
+    """Make malloc return the memory that is free now. After many tensors of unusual sizes, it does
+    not fit the next ones. Takes about 20 ms for 200 MiB."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

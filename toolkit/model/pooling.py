@@ -24,7 +24,7 @@ def mean_pool_packed(hidden_BTD: Tensor, *, own_BT: Tensor, bound_S: Tensor) -> 
     row_T = torch.repeat_interleave(
         torch.arange(len(lengths_S), device=bound_S.device),
         lengths_S,
-        output_size=own_BT.shape[1],  # else the device is asked for it
+        output_size=own_BT.shape[1],  # without it torch would wait for the device to know the size
     )
     weights_T1 = own_BT[0].unsqueeze(-1).float()
     zeros_SD = hidden_BTD.new_zeros(len(lengths_S), hidden_BTD.shape[-1], dtype=torch.float32)

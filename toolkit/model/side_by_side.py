@@ -1,7 +1,7 @@
-"""Work on a CPU side by side: several items at a time, each by its share of torch's threads.
+"""Computes several items at a time on a CPU, each with its share of torch's threads.
 
-Knows torch's threads. Refuses to know what is computed. An operator that all threads share has them
-wait for each other at its end, some hundreds of times in a forward pass; whole items do not.
+Knows torch's threads. Refuses to know what is computed. When all threads share one operator, they
+wait for each other at its end, hundreds of times in a forward pass; with whole items they do not.
 """
 
 import threading
@@ -13,8 +13,8 @@ import torch
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MOST_LANES = 8  # each has the memory of an item's computation
-_TURN = threading.RLock()  # `on_done` may come back here
+MOST_LANES = 8  # each needs the memory for computing one item
+_TURN = threading.RLock()  # reentrant, because `on_done` may call `side_by_side` again
 
 
 def side_by_side(
@@ -24,14 +24,16 @@ def side_by_side(
     on_done: Callable[[Item], None],
     most: int = MOST_LANES,
 ) -> list[Result]:
-    """What `work` returns of each item, in their order, at most so many at a time; `on_done` is
-    called in this thread, in their order too.
+    """The results of `work` for all items, in order; at most `most` items are computed at a time.
+    `on_done` is called in this thread, in the same order.
 
-    `work` is called from several threads; a mode of torch (`inference_mode`) is set for a thread,
-    so it sets its own. What it raises is raised here, and items that have not begun are left.
+    `work` is called from several threads. torch's modes, such as `inference_mode`, hold for one
+    thread only, so `work` must set its own. An error in `work` is raised here, and items that have
+    not begun are skipped.
     """
     if min(most, len(items)) > 1:
-        # One at a time: two would have the same cores, and each other's number of threads.
+        # One caller at a time: two would share the same cores, and change each other's number of
+        # threads.
         with _TURN:
             threads = torch.get_num_threads()
             lanes = min(most, len(items), threads)
@@ -55,15 +57,15 @@ def _in_lanes(
         ) as pool:
             return _collected(pool.map(work, items), items, on_done=on_done)
     finally:
-        # What a lane sets for itself is also what threads to come begin with.
+        # The number that a lane sets for itself also becomes the default of later threads.
         torch.set_num_threads(threads)
 
 
 def _collected(
     results: Iterable[Result], items: Sequence[Item], *, on_done: Callable[[Item], None]
 ) -> list[Result]:
-    found = []
+    collected = []
     for item, result in zip(items, results, strict=True):
-        found.append(result)
+        collected.append(result)
         on_done(item)
-    return found
+    return collected

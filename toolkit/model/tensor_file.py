@@ -1,8 +1,9 @@
 """safetensors files written one tensor after another, and read one tensor at a time.
 
-The package's own `save_file` wants all tensors in memory at once, and its reader maps the file, so
-that every page that was read counts as the process's memory; a large model must not. The format:
-8 bytes of header size, a JSON header, the tensors' bytes (huggingface.co/docs/safetensors).
+The safetensors package cannot do this for a large model: its `save_file` needs all tensors in
+memory at once, and its reader maps the file, so that every page read counts as memory of the
+process. The format: 8 bytes of header size, a JSON header, the bytes of the tensors
+(huggingface.co/docs/safetensors).
 """
 
 import contextlib
@@ -31,11 +32,12 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-PIECE = 2**24  # numbers that are converted at a time
+PIECE = 2**24  # numbers that are converted at a time, so that no second copy of a tensor is needed
 
 
 class TensorWriter:
-    """A file of tensors of one type whose names and shapes are known before, put in that order."""
+    """Writes a file of tensors of one type. Their names and shapes are given first; then each is
+    `put`, in that order."""
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class TensorWriter:
             offsets = [end - size, end]
             header[name] = {"dtype": code, "shape": list(shape), "data_offsets": offsets}
         text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
+        text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8 bytes
         self._path, self._handle = path, path.open("wb")
         self._write(len(text).to_bytes(8, "little") + text)
 
@@ -70,7 +72,7 @@ class TensorWriter:
             self._write(data.numpy().data)
 
     def close(self) -> str:
-        """Bring the file to the disk; returns its sha256."""
+        """Finish the file and sync it to disk; returns its SHA-256."""
         assert next(self._names, None) is None, "a tensor is missing"
         try:
             with naming(self._path):
@@ -81,7 +83,7 @@ class TensorWriter:
         return self._digest.hexdigest()
 
     def abandon(self) -> None:
-        """Close a file that will not be finished; what is still in its buffer is lost."""
+        """Close a file that will not be finished; bytes still in its buffer may be lost."""
         with contextlib.suppress(OSError):
             self._handle.close()
 
@@ -92,9 +94,9 @@ class TensorWriter:
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of several files by name, each read when it is asked for, into memory of its own.
+    """The tensors of several files by name; each is read when it is asked for, into its own memory.
 
-    Raises `BadInput` for a file that is no whole safetensors file.
+    Raises `BadInput` for a file that is no complete safetensors file.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -107,12 +109,12 @@ class StoredTensors(Mapping[str, Tensor]):
         if place.dtype not in DTYPES:
             valid = ", ".join(DTYPES)
             raise BadInput(f"{path}: {name} is of type {place.dtype}; valid: {valid}")
-        found = torch.empty(place.end - place.begin, dtype=torch.uint8)
+        data = torch.empty(place.end - place.begin, dtype=torch.uint8)
         with path.open("rb") as handle:
             handle.seek(place.begin)
-            if len(found) and handle.readinto(found.numpy().data) != len(found):
+            if len(data) and handle.readinto(data.numpy().data) != len(data):
                 raise BadInput(f"{path}: has become shorter while it was read")
-        return found.view(DTYPES[place.dtype]).reshape(place.shape)
+        return data.view(DTYPES[place.dtype]).reshape(place.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -121,12 +123,12 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, which is not read."""
+        """The shape of a tensor, without reading the tensor."""
         return self._places[name][1].shape
 
 
 class Renamed(Mapping[str, Tensor]):
-    """Tensors under other names, still read when asked for."""
+    """Tensors under other names; each is still read only when it is asked for."""
 
     def __init__(self, values: Mapping[str, Tensor], *, names: Mapping[str, str]) -> None:
         self._values, self._names = values, names

@@ -1,7 +1,7 @@
 """The tokenizer of a model, by its name or folder.
 
-Knows transformers' tokenizers. Apart from `backbone`, so that who needs no model need not wait for
-what models need (peft, torch's own half).
+Knows transformers' tokenizers. It is separate from `backbone`, so that code that needs no model
+does not wait for the imports that models need (peft, parts of torch).
 """
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -13,8 +13,8 @@ AGAIN = "copy or download the model again"
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, or in an adapter's folder; the end token stands in for a missing
-    padding token."""
+    """The tokenizer of a model or in an adapter's folder. If it has no padding token, the end token
+    is used for padding."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises nothing more specific
@@ -28,12 +28,12 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids that are never a text's own: begin, end, padding, ...; an unknown word is its own,
-    and so is the mask, for which McGill-NLP's tokenizers name the underscore."""
+    """The ids that are never a text's own tokens: begin, end, padding, ... The unknown token counts
+    as a text's own; so does the mask token, which is the underscore in McGill-NLP's tokenizers."""
     own = {tokenizer.unk_token_id, tokenizer.mask_token_id}
     return sorted(set(tokenizer.all_special_ids) - own)
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, short."""
+    """The first line of an error's message, cut to 200 characters."""
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)

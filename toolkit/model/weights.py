@@ -1,7 +1,7 @@
 """Names and merging of trained weights, and the folder that other tools load.
 
-Knows safetensors and the layouts of PEFT and sentence-transformers. Refuses to build a model: a
-merge streams one tensor after another, so its memory is the largest tensor.
+Knows safetensors and the file formats of PEFT and sentence-transformers. Refuses to build a model:
+a merge reads and writes one tensor after another, so it needs memory for the largest tensor only.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
 FULL_FILE = "model.safetensors"
 _AGAIN = "export the model again to another folder, or copy it again"
-MAX_FILE_BYTES = 5 * 10**9  # as the hub has it
-# Of the inner decoder (ours, LLM2Vec's published ones) or of a causal LM that holds it.
+MAX_FILE_BYTES = 5 * 10**9  # like the files of most models on the hub
+# A LoRA matrix of the inner decoder (in ours and LLM2Vec's adapters) or of a causal LM around it.
 _LORA_KEY = re.compile(r"base_model\.model\.(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
 
@@ -63,7 +63,8 @@ def adapter_config(lora: Lora, *, base: str) -> dict[str, Any]:
 
 
 def base_folder(source: ModelSource) -> Path:
-    """The local folder of a model; a hub name is looked up in (or brought to) the hub's cache."""
+    """The local folder of a model; for a hub name, its folder in the hub's cache, downloaded if
+    needed."""
     if source.folder is not None:
         return source.folder
     try:
@@ -81,27 +82,27 @@ def base_folder(source: ModelSource) -> Path:
 
 
 def instruction_format_of(folder: Path) -> str:
-    """What stands before a text that has an instruction, as this model was trained; LLM2Vec's where
-    it does not say."""
+    """The format for a text's instruction with which this model was trained; LLM2Vec's format if
+    the folder does not record one."""
     if not (folder / ORIGIN_FILE).is_file():
         return INSTRUCTION_FORMAT
     return str(read_json(folder / ORIGIN_FILE).get("instruction_format", INSTRUCTION_FORMAT))
 
 
 def model_digest(folder: Path) -> str:
-    """SHA-256 over a model folder's weights, configuration and tokenizer. `BadInput` names the file
-    that is not what the export has recorded, if this is one of ours."""
-    # tokenizer_config.json too: it says which tokens are special, which pooling leaves out.
+    """SHA-256 over a model folder's weights, configuration and tokenizer. In a folder that we
+    exported, `BadInput` names a file that differs from the recorded digest."""
+    # tokenizer_config.json counts too: it says which tokens are special, and pooling skips those.
     names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
     side = [folder / name for name in names]
     files = [*weight_files(folder), *(path for path in side if path.is_file())]
     recorded = _recorded(folder)
     with at_work(f"reads the weights of {folder}"):
-        found = {path.name: sha256_of(path) for path in files}
+        digests = {path.name: sha256_of(path) for path in files}
     for path in files:
-        if recorded.get(path.name, found[path.name]) != found[path.name]:
+        if recorded.get(path.name, digests[path.name]) != digests[path.name]:
             raise BadInput(f"{path}: is damaged (its SHA-256 differs); {_AGAIN}")
-    parts = "".join(f"{name} {digest}\n" for name, digest in found.items())
+    parts = "".join(f"{name} {digest}\n" for name, digest in digests.items())
     return hashlib.sha256(parts.encode()).hexdigest()
 
 
@@ -117,12 +118,13 @@ def _recorded(folder: Path) -> dict[str, str]:
         return {}
     if origin.pop("digest", None) != digest_of(origin):
         raise BadInput(f"{path}: is damaged (its digest differs); {_AGAIN}")
-    found: dict[str, str] = origin["sha256"]
-    return found
+    digests: dict[str, str] = origin["sha256"]
+    return digests
 
 
 def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:
-    """Refuse before training what `merge_weights` would refuse after it: names without a place."""
+    """Raise `BadInput`, before training, for trained weights that `merge_weights` would refuse
+    after it, because the base stores no weight of that name."""
     stored, prefix, names = StoredTensors(weight_files(base)), prefix_of(base), list(trained)
     known = _by_inner_name(stored, prefix=prefix)
     stems = [name.removeprefix(PEFT_PREFIX).partition(".lora_") for name in names]
@@ -130,21 +132,23 @@ def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:
     weights = adapted or set(_by_inner_name(names, prefix=prefix))
     if not (strange := sorted(weights - known.keys())):
         return
-    # transformers fuses or renames such weights when it loads them, and undoes it when it saves.
-    told = f"{base}: {strange[0]!r} is trained, but stored in another form, so it cannot be merged"
+    # transformers fuses or renames such weights on loading, and undoes that on saving.
+    problem = (
+        f"{base}: {strange[0]!r} is trained, but stored in another form, so it cannot be merged"
+    )
     if adapted:
-        raise BadInput(f"{told}; leave {strange[0].split('.')[-2]!r} out of model.lora.targets")
+        raise BadInput(f"{problem}; leave {strange[0].split('.')[-2]!r} out of model.lora.targets")
     matrices = [name for name in weights & known.keys() if len(stored.shape(known[name])) == 2]
     layers = sorted({name.split(".")[-2] for name in matrices if re.search(r"\.\d+\.", name)})
     raise BadInput(
-        f"{told}; train adapters (model.lora) on what is stored as it is: {', '.join(layers)}"
+        f"{problem}; train adapters (model.lora) on what is stored as it is: {', '.join(layers)}"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Low-rank updates: `tensors` under PEFT's names, `pairs` gives those of A and B for the name
-    of the weight in the inner decoder that they change. `source` is named in errors."""
+    """Low-rank updates. `tensors` has the matrices under PEFT's names; `pairs` has, for each weight
+    of the inner decoder that is changed, the names of its A and B. `source` is named in errors."""
 
     source: str
     scale: float
@@ -153,38 +157,41 @@ class Adapter:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], *, scale: float, source: str) -> Self:
-        """The adapter that these tensors are. Raises `BadInput` for one that has no place in it."""
+        """Make an adapter of tensors under PEFT's names. Raises `BadInput` for a tensor that is not
+        half of a LoRA pair."""
         halves: dict[str, dict[str, str]] = {}
         for key in sorted(tensors):
             match = _LORA_KEY.fullmatch(key)
             if match is None:
                 raise BadInput(f"{source}: {key!r} is no LoRA matrix of a linear layer: not merged")
             halves.setdefault(f"{match[1]}.weight", {})[match[2]] = key
-        for name, found in halves.items():
-            if len(found) != 2:
+        for name, matrices in halves.items():
+            if len(matrices) != 2:
                 raise BadInput(f"{source}: {name!r} has only one of lora_A and lora_B")
-        pairs = {name: (found["A"], found["B"]) for name, found in halves.items()}
+        pairs = {name: (matrices["A"], matrices["B"]) for name, matrices in halves.items()}
         return cls(source, scale, tensors, pairs)
 
     def of_inner(self, prefix: str) -> "Adapter":
-        """The same, named by the inner decoder where it was trained as part of a causal model."""
+        """The same adapter, with names of the inner decoder even if it was trained as part of a
+        causal model."""
         pairs = {name.removeprefix(f"{prefix}."): pair for name, pair in self.pairs.items()}
         return dataclasses.replace(self, pairs=pairs)
 
     def added_to(self, weight: Tensor, *, name: str) -> Tensor:
-        """W + scale B A in fp32 (Hu et al. 2021); `weight` itself where nothing changes it."""
+        """W + scale B A in fp32 (Hu et al. 2021); `weight` itself if the adapter does not change
+        it."""
         if name not in self.pairs:
             return weight
         a_RI, b_OR = (self.tensors[key].to(weight.device).float() for key in self.pairs[name])
         if weight.shape != (b_OR.shape[0], a_RI.shape[1]) or a_RI.shape[0] != b_OR.shape[1]:
             shape = tuple(weight.shape)
             raise BadInput(f"{self.source}: does not fit {name!r} of shape {shape}: another base?")
-        # In place in the product: one matrix less at the peak.
+        # In place in the product, which saves one matrix of memory.
         return (b_OR @ a_RI).mul_(self.scale).add_(weight)
 
 
 def check_places(adapters: Iterable[Adapter], *, known: Collection[str], where: str) -> None:
-    """Refuse adapters of weights that `where` does not have."""
+    """Raise `BadInput` for an adapter of a weight that is not `known`; `where` names the model."""
     for adapter in adapters:
         if unused := sorted(set(adapter.pairs) - set(known)):
             raise BadInput(
@@ -203,11 +210,12 @@ def merge_weights(
     replaced: Mapping[str, Tensor] | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Write the inner decoder of `base` with what was trained in it, one tensor after another.
+    """Write the inner decoder of `base`, with everything that was trained merged into it.
 
-    Adapters are added in order; `replaced` stands in for the base's weights. The language-model
-    head is left out. What is in memory is one tensor; files end before `max_file_bytes`.
-    Raises `BadInput` when something trained finds no place.
+    Adapters are added in order; a weight in `replaced` is used instead of the base's. The
+    language-model head is left out. One tensor at a time is in memory. A file has at most
+    `max_file_bytes` bytes, if no single tensor is larger. Raises `BadInput` for a trained weight
+    that the base does not have.
     """
     stored, prefix = StoredTensors(weight_files(base)), prefix_of(base)
     keys = _by_inner_name(stored, prefix=prefix)
@@ -238,12 +246,12 @@ def merge_weights(
 
 
 def prefix_of(folder: Path) -> str:
-    """What stands before the names of the inner decoder's weights in a causal model's files."""
+    """The prefix of the inner decoder's weights in the files of a causal model."""
     return inner_prefix(load_config(ModelSource.of_folder(folder)))
 
 
 def inner_name(key: str, *, prefix: str = "model") -> str | None:
-    """A weight's name in the inner decoder; None for the language-model head."""
+    """The name of a weight in the inner decoder; None for the language-model head."""
     if key.startswith(("lm_head.", "score.")):
         return None
     return key.removeprefix(f"{prefix}.")
@@ -252,22 +260,23 @@ def inner_name(key: str, *, prefix: str = "model") -> str | None:
 def write_encoder_files(
     out: Path, *, config: Any, tokenizer: PreTrainedTokenizerBase, max_tokens: int, dtype: str
 ) -> None:
-    """Everything but weights that makes `out` a sentence-transformers model and a plain one.
+    """Write everything but the weights, so that `out` is a model for sentence-transformers and for
+    plain transformers.
 
-    sentence-transformers takes the mean over all tokens, LLM2Vec leaves the begin token out: a
-    WordWeights module that gives special tokens the weight 0 makes both the same.
+    sentence-transformers takes the mean over all tokens, while LLM2Vec leaves out the begin token.
+    A WordWeights module that gives special tokens the weight 0 makes both the same.
     """
     config.is_causal = False
     config.architectures = [inner.__name__] if (inner := inner_class(config)) else None
     config.dtype = DTYPES[dtype]
     config.save_pretrained(out)
-    if tokenizer.truncation_side != "right":  # here the first tokens of a text are kept
+    if tokenizer.truncation_side != "right":  # this toolkit keeps the first tokens of a text
         tokenizer.truncation_side = "right"
     tokenizer.save_pretrained(out)
     by_id = {number: token for token, number in tokenizer.get_vocab().items()}
     vocab = [by_id.get(number, f"<unused {number}>") for number in range(max(by_id) + 1)]
     weights = {vocab[number]: 0.0 for number in special_ids(tokenizer)}
-    # sentence-transformers looks up a word that has no weight in small letters: <S> as <s>.
+    # sentence-transformers looks up a word without a weight again in lower case: <S> as <s>.
     weights |= {word: 1.0 for word in vocab if word not in weights and word.lower() in weights}
     module = "sentence_transformers.models."
     names = {"": "Transformer", "1_WordWeights": "WordWeights", "2_Pooling": "Pooling"}
@@ -298,10 +307,10 @@ def write_encoder_files(
 
 
 def _by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:
-    """The keys of an inner decoder's weights by their names in it.
+    """The keys of tensors, by the names that the weights have in the inner decoder.
 
-    Where keys have the prefix, they are of a causal model, and what lacks it is its head: by
-    whatever name, which GPT-NeoX's files have as embed_out.
+    If any key has the prefix, the tensors are of a causal model, and a key without it belongs to
+    the head, under any name (GPT-NeoX calls it embed_out).
     """
     keys = list(tensors)
     inner = [key for key in keys if key.startswith(f"{prefix}.")] or keys
@@ -311,7 +320,8 @@ def _by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:
 def _files(
     shapes: Mapping[str, Sequence[int]], *, itemsize: int, max_file_bytes: int
 ) -> dict[str, list[str]]:
-    """Which names go into which file, in order: a file ends before it would be too large."""
+    """Which weights go into which file, in order; a new file begins before one would be too
+    large."""
     parts: list[list[str]] = [[]]
     filled = 0
     for name, shape in shapes.items():

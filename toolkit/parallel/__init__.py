@@ -1,5 +1,5 @@
 """Ranks. No maths. The only package that names torch.distributed or DeepSpeed.
 
-`comm`: process groups and collectives. `zero`: the engine, which is DeepSpeed's. `agreement`: one
-end for all ranks.
+`comm`: process groups and collectives. `zero`: the engine, which is DeepSpeed's. `agreement`: an
+error of any rank is raised on every rank.
 """

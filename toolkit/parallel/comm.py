@@ -1,7 +1,7 @@
-"""Process groups and the few collectives the toolkit needs; one path for 1 and W ranks.
+"""Process groups and the few collectives the toolkit needs; the same code for 1 and W ranks.
 
-Knows torch.distributed. Refuses to know losses, models and launchers: the facts of the job come in
-as arguments. Shapes: B local rows, N rows of all ranks, D width, W ranks.
+Knows torch.distributed. Refuses to know losses, models and launchers: the facts about the job are
+passed as arguments. Shapes: B local rows, N rows of all ranks, D width, W ranks.
 """
 
 import datetime
@@ -22,15 +22,16 @@ def start(
 ) -> torch.device:
     """Join the job's process group (NCCL and gloo on GPUs, gloo on CPUs) and return our device.
 
-    The facts are put into the environment, because DeepSpeed reads them there and torchrun's own
-    store is found by `env://` alone. Raises `BadInput` when the ranks do not meet in `timeout_s`.
+    The facts are put into the environment, because DeepSpeed reads them there, and because
+    torchrun's own store can only be found by `env://`. Raises `BadInput` when the ranks do not meet
+    within `timeout_s` seconds.
     """
     device = device_of(local_rank)
     on_gpu = device.type == "cuda"
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(device.index if on_gpu else local_rank),  # DeepSpeed's idea of our GPU
+        LOCAL_RANK=str(device.index if on_gpu else local_rank),  # DeepSpeed takes this GPU
         MASTER_ADDR=address,
         MASTER_PORT=str(port),
     )
@@ -55,15 +56,17 @@ def start(
 
 
 def device_of(local_rank: int) -> torch.device:
-    """The GPU of a node's process, or the CPU; a process may see all GPUs or only its own."""
+    """The GPU for a local rank, or the CPU if there is none. A process may see all GPUs of the node
+    or only its own."""
     count = torch.cuda.device_count()
     return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
 
 
 def stop() -> None:
-    """Leave the process group, and take its facts out of the environment.
+    """Leave the process group, and remove its facts from the environment.
 
-    Left there, they would make the next run of this process, or a child of it, a rank of this one.
+    Otherwise a later run in this process, or in a child of it, would take itself for a rank of this
+    job.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -82,12 +85,12 @@ def world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for every rank."""
+    """Wait until every rank has called this."""
     dist.barrier()
 
 
 def all_reduce(values: Tensor) -> None:
-    """Sum over all ranks, in place."""
+    """Replace `values` by their sum over all ranks, in place."""
     dist.all_reduce(values)
 
 
@@ -99,7 +102,8 @@ def sum_over_ranks(*values: float, device: torch.device) -> list[float]:
 
 
 def sum_of_each(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Each scalar summed over all ranks, in fp64 and in one go; all ranks bring the same names."""
+    """Each scalar summed over all ranks, in fp64 and in one collective. All ranks must pass the
+    same names in the same order."""
     total = torch.stack([value.double() for value in values.values()])
     dist.all_reduce(total)
     return dict(zip(values, total.tolist(), strict=True))
@@ -115,7 +119,8 @@ def max_over_ranks(*values: float, device: torch.device) -> list[float]:
 def require_equal(value: int, *, what: str, device: torch.device) -> None:
     """Raise `RuntimeError` on every rank unless all of them hold the same value.
 
-    A shared file system may show two ranks two states of a directory; going on would deadlock.
+    A shared file system may show two ranks different states of a directory. If they went on, they
+    would wait in different collectives forever.
     """
     total, squares = sum_over_ranks(value, value * value, device=device)
     if total != value * world_size() or squares != value * value * world_size():
@@ -125,10 +130,11 @@ def require_equal(value: int, *, what: str, device: torch.device) -> None:
 def gather_rows(rows_BD: Tensor) -> Tensor:
     """The rows (N, D) of all ranks in rank order, WITH the gradient through the gather.
 
-    Every rank must bring the same number of rows. The backward pass sums over ranks what they want
-    of our rows. With a loss over its own rows on each rank and gradients averaged over ranks (as
-    DDP and ZeRO do), the result equals one process with the whole batch; without this gradient it
-    points elsewhere.
+    Every rank must pass the same number of rows. The backward pass sums, over all ranks, the
+    gradients with respect to our rows. If each rank takes the loss of its own rows, and gradients
+    are averaged over ranks (as DDP and ZeRO do), the result equals that of one process with the
+    whole batch. Without this gradient the result would be wrong, because the rows of one rank are
+    negatives in the losses of the others.
     """
     gathered: Tensor = _GatherRows.apply(rows_BD)  # type: ignore[no-untyped-call]
     return gathered
@@ -142,7 +148,8 @@ def gather_values(values_B: Tensor) -> Tensor:
 
 
 def gather_to(part: Tensor, *, owner: int) -> list[Tensor] | None:
-    """The equally large parts of all ranks on rank `owner`, in rank order; None on the others."""
+    """On rank `owner` the parts of all ranks, which have the same size, in rank order; None on the
+    other ranks."""
     parts = None
     if dist.get_rank() == owner:
         parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
@@ -151,13 +158,13 @@ def gather_to(part: Tensor, *, owner: int) -> list[Tensor] | None:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The text of every rank, in rank order; plain bytes, where torch's own way is pickle."""
+    """The text of every rank, in rank order. It is sent as plain bytes; torch would use pickle."""
     data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
     sizes = gather_values(torch.tensor([len(data)])).tolist()
     padded = torch.nn.functional.pad(data, (0, max(sizes) - len(data)))
     parts = gather_values(padded).view(len(sizes), -1)
     texts = (bytes(part[:size].tolist()) for part, size in zip(parts, sizes, strict=True))
-    return [found.decode().strip(" ") for found in texts]
+    return [encoded.decode().strip(" ") for encoded in texts]
 
 
 class _GatherRows(torch.autograd.Function):
@@ -170,8 +177,9 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Tensor:
-        gradient_ND: Tensor = gradients[0].contiguous().clone()  # autograd may own it
-        # all_reduce and slice: gloo has no reduce_scatter, and these matrices are small.
+        # A copy, because the sum below is in place and autograd may still use the original.
+        gradient_ND: Tensor = gradients[0].contiguous().clone()
+        # all_reduce and a slice: gloo has no reduce_scatter, and these matrices are small.
         dist.all_reduce(gradient_ND)
         start = dist.get_rank() * ctx.num_rows
         return gradient_ND[start : start + ctx.num_rows]

@@ -1,7 +1,8 @@
 """DeepSpeed ZeRO: the only importer of deepspeed.
 
 Knows engines, partitions and the full values behind them. Refuses to know what is trained and how
-a checkpoint is laid out. DeepSpeed is imported inside the functions: it takes seconds and talks.
+a checkpoint is laid out. DeepSpeed is imported inside functions, because importing it takes seconds
+and prints lines.
 """
 
 import contextlib
@@ -26,9 +27,9 @@ FP32_NAMES = ("fp32", "float32", "torch.float32", "float")  # as DeepSpeed reads
 
 
 class Engine(Protocol):
-    """A model that all ranks train together, as everybody but this module may use it: called like
-    the model, on all ranks at the same time, since under ZeRO-3 no rank can run a part of it alone.
-    What else is done with it are functions here."""
+    """A model that all ranks train together, with what other modules may use of it. It is called
+    like the model, on all ranks at the same time, because under ZeRO-3 no rank can run even a part
+    of the model alone. Everything else is done by the functions of this module."""
 
     module: Any  # the model; its weights may be partitions
 
@@ -36,18 +37,18 @@ class Engine(Protocol):
         """The output of the model."""
 
     def train(self) -> object:
-        """Have dropout drawn from now on."""
+        """Turn dropout on from now on."""
 
     def eval(self) -> object:
-        """Have no dropout from now on."""
+        """Turn dropout off from now on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is made with: the layout, and what the recipe and the ranks make of a batch.
+    """What an engine is made with: the layout, the division of a batch, and the precision.
 
-    Raises `BadInput` for bf16 under stage 0, which has no fp32 masters, and for what has DeepSpeed
-    choose an optimizer of another kind.
+    Raises `BadInput` for bf16 under stage 0, which keeps no fp32 masters, and for settings with
+    which DeepSpeed would choose an optimizer whose state we cannot restore.
     """
 
     layout: Layout
@@ -73,9 +74,10 @@ class EngineSettings:
             )
 
     def keys(self) -> dict[str, Any]:
-        """As DeepSpeed reads them: all three batch numbers, so that its assertion checks our
-        division. A second copy of the weights (hpZ) is shared by a node, whatever the layout says:
-        spanning two nodes it would gather over the network what it exists to keep off it."""
+        """The settings in DeepSpeed's keys. All three batch numbers are given, so that DeepSpeed's
+        own assertion verifies our division. A second copy of the weights (hpZ) is partitioned over
+        the ranks of one node, whatever number the layout gives: over two nodes it would use the
+        network, which it exists to avoid."""
         zero = dict(self.layout.keys["zero_optimization"])
         if self.layout.has_node_copy:
             zero["zero_hpz_partition_size"] = self.ranks_per_node
@@ -94,8 +96,8 @@ class EngineSettings:
 
 @contextlib.contextmanager
 def partitioned_loading(settings: EngineSettings) -> Iterator[None]:
-    """While open, `from_pretrained` builds the model in partitions where ranks share the weights;
-    else does nothing."""
+    """While entered, `from_pretrained` builds a model in partitions, if the layout partitions the
+    weights; otherwise does nothing."""
     if not settings.layout.shares_weights:
         yield
         return
@@ -113,7 +115,7 @@ def partitioned_loading(settings: EngineSettings) -> Iterator[None]:
 def start_engine(
     model: nn.Module, *, settings: EngineSettings, lr: float, weight_decay: float
 ) -> Engine:
-    """A DeepSpeed engine with torch's AdamW over the trainable parameters."""
+    """Make a DeepSpeed engine that trains the trainable parameters with torch's AdamW."""
     deepspeed = _prepare()
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=lr, weight_decay=weight_decay)
@@ -125,30 +127,31 @@ def start_engine(
 
 
 def _whole(engine: Engine) -> Any:
-    """The engine with all that DeepSpeed gives it."""
+    """The engine with all methods of DeepSpeed, which `Engine` hides from other modules."""
     return engine
 
 
 def set_rate(engine: Engine, *, lr: float) -> None:
-    """Have the next `step` take this learning rate."""
+    """Set the learning rate for the next `step`."""
     for group in _whole(engine).optimizer.param_groups:
         group["lr"] = lr
 
 
 def backward(engine: Engine, loss: Tensor, *, is_last: bool) -> None:
-    """Add the gradient of a micro-batch's loss to those before it; `is_last` of a step. What is
-    stepped upon is the MEAN over ranks of these sums."""
+    """Add the gradient of a micro-batch's loss to those of the earlier micro-batches of the step;
+    `is_last`: this is the last one. `step` uses the MEAN of these sums over ranks."""
     whole = _whole(engine)
     whole.set_gradient_accumulation_boundary(is_last)
     whole.backward(loss, scale_wrt_gas=False)
 
 
 def step(engine: Engine) -> tuple[bool, float]:
-    """One optimizer step; whether it was taken, and the gradient's norm before clipping.
+    """Take one optimizer step. Returns whether it was taken, and the gradient's norm before
+    clipping.
 
-    Where any rank's gradient is NaN or infinite, all ranks leave weights, moments and AdamW's step
-    count as they are. DeepSpeed does so at every stage and precision but stage 0, where this looks
-    at the gradients, which all ranks hold whole; it is tested here.
+    If the gradient of any rank is NaN or infinite, all ranks leave weights, moments and AdamW's
+    step count as they are. DeepSpeed does this itself at every stage and precision except stage 0,
+    where this function looks at the gradients, which every rank holds whole.
     """
     whole = _whole(engine)
     if whole.zero_optimization():
@@ -166,28 +169,28 @@ def step(engine: Engine) -> tuple[bool, float]:
 
 
 def stop() -> None:
-    """Give up the process groups that DeepSpeed keeps; the next engine would look for them."""
-    deepspeed = sys.modules.get("deepspeed")  # not imported: then it keeps none
+    """Destroy the process groups that DeepSpeed keeps, which the next engine would try to use."""
+    deepspeed = sys.modules.get("deepspeed")  # None: never imported, so there are no groups
     if deepspeed and deepspeed.comm.is_initialized():
         deepspeed.comm.destroy_process_group()
 
 
 def trainable_parameters(engine: Engine) -> dict[str, nn.Parameter]:
-    """The trained parameters by name, in the model's order (partitioned under stage 3)."""
+    """The trainable parameters by name, in the model's order (partitioned under stage 3)."""
     return {n: p for n, p in engine.module.named_parameters() if p.requires_grad}
 
 
 def full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
-    """The shape of a parameter, partitioned or not."""
+    """The shape of a whole parameter, even if this rank holds only a partition of it."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def value_at(
     engine: Engine, parameter: nn.Parameter, *, moment: str | None, owner: int
 ) -> Tensor | None:
-    """The fp32 master of a parameter, or that AdamW moment of it (zeros before the first step that
-    was taken), on the CPU of rank `owner`; None on the others. It may share memory with the engine:
-    copy what is to outlive the next step. Collective: every rank calls it."""
+    """The fp32 master of a parameter or, with `moment`, that AdamW moment of it (zeros before the
+    first step that was taken), on the CPU of rank `owner`; None on the other ranks. It may share
+    memory with the engine: copy it if it must outlive the next step. Collective."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     whole = _whole(engine)
@@ -207,14 +210,15 @@ def value_at(
 
 
 def _has_moments(engine: Engine) -> bool:
-    """Whether AdamW has made its state, which it does in the first step that is taken."""
+    """Whether AdamW has its state, which it creates in the first step that is taken."""
     whole = _whole(engine)
     adamw = whole.optimizer.optimizer if whole.zero_optimization() else whole.optimizer
     return any(MOMENTS[0] in state for state in adamw.state.values())
 
 
 def _gathered(parameter: Any, *, moment: str | None, owner: int) -> Tensor | None:
-    """Of stage 3: DeepSpeed's own way sends the whole to every rank, this to the owner alone."""
+    """`value_at` for stage 3. DeepSpeed's own function would send the whole value to every rank;
+    this one sends it to the owner only."""
     from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
     if moment is None:
@@ -224,12 +228,12 @@ def _gathered(parameter: Any, *, moment: str | None, owner: int) -> Tensor | Non
     parts = comm.gather_to(part.detach().flatten(), owner=owner)
     if parts is None:
         return None
-    whole = torch.cat([one.cpu() for one in parts])  # padded at its end
+    whole = torch.cat([one.cpu() for one in parts])  # with padding at the end
     return whole[: parameter.ds_numel].view(full_shape(parameter))
 
 
 def full_gradient(parameter: nn.Parameter) -> Tensor:
-    """A copy of the reduced gradient, between backward and step, on the CPU. Collective."""
+    """A copy of the reduced gradient on the CPU; call it between backward and step. Collective."""
     from deepspeed.utils import safe_get_full_grad
 
     return _on_cpu(safe_get_full_grad(parameter), parameter).clone()
@@ -237,9 +241,9 @@ def full_gradient(parameter: nn.Parameter) -> Tensor:
 
 @torch.no_grad()
 def write_weights(model: nn.Module, *, values: Mapping[str, Tensor]) -> None:
-    """Put values into the named parameters BEFORE the engine exists, partitioned or not.
+    """Copy values into the named parameters, partitioned or not, BEFORE the engine is made.
 
-    Before, because the engine makes its fp32 masters from what it finds.
+    The engine makes its fp32 masters from the weights that it finds.
     """
     import deepspeed
 
@@ -248,7 +252,7 @@ def write_weights(model: nn.Module, *, values: Mapping[str, Tensor]) -> None:
             continue
         if hasattr(parameter, "ds_id"):
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                if comm.rank() == 0:  # its value is dealt out: the others need not read it
+                if comm.rank() == 0:  # DeepSpeed sends the value of rank 0 to the others
                     parameter.copy_(values[name].to(parameter.dtype))
         else:
             parameter.copy_(values[name].to(parameter.dtype))
@@ -264,7 +268,7 @@ def write_optimizer(
     """
     whole = _whole(engine)
     zero = whole.optimizer
-    if not whole.zero_optimization():  # the weights are the masters, and are written by now
+    if not whole.zero_optimization():  # the weights are the masters; `write_weights` wrote them
         for name, parameter in trainable_parameters(engine).items():
             zero.state[parameter] = {
                 "step": torch.tensor(float(step)),
@@ -274,7 +278,7 @@ def write_optimizer(
     stage3 = whole.zero_optimization_partition_weights()
     flats = zero.fp32_partitioned_groups_flat if stage3 else zero.single_partition_of_fp32_groups
     for flat in flats:
-        # torch's AdamW makes its state at the first step, so here there is none yet.
+        # torch's AdamW creates its state in the first step, so a fresh engine has none yet.
         zero.optimizer.state[flat] = {
             "step": torch.tensor(float(step)),
             **{moment: torch.zeros_like(flat) for moment in MOMENTS},
@@ -296,8 +300,9 @@ def _set_state(parameter: Any, *, value: Tensor, moment: str | None, stage3: boo
     )
 
     if stage3:
-        # The full setter of stage 3 fails where the ranks do not divide a parameter: it takes no
-        # padding. So each rank sets its own part, padded as DeepSpeed pads it.
+        # DeepSpeed's setter of full values fails under stage 3 if the number of ranks does not
+        # divide the parameter's size, because it adds no padding. So each rank sets its own part,
+        # padded as DeepSpeed pads it.
         size = parameter.ds_tensor.numel()
         part = value.flatten()[size * comm.rank() : size * (comm.rank() + 1)]
         value = torch.nn.functional.pad(part, (0, size - part.numel()))
@@ -316,7 +321,8 @@ def _on_cpu(value: Tensor | None, parameter: nn.Parameter) -> Tensor:
 
 
 def _prepare() -> Any:
-    """DeepSpeed, imported, quiet, and on our process group: without that it takes us for alone."""
+    """Import DeepSpeed, silence it, and give it our process group; without a process group it would
+    take this process for the only one."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -325,8 +331,9 @@ def _prepare() -> Any:
     warnings.filterwarnings("ignore", module="torch.distributed.*")
     import deepspeed
 
-    # A shared-memory all-reduce for CPU inference: compiled at first use by whoever has a compiler,
-    # and wrong where several nodes of a test cluster share one machine. gloo does the same.
+    # DeepSpeed's shared-memory all-reduce for CPU inference is compiled at its first use, if there
+    # is a compiler, and is wrong if several nodes of a test cluster share one machine. gloo does
+    # the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
     return deepspeed

@@ -3,6 +3,6 @@
 `section`, `task_schema` and `schema`: names, types and ranges. `catalogue`: what the project ships,
 and where it is. `recipes`: YAML and overrides become a recipe. `pipelines`: a pipeline becomes the
 recipes of its stages. `layouts`: DeepSpeed's settings. `model_source`: what a reference to a model
-stands for. `hub`: what of a model is on this machine. `training_checks`: what a training recipe
-must keep so that it can run.
+stands for. `hub`: which files of a model are on this machine. `training_checks`: the conditions
+that a training recipe must meet to run.
 """

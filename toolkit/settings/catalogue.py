@@ -1,7 +1,8 @@
 """What the project ships beside its code: recipes by kind, DeepSpeed layouts, scripts.
 
-Knows where these are, in a checkout and in an installed package, and their names. Refuses to know
-what is in them: of a recipe it reads the line with its kind, so that a help text costs no parsing.
+Knows their names, and where they are in a checkout and in an installed package. Refuses to know
+their contents: of a recipe it reads only the line with its kind, since parsing YAML would slow down
+every help text.
 """
 
 import functools
@@ -19,7 +20,8 @@ _WIDTH = 100
 
 
 def shipped(folder: str) -> Path:
-    """A folder that people edit: at the top of a checkout, inside of an installed package."""
+    """The path of a folder that users edit: at the top of a checkout, inside an installed
+    package."""
     inside = PACKAGE / folder
     return inside if inside.is_dir() else PACKAGE.parent / folder
 
@@ -46,7 +48,8 @@ def recipes_text(kinds: Sequence[str] = ()) -> str:
 
 
 def recipe_path(name: str, *, kinds: Sequence[str] = ()) -> Path:
-    """The file of a recipe, by its name or path. Raises `BadInput` that lists those of `kinds`."""
+    """The file of a recipe, given by name or path. Raises `BadInput`, which lists the recipes of
+    `kinds`, when there is none."""
     path = RECIPE_DIR / f"{name.removesuffix('.yaml')}.yaml"
     if "/" not in name and path.is_file():
         return path
@@ -60,8 +63,8 @@ def recipe_path(name: str, *, kinds: Sequence[str] = ()) -> Path:
 @functools.cache
 def _kinds() -> dict[str, str]:
     """The kind of every recipe of the project, by name."""
-    found = {}
+    kinds = {}
     for path in sorted(RECIPE_DIR.glob("*.yaml")):
-        told = _KIND.search(path.read_text(encoding="utf-8"))
-        found[path.stem] = told[1] if told else ""
-    return found
+        match = _KIND.search(path.read_text(encoding="utf-8"))
+        kinds[path.stem] = match[1] if match else ""
+    return kinds

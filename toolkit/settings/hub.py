@@ -1,4 +1,4 @@
-"""What of a model is on this machine: in a folder, or in the hub's cache. No network, no torch.
+"""Which files of a model are on this machine, in a folder or the hub's cache. No network, no torch.
 
 Knows the files that a model consists of. Refuses to fetch anything.
 """
@@ -14,25 +14,26 @@ INDEX = "model.safetensors.index.json"
 
 
 def is_offline(environ: Mapping[str, str], *, default: str = "0") -> bool:
-    """Whether a process with this environment will fetch nothing from the hub; `default` is what
-    it will have where nothing is said."""
+    """Whether a process with this environment fetches nothing from the hub. `default` is the value
+    of HF_HUB_OFFLINE if the environment does not set it."""
     return environ.get("HF_HUB_OFFLINE", default).upper() in ("1", "ON", "YES", "TRUE")
 
 
 def cached_file(model: str, name: str) -> Path | None:
-    """A file of a model folder, or of a hub name in this machine's cache; None: not here."""
+    """The path of a model's file, in its folder or (for a hub name) in this machine's cache; None
+    if it is not on this machine."""
     if os.path.isdir(model):
         path = Path(model) / name
         return path if path.is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, name)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(model, name)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def not_here(model: str) -> str:
-    """What is missing of a model, or of the base that an adapter names, as a clause; empty: all is
-    here."""
+    """What is missing on this machine of a model, or of the base that an adapter names, as a
+    clause for a message; empty if nothing is."""
     config = cached_file(model, "config.json")
     adapter = cached_file(model, ADAPTER_CONFIG)
     if config is None and adapter is None:

@@ -1,7 +1,7 @@
 """DeepSpeed layouts: how memory and communication are laid out, read from `ds_configs/`.
 
-Knows DeepSpeed's keys, those of the recipe among them, which a layout may not have. Everybody but
-`parallel` is told in plain words what a layout means (`Layout`). No torch.
+Knows DeepSpeed's keys, and which of them belong to the recipe, so that a layout may not set them.
+Only `parallel` uses these keys; everybody else reads the fields of `Layout`. No torch.
 """
 
 import dataclasses
@@ -19,10 +19,11 @@ DEEPSPEED_DIR = shipped("ds_configs")
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What a layout means. `stage` is ZeRO's (Rajbhandari et al. 2020): from 1 on the ranks share
-    AdamW's state, from 2 on the gradients, from 3 on the weights. `has_node_copy`: each node shares
-    a second copy of the weights (hpZ). `gradients` is the type that they are summed in, None the
-    model's own. `keys` are the file's, for DeepSpeed."""
+    """What a layout means. `stage` is that of ZeRO (Rajbhandari et al. 2020): from stage 1 on the
+    ranks partition AdamW's state, from 2 on the gradients too, from 3 on the weights too.
+    `has_node_copy`: the ranks of each node also partition a second copy of the weights (hpZ).
+    `gradients` is the type in which gradients are summed, None for the model's own type. `keys` is
+    the content of the file, for DeepSpeed."""
 
     stage: int
     has_node_copy: bool
@@ -33,20 +34,20 @@ class Layout:
 
     @property
     def shares_weights(self) -> bool:
-        """Whether a rank holds a part of the weights only."""
+        """Whether each rank holds only a part of the weights."""
         return self.stage == 3
 
 
 def read_layout(name: str) -> Layout:
-    """The layout behind `deepspeed.config`, a name or a file. Raises `BadInput` for what recipes
-    own, for "auto", and for a ZeRO stage other than 0 to 3."""
+    """The layout that `deepspeed.config` names or gives as a file. Raises `BadInput` for a key that
+    belongs to the recipe, for "auto", and for a ZeRO stage other than 0 to 3."""
     path = DEEPSPEED_DIR / f"{name.removesuffix('.json')}.json"
     if "/" in name or not path.is_file():
         path = Path(name)
     if not path.is_file():
         valid = sorted(p.stem for p in DEEPSPEED_DIR.glob("*.json"))
-        told = f"{name!r} is neither a file nor one of {', '.join(valid)}"
-        raise BadInput(f"deepspeed.config: {told}{did_you_mean(name, valid)}")
+        problem = f"{name!r} is neither a file nor one of {', '.join(valid)}"
+        raise BadInput(f"deepspeed.config: {problem}{did_you_mean(name, valid)}")
     try:
         keys = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -82,5 +83,5 @@ def _check_keys(keys: Mapping[str, Any], *, path: Path) -> None:
             raise BadInput(f"{path}: {key} belongs to the recipe ({owner}), not to the layout")
     for key, value in flatten(keys).items():
         if value == "auto":
-            told = '"auto", which DeepSpeed drops silently: write a value'
-            raise BadInput(f"{path}: {key} is {told}")
+            problem = '"auto", which DeepSpeed drops silently: write a value'
+            raise BadInput(f"{path}: {key} is {problem}")

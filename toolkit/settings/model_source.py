@@ -1,6 +1,6 @@
 """A reference to a model: a hub name, a model folder, or a run directory (for its encoder).
 
-It is resolved once, where a program begins; everybody else takes the `ModelSource`. Knows names and
+A program resolves it once, at its start; all other code takes the `ModelSource`. Knows names and
 folders. Refuses to know what is in a model. No torch, no network.
 """
 
@@ -12,7 +12,7 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed
 from toolkit.base.layout import CHECKPOINT_DIR, ENCODER_DIR
 
-# The hub's client raises an error of its own for any other.
+# For any other name the hub's client raises an error of its own, which would be a traceback.
 HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -27,21 +27,21 @@ class ModelSource:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "ModelSource":
-        """That of a folder which is known to hold what is asked for: a model, a tokenizer."""
+        """The source for a folder that is known to hold what is asked for: a model, a tokenizer."""
         return cls(str(folder), folder)
 
     @property
     def name(self) -> str:
-        """The folder or the hub name, as libraries take it."""
+        """The folder or the hub name, in the form that libraries take."""
         return self.reference if self.folder is None else str(self.folder)
 
 
 def resolve_model(reference: str) -> ModelSource:
-    """What `reference` stands for; a run directory stands for its encoder. Raises `BadInput` for
-    what is no model, and for an adapter, which is a part of one."""
+    """The source that `reference` stands for; a run directory stands for its encoder. Raises
+    `BadInput` for what is no model, and for an adapter, which is only a part of one."""
     path = Path(reference)
     if not path.exists():
-        # owner/name is a hub name, unless the owner is a folder here: runs/mtnp is a slip.
+        # owner/name is a hub name, unless "owner" is a folder here: runs/mtnp is a typing error.
         looks_local = reference.startswith((".", "/", "~")) or Path(path.parts[0]).is_dir()
         if looks_local or not HUB_NAME.fullmatch(reference):
             raise BadInput(f"model {reference!r}: no such folder, and not a hub name (owner/name)")
@@ -69,11 +69,11 @@ def resolve_model(reference: str) -> ModelSource:
 
 
 def check_reference(reference: str) -> None:
-    """Raise `BadInput` for what is neither a model nor an adapter that could be merged into one."""
+    """Raise `BadInput` for a reference that is neither a model nor an adapter."""
     if not is_adapter(Path(reference)):
         resolve_model(reference)
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter in PEFT's layout, and no whole model."""
+    """Whether a folder holds an adapter in PEFT's file format, and no whole model."""
     return (path / ADAPTER_CONFIG).is_file() and not any(path.glob("model*.safetensors*"))

@@ -1,4 +1,4 @@
-"""Recipes of pipelines: which override goes to which stage, and what each stage is then.
+"""Recipes of pipelines: which override goes to which stage, and the recipe that each stage gets.
 
 Knows stages. Refuses to know what runs them.
 """
@@ -19,8 +19,8 @@ from toolkit.settings.section import has_key, keys_of
 def resolve(
     name: str, *, overrides: Sequence[str], kinds: Sequence[str] = ()
 ) -> tuple[Recipe, Path, dict[str, StageRecipe]]:
-    """The recipe, its directory, and its stages by name; a single recipe is its only stage. `kinds`
-    are those of which an unknown name may be one."""
+    """The recipe, its directory, and its stages by name; a single recipe is its only stage. The
+    error for an unknown name lists the recipes of `kinds`."""
     if load_recipe(name, kinds=kinds).kind == "pipeline":
         own, rest = split_overrides(overrides)
         pipeline = load_recipe(name, overrides=own)
@@ -40,7 +40,7 @@ def resolve_stages(
     """
 
     @functools.cache
-    def type_of(stage: str) -> type[Recipe]:  # reading a recipe anew for every override takes long
+    def type_of(stage: str) -> type[Recipe]:  # cached: reading it for every override takes long
         return type(load_recipe(pipeline.stages[stage].recipe))
 
     values = flatten(pipeline.model_dump(exclude={"stages"}))
@@ -48,7 +48,7 @@ def resolve_stages(
     for override in overrides:
         key, _ = parse_override(override)
         first = key.partition(".")[0]
-        # A stage may share its name with a section: mntp.mask_probability is the section's key.
+        # A stage may have the name of a section: mntp.mask_probability is the section's key.
         if first in per_stage and not has_key(type_of(first), key=key):
             per_stage[first].append(override.strip().removeprefix(f"{first}."))
             continue
@@ -71,13 +71,13 @@ def resolve_stages(
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part a pipeline's own overrides (run_dir, model.base, ...) from those for its stages."""
+    """Split overrides into the pipeline's own (run_dir, model.base, ...) and those for stages."""
     own = [o for o in overrides if has_key(PipelineRecipe, key=parse_override(o)[0])]
     return own, [o for o in overrides if o not in own]
 
 
 def output_of(recipe: StageRecipe) -> Path:
-    """The directory that a stage writes."""
+    """The directory into which a stage writes."""
     return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
 
 

@@ -25,7 +25,7 @@ from toolkit.settings.section import keys_of, section_at
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-3 as the number that everybody means (YAML 1.1 says text)."""
+    """Safe YAML that reads 1e-3 as a number, as everybody expects (in YAML 1.1 it is text)."""
 
 
 _Loader.add_implicit_resolver(
@@ -36,11 +36,11 @@ _Loader.add_implicit_resolver(
 
 
 def load_recipe(name: str, *, overrides: Sequence[str] = (), kinds: Sequence[str] = ()) -> Recipe:
-    """Read a recipe by name or path and apply `key.path=value` overrides, in order. `kinds` are
-    those of which an unknown name may be one.
+    """Read a recipe by name or path and apply `key.path=value` overrides, in order.
 
-    `{toolkit}` in a recipe stands for the installed package's folder.
-    Raises `BadInput` that names the offending key and value and what would be valid.
+    `{toolkit}` in a recipe stands for the installed package's folder. Raises `BadInput`, which
+    names the offending key and value and what would be valid; for an unknown name it lists the
+    recipes of `kinds`.
     """
     path = recipe_path(name, kinds=kinds)
     try:
@@ -63,7 +63,7 @@ def parse_recipe(data: Mapping[str, Any], *, source: str) -> Recipe:
         raise BadInput(f"{source}: kind is {kind!r}; valid kinds: {', '.join(KINDS)}")
     model = KINDS[kind]
     try:
-        # Through JSON, so that strict typing takes a YAML list for a tuple and nothing else.
+        # Validate it as JSON: strict typing then accepts a list for a tuple, and nothing else.
         return model.model_validate_json(json.dumps(data))
     except ValidationError as error:
         raise BadInput(f"{source}: {_explain(error, model=model)}") from error
@@ -83,7 +83,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def to_yaml(recipe: Recipe | TrainingRecipe) -> str:
-    """The resolved whole as YAML, in the order of the definitions."""
+    """The whole resolved recipe as YAML, in the order in which the settings are defined."""
     return as_yaml(recipe.model_dump(mode="json"))
 
 
@@ -120,7 +120,7 @@ def _explain(error: ValidationError, *, model: type[Recipe]) -> str:
 
 
 def flatten(data: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as `group.key` to value."""
+    """Nested settings as one flat mapping from `group.key` to value."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """What a recipe may say: strict, frozen, typed settings.
 
-Knows names, types and ranges of settings. Refuses to know where they come from or what is done
-with them.
+Knows names, types and ranges of settings. Refuses to know where they come from and what they are
+used for.
 """
 
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from toolkit.settings.section import (
 )
 from toolkit.settings.task_schema import Classification, Mteb, Probe, Retrieval, WordTask
 
-INSTRUCTION_FORMAT = "{instruction}; "  # before a text; LLM2Vec's
+INSTRUCTION_FORMAT = "{instruction}; "  # put before a text; LLM2Vec's format
 TEXT_FORMAT = "{text}"
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
@@ -38,10 +38,10 @@ class Lora(Section):
 
 
 class Model(Section):
-    """What is trained. `base` is a hub name, a model folder, or a finished run directory.
+    """The model to train. `base` is a hub name, a model folder, or a finished run directory.
 
-    attention "packed" puts a batch's texts one after another, without padding; the others pad.
-    `attention_dropout` stands in place of the base's own.
+    attention "packed" puts the texts of a batch one after another, without padding; the other
+    values pad. `attention_dropout` replaces the setting of the base.
     """
 
     base: Text
@@ -53,12 +53,12 @@ class Model(Section):
 
 
 class Data(Section):
-    """A directory of shards (of pairs for supervised training), and the length of a row: where a
-    text is cut, or how many tokens of documents fill a block.
+    """`train` is a directory of shards (of pairs for supervised training). `max_tokens` is the
+    length of a row: where a text is cut, or (MNTP) the size of a block of documents.
 
-    `held_out_documents` of the shards, drawn by `train.seed`, are never trained on. MNTP's loss and
-    accuracy on them stand in the metrics before the first step and after every
-    `mntp.evaluate_every_steps`."""
+    `held_out_documents` documents, drawn by `train.seed`, are never trained on. MNTP's loss and
+    accuracy on them are written to the metrics before the first step and after every
+    `mntp.evaluate_every_steps` steps."""
 
     train: Text
     max_tokens: Annotated[int, Field(ge=8)]
@@ -66,21 +66,22 @@ class Data(Section):
 
 
 class Train(Section):
-    """The optimisation. `horizon_steps` is where the linear schedule reaches zero; it is another
-    setting than `steps`, where the run stops: the reference stops early in a long schedule.
+    """The optimisation. The learning rate falls linearly to zero at step `horizon_steps`; the run
+    stops at step `steps`, which may be much earlier, as in the reference.
 
-    A micro-batch holds at most `micro_batch_rows` rows; or, when `micro_batch_tokens` is given, as
-    many rows as have about so many tokens (packed attention only). A step whose loss or gradient is
-    NaN or infinite is skipped; more than `max_skipped_steps` in a run end it. `views` show the
-    metrics elsewhere too.
+    A micro-batch holds at most `micro_batch_rows` rows or, if `micro_batch_tokens` is given, as
+    many rows as have about that many tokens together (packed attention only). A step whose loss or
+    gradient is NaN or infinite is skipped; a run ends with an error after more than
+    `max_skipped_steps` of them. `views` also write the metrics for the tools that they name.
 
-    Kept are the newest `keep_checkpoints`, those of every `keep_every_steps`, and with `keep_best`
-    that with the best score of the `probe`, or else the lowest held-out loss (MNTP).
-    `background_save` writes them from copies in host memory while training goes on. A run directory
-    is continued by its own recipe only, but for the keys that `may_differ` names.
+    These checkpoints are kept: the newest `keep_checkpoints`, one per `keep_every_steps` steps and,
+    with `keep_best`, the one with the best score of the `probe` or, without a probe, the lowest
+    held-out loss (MNTP). `background_save` writes a checkpoint from copies in host memory while
+    training goes on. Only the recipe that began a run directory may continue it, except for the
+    keys that `may_differ` names.
 
-    Ranks say every `heartbeat_s` seconds that they live: one that is silent for two of these ends
-    the job, and so does a job in which no rank gets on for `stall_s`."""
+    Every rank sends a heartbeat every `heartbeat_s` seconds. The job ends when a rank is silent for
+    two of these intervals, or when no rank makes progress for `stall_s` seconds."""
 
     steps: Count
     horizon_steps: Count
@@ -103,7 +104,7 @@ class Train(Section):
     background_save: bool = False
     may_differ: tuple[Text, ...] = ()
     heartbeat_s: Positive = 5.0
-    stall_s: Positive = 1800.0  # longer than loading and exporting a large model
+    stall_s: Positive = 1800.0  # longer than it takes to load or export a large model
 
 
 class Deepspeed(Section):
@@ -113,15 +114,17 @@ class Deepspeed(Section):
 
 
 class Mntp(Section):
-    """Masked next token prediction. `bert`: 80 % mask, 10 % random, 10 % kept; `all`: mask.
+    """Masked next token prediction. `mask_policy` says what becomes of the chosen tokens. "bert":
+    80 % become the mask token, 10 % a random token, 10 % stay; "all": all become the mask token.
 
-    A row is a block of documents that do not see each other. With `cross_documents` it is a
-    run of documents that do, cut wherever the block ends: what the reference trains on.
+    A row is a block of documents that do not attend to each other. With `cross_documents`, which
+    the reference trains on, they do, and a document is cut wherever the block ends.
 
-    `held_out_blocks` is read in the recipes of older runs and refused: whole documents are held out
-    now (`data.held_out_documents`).
+    `held_out_blocks` may stand in the recipes of older runs and is refused: whole documents are
+    held out now (`data.held_out_documents`).
 
-    `cross_entropy`: `torch` in chunks, or liger-kernel's kernel, where it is installed, on a GPU.
+    `cross_entropy`: "torch" computes the loss in chunks; "liger" uses the kernel of liger-kernel,
+    which must be installed, on a GPU.
     """
 
     mask_probability: Probability
@@ -134,10 +137,10 @@ class Mntp(Section):
 
     @model_serializer(mode="wrap")
     def _without_what_is_gone(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = whole(self)
+        settings: dict[str, Any] = whole(self)
         if not self.held_out_blocks:
-            del found["held_out_blocks"]
-        return found
+            del settings["held_out_blocks"]
+        return settings
 
 
 class Simcse(Section):
@@ -147,12 +150,13 @@ class Simcse(Section):
 
 
 class Supervised(Section):
-    """Contrastive training on (query, positive, hard negatives): cosine similarities are multiplied
-    by `scale`, or by what `scales` says for a data set.
+    """Contrastive training on (query, positive, hard negatives). Cosine similarities are multiplied
+    by `scale`, or by the value in `scales` for the data set of the query.
 
-    `instruction_format` stands before a text whose data set has an instruction. Candidates whose
-    similarity exceeds the positive's by more than `false_negative_margin` are left out. With
-    `matryoshka_dims` the loss is the mean over vectors cut to these widths, and whole.
+    `instruction_format` is put before a text whose data set has an instruction. Candidates whose
+    similarity exceeds that of the positive by more than `false_negative_margin` are left out of the
+    loss. With `matryoshka_dims` the loss is the mean of the losses of the whole vectors and of the
+    vectors cut to each of these widths.
     """
 
     scale: Positive
@@ -164,7 +168,7 @@ class Supervised(Section):
 
 
 class TrainingRecipe(Section):
-    """What every training run has."""
+    """The settings that every kind of training run has."""
 
     kind: str
     run_dir: Text
@@ -196,14 +200,15 @@ class SupervisedRecipe(TrainingRecipe):
 
 
 class EncoderSettings(Section):
-    """How texts become vectors. `batch_tokens` bounds rows x longest row of one forward pass; null
-    is 16384 on a GPU and 2048 on a CPU, whose caches hold no more.
+    """How texts become vectors. `batch_tokens` limits a forward pass: its rows times its longest
+    row. null is 16384 on a GPU and 2048 on a CPU, whose caches hold no more.
 
-    `adapters` (folders or hub names, PEFT's layout) are merged into the model in order; the model
-    may be such an adapter itself. `text_format` is put around every text: what stands before it is
-    read like an instruction, what stands after it is pooled (LLM2Vec's chat formats).
+    `adapters` (folders or hub names, in PEFT's file format) are merged into the model in order; the
+    model may be such an adapter itself. `text_format` is put around every text: what comes before
+    the text is treated like an instruction, what comes after it is pooled with it (LLM2Vec's chat
+    formats).
 
-    attention "packed" puts rows one after another, without padding; the others pad."""
+    attention "packed" puts rows one after another, without padding; the other values pad."""
 
     model: Text
     adapters: tuple[Text, ...] = ()
@@ -215,19 +220,19 @@ class EncoderSettings(Section):
     text_format: Annotated[str, Field(pattern=r"^[^{}]*\{text\}[^{}]*$")] = TEXT_FORMAT
 
     def facts(self) -> dict[str, Any]:
-        """What makes the vectors, besides the model's content."""
-        found = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
-        if self.text_format == TEXT_FORMAT:  # as in what was made before there was another
-            del found["text_format"]
-        return found
+        """The settings that decide the vectors, besides the content of the model."""
+        settings = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
+        if self.text_format == TEXT_FORMAT:  # left out in encodings made before the key existed
+            del settings["text_format"]
+        return settings
 
 
 class Corpus(Section):
-    """What is embedded: a directory of shards, cut into work units of about equal work and
+    """The texts to embed: a directory of shards, divided into units of about equal work and
     `unit_rows` rows on average.
 
-    A text is cut at `encoder.max_tokens`; or, with `chunk_tokens`, becomes a row for every so many
-    tokens of it, of which neighbours share `chunk_overlap`."""
+    A text is cut at `encoder.max_tokens`. With `chunk_tokens` it becomes several rows instead, of
+    `chunk_tokens` tokens each, and neighbouring rows share `chunk_overlap` tokens."""
 
     input: Text
     unit_rows: Count = 4096
@@ -238,13 +243,13 @@ class Corpus(Section):
 class EmbedRecipe(Section):
     """An offline embedding of a corpus.
 
-    `schedule` says how workers share the units. claim: each takes what nobody has, by a lease in
-    the output directory, and takes over a lease in which nothing has moved for `lease_s`. mpi: rank
-    0 deals units to all ranks, and deals again what a rank has that is silent for `lease_s`. alone:
-    no other worker is there. auto: mpi under mpirun, else claim.
+    `schedule` says how workers share the units. claim: each worker takes a free unit by a lease in
+    the output directory, and takes over a lease that has not changed for `lease_s` seconds. mpi:
+    rank 0 deals units to all ranks, and deals the units of a rank again that is silent for
+    `lease_s` seconds. alone: there is no other worker. auto: mpi under mpirun, otherwise claim.
 
-    `vectors` is how a number is stored; `dims` keeps only so many numbers of a vector, the first;
-    `normalize` divides what is kept by its length.
+    `vectors` is the format in which numbers are stored; `dims` keeps only the first numbers of each
+    vector; `normalize` divides a vector, after that cut, by its length.
     """
 
     kind: Literal["embed"]
@@ -259,11 +264,12 @@ class EmbedRecipe(Section):
 
 
 class EvaluateRecipe(Section):
-    """Scores of several encoders side by side, on local files and MTEB's tasks. Tasks by name;
-    `instructions` stand before the texts of a task (of retrieval and reranking: of its queries).
+    """Scores of several encoders side by side, on local files and on tasks of MTEB. Keys are names
+    of tasks; `instructions` gives, by task, the text to put before each text of that task (for
+    retrieval and reranking: before each query).
 
-    Workers share the pairs of encoder and task by leases, as an embedding's do. `reference` names
-    published scores (toolkit/references) to lay beside those of encoders of the same names.
+    Workers share the pairs of encoder and task by leases, as those of an embedding do. `reference`
+    names published scores (toolkit/references) to compare with encoders of the same names.
     """
 
     kind: Literal["evaluate"]
@@ -285,7 +291,7 @@ class EvaluateRecipe(Section):
 class Stage(Section):
     """One job of a pipeline: a recipe, and the values that this pipeline sets in it.
 
-    In a text value `{key}` stands for the pipeline's own value, as in `{run_dir}/mntp/encoder`.
+    In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`.
     """
 
     recipe: Text

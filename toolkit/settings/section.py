@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 def section_at(model: type[BaseModel], *, path: Sequence[int | str]) -> type[BaseModel] | None:
-    """The group of settings at a path of names; names of a dictionary's entries are passed over."""
+    """The group of settings at a path of names; names of dictionary entries are skipped."""
     section: type[BaseModel] = model
     for part in path:
         if str(part) in section.model_fields:
@@ -54,11 +54,12 @@ def has_key(model: type[BaseModel], *, key: str) -> bool:
 
 
 def keys_of(model: type[BaseModel], *, beside: Sequence[int | str] = ()) -> list[str]:
-    """All dotted keys of a recipe's type, after those that stand beside the one at `beside`."""
-    found = []
+    """All dotted keys of a recipe's type. The keys of the group that holds the key `beside` come
+    first, so that `did_you_mean` prefers them."""
+    keys = []
     if (section := section_at(model, path=beside[:-1])) and beside:
-        found = [".".join(map(str, (*beside[:-1], name))) for name in section.model_fields]
+        keys = [".".join(map(str, (*beside[:-1], name))) for name in section.model_fields]
     for name, field in model.model_fields.items():
         inner = _inner_section(field.annotation)
-        found += [name, *(f"{name}.{key}" for key in (keys_of(inner) if inner else ()))]
-    return found
+        keys += [name, *(f"{name}.{key}" for key in (keys_of(inner) if inner else ()))]
+    return keys

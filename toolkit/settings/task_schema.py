@@ -1,4 +1,4 @@
-"""What a recipe may say of the tasks that encoders are scored on, after training and during it.
+"""What a recipe may say about the tasks that models are scored on, during training and after it.
 
 Knows names, types and ranges of settings. Refuses to know how a task is read and scored.
 """
@@ -11,8 +11,9 @@ Column = Count | Text  # a number from 1, or a name
 
 
 class Retrieval(Section):
-    """A retrieval task: a directory of shards, and JSON lines of queries, either of query and
-    relevant titles, or of _id and text with `judgements` (.tsv as in BEIR, or as in TREC)."""
+    """A retrieval task: a directory of shards, and JSON lines of queries. A line holds either the
+    query and its relevant titles, or _id and text; the latter need `judgements` (.tsv as in BEIR,
+    or the format of TREC)."""
 
     corpus: Text
     queries: Text
@@ -20,8 +21,8 @@ class Retrieval(Section):
 
 
 class Probe(Section):
-    """What is looked at before the first step and after every `every_steps`: graded pairs (`sts`,
-    a .tsv or .csv) or a retrieval task, small ones."""
+    """The small task that a model is scored on before the first step and after every `every_steps`
+    steps: graded pairs (`sts`, a .tsv or .csv file) or a retrieval task."""
 
     every_steps: Count
     sts: Text | None = None
@@ -29,8 +30,8 @@ class Probe(Section):
 
 
 class Classification(Section):
-    """Labelled texts to train a classifier on and to test it with; as in MTEB, the mean of
-    `experiments` on `samples_per_label` texts of each label (null: on all)."""
+    """Labelled texts to train and to test a classifier on. As in MTEB, the score is the mean of
+    `experiments` classifiers, each trained on `samples_per_label` texts per label (null: all)."""
 
     train: Text
     test: Text
@@ -39,11 +40,11 @@ class Classification(Section):
 
 
 class Mteb(Section):
-    """Tasks of MTEB by name, or all of `benchmark`: one of MTEB's, such as "MTEB(eng, v2)", or
-    "llm2vec-15", the subset of the LLM2Vec paper. Of `tasks` and of that subset the test part
-    (where there is one) in `languages`, by ISO 639-3, English unless given; MTEB's benchmarks say
-    theirs.
-    `instructions`: MTEB's own, for tasks for which the recipe has none."""
+    """Tasks of MTEB by name, or all tasks of `benchmark`: one of MTEB's benchmarks, such as
+    "MTEB(eng, v2)", or "llm2vec-15", the subset of the LLM2Vec paper. For `tasks` and that subset
+    the test split is used (where there is one) in `languages` (ISO 639-3; English by default); a
+    benchmark of MTEB defines its own splits and languages. `instructions`: use MTEB's own
+    instruction for a task if the recipe has none."""
 
     tasks: tuple[Text, ...] = ()
     benchmark: Text | None = None
@@ -55,15 +56,16 @@ class WordTask(Section):
     """A word-level task: the tags that one linear layer, trained on an encoder's frozen word
     vectors, gives the words of `test`.
 
-    A part is a file of columns (.conll, .txt), CoNLL-U (.conllu), each also .gz, or the folder of a
-    data set of Hugging Face's `datasets`; `format` says so where the name does not. `column` holds
-    the tags and `word_column` the words: names, or numbers counted from 1.
+    `train` and `test` are files of columns (.conll, .txt) or of CoNLL-U (.conllu), each also .gz,
+    or the folder of a data set of Hugging Face's `datasets`; `format` is for names that do not say
+    which. `column` holds the tags and `word_column` the words: names, or numbers counted from 1.
 
-    `scheme` is how tags mark spans, for their F1: auto sees it and reads them as conlleval does,
-    a name has them read strictly, none has no spans.
+    `scheme` is how tags mark spans, whose F1 is then scored: "auto" recognises the scheme and reads
+    tags as conlleval does, a name reads them strictly by that scheme, "none" scores no spans.
     `shift` takes a word's vector one token earlier, where MNTP has learnt to predict it; "both"
-    gives the figures of both. A batch is `batch_sentences` sentences. The vectors are kept in
-    memory, or in a file beside the scores (`cache`), where the same task finds them again.
+    gives the scores of both. A batch has `batch_sentences` sentences. The vectors are kept in
+    memory, or in a file beside the scores (`cache`), where a later run of the same task reuses
+    them.
     """
 
     train: Text

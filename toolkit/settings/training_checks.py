@@ -1,6 +1,6 @@
-"""What a training recipe must keep so that it can run: ranks, schedule, layout, run directory.
+"""The conditions that a training recipe must meet to run: ranks, steps, layout, run directory.
 
-Without torch, so that a launcher can ask before a job waits in a queue.
+Without torch, so that a launcher can check them before a job waits in a queue.
 """
 
 import math
@@ -19,8 +19,8 @@ from toolkit.settings.schema import (
 )
 from toolkit.settings.section import Section
 
-# What may differ between a run and its continuation, with all below it; all else would be another
-# run.
+# The keys (with all keys below them) that may differ between a run and its continuation. A change
+# of any other key would make it a different run.
 FREE_KEYS = {"run_dir", "deepspeed", "train.steps", "train.views", "train.may_differ"}
 FREE_KEYS |= {"train.micro_batch_rows", "train.micro_batch_tokens", "train.log_every_steps"}
 FREE_KEYS |= {"train.save_every_steps", "train.keep_checkpoints", "train.keep_every_steps"}
@@ -30,9 +30,8 @@ FREE_KEYS |= {"mntp.evaluate_every_steps", "mntp.cross_entropy"}
 
 
 def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int]:
-    """Refuse what cannot run on `world_size` ranks or in this run directory; without torch, so that
-    the launcher can ask before a job waits in a queue. Returns micro-batch rows and accumulation.
-    """
+    """Raise `BadInput` for a recipe that cannot run on `world_size` ranks or in its run directory.
+    Returns the rows per micro-batch and the number of accumulation steps."""
     read_layout(recipe.deepspeed.config)
     micro, accumulation = batch_split(recipe.train, world_size=world_size)
     contrastive = isinstance(recipe, (SimcseRecipe, SupervisedRecipe))
@@ -122,13 +121,13 @@ def check_run_dir(recipe: TrainingRecipe) -> None:
 
 
 def _and_above(key: str) -> set[str]:
-    """A key with those of the sections that it stands in."""
+    """A dotted key together with the keys of all sections around it."""
     parts = key.split(".")
     return {".".join(parts[:number]) for number in range(1, len(parts) + 1)}
 
 
 def check_no_blocks(recipe: Section) -> None:
-    """Raise `BadInput` for a recipe that holds out blocks, as older ones did."""
+    """Raise `BadInput` for a recipe of an older version that holds out blocks."""
     if isinstance(recipe, MntpRecipe) and (blocks := recipe.mntp.held_out_blocks):
         raise BadInput(
             f"mntp.held_out_blocks={blocks}: whole documents are held out now, "

@@ -1,8 +1,8 @@
 """Bytes, documents, tokens, shards and pairs. No torch.
 
-Reading: `sources` (which file is read how), `readers`, `packed`, `delimited`, `dump`, `records`,
+Reading: `sources` (which reader a file needs), `readers`, `packed`, `delimited`, `dump`, `records`,
 `joining`. Cleaning: `wikitext`, `markup_cost`, `sentences`, `filters`, `duplicates`. Shards:
-`sharding` makes parts, `assembly` makes shards of them; `shards`, `manifest`, `copies`, `verify`,
+`sharding` makes parts, `assembly` joins them to shards; `shards`, `manifest`, `copies`, `verify`,
 `repair`. Tokens: `tokens`, `token_files`, `token_shards`, `packing`, `masking`. Samples: `order`,
 `stream`, `held_out`. Pairs: `pair_formats`, `pairs`, `pair_stream`.
 """

@@ -1,4 +1,4 @@
-"""From parts to a committed directory of shards: duplicates, thresholds, the summary, the manifest.
+"""Joins parts to a committed directory of shards: duplicates, limits, the summary, the manifest.
 
 Knows all parts at once. Refuses to know how a part is made (`sharding`).
 """
@@ -45,12 +45,12 @@ NUM_SHOWN = 3
 
 
 class Unfinished(RuntimeError):
-    """Other workers have parts to make."""
+    """Some parts are still missing, because other workers have yet to make them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-    """All documents of all parts in order: in which part, from which input and row of it.
+    """All documents of all parts in order: the part, the input, and the row of the input.
 
     Shapes: N documents.
     """
@@ -61,9 +61,9 @@ class _Documents:
     duplicates: list[Duplicate]
 
     def kept(self) -> NDArray[np.bool_]:
-        """Which documents stay: (N,)."""
+        """Whether each document stays, that is, is no duplicate: (N,)."""
         kept = np.ones(len(self.part_N), dtype=np.bool_)
-        kept[[found.number for found in self.duplicates]] = False
+        kept[[duplicate.number for duplicate in self.duplicates]] = False
         return kept
 
     def place(self, number: int) -> tuple[int, int]:
@@ -75,10 +75,10 @@ class _Documents:
 def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
     """Commit the output when every part is there, and remove the parts; returns the manifest.
 
-    Any worker may call it, several at once. Raises `Unfinished` while parts are missing, and
-    `BadInput` when there is no document, when an input has changed since the work began (the parts
-    then go), or when more rows or more files are bad than `max_bad_fraction`: the parts then stay,
-    and the same command with a larger fraction takes them.
+    Any worker may call it, and several may at once. Raises `Unfinished` while parts are missing.
+    Raises `BadInput` when there is no document, when an input has changed since the work began (the
+    parts are removed then), or when a larger fraction of rows or files than `max_bad_fraction` is
+    bad. In the last case the parts stay, and the same command with a larger fraction uses them.
     """
     try:
         if there := written(work):
@@ -98,7 +98,8 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
             shards = _place_shards(work, folder=folder, parts=parts, documents=documents)
             _seal(work, folder=folder, shards=shards, summary=summary)
     except FileNotFoundError:
-        # Another worker has committed, and removed the parts under our hands: perhaps of others.
+        # Another worker has committed the output and removed the parts while we read them. It may
+        # have worked with other settings, so compare.
         if not is_committed(work.output):
             raise
         _require_same(work, checked_manifest(work.output, verify=False))
@@ -110,8 +111,8 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
 
 
 def written(work: Work) -> Manifest | None:
-    """The manifest when the output is already there, of these inputs and settings; None when there
-    is nothing. Raises `BadInput` when the output is of others, or damaged."""
+    """The manifest if the output exists and was made from these inputs and settings; None if there
+    is no output. Raises `BadInput` if it was made from others, or is damaged."""
     if not is_committed(work.output):
         return None
     manifest = checked_manifest(work.output, verify=True)
@@ -130,16 +131,21 @@ def _require_same(work: Work, manifest: Manifest) -> None:
 
 
 def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
-    """What repeats an earlier document: its id, and its text when the work says so."""
+    """Find documents that repeat the id of an earlier document, or its text in the way that
+    `work.deduplicate` asks for."""
+    # Read the keys part by part, into arrays: as Python objects, all signatures at once would not
+    # fit into memory.
     keys = [_keys(work, part) for part in parts]
     part_N = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part["row"]) for part in keys])
     whole = {name: np.concatenate([part[name] for part in keys]) for name in keys[0]}
     among = np.ones(len(part_N), dtype=np.bool_)
     duplicates: list[Duplicate] = []
 
-    def leave_out(found: list[Duplicate]) -> None:
-        among[[duplicate.number for duplicate in found]] = False
-        duplicates.extend(found)
+    # Each kind of duplicate is looked for among the documents that the kinds before have left, so
+    # that no document repeats one that is itself left out.
+    def leave_out(repeats: list[Duplicate]) -> None:
+        among[[duplicate.number for duplicate in repeats]] = False
+        duplicates.extend(repeats)
 
     leave_out(repeated(whole["id"], among=among, reason=DUPLICATE_ID))
     if "text" in whole:
@@ -153,7 +159,8 @@ def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
 
 
 def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> dict[str, Any]:
-    """Documents in and out and why not, and bytes. Every row that was read is in one count."""
+    """Count rows, documents kept, and documents dropped by reason. Every row that was read is in
+    exactly one of these counts."""
     dropped: Counter[str] = Counter()
     quarantined: Counter[str] = Counter()
     for part in parts:
@@ -177,38 +184,38 @@ def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> di
 
 
 def _keys(work: Work, part: Part) -> dict[str, NDArray[Any]]:
-    """The keys of a part's documents, by column; a part at a time, since signatures are large."""
+    """The keys of a part's documents, by column."""
     table = keys_schema(work).empty_table()
     if part.kept:
         stem = work.stem(group=part.group, unit=part.unit)
         table = pq.read_table(work.parts / f"{stem}.keys.parquet")
-    found: dict[str, NDArray[Any]] = {
+    keys: dict[str, NDArray[Any]] = {
         "file": table["file"].to_numpy().astype(np.int32),
         "row": table["row"].to_numpy().astype(np.int64),
     }
     for name in ("id", "text", "normalized"):
         if name in table.column_names:
-            found[name] = as_keys(table[name].to_pylist())
+            keys[name] = as_keys(table[name].to_pylist())
     if "signature" in table.column_names:
-        found["signature"] = as_signatures(table["signature"].to_pylist())
-    return found
+        keys["signature"] = as_signatures(table["signature"].to_pylist())
+    return keys
 
 
 def _quarantine(work: Work, *, parts: Sequence[Part], documents: _Documents) -> Iterator[str]:
     """The lines of the quarantine, in the order of the inputs."""
     repeats: dict[int, list[Duplicate]] = {}
-    for found in documents.duplicates:
-        if found.reason == DUPLICATE_ID:
-            repeats.setdefault(int(documents.part_N[found.number]), []).append(found)
+    for repeat in documents.duplicates:
+        if repeat.reason == DUPLICATE_ID:
+            repeats.setdefault(int(documents.part_N[repeat.number]), []).append(repeat)
     for number, part in enumerate(parts):
         path = work.parts / f"{work.stem(group=part.group, unit=part.unit)}.quarantine.jsonl"
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         entries = [json.loads(line) for line in text.split("\n") if line]
-        for found in repeats.get(number, []):
-            (file, row), (of, first) = (documents.place(it) for it in (found.number, found.of))
+        for repeat in repeats.get(number, []):
+            (file, row), (of, first) = (documents.place(it) for it in (repeat.number, repeat.of))
             origin = work.inputs[of]
             note = f"first in {origin.name}, {noun_of(origin.kind)} {first + 1}"
-            entries.append({"file": file, "row": row, "reason": found.reason, "note": note})
+            entries.append({"file": file, "row": row, "reason": repeat.reason, "note": note})
         for entry in sorted(entries, key=lambda entry: (int(entry["file"]), int(entry["row"]))):
             given = work.inputs[entry.pop("file")]
             place = f"{noun_of(given.kind)} {entry.pop('row') + 1}"
@@ -217,16 +224,16 @@ def _quarantine(work: Work, *, parts: Sequence[Part], documents: _Documents) -> 
 
 
 def _check(work: Work, *, summary: dict[str, Any], quarantine: Sequence[str], limit: float) -> None:
-    """Raise `BadInput` when there is nothing to keep, or too much is bad."""
+    """Raise `BadInput` when no document is kept, or when too many files or rows are bad."""
     rows, damaged = summary["rows"], summary["damaged_files"]
     paths = {given.name: given.path for given in work.inputs}
     first = next((f"{paths[name]}: {why}" for name, why in damaged.items()), "")
     if not summary["documents"]:
         shutil.rmtree(work.parts, ignore_errors=True)
         counts = {**summary["dropped"], **summary["quarantined"]}
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         name = work.inputs[0].path
-        raise BadInput(first or f"{name}: no document to keep (skipped: {told or 'none'})")
+        raise BadInput(first or f"{name}: no document to keep (skipped: {reasons or 'none'})")
     if len(damaged) > limit * len(work.inputs):
         if len(work.inputs) == 1:
             shutil.rmtree(work.parts, ignore_errors=True)
@@ -240,9 +247,9 @@ def _check(work: Work, *, summary: dict[str, Any], quarantine: Sequence[str], li
         path = work.parts / QUARANTINE
         write_atomic(path, "".join(quarantine))
         worst = Counter(summary["quarantined"]).most_common(NUM_SHOWN)
-        told = ", ".join(f"{count} {reason}" for reason, count in worst)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in worst)
         raise BadInput(
-            f"{bad} of {rows} rows are bad, more than --max-bad-fraction {limit}: {told}; "
+            f"{bad} of {rows} rows are bad, more than --max-bad-fraction {limit}: {reasons}; "
             f"they are listed in {path}"
         )
 
@@ -280,7 +287,8 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_duplicates(path: Path, work: Work, *, documents: _Documents) -> None:
-    """Which row repeats which: what was left out can be looked at, and a shard made again."""
+    """Write which row repeats which other row: for people, and for `repair`, which needs it to make
+    a shard again."""
 
     def origin(numbers: list[int]) -> dict[str, list[Any]]:
         return {
@@ -288,12 +296,12 @@ def _write_duplicates(path: Path, work: Work, *, documents: _Documents) -> None:
             "row": documents.row_N[numbers].tolist(),
         }
 
-    here = origin([found.number for found in documents.duplicates])
-    there = origin([found.of for found in documents.duplicates])
+    here = origin([duplicate.number for duplicate in documents.duplicates])
+    there = origin([duplicate.of for duplicate in documents.duplicates])
     table = pa.table(
         {
             **here,
-            "reason": [found.reason for found in documents.duplicates],
+            "reason": [duplicate.reason for duplicate in documents.duplicates],
             **{f"of_{name}": values for name, values in there.items()},
         }
     )
@@ -305,9 +313,11 @@ def _write_duplicates(path: Path, work: Work, *, documents: _Documents) -> None:
 def _seal(
     work: Work, *, folder: Path, shards: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    """Write summary and manifest, when the inputs are still those that the parts are of."""
+    """Write the summary and the manifest, if the inputs are still those that the parts came
+    from."""
     sources = _sources(work)
-    require_unchanged(work, range(len(work.inputs)))  # after their digests are taken
+    # After taking the digests: an input that changed during that would get a wrong one.
+    require_unchanged(work, range(len(work.inputs)))
     whole = {
         **summary,
         "shards": len(shards),
@@ -330,10 +340,10 @@ def _seal(
 
 
 def _sources(work: Work) -> list[dict[str, Any]]:
-    """What identifies the inputs, whatever folder they are in."""
+    """What identifies the inputs, independent of the folder that they are in."""
     return [identity(given) for given in work.inputs]
 
 
 def _plain(settings: dict[str, Any]) -> Any:
-    """As JSON gives it back: lists for tuples."""
+    """The settings as JSON would give them back (tuples become lists), to compare with it."""
     return json.loads(json.dumps(settings))

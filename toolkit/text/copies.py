@@ -1,8 +1,8 @@
 """The Arrow copy of a directory's Parquet files: made by `datasets`, checked by us.
 
-Knows where the copy is, and the record beside it: the SHA-256 of each stretch of its files, a batch
-of rows each, written once these were compared with those of the Parquet files. Refuses to know what
-the rows are.
+Knows where the copy is, and the record beside it: the SHA-256 of each stretch (the bytes of one
+batch of rows) of its files. The record is written once the rows were compared with those of the
+Parquet files. Refuses to know what the rows mean.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ FORMAT = "toolkit-copy/1"
 
 
 class _Stretch(TypedDict):
-    """Bytes of a file, from the end of the stretch before it, and the rows that are in them."""
+    """Bytes of a file, from the end of the previous stretch to `end`, with their row count."""
 
     file: FileName
     end: Count
@@ -47,9 +47,9 @@ class _Record(TypedDict):
 
 @dataclasses.dataclass
 class ArrowCopy:
-    """The rows of all files in order, as a data set of `datasets`, memory-mapped. Whoever reads
-    some says so by `need`: each stretch of the copy is compared with its SHA-256 once per process,
-    when something of it is first needed (0.6 s of a core per GB). It can be pickled."""
+    """The rows of all files in order, as a memory-mapped data set of `datasets`. A reader calls
+    `need` before it reads rows: each stretch of the copy is compared with its SHA-256 once per
+    process, when a row of it is first needed (0.6 s of one core per GB). It can be pickled."""
 
     rows: Any
     _folder: Path
@@ -63,8 +63,8 @@ class ArrowCopy:
             raise self._damaged(self._folder / RECORD)
 
     def need(self, start: int, stop: int) -> None:
-        """Rows `start` to `stop` (exclusive) will be read. `BadInput` names the file of the copy
-        that is damaged there."""
+        """Compare the stretches with rows `start` to `stop` (exclusive), before they are read.
+        `BadInput` names the file of the copy that is damaged there."""
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, stop, side="left"))
         for number in range(first, min(last + 1, len(self._open))):
@@ -72,7 +72,7 @@ class ArrowCopy:
                 self._compare(number)
 
     def need_all(self) -> None:
-        """The same of all rows, and of what stands around them."""
+        """Compare all stretches, with the bytes between and around the rows."""
         for number in np.flatnonzero(self._open).tolist():
             self._compare(number)
 
@@ -85,10 +85,10 @@ class ArrowCopy:
         try:
             with path.open("rb") as handle:
                 handle.seek(begin)
-                found = handle.read(max(0, stretch["end"] - begin))
+                data = handle.read(max(0, stretch["end"] - begin))
         except OSError as error:
             raise self._damaged(path) from error
-        if hashlib.sha256(found).hexdigest() != stretch["sha256"]:
+        if hashlib.sha256(data).hexdigest() != stretch["sha256"]:
             raise self._damaged(path)
         self._open[number] = False
 
@@ -100,20 +100,22 @@ class ArrowCopy:
 
 
 def cache_of(directory: Path) -> str | None:
-    """Where the Arrow copy of a directory's Parquet files goes; None: the default of `datasets`."""
+    """The folder for the Arrow copy of a directory's Parquet files; None if the directory cannot be
+    written, and `datasets` must use its default."""
     return str(directory / CACHE) if os.access(directory, os.W_OK) else None
 
 
 def open_copy(
     directory: Path, *, entries: Sequence[Mapping[str, Any]], schema: pa.Schema, verify: bool
 ) -> ArrowCopy:
-    """The copy of the columns of `schema` of the files that a manifest lists, made if it is not
-    there; with `verify` all of it is compared now, and not when it is needed.
+    """Open the Arrow copy of the files that a manifest lists, with the columns of `schema`; make it
+    if it does not exist. With `verify` all of it is compared now, instead of when it is needed.
 
-    A copy without a record is compared with the Parquet files, row by row, and so are these with
-    their SHA-256: once, for all who open it later. Raises `BadInput` that names what is damaged.
+    A copy without a record is compared with the Parquet files row by row, after these were compared
+    with their SHA-256. That happens once, and every later opening relies on the record. Raises
+    `BadInput`, which names what is damaged.
     """
-    # Imported here: half a second that a login node need not spend.
+    # Imported here, because it takes half a second and commands on a login node do not need it.
     import datasets
 
     files = [str(directory / entry["file"]) for entry in entries]
@@ -125,7 +127,7 @@ def open_copy(
             rows = datasets.Dataset.from_parquet(
                 files, cache_dir=cache, keep_in_memory=False, columns=schema.names
             )
-    except Exception as error:  # of `datasets`, of Arrow, and of whatever they call
+    except Exception as error:  # `datasets`, Arrow and what they call raise unrelated classes
         if isinstance(cause := error.__cause__ or error, OSError) and cause.errno:
             where = cache or "the default cache of datasets"
             raise BadInput(
@@ -157,26 +159,27 @@ def open_copy(
 
 
 def _recorded(folder: Path, *, content: str) -> list[_Stretch] | None:
-    """What the record says, if it is whole and of these files, and the copy has its size."""
+    """The stretches that the record lists; None if it is absent, damaged or of other files."""
     path = folder / RECORD
     try:
-        told = checked(read_json(path), _Record, source=path, advice="delete it")
-    except BadInput:  # absent, or damaged: the copy is compared with the shards again
+        record = checked(read_json(path), _Record, source=path, advice="delete it")
+    except BadInput:  # absent or damaged: the caller compares the copy with the shards again
         return None
-    if told["format"] != FORMAT or told["content"] != content:
+    if record["format"] != FORMAT or record["content"] != content:
         return None
-    return told["stretches"] if is_sealed(told) else None
+    return record["stretches"] if is_sealed(record) else None
 
 
 def _record(folder: Path, *, content: str, stretches: list[_Stretch]) -> None:
-    told = {"format": FORMAT, "content": content, "stretches": stretches}
-    with contextlib.suppress(OSError):  # then whoever opens it next compares it again
-        write_json(folder / RECORD, sealed(told))
+    record = {"format": FORMAT, "content": content, "stretches": stretches}
+    with contextlib.suppress(OSError):  # without a record the next opening compares again
+        write_json(folder / RECORD, sealed(record))
 
 
 @contextlib.contextmanager
 def _turn(folder: Path) -> Iterator[None]:
-    """One process at a time compares a copy; where no lock can be had, each does."""
+    """Let one process at a time compare a copy. On a file system without locks every process
+    compares it, which is slower but right."""
     from filelock import FileLock
 
     with contextlib.ExitStack() as entered:
@@ -192,7 +195,7 @@ def _proven(
     entries: Sequence[Mapping[str, Any]],
     schema: pa.Schema,
 ) -> list[_Stretch]:
-    """The stretches of a copy, after comparing its rows with those of the files that it is of."""
+    """The stretches of a copy, after comparing its rows with those of the Parquet files."""
     stretches: list[_Stretch] = []
     batches: list[pa.RecordBatch] = []
     try:
@@ -208,8 +211,8 @@ def _proven(
                 where = directory / entry["file"]
                 raise BadInput(f"{where}: is damaged (its SHA-256 differs); {again(directory)}")
             wanted = pq.read_table(pa.BufferReader(data), columns=schema.names)
-            found = rows.slice(start, len(wanted)).select(wanted.column_names).cast(wanted.schema)
-            same = found.equals(wanted) and wanted.schema.remove_metadata() == schema
+            ours = rows.slice(start, len(wanted)).select(wanted.column_names).cast(wanted.schema)
+            same = ours.equals(wanted) and wanted.schema.remove_metadata() == schema
             if not same or start + len(wanted) > len(rows):
                 raise ValueError("other rows")
             start += len(wanted)
@@ -224,23 +227,24 @@ def _proven(
 
 
 def _stretches(path: Path) -> Iterator[tuple[_Stretch, pa.RecordBatch]]:
-    """The batches of a file, each with the bytes that end with it; the last has the file's end."""
+    """The batches of a file, each with its stretch: the bytes from the end of the previous batch to
+    its own end. The last stretch reaches to the end of the file."""
     source = pa.memory_map(str(path))
     reader = pa.ipc.open_stream(source)
-    found: list[tuple[pa.RecordBatch, int]] = []
+    batches: list[tuple[pa.RecordBatch, int]] = []
     for batch in reader:
-        batch.validate(full=True)  # wrong offsets would have us read beyond the file
-        found.append((batch, source.tell()))
-    ends = [*(end for _, end in found[:-1]), path.stat().st_size]
+        batch.validate(full=True)  # wrong offsets would make us read beyond the file
+        batches.append((batch, source.tell()))
+    ends = [*(end for _, end in batches[:-1]), path.stat().st_size]
     with path.open("rb") as handle:
-        for (batch, _), begin, end in zip(found, [0, *ends], ends, strict=False):
+        for (batch, _), begin, end in zip(batches, [0, *ends], ends, strict=False):
             digest = hashlib.sha256(handle.read(end - begin)).hexdigest()
             yield {"file": path.name, "end": end, "rows": len(batch), "sha256": digest}, batch
 
 
 @contextlib.contextmanager
 def silent_datasets() -> Iterator[None]:
-    """No progress bars and no log lines of `datasets`: what went wrong, our one line says."""
+    """Turn off the progress bars and log lines of `datasets`; our one line says what went wrong."""
     import datasets
 
     had_bars = not datasets.are_progress_bars_disabled()

@@ -1,10 +1,10 @@
-"""Pages of a MediaWiki dump, from any place in it, one at a time.
+"""Reads the pages of a MediaWiki dump one at a time, starting at any page.
 
 Knows the XML of a dump (through mwxml), its compressions, and the index of a multistream dump.
 Refuses to know wiki markup (`wikitext`) and what becomes of a page.
 
-The dump is cut at `</page>` before any XML is parsed: pages that others read are skipped at the
-speed of decompression, and one damaged page costs that page only.
+The dump is cut at `</page>` before any XML is parsed. So pages that other workers read are skipped
+at the speed of decompression, and one damaged page costs that page only.
 """
 
 import codecs
@@ -33,14 +33,14 @@ FILE_NAMESPACE, CATEGORY_NAMESPACE = 6, 14
 _END_OF_PAGE = b"</page>"
 _PROLOG = re.compile(rb"^\s*<\?xml[^>]*\?>")
 _ENCODING = re.compile(rb"""encoding=["']([A-Za-z0-9._-]+)["']""")
-# Codecs of Python that count as encodings of text, and are none that a file is in.
+# Python lists these codecs as encodings of text, but no file is encoded in them.
 _NO_ENCODINGS = ("idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape")
 _UTF16_BOMS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the head of a dump says: where pages live, and its names of hidden links."""
+    """What the head of a dump says: the address of pages, and the namespaces of hidden links."""
 
     page_url: str = ""
     hidden_links: frozenset[str] = HIDDEN_LINKS
@@ -59,10 +59,10 @@ class Page:
 
 
 class Dump:
-    """A dump (.xml, or the same packed by bzip2, gzip or zstd, in one stream or many).
+    """A dump (.xml, plain or compressed by bzip2, gzip or zstd, in one stream or many).
 
-    With a multistream index beside it (`index_of`), any page is found without reading the pages
-    before it; otherwise reading starts at the first. Raises `Damaged` for a file that is no dump.
+    With a multistream index beside it (`index_of`), reading can start at any page; otherwise it
+    starts at the first page and skips. Raises `Damaged` for a file that is no dump.
     """
 
     def __init__(self, path: Path) -> None:
@@ -74,13 +74,13 @@ class Dump:
 
     @property
     def seeks(self) -> bool:
-        """Whether a page costs no more than a page, wherever it is."""
+        """Whether `pages` can start anywhere without reading all pages before."""
         return self.index is not None
 
     def pages(self, start: int) -> Iterator[bytes]:
-        """The XML of page `start` (from 0) and of all after it.
+        """The XML of page `start` (from 0) and of all pages after it.
 
-        Raises `Damaged` where the file cannot be read on.
+        Raises `Damaged` at the place from which the file cannot be read.
         """
         if self.index is not None:
             yield from self._indexed(start, offsets=_read_index(self.index))
@@ -98,7 +98,7 @@ class Dump:
         with open_packed(self._path, start=place) as handle, read_errors():
             for number, page in enumerate(_pages(handle), int(offsets.first_page[stream])):
                 while stream < len(offsets.first_page) and offsets.first_page[stream] <= number:
-                    # A line that the index lacks would move every number behind it.
+                    # If the index lacked a line, every later page would get a wrong number.
                     if offsets.first_id[stream] != _id_in(page):
                         raise Damaged(f"its index {self.index} names another page {number + 1}")
                     stream += 1
@@ -108,8 +108,8 @@ class Dump:
 
 @dataclass(frozen=True)
 class _Offsets:
-    """Where the streams of a multistream dump begin, and the first page of each: its number in the
-    dump, and its id."""
+    """For each stream of a multistream dump, the byte where it begins, and the number (in the dump)
+    and the id of its first page."""
 
     byte: NDArray[np.int64]
     first_page: NDArray[np.int64]
@@ -117,10 +117,10 @@ class _Offsets:
 
 
 def index_of(path: Path) -> Path | None:
-    """The index of a multistream dump, by Wikimedia's names; None when there is none.
+    """The index file of a multistream dump, found by Wikimedia's naming; None if there is none.
 
     x-multistream.xml.bz2 has x-multistream-index.txt.bz2, x-multistream1.xml-p1p9.bz2 has
-    x-multistream-index1.txt-p1p9.bz2; an index that was unpacked has no .bz2.
+    x-multistream-index1.txt-p1p9.bz2; a decompressed index has no .bz2.
     """
     if "multistream" not in path.name or not path.name.endswith(".bz2"):
         return None
@@ -132,7 +132,7 @@ def index_of(path: Path) -> Path | None:
 
 
 def read_page(xml: bytes, *, site: Site) -> Page:
-    """The page of an element; `ValueError` says in a few words why it cannot be read."""
+    """Parse the XML of a page; `ValueError` says in a few words why it cannot be read."""
     try:
         text = xml.decode()
     except UnicodeDecodeError:
@@ -159,7 +159,7 @@ def read_page(xml: bytes, *, site: Site) -> Page:
 
 
 def site_of(head: bytes) -> Site:
-    """What the XML before the first page says; `Damaged` when it is the head of no dump."""
+    """Parse the XML before the first page; `Damaged` if it is not the head of a dump."""
     try:
         root = ElementIterator.from_file(io.BytesIO(head + b"</mediawiki>"))
         if root.tag != "mediawiki":
@@ -195,7 +195,8 @@ def _site(info: Any) -> Site:
 
 
 def _pages(handle: IO[bytes]) -> Iterator[bytes]:
-    """The elements `<page>...</page>` of a dump, or of its later part; `Damaged` if it is cut."""
+    """The `<page>...</page>` elements of a dump, or of its end; `Damaged` if the file is cut
+    off."""
     piece = b""
     for piece in _pieces(_utf8_blocks(handle)):
         if piece.endswith(_END_OF_PAGE):
@@ -205,10 +206,12 @@ def _pages(handle: IO[bytes]) -> Iterator[bytes]:
 
 
 def _pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The text cut after each `</page>`; the last piece is what follows the last page."""
+    """The bytes cut after each `</page>`; the last piece is what follows the last page."""
     buffer = bytearray()
     for block in blocks:
-        seen = max(0, len(buffer) - len(_END_OF_PAGE))  # not from 0: a page may span many blocks
+        # Search only the new block (and a tag across its border): a page may span many blocks, and
+        # searching it from the start each time would take quadratic time.
+        seen = max(0, len(buffer) - len(_END_OF_PAGE))
         buffer += block
         begin = 0
         while (end := buffer.find(_END_OF_PAGE, max(begin, seen))) >= 0:
@@ -222,13 +225,14 @@ def _pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _cut_head(piece: bytes) -> tuple[bytes, bytes]:
-    """What stands before the first `<page>` (all of it when there is none), and the rest."""
+    """The bytes before the first `<page>` (all bytes if there is none), and the rest."""
     place = piece.find(b"<page>")
     return (piece, b"") if place < 0 else (piece[:place], piece[place:])
 
 
 def _utf8_blocks(handle: IO[bytes]) -> Iterator[bytes]:
-    """The text in UTF-8, whatever its XML declaration or byte order mark says, without them."""
+    """The content in UTF-8, decoded as its XML declaration or byte order mark says, and without
+    these two."""
     block = _read1(handle).removeprefix(codecs.BOM_UTF8)
     decoder = _decoder(block)
     first = True
@@ -237,28 +241,29 @@ def _utf8_blocks(handle: IO[bytes]) -> Iterator[bytes]:
             try:
                 block = decoder.decode(block).encode()
             except UnicodeError as error:
-                told = getattr(error, "reason", str(error))
-                raise Damaged(f"is not valid in the encoding that it names ({told})") from error
+                reason = getattr(error, "reason", str(error))
+                raise Damaged(f"is not valid in the encoding that it names ({reason})") from error
         yield _PROLOG.sub(b"", block, count=1) if first else block
         first = False
         block = _read1(handle)
 
 
 def _read1(handle: IO[bytes]) -> bytes:
-    # Not read(): of a file that ends too early it would lose what could still be unpacked.
+    # read1, not read: of a file that ends too early, read would lose what can still be unpacked.
     data: bytes = handle.read1(BLOCK_BYTES)  # type: ignore[attr-defined]
     return data
 
 
 def _decoder(start: bytes) -> codecs.IncrementalDecoder | None:
-    """For a text that begins with `start`; None for UTF-8, which is looked at page by page."""
+    """The decoder for a dump that begins with `start`; None for UTF-8, since pages are decoded one
+    by one and a damaged page must not cost the others."""
     prolog = _PROLOG.match(start)
     declared = _ENCODING.search(prolog[0]) if prolog else None
     encoding = declared[1].decode() if declared else "utf-8"
     try:
         if start.startswith(_UTF16_BOMS):
             encoding = "utf-16"
-        # Python's other codecs (rot13, zip, idna) are no encodings of a text.
+        # A codec that changes the ASCII of the declaration itself (rot13) cannot be meant.
         elif prolog and prolog[0].decode(encoding) != prolog[0].decode("ascii"):
             raise LookupError
         name = codecs.lookup(encoding).name
@@ -280,7 +285,8 @@ def _from(pages: Iterator[bytes], start: int) -> Iterator[bytes]:
 
 @functools.lru_cache(maxsize=8)
 def _read_index(path: Path) -> _Offsets:
-    """Read offset:page id:title of every page: 25 million lines for the English Wikipedia."""
+    """Read an index, whose lines are offset:page id:title (25 million for the English Wikipedia),
+    and keep one entry per stream."""
     offsets: list[int] = []
     first_page: list[int] = []
     first_id: list[int] = []
@@ -298,11 +304,11 @@ def _read_index(path: Path) -> _Offsets:
                 last = offset
     if not offsets or sorted(set(offsets)) != offsets:
         raise Damaged(f"its index {path} is damaged")
-    found = (np.array(column, dtype=np.int64) for column in (offsets, first_page, first_id))
-    return _Offsets(*found)
+    columns = (np.array(column, dtype=np.int64) for column in (offsets, first_page, first_id))
+    return _Offsets(*columns)
 
 
 def _id_in(page: bytes) -> int:
-    """The id in the XML of a page, its first; -1 where it has none."""
+    """The page's id, which is the first `<id>` in its XML; -1 if there is none."""
     digits = page.partition(b"<id>")[2].partition(b"</id>")[0].strip()
     return int(digits) if digits.isdigit() else -1

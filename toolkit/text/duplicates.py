@@ -1,13 +1,14 @@
-"""Which documents say again what an earlier one said: the same id, the same text, nearly the same.
+"""Finds documents that repeat an earlier one: the same id, the same text, or nearly the same text.
 
-Knows keys of documents, made where the documents are read, and decides over all of them at once, in
-their order: the first one stays, whoever read it. Refuses to know files.
+Knows keys of documents, which are made where the documents are read. Decides over all documents at
+once, in their order: the first one stays, whichever worker read it. Refuses to know files.
 
-Near duplicates: MinHash of word 5-grams (Broder 1997, through the library rensa), candidates by
-banding (Leskovec et al., Mining of Massive Datasets, section 3.4), kept as duplicates when the
-estimated Jaccard similarity reaches `LEAST_ESTIMATE`. The promise is of pairs of similarity `NEAR`
-and more: at least 95 in 100 are found. An estimate errs by 0.02, so its limit is below `NEAR`, and
-some pairs of less than `NEAR` go with them. Measured on real texts of 700 words, some exchanged:
+Near duplicates: MinHash of word 5-grams (Broder 1997, through the library rensa); candidates by
+banding (Leskovec et al., Mining of Massive Datasets, section 3.4); a candidate is a duplicate when
+the estimated Jaccard similarity reaches `LEAST_ESTIMATE`. Of pairs with a similarity of `NEAR` or
+more, at least 95 in 100 are found. The standard error of an estimate is 0.02, so the limit is below
+`NEAR`, and some pairs below `NEAR` are found too. Measured on real texts of 700 words, of which
+some words were exchanged:
 
     true similarity   0.65    0.70   0.75   0.78   0.80   0.85
     found             0.000   0.01   0.51   0.84   0.99   1.00
@@ -26,18 +27,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_PERMUTATIONS = 256
-NUM_BANDS = 32  # of 8: a pair of similarity 0.8 is a candidate with probability 0.997
+NUM_BANDS = 32  # of 8 rows: a pair of similarity 0.8 is a candidate with probability 0.997
 NEAR = 0.8
 LEAST_ESTIMATE = 0.755
-# A pair that differs agrees in 16 bits by chance once in 65,536 times: half the memory for nothing.
+# 16 of 32 bits halve the memory at no cost: two different values agree in them by chance only once
+# in 65,536 times.
 SIGNATURE_TYPE = np.uint16
 SHINGLE_WORDS = 5
 SEED = 1
 KEY_BYTES = 16
-KEYS = 3  # raise it when a document gets another key or signature
+KEYS = 3  # version of keys and signatures: raise it when a document would get another one
 PAIRS_AT_ONCE = 100_000
-LONGEST_RUN = 1_000  # of marks on one letter; Unicode's own limit for streams is 30 (UAX 15)
-MARKS_END = 0x20000  # no mark stands in the planes from here on
+LONGEST_RUN = 1_000  # marks on one letter; Unicode's own limit for streams is 30 (UAX 15)
+MARKS_END = 0x20000  # there are no marks in the planes from here on
 
 Keys = NDArray[np.void]
 Signature = NDArray[np.uint16]
@@ -55,25 +57,25 @@ class Duplicate:
 
 
 def key_of(text: str) -> bytes:
-    """A digest that equal texts share, and no other two in practice (128 bits)."""
+    """A digest of 128 bits, which is equal for equal texts and, in practice, only for those."""
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES).digest()
 
 
 def normalized(text: str) -> str:
-    """The text without three differences, and with all others.
+    """The text in a form that ignores three kinds of differences, and no others.
 
-    Folded are: case (as Unicode's full case folding does, so that a sharp s is ss); white space (a
-    run of it, of whatever characters, is one blank, and none stands at the ends); and the two ways
-    to write one accented character (NFC). Kept are punctuation, signs, digits and combining marks,
-    which make other words of the same letters: C++ and C#, 5 and -5, 10 with a superscript 2 and
-    102. A run of more than `LONGEST_RUN` combining marks, which is no writing, is kept as it is:
-    to put its marks in order would take time by the square of its length.
+    Ignored are: case (by Unicode's full case folding, so that a sharp s becomes ss); white space (a
+    run of any such characters becomes one blank, and both ends are stripped); and the two ways to
+    write an accented character (NFC). Punctuation, signs, digits and combining marks are kept,
+    because they distinguish words with the same letters: C++ and C#, 5 and -5, 10 with a
+    superscript 2 and 102. A run of more than `LONGEST_RUN` combining marks, which occurs in no
+    language, is kept as it is: sorting its marks would take quadratic time.
     """
     return " ".join(_composed(_composed(text).casefold()).split())
 
 
 def _composed(text: str) -> str:
-    """In NFC, but for its long runs of marks."""
+    """The text in NFC, except for long runs of marks, which stay as they are."""
     if text.isascii():
         return text
     pieces: list[str] = []
@@ -85,7 +87,7 @@ def _composed(text: str) -> str:
 
 
 def _long_runs(text: str) -> list[tuple[int, int]]:
-    """Where more than `LONGEST_RUN` marks stand in a row: from where to where."""
+    """Start and end of each run of more than `LONGEST_RUN` marks."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     marked = np.concatenate([[False], _marks()[np.minimum(codes, MARKS_END)], [False]])
     starts, stops = np.flatnonzero(marked[1:] != marked[:-1]).reshape(-1, 2).T
@@ -95,48 +97,48 @@ def _long_runs(text: str) -> list[tuple[int, int]]:
 
 @functools.cache
 def _marks() -> NDArray[np.bool_]:
-    """Of each character up to `MARKS_END`, whether it is a mark."""
+    """Whether each character up to `MARKS_END` is a mark, as a look-up table."""
     return np.array([is_mark(chr(code)) for code in range(MARKS_END + 1)])
 
 
 def is_mark(character: str) -> bool:
-    """Whether a character is put in order among its neighbours (a non-starter of Unicode)."""
+    """Whether a character is a mark (a non-starter of Unicode), which NFC sorts among others."""
     return unicodedata.combining(unicodedata.normalize("NFD", character)[0]) > 0
 
 
 def signature(text: str) -> Signature:
     """The MinHash signature (P,) of a text.
 
-    A shingle is of words, and words are of letters and digits alone. A text of fewer words than
-    that has nothing to be nearly the same in: its shingle is the whole text, normalised.
+    A shingle is `SHINGLE_WORDS` words, and words consist of letters and digits. A text with fewer
+    words has no such shingle; its only shingle is the whole normalised text.
     """
-    from rensa import RMinHash  # here: only who asks for near duplicates needs it
+    from rensa import RMinHash  # here, because only near duplicates need it
 
     words = _WORD.findall(text.casefold())
     shingles = [
         " ".join(words[start : start + SHINGLE_WORDS])
         for start in range(len(words) - SHINGLE_WORDS + 1)
     ] or [normalized(text)]
-    found = RMinHash(num_perm=NUM_PERMUTATIONS, seed=SEED)
-    found.update(shingles)
-    return np.array(found.digest(), dtype=np.uint32).astype(SIGNATURE_TYPE)
+    minhash = RMinHash(num_perm=NUM_PERMUTATIONS, seed=SEED)
+    minhash.update(shingles)
+    return np.array(minhash.digest(), dtype=np.uint32).astype(SIGNATURE_TYPE)
 
 
 def as_signatures(written: Iterable[bytes]) -> Signature:
-    """Signatures (N, P) of the bytes of each."""
+    """Signatures (N, P), read from the bytes of each one."""
     return np.frombuffer(b"".join(written), dtype=SIGNATURE_TYPE).reshape(-1, NUM_PERMUTATIONS)
 
 
 def as_keys(digests: Iterable[bytes]) -> Keys:
-    """Digests as an array that can be sorted and compared."""
+    """Digests as an array (N,) that numpy can sort and compare."""
     return np.frombuffer(b"".join(digests), dtype=np.dtype((np.void, KEY_BYTES)))
 
 
 def repeated(keys: Keys, *, among: NDArray[np.bool_], reason: str) -> list[Duplicate]:
-    """Of the documents `among`, those whose key an earlier one of them has."""
+    """The documents `among` all whose key equals that of an earlier one of them."""
     places = np.flatnonzero(among)
     _, first, inverse = np.unique(keys[places], return_index=True, return_inverse=True)
-    # `first` is the first occurrence: numpy sorts stably when it is asked for the index.
+    # `first` is the earliest place, since numpy sorts stably when it returns the index.
     again = first[inverse] != np.arange(len(places))
     return [
         Duplicate(int(number), of=int(of), reason=reason)
@@ -147,11 +149,11 @@ def repeated(keys: Keys, *, among: NDArray[np.bool_], reason: str) -> list[Dupli
 def nearly_repeated(
     signature_NP: Signature, *, among: NDArray[np.bool_], reason: str
 ) -> list[Duplicate]:
-    """Of the documents `among`, those that are nearly an earlier one that stays.
+    """The documents `among` all that are nearly equal to an earlier one that stays.
 
-    A document is compared with the first of each bucket that it falls into, and where that one
-    does not stay, with the one that stays in its place. Memory is that of the signatures and of one
-    band.
+    A document is compared with the first document of each bucket that it falls into. If that one is
+    itself a duplicate, the document is compared with the one that stays instead. Memory is needed
+    for the signatures and for one band at a time.
     """
     numbers, earlier = _near_pairs(signature_NP, places=np.flatnonzero(among))
     of: dict[int, int] = {}
@@ -164,22 +166,23 @@ def nearly_repeated(
 
 
 def _near_pairs(signature_NP: Signature, *, places: Ints) -> tuple[Ints, Ints]:
-    """Documents that are nearly the first of a bucket, ascending, and that one."""
+    """Documents that are nearly equal to the first document of a bucket, ascending, and for each
+    that first document."""
     last = np.full(len(signature_NP), -1, dtype=np.int64)
-    found: list[Ints] = [np.zeros((2, 0), dtype=np.int64)]
+    pairs: list[Ints] = [np.zeros((2, 0), dtype=np.int64)]
     rows = NUM_PERMUTATIONS // NUM_BANDS
     for band in range(NUM_BANDS):
         part = np.ascontiguousarray(signature_NP[places, band * rows : (band + 1) * rows])
         buckets = part.view(np.dtype((np.void, part.itemsize * rows))).ravel()
         _, first, inverse = np.unique(buckets, return_index=True, return_inverse=True)
         heads, others = places[first[inverse]], places
-        # Most pairs meet in many bands, one after another.
+        # Most pairs share many bands; comparing them again in each band would take most time.
         new = (heads != others) & (last[others] != heads)
         heads, others = heads[new], others[new]
         near = _are_near(signature_NP, heads, others)
         last[others[near]] = heads[near]
-        found.append(np.stack([others[near], heads[near]]))
-    numbers, earlier = np.unique(np.concatenate(found, axis=1), axis=1)
+        pairs.append(np.stack([others[near], heads[near]]))
+    numbers, earlier = np.unique(np.concatenate(pairs, axis=1), axis=1)
     return numbers, earlier
 
 

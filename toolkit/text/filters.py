@@ -1,19 +1,19 @@
-"""Which documents are worth training on: named steps, each of which can leave a document out.
+"""Which documents are worth training on: rules with names, each of which can leave a document out.
 
 Knows texts. The rules of `quality` are those of Gopher (Rae et al. 2021, arXiv 2112.11446, appendix
-A.1.1), which most open corpora use; they are meant for prose in languages with spaces.
+A.1.1), which most open corpora use; they are made for prose in languages with spaces.
 """
 
 import re
 from collections import Counter
 from dataclasses import dataclass
 
-# Enough to tell a language, and the time does not grow with the document.
+# Enough to recognise a language, so that the time does not grow with the document.
 LANGUAGE_CHARS = 2000
-# No word of any language; base64, minified code, or a text whose spaces were lost.
+# A longer word is none: it is base64, minified code, or a text whose spaces were lost.
 MAX_WORD_CHARS = 4096
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
-# Scripts that do not part their words: Thai to Myanmar, Khmer, kana, CJK ideographs.
+# Scripts without spaces between words: Thai to Myanmar, Khmer, kana, CJK ideographs.
 _UNSPACED = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
@@ -21,7 +21,7 @@ _UNSPACED = re.compile(
 
 @dataclass(frozen=True)
 class Filters:
-    """What a document must be. Lengths are in characters; no language named: any."""
+    """What a document must be to stay. Lengths are in characters; no `languages`: any language."""
 
     min_chars: int = 0
     max_chars: int | None = None
@@ -29,7 +29,7 @@ class Filters:
     quality: bool = False
 
     def reason(self, text: str) -> str:
-        """The name of the first step that leaves the text out; empty when all keep it."""
+        """The name of the first rule that leaves the text out; empty if all keep it."""
         if len(text) < self.min_chars:
             return f"shorter than {self.min_chars} characters"
         if self.max_chars is not None and len(text) > self.max_chars:
@@ -40,7 +40,8 @@ class Filters:
 
 
 def has_no_spaces(text: str) -> bool:
-    """Whether a run of more than `MAX_WORD_CHARS` characters has no blank, and should have."""
+    """Whether a run of more than `MAX_WORD_CHARS` characters has no space, in a script that has
+    spaces."""
     return any(
         len(word) > MAX_WORD_CHARS and len(_UNSPACED.findall(word)) < len(word) // 4
         for word in text.split()
@@ -49,14 +50,14 @@ def has_no_spaces(text: str) -> bool:
 
 def language_of(text: str) -> str:
     """The most likely language of a text, by its two-letter code (py3langid)."""
-    from py3langid import classify  # here: its model takes half a second to load
+    from py3langid import classify  # here, because its model takes half a second to load
 
     code: str = classify(text[:LANGUAGE_CHARS])[0]
     return code
 
 
 def low_quality(text: str) -> str:
-    """The first rule of Gopher's that a text breaks, by name; empty when it breaks none."""
+    """The name of the first rule of Gopher that a text breaks; empty if it breaks none."""
     words = text.split()
     if not 50 <= len(words) <= 100_000:
         return "quality: number of words"

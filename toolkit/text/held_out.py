@@ -1,6 +1,6 @@
-"""Which documents are held out: never trained on, so that a loss on them says something.
+"""Which documents are held out, that is, never trained on, so that a loss on them is meaningful.
 
-Knows numbers of rows and a seed. Refuses to know files, and what is measured on the documents.
+Knows row numbers and a seed. Refuses to know files, and what is measured on the documents.
 """
 
 from dataclasses import dataclass
@@ -11,21 +11,22 @@ from numpy.typing import NDArray
 from toolkit.base.errors import BadInput
 from toolkit.text.order import sample_at
 
-SALT = 0x68656C64  # so that the draw says nothing about the order of the samples
+SALT = 0x68656C64  # makes the draw independent of the order of the samples
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """So many whole documents, drawn by a seed: the same ones for any block length, any number of
-    ranks and any cut into shards. A smaller number is a part of a larger one."""
+    """The draw of `documents` whole documents by a seed. It is the same for any block length,
+    number of ranks and division into shards. A smaller draw is a subset of a larger one."""
 
     documents: int = 0
     seed: int = 0
 
     def rows(self, num_rows: int) -> Ints:
-        """Which of so many rows, ascending. Raises `BadInput` when none is left."""
+        """The rows that are held out of `num_rows`, ascending. Raises `BadInput` if no row would be
+        left to train on."""
         if self.documents and self.documents >= num_rows:
             raise BadInput(
                 f"data.held_out_documents={self.documents}: the shards hold {num_rows} documents; "

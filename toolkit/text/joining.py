@@ -1,7 +1,7 @@
 """Several inputs as one sequence of rows, so that small files share parts and shards.
 
-Knows which inputs go together, and how reading goes on from one to the next. Refuses to know what
-becomes of a row (`sharding`).
+Knows which inputs go together, and how reading continues from one to the next. Refuses to know what
+a row is used for (`sharding`).
 """
 
 import itertools
@@ -14,13 +14,15 @@ from toolkit.text.records import Damaged
 from toolkit.text.shards import ShardRules
 from toolkit.text.sources import Input, is_packed, open_source, stamp
 
-LIKELY_RATIO = 4  # of compression: what gzip and its like make of prose
-LEAST_SHARDS = 4  # of a group of one-row files: the last shard, which is seldom full, counts little
+LIKELY_RATIO = 4  # how much smaller gzip and similar formats make prose
+# A group of one-row files is large enough for this many shards, so that the last one, which is
+# seldom full, matters little.
+LEAST_SHARDS = 4
 
 
 @dataclass(frozen=True)
 class Row:
-    """A raw row, and where it stands: `number` is that within its file, from 0."""
+    """A raw row with its file; `number` counts the rows of that file, from 0."""
 
     raw: Any
     source: Source
@@ -30,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Break:
-    """A place where a file cannot be read on: before its row `number`."""
+    """The place from which a file cannot be read: before its row `number`, because of `why`."""
 
     file: int
     number: int
@@ -38,11 +40,12 @@ class Break:
 
 
 def grouped(inputs: Sequence[Input], *, rules: ShardRules) -> tuple[int, ...]:
-    """How many consecutive inputs are in each group, by their sizes and `rules` alone.
+    """How many consecutive inputs each group has; it depends on their sizes and `rules` only.
 
-    A group holds at most what one shard may hold, unpacked, or it is one larger file; and of files
-    that are tiny, at most a number that gives `LEAST_SHARDS` shards: whoever makes the last part of
-    a group opens all of its files. A data set, whose size is not known, is a group of its own.
+    A group is one large file, or it holds at most as many decompressed bytes as one shard may. Tiny
+    files are grouped only up to the number that fills `LEAST_SHARDS` shards, because the worker
+    that makes the last part of a group must open all of its files. A data set, whose size is
+    unknown, is a group of its own.
     """
     least = rules.bytes_per_shard // (LEAST_SHARDS * rules.rows_per_shard)
     counts: list[int] = []
@@ -63,8 +66,8 @@ def grouped(inputs: Sequence[Input], *, rules: ShardRules) -> tuple[int, ...]:
 
 
 class JoinedRows:
-    """The rows of a group of inputs, by their numbers among all inputs. It goes on where it ended,
-    so that files that cannot be sought in are read once, if ranges come in ascending order."""
+    """The rows of a group of inputs, as one sequence. `take` continues where the last call ended,
+    so that a file without random access is read only once if the ranges ascend."""
 
     def __init__(
         self, inputs: Mapping[int, Input], *, columns: Columns, limit: int | None = None
@@ -72,17 +75,18 @@ class JoinedRows:
         self._inputs, self._columns, self._limit = inputs, columns, limit
         self._items: Iterator[Row | Break] = iter(())
         self._next = -1
-        self._only: Source | None = None  # of a group of one: opened once
+        self._only: Source | None = None  # the source of a group of one input, opened once
 
     def take(self, start: int, stop: int) -> Iterator[Row | Break]:
-        """Rows start .. stop - 1 of the sequence, fewer where it ends, and every break that comes
-        after row start - 1 and before row `stop` - 1: each break is in one range."""
+        """Rows start .. stop - 1 of the sequence, fewer if it ends, and every break that comes
+        after row start - 1 and before row stop - 1, so that each break is in exactly one range."""
         seeks = self._only is not None and self._only.seeks
         if self._next < 0 or start < self._next or (start > self._next and seeks):
             self._items, self._next = self._read(start), start
         while self._next < stop:
             if (item := next(self._items, None)) is None:
-                self._next = -1  # a break at the very end, passed over, may be asked for yet
+                # Start anew next time: a later range may ask for a break at the very end.
+                self._next = -1
                 return
             wanted = self._next >= start
             self._next += isinstance(item, Row)
@@ -90,8 +94,9 @@ class JoinedRows:
                 yield item
 
     def _read(self, start: int) -> Iterator[Row | Break]:
-        """All from row `start` on. Only a group of one is sought in: the rows before a place in a
-        damaged file can be counted by reading them alone, and everybody must count the same."""
+        """All rows and breaks from row `start` on. Only a group of one input starts there directly:
+        how many rows a damaged file gives is known only after reading it, and all workers must
+        count the same."""
         skipped = start
         for file, given in self._inputs.items():
             number = 0

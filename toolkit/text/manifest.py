@@ -1,4 +1,4 @@
-"""The manifest of a committed directory: what is in it, and the digest of each file and of itself.
+"""The manifest of a committed directory: its contents, and the digests of its files and of itself.
 
 Knows JSON and digests. Refuses to know what the files hold.
 """
@@ -26,8 +26,8 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> Manifest:
 def read_manifest(
     directory: Path, *, form: str, how_to_make: str, older: Sequence[str] = ()
 ) -> Manifest:
-    """The manifest of a directory that is whole, of the format `form` or one of the `older` ones;
-    `BadInput` says how to make one."""
+    """The manifest of a complete directory, in the format `form` or one of the `older` formats.
+    Raises `BadInput`, which says how to make such a directory."""
     if not directory.is_dir():
         raise BadInput(f"{directory}: no such directory; {how_to_make} {directory}")
     if not is_committed(directory):
@@ -49,8 +49,9 @@ def read_manifest(
 def check_files(
     directory: Path, entries: Iterable[Mapping[str, Any]], *, names: re.Pattern[str], verify: bool
 ) -> None:
-    """Refuse a directory in which a file is absent or has another size, or with `verify` another
-    SHA-256, than its entry says; and an entry that names a file elsewhere."""
+    """Raise `BadInput` if a file is absent or differs from its entry in size or (with `verify`) in
+    SHA-256, or if an entry names a file outside the directory."""
+    # All names first: a manifest that names a file elsewhere must not make us read that file.
     listed = list(entries)
     for entry in listed:
         if not names.fullmatch(str(entry.get("file"))):
@@ -64,7 +65,7 @@ def check_files(
 
 
 def file_problem(directory: Path, entry: Mapping[str, Any], *, verify: bool) -> str:
-    """What is wrong with a file that an entry names; empty when nothing is."""
+    """What is wrong with the file that an entry names; empty if nothing is."""
     path = directory / entry["file"]
     if not path.is_file():
         return "is missing"
@@ -77,5 +78,5 @@ def file_problem(directory: Path, entry: Mapping[str, Any], *, verify: bool) -> 
 
 
 def again(directory: Path) -> str:
-    """What helps against damage."""
+    """The advice for a damaged directory, as the end of an error message."""
     return f"delete {directory} and make it again, or copy it again"

@@ -1,15 +1,16 @@
-"""Packed files as they were before: gzip, bzip2 and zstd, of one stream or of many.
+"""Reads compressed files strictly: gzip, bzip2 and zstd, with one stream or several.
 
 Knows the three formats and their checksums. Refuses to know what the content means.
 
-What is given has passed its checksum: in bzip2 block by block; in gzip stream by stream and in zstd
-all of a file, which takes a first pass over it. Where that fails, or the file ends too early,
-`Damaged` is raised. Whatever follows a whole stream must be another one: Python's own readers drop
-a stream whose first bytes are damaged, and everything behind it, without a word.
+Bytes are handed out only after their checksum was compared: for bzip2 block by block; for gzip
+stream by stream and for zstd the whole file, which takes a first pass over it. `Damaged` is raised
+where a checksum is wrong or the file ends too early. What follows a complete stream must be another
+stream: Python's own readers silently drop a stream whose first bytes are damaged, and everything
+after it.
 
-What nobody can find: streams that are missing from the end or the middle of a file, and changed
-bytes where there is no checksum (files that are not packed; zstd frames without one, such as
-pyarrow's; the command zstd writes one).
+Two kinds of damage cannot be found: whole streams that are missing from the middle or the end of a
+file, and changed bytes that have no checksum (in files that are not compressed, and in zstd frames
+without one, such as pyarrow's; the zstd command writes one).
 """
 
 import bz2
@@ -29,20 +30,20 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MAGIC = {".gz": (b"\x1f\x8b",), ".bz2": (b"BZh",), ".zst": (b"\x28\xb5\x2f\xfd",)}
-# A zstd file may begin with a frame that holds no content: pzstd writes such.
+# A zstd file may begin with a frame that holds no content, as files of pzstd do.
 _SKIPPABLE = {bytes([low]) + b"\x2a\x4d\x18" for low in range(0x50, 0x60)}
-_SLICE_BYTES = 2**14  # packed; far less than a block of bzip2, see `_bzip2`
-_PIECE_BYTES = 2**20  # unpacked
-# The most that a block of bzip2 can hold: 900,000 bytes, where five may stand for 259.
+_SLICE_BYTES = 2**14  # compressed bytes per read; far less than a block of bzip2, see `_bzip2`
+_PIECE_BYTES = 2**20  # decompressed bytes per piece, at most
+# The largest content of a bzip2 block: 900,000 bytes, of which each five may stand for 259.
 _MAX_BLOCK_BYTES = 900_000 // 5 * 259
 
 
 def open_packed(path: Path, *, start: int = 0) -> IO[bytes]:
-    """The unpacked content of a file, packed or not, from the byte `start` of the file on, where a
-    stream begins.
+    """Open the decompressed content of a file, compressed or not. Reading starts at byte `start` of
+    the file, where a stream must begin.
 
-    What a file begins with decides, since many are renamed; but one whose name says that it is
-    packed must be. Raises `Damaged`, here or later, while it is read.
+    The first bytes decide the format, since many files have been renamed; but a file whose name
+    says that it is compressed must be. Raises `Damaged`, now or while the content is read.
     """
     with read_errors(), path.open("rb") as handle:
         handle.seek(start)
@@ -64,8 +65,8 @@ def _kind_of(head: bytes) -> str:
 
 
 class _Unpacked(io.RawIOBase):
-    """Pieces as a file. Raises `Damaged`, and again for whoever reads on after that: they must not
-    take it for the end."""
+    """A file made of pieces. Once it has raised `Damaged`, every further read raises it again, so
+    that no reader takes the damage for the end of the file."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -95,9 +96,10 @@ class _Unpacked(io.RawIOBase):
 
 
 def _bzip2(path: Path, start: int) -> Iterator[bytes]:
-    """Each block after its checksum was compared, which libbz2 does when it has given all of it.
+    """The content of each block, after libbz2 has compared its checksum.
 
-    That it has is known when it takes a slice and gives nothing: it then reads the next block.
+    libbz2 does that when it has handed out the whole block. We notice that it has done so when it
+    takes a slice and returns nothing: it then reads the next block.
     """
     held = bytearray()
     with path.open("rb") as file:
@@ -118,7 +120,7 @@ def _bzip2(path: Path, start: int) -> Iterator[bytes]:
             if not piece:
                 yield bytes(held)
                 held.clear()
-            elif len(held) > 2 * _MAX_BLOCK_BYTES:  # a whole block lies behind these
+            elif len(held) > 2 * _MAX_BLOCK_BYTES:  # more than a block follows the bytes we yield
                 yield bytes(held[:-_MAX_BLOCK_BYTES])
                 del held[:-_MAX_BLOCK_BYTES]
             packed = file.read(_SLICE_BYTES) if unpacker.needs_input else b""
@@ -127,7 +129,7 @@ def _bzip2(path: Path, start: int) -> Iterator[bytes]:
 
 
 def _gzip(path: Path, start: int) -> Iterator[bytes]:
-    """The streams before the first that is damaged."""
+    """The content of the streams before the first damaged one; then raises `Damaged`."""
     bad, problem = _first_bad(path, start, stamp_of(path))
     for place, piece in _gzip_streams(path, start):
         if place == bad:
@@ -137,7 +139,8 @@ def _gzip(path: Path, start: int) -> Iterator[bytes]:
 
 @functools.lru_cache(maxsize=64)
 def _first_bad(path: Path, start: int, _: tuple[int, int]) -> tuple[int, str]:
-    """Where the first gzip stream begins that is damaged, and what is wrong; -1 where none is."""
+    """The byte where the first damaged gzip stream begins, and what is wrong; -1 if none is
+    damaged. The unnamed argument is the stamp of the file: a changed file is looked at again."""
     places = [start]
     try:
         with read_errors():
@@ -149,14 +152,14 @@ def _first_bad(path: Path, start: int, _: tuple[int, int]) -> tuple[int, str]:
 
 
 def _gzip_streams(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
-    """Pieces, each with the place of its stream, at least one of each stream."""
+    """Pieces of content, each with the byte where its stream begins; at least one per stream."""
     place = start
     with path.open("rb") as file:
         file.seek(start)
         packed = file.read(_SLICE_BYTES)
         while packed:
             yield place, b""
-            unpacker = zlib.decompressobj(wbits=31)  # with gzip's head and checksum
+            unpacker = zlib.decompressobj(wbits=31)  # 31 reads gzip's header and checksum
             while not unpacker.eof:
                 piece = unpacker.decompress(packed, _PIECE_BYTES)
                 yield place, piece
@@ -171,7 +174,7 @@ def _gzip_streams(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _zstd(path: Path, start: int) -> Iterator[bytes]:
-    """All of it, or nothing where something in it is damaged."""
+    """The whole content; raises `Damaged` before the first piece if anything is damaged."""
     if problem := _zstd_problem(path, start, stamp_of(path)):
         raise Damaged(problem)
     yield from _zstd_pieces(path, start)

@@ -1,11 +1,13 @@
 """How documents fill blocks of a fixed number of tokens. Knows lengths only.
 
 Best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling") with cuts at
-sentence ends: whole documents, the longest first, and into the room that is left the document, or
-the whole sentences from the beginning of one, that fill it. Their rest is packed as a document is.
+sentence ends. A block takes whole documents, the longest first. The room that is left takes the
+document that fills it best, or the first whole sentences of a document; the rest of that document
+is then packed like any other.
 
-Documents that are never cut would leave 38 % of the blocks empty when each is a little longer than
-half a block; cut wherever a block ends, they would lose the sentence that stands there.
+If documents were never cut, 38 % of the room in blocks would stay empty when each document is a
+little longer than half a block. If they were cut wherever a block ends, the sentence there would be
+lost.
 """
 
 import heapq
@@ -17,10 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_TOKENS = 16  # a cut leaves no shorter piece on either side; in short blocks, an eighth of one
-TOLERANCE = 100  # a block is full when less than one in so many of its tokens is left
-SECTION = 4  # a document of more than two sections of so many blocks is packed section by section
-CANDIDATES = 32  # so many lengths are compared for a room; more fill it no better
+LEAST_TOKENS = 16  # the shortest piece that a cut may leave; in short blocks an eighth of a block
+TOLERANCE = 100  # a block counts as full when less than 1 in 100 of its tokens is empty
+SECTION = 4  # blocks per section; a document longer than two sections is packed by sections
+CANDIDATES = 32  # lengths that are compared for a room; more would fill it no better
 
 Ints = NDArray[np.int64]
 Span = tuple[int, int]
@@ -47,14 +49,14 @@ def pack_documents(
     wrap: int,
     without: Ints = _NOTHING,
 ) -> Packing:
-    """Pack documents into blocks of at most `room` tokens; every token is in one block, but for
-    those of the documents `without`.
+    """Pack documents into blocks of at most `room` tokens. Every token is in exactly one block,
+    except for the documents `without`, which are left out.
 
-    Each piece takes `wrap` tokens more, for its begin token and the like. `document_offsets` has
-    one entry more than there are documents; `cuts` are, for each document, the ascending places in
-    it (in tokens from its start) where a cut hurts least. Elsewhere a document is cut only to fill
-    a block that would stay half empty, or, where it has no such place, a quarter empty. The result
-    is a function of the arguments; the time is O(n log n) for n documents of any given length.
+    Each piece needs `wrap` tokens more, for its begin token and the like. `document_offsets` has
+    one entry more than there are documents. `cuts` gives for each document the ascending places (in
+    tokens from its start) where a cut does least harm. A document is cut elsewhere only to fill a
+    block that would stay half empty or, if the document has no such place, a quarter empty. The
+    result depends on the arguments only; the time is O(n log n) for n documents of a given length.
     """
     if room <= wrap:
         raise ValueError(f"room={room} holds no piece: each takes {wrap} tokens around it")
@@ -77,8 +79,9 @@ def pack_documents(
 
 @dataclass(frozen=True)
 class _Piece:
-    """A document, or what is left of it, in the flat token sequence. `places` are its document's
-    cuts there; `is_plain` says that there were none, `goes_on` that something stands before it."""
+    """A document, or the rest of one, as a span of the flat token sequence. `places` are the cuts
+    of the whole document there; `is_plain`: it has none; `goes_on`: the beginning of the document
+    was taken already."""
 
     start: int
     end: int
@@ -92,8 +95,8 @@ class _Piece:
 
 
 def _sections(start: int, end: int, places: Sequence[int], *, size: int) -> Iterator[Span]:
-    """(start, end) of the sections of a document: a room is the better filled, the more beginnings
-    of pieces there are to choose from."""
+    """(start, end) of the sections of a document. Pieces are taken from their beginning, so more
+    sections give more pieces to choose from, which fills rooms better."""
     while end - start > 2 * size:
         last = bisect_right(places, start + size) - 1
         half_full = last >= 0 and places[last] > start + size // 2
@@ -104,16 +107,20 @@ def _sections(start: int, end: int, places: Sequence[int], *, size: int) -> Iter
 
 
 class _Shelf:
-    """Pieces by a length at which each can be taken: the longest at most so long is found at once.
+    """Pieces sorted by the lengths at which they can be taken. It finds the greatest length up to a
+    limit at once.
 
-    Of one length the longest piece is taken first, so that many are left to choose from until the
-    end. A piece that is no longer in `pieces` is forgotten when it is met.
+    Among pieces that can be taken at one length, the longest piece comes first, so that many pieces
+    are left to choose from until the end. A piece that is no longer in `pieces` is dropped when it
+    comes up.
     """
 
     def __init__(self, pieces: dict[int, _Piece]) -> None:
         self._pieces = pieces
         self._heaps: dict[int, list[tuple[int, int]]] = {}
-        self._lengths = 0  # bit l is set where a piece of length l may be
+        # A set of lengths as one number: bit l is set if there may be a piece for length l, and the
+        # greatest length up to a limit is the highest bit below it.
+        self._lengths = 0
 
     def put(self, number: int, *, length: int) -> None:
         order = (-self._pieces[number].length, number)
@@ -121,7 +128,7 @@ class _Shelf:
         self._lengths |= 1 << length
 
     def longest(self, at_most: int) -> tuple[int, int] | None:
-        """The greatest length at most so long at which a piece can be taken, and that piece."""
+        """The greatest length up to `at_most` at which a piece can be taken, and that piece."""
         while at_most > 0:
             length = (self._lengths & ((2 << at_most) - 1)).bit_length() - 1
             if length <= 0:
@@ -133,14 +140,14 @@ class _Shelf:
         return None
 
     def longest_first(self, at_most: int) -> Iterator[tuple[int, int]]:
-        """(length, piece) for each length, from the longest down."""
-        while found := self.longest(at_most):
-            yield found
-            at_most = found[0] - 1
+        """(length, piece) for each length, from `at_most` down."""
+        while taken := self.longest(at_most):
+            yield taken
+            at_most = taken[0] - 1
 
 
 def _top(heap: list[tuple[int, int]], *, among: dict[int, _Piece]) -> int | None:
-    """The first piece of a heap that is still there."""
+    """The first piece of a heap that is still among the pieces; drops those before it."""
     while heap and heap[0][1] not in among:
         heapq.heappop(heap)
     return heap[0][1] if heap else None
@@ -156,15 +163,16 @@ class _Pool:
         self._pieces: dict[int, _Piece] = {}
         self._numbers = itertools.count()
         self._whole = _Shelf(self._pieces)
-        # A long piece is cut anyway; a short one is better left whole.
+        # Two shelves for pieces that can be cut. A piece longer than a block must be cut anyway; a
+        # shorter one had better stay whole, so its shelf comes last.
         self._long_cut, self._short_cut = _Shelf(self._pieces), _Shelf(self._pieces)
         self._shelves = self._whole, self._long_cut, self._short_cut
-        # Heaps of all pieces, and of those of documents in which no sentence ends.
+        # Heaps by length: of all pieces, and of those whose document has no place for a cut.
         self._by_length: list[tuple[int, int]] = []
         self._plain_by_length: list[tuple[int, int]] = []
 
     def add_document(self, first: int, end: int, *, places: Ints) -> None:
-        """Add what stands from `first` to `end`; `places` count from its beginning."""
+        """Add the document from `first` to `end`; `places` count from `first`."""
         inside = (places[(places > 0) & (places < end - first)] + first).tolist()
         for start, until in _sections(first, end, inside, size=SECTION * self._most):
             self._add(_Piece(start, until, inside, is_plain=not inside, goes_on=start > first))
@@ -173,21 +181,21 @@ class _Pool:
         return bool(self._pieces)
 
     def fill(self) -> list[Span]:
-        """Take the pieces of one block, at least one: their starts and lengths."""
+        """Take the pieces of one block, at least one; returns their starts and lengths."""
         lengths: dict[int, int] = {}  # by start
         starts: dict[int, int] = {}  # by end
         left = self._room
         while left > self._wrap:
-            found = self._choose(left - self._wrap, empty=not lengths)
-            if found is None and left > self._room // 4:
-                found = self._cut_anywhere(left - self._wrap, left=left)
-            if found is None:
+            choice = self._choose(left - self._wrap, empty=not lengths)
+            if choice is None and left > self._room // 4:
+                choice = self._cut_anywhere(left - self._wrap, left=left)
+            if choice is None:
                 break
-            length, number = found
+            length, number = choice
             piece = self._take(number, length=length)
             start = piece.start
             left -= length
-            if piece.goes_on and start in starts:  # after its beginning: they are one
+            if piece.goes_on and start in starts:  # the piece before it is in this block: join them
                 end, start = start + length, starts.pop(start)
                 length = end - start
             else:
@@ -221,7 +229,8 @@ class _Pool:
         return piece
 
     def _choose(self, free: int, *, empty: bool) -> tuple[int, int] | None:
-        """The length and the piece that leave least of `free`, once another one follows."""
+        """The length and the piece that leave the least of `free`, counting the best piece that
+        could follow."""
         whole = self._whole.longest(free)
         if whole and (self._waste_after(free - whole[0]) == 0 or (empty and not self._long_left())):
             return whole
@@ -237,17 +246,19 @@ class _Pool:
         return best
 
     def _waste_after(self, left: int) -> int:
-        """How much of `left` the best piece for it would leave; 0 when it is hardly anything."""
+        """How many of the `left` tokens stay empty after the best piece for them; 0 if that is less
+        than the tolerance."""
         least = left
         if left > self._enough:
             for shelf in self._shelves:
-                found = shelf.longest(left - self._wrap)
-                if found is not None:
-                    least = min(least, left - self._wrap - found[0])
+                best = shelf.longest(left - self._wrap)
+                if best is not None:
+                    least = min(least, left - self._wrap - best[0])
         return least if least > self._enough else 0
 
     def _cut_anywhere(self, free: int, *, left: int) -> tuple[int, int] | None:
-        """As much as fits of the longest piece that may be cut between any tokens, if one may."""
+        """The length and the piece for a cut between any two tokens: as much as fits of the longest
+        piece for which such a cut is allowed; None if there is none."""
         longest = self._by_length if left > self._room // 2 else self._plain_by_length
         number = _top(longest, among=self._pieces)
         if number is None or min(free, self._pieces[number].length // 2) < self._least:
@@ -256,9 +267,9 @@ class _Pool:
 
 
 def best_fit(lengths: Sequence[int], *, room: int) -> list[list[int]]:
-    """Which pieces go into which block: longest first, each into the fullest block that has room.
+    """Which pieces go into which block: the longest first, each into the fullest block with room.
 
-    Deterministic: of equal pieces the first goes first, of equal blocks the newest is filled.
+    Deterministic: among equal pieces the first comes first; among equal blocks the newest is used.
     """
     blocks: list[list[int]] = []
     with_room: dict[int, list[int]] = {}  # tokens left -> blocks

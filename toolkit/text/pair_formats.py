@@ -1,7 +1,7 @@
-"""Training pairs in the layouts that people have: E5 and Echo, sentence-transformers, Tevatron,
-FlagEmbedding, and natural language inference.
+"""Reads training pairs in the formats that people have: E5 and Echo, sentence-transformers,
+Tevatron, FlagEmbedding, and natural language inference.
 
-Knows names of columns. Refuses to know what becomes of a pair.
+Knows names of columns. Refuses to know what a pair is used for.
 """
 
 import csv
@@ -26,9 +26,9 @@ NEGATIVES = ("negatives", "negative", "neg", "negative_passages", "hard_negative
 PREMISES, HYPOTHESES = ("premise", "sentence1"), ("hypothesis", "sentence2")
 LABELS = ("label", "gold_label")
 ENTAILMENT, NEUTRAL, CONTRADICTION = "entailment", "neutral", "contradiction"
-# SNLI's sentence pairs on whose label people did not agree (Bowman et al. 2015, section 2.2).
+# Sentence pairs of SNLI on whose label people did not agree (Bowman et al. 2015, section 2.2).
 NO_GOLD = "no gold label"
-# By their names, and by their numbers in the data sets of Hugging Face's hub.
+# Labels by name, and by the number that they have in the data sets of Hugging Face's hub.
 NLI_LABELS: Mapping[Any, str] = {
     **dict.fromkeys((ENTAILMENT, "0", 0), ENTAILMENT),
     **dict.fromkeys((NEUTRAL, "1", 1), NEUTRAL),
@@ -60,10 +60,10 @@ def read_pairs(
     """The pairs of a file (.jsonl, .parquet, .csv, .tsv), or of a folder with line-aligned files
     s1.PART, s2.PART and labels.PART.
 
-    `on_bad(place, reason, note)` is called for each row that cannot be used, and `left_out` counts
-    by their reason the rows that can, and give no pair and no negative. `on_row()` is called for
-    each row that is read, whatever becomes of it, but not for a blank line. Raises `BadInput` for a
-    file that cannot be read, and for columns that are in no known layout.
+    `on_bad(place, reason, note)` is called for each row that is faulty. `left_out` counts, by
+    reason, the rows that are valid but give no pair and no negative. `on_row()` is called for each
+    row that is read, with any result, but not for a blank line. Raises `BadInput` for a file that
+    cannot be read, and for columns of no known format.
     """
 
     def on_unread(place: str, reason: str, note: str) -> None:
@@ -71,6 +71,7 @@ def read_pairs(
         on_bad(place, reason, note)
 
     rows = _checked(_rows(path, on_bad=on_unread, left_out=left_out), path=path, on_row=on_row)
+    # The columns of the first row decide the format of the whole file.
     first = next(rows, None)
     if first is None:
         raise BadInput(f"{path}: holds no row")
@@ -91,13 +92,14 @@ def read_pairs(
 def nli_pairs(
     rows: Iterator[tuple[str, Row]], *, max_negatives: int, on_bad: OnBad, left_out: Counter[str]
 ) -> Iterator[Pair]:
-    """A pair for each entailed hypothesis of a premise, with the contradicted ones as negatives.
+    """One pair for each entailed hypothesis of a premise, with the contradicted ones as negatives.
 
-    A premise without a contradicted hypothesis gives none (Gao et al. 2021, section 4). A label
-    that is not of `NLI_LABELS` makes its row a bad one.
+    A premise without a contradicted hypothesis gives no pair (Gao et al. 2021, section 4). A row
+    whose label is not in `NLI_LABELS` is faulty.
     """
-    # By premise, in the order of the rows; the inner keys are the hypotheses.
-    found: dict[str, dict[str, dict[str, None]]] = {}
+    # By premise and label; the inner keys are the hypotheses. Dictionaries instead of sets keep the
+    # order of the rows, so that equal input gives equal output.
+    premises: dict[str, dict[str, dict[str, None]]] = {}
     for place, row in rows:
         premise = row.get(_first_of(row, PREMISES) or "")
         hypothesis = row.get(_first_of(row, HYPOTHESES) or "")
@@ -110,10 +112,12 @@ def nli_pairs(
         elif label in (NEUTRAL, NO_GOLD):
             left_out[label] += 1
         else:
-            of_premise = found.setdefault(str(premise).strip(), {ENTAILMENT: {}, CONTRADICTION: {}})
+            of_premise = premises.setdefault(
+                str(premise).strip(), {ENTAILMENT: {}, CONTRADICTION: {}}
+            )
             left_out[REPEATED] += str(hypothesis).strip() in of_premise[label]
             of_premise[label][str(hypothesis).strip()] = None
-    for premise, hypotheses in found.items():
+    for premise, hypotheses in premises.items():
         entailed, contradicted = hypotheses[ENTAILMENT], hypotheses[CONTRADICTION]
         negatives = [text for text in contradicted if text not in entailed]
         left_out[CONTRARY] += len(contradicted) - len(negatives)
@@ -128,7 +132,8 @@ def nli_pairs(
 
 
 def _nli_label(given: Any) -> str | None:
-    """What a label of any type says; None for one that is not known."""
+    """The meaning of a label of any type; None if it is unknown."""
+    # True equals 1 as a key, and would be taken for "neutral".
     if isinstance(given, bool) or not isinstance(given, str | int | float):
         return None
     return NLI_LABELS.get(given)
@@ -139,8 +144,8 @@ def _pairs_of(row: Row, *, place: str, max_negatives: int, on_bad: OnBad) -> Ite
     positives = _texts(row.get(_first_of(row, POSITIVES) or ""))
     named = _first_of(row, NEGATIVES)
     numbered = sorted(key for key in row if key.startswith("negative_") and key[9:].isdigit())
-    found = [row[named]] if named else [row[key] for key in numbered]
-    negatives = [text for value in found for text in _texts(value)]
+    values = [row[named]] if named else [row[key] for key in numbered]
+    negatives = [text for value in values for text in _texts(value)]
     problem = text_problem(query)
     if not problem and not positives:
         problem = "no positive"
@@ -155,7 +160,7 @@ def _pairs_of(row: Row, *, place: str, max_negatives: int, on_bad: OnBad) -> Ite
 
 
 def _texts(value: Any) -> list[Any]:
-    """A text, a list of texts, or a list of passages with title and text, as a list of texts."""
+    """The texts in a value: a text, a list of texts, or a list of passages with title and text."""
     values = value if isinstance(value, list) else [value] if value is not None else []
     return [
         f"{entry.get('title') or ''} {entry.get('text')}".strip()
@@ -183,7 +188,7 @@ def _checked(
 
 
 def _rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator[tuple[str, Row]]:
-    """Each row with its place, such as "line 7"."""
+    """The rows of a file or folder, each with its place, such as "line 7"."""
     if path.is_dir():
         yield from _aligned(path)
     elif not path.is_file():
@@ -214,7 +219,7 @@ def _table_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterato
                 elif not header:
                     header = fields
                     check_header(header, path=path)
-                elif len(fields) > len(header):  # a text with a comma or tab, cut there
+                elif len(fields) > len(header):  # probably a comma or tab inside an unquoted text
                     on_bad(place, "more fields than the header has", str(fields)[:80])
                 elif len(fields) < len(header):
                     on_bad(place, "fewer fields than the header has", str(fields)[:80])
@@ -248,7 +253,8 @@ def _json_rows(path: Path, *, on_bad: OnBad, left_out: Counter[str]) -> Iterator
 
 
 def _aligned(folder: Path) -> Iterator[tuple[str, Row]]:
-    """s1.dev, s2.dev, labels.dev, as of InferSent and e-SNLI: line n of each belongs together."""
+    """Rows of files such as s1.dev, s2.dev and labels.dev (InferSent, e-SNLI), in which lines with
+    the same number belong together."""
     parts = sorted(path.name.removeprefix("s1.") for path in folder.glob("s1.*"))
     if not parts:
         raise BadInput(f"{folder}: holds no s1.PART beside s2.PART and labels.PART")

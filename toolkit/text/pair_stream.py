@@ -1,6 +1,6 @@
 """Training pairs in a deterministic global order, each global batch from one data set.
 
-Knows the order. Refuses to know ranks: it deals row ranges of a global batch.
+Knows the order. Refuses to know ranks: callers ask for ranges of rows of a global batch.
 """
 
 import dataclasses
@@ -18,18 +18,18 @@ Ints = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class TaskPair:
-    """A pair and what is asked of its data set."""
+    """A pair with the task of its data set, which has the instructions."""
 
     pair: Pair
     task: PairTask
 
 
 class PairStream:
-    """The endless sequence of batches: in a round each data set has as many batches as it fills, at
-    least one, in an order that differs from round to round.
+    """The endless sequence of batches, in rounds. In each round every data set gets as many batches
+    as its pairs fill, at least one; the order of the batches differs from round to round.
 
-    A data set's own pairs follow its own shuffle, batch after batch, across rounds: all of them
-    come once before one comes again, whatever the size of a batch.
+    The pairs of a data set follow its own shuffle, batch after batch, across rounds: every pair
+    comes once before any comes again, for any batch size.
     """
 
     def __init__(self, pairs: PairSet, *, seed: int) -> None:
@@ -44,7 +44,7 @@ class PairStream:
     def batch(
         self, step: int, *, global_rows: int, start: int, stop: int
     ) -> list[Sample[TaskPair]]:
-        """Rows start..stop of the global batch of `step` (from 0)."""
+        """Rows `start` to `stop` (exclusive) of the global batch of `step` (from 0)."""
         number, turn = self.turn(step, global_rows=global_rows)
         positions = np.arange(start, stop, dtype=np.int64) + turn * global_rows
         epochs, rows = self._orders[number].at(positions)
@@ -59,12 +59,12 @@ class PairStream:
         ]
 
     def name(self, index: int) -> str:
-        """The data set and the number of the pair in it, from 0."""
+        """The data set of a pair and the pair's number in it, from 0, for people."""
         number = int(np.searchsorted(self._first_row, index, side="right")) - 1
         return f"{self._pairs.tasks[number].name}, pair {index - self._first_row[number]}"
 
     def turn(self, step: int, *, global_rows: int) -> tuple[int, int]:
-        """The data set of a step, and how many batches it has had before."""
+        """The data set of a step, and how many batches that data set has had before."""
         counts = np.maximum(1, self._pairs.num_rows // global_rows)
         done, place = divmod(step, int(counts.sum()))
         number_B, before_B = self._round(done, tuple(counts.tolist()))
@@ -73,7 +73,8 @@ class PairStream:
 
     @functools.lru_cache(maxsize=4)  # noqa: B019 (a run has one, as long as it runs)
     def _round(self, done: int, counts: tuple[int, ...]) -> tuple[Ints, Ints]:
-        """For each batch of a round its data set, and how many of these come before it in it."""
+        """For each batch of round `done`: its data set, and how many batches of the same data set
+        precede it in this round."""
         whole = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
         places = np.arange(len(whole), dtype=np.int64) + done * len(whole)
         number_B = whole[sample_at(places, num_samples=len(whole), seed=self._seed)]

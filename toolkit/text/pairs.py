@@ -1,4 +1,4 @@
-"""A directory of training pairs: queries, what answers them, and what only seems to.
+"""A directory of training pairs: queries, texts that answer them, and texts that only seem to.
 
 Knows the manifest, the Parquet columns, and several data sets side by side, each with instructions
 of its own. Refuses to know where pairs come from (`pair_formats`) and how they are trained on.
@@ -37,7 +37,7 @@ from toolkit.text.manifest import (
 )
 
 FORMAT = "toolkit-pairs/2"
-# Of format 1 the same columns are read. It also held hashes, which C++ and C# had in common.
+# Format 1 has the same columns and also hashes, which are ignored: "C++" and "C#" shared one.
 OLDER = ("toolkit-pairs/1",)
 QUARANTINE = "quarantine.jsonl"
 HOW_TO_MAKE = "make it with: python data_scripts/prepare_pairs.py --input FILES --output"
@@ -56,8 +56,8 @@ _FILE_NAME = re.compile(r"pairs-[0-9]{5,}-[0-9]{5,}\.parquet")
 class Pair:
     """A query, its positive, and its hard negatives, the hardest first.
 
-    The hashes are what equal texts share: a negative that is another row's positive is no negative.
-    They are computed from the texts at hand, so none can be of another text, or of an older rule.
+    Equal texts have equal hashes, by which a loss finds a negative that is the positive of another
+    row. Hashes are computed from the texts and never stored, so they always match them.
     """
 
     query: str
@@ -66,26 +66,27 @@ class Pair:
 
     @property
     def query_hash(self) -> int:
-        """`text_hash` of the query."""
+        """The 64-bit `text_hash` of the query."""
         return text_hash(self.query)
 
     @property
     def positive_hash(self) -> int:
-        """`text_hash` of the positive."""
+        """The 64-bit `text_hash` of the positive."""
         return text_hash(self.positive)
 
     @property
     def negative_hashes(self) -> tuple[int, ...]:
-        """`text_hash` of each negative."""
+        """The 64-bit `text_hash` of each negative, in order."""
         return tuple(map(text_hash, self.negatives))
 
 
 @dataclass(frozen=True)
 class PairTask:
-    """What is asked of the texts of one data set. An empty instruction is none.
+    """One data set of pairs and its instructions; an empty instruction means none.
 
-    For a symmetric task, such as finding duplicates, both sides carry the same instruction. No pair
-    has more than `max_negatives` hard negatives: it is known once the pairs are written.
+    For a symmetric task, such as finding duplicates, both sides have the same instruction.
+    `max_negatives` is the largest number of hard negatives of a pair, known once the pairs are
+    written.
     """
 
     name: str
@@ -95,10 +96,10 @@ class PairTask:
 
 
 def text_hash(text: str) -> int:
-    """64 bits that identical texts share, and no other two in practice.
+    """64 bits that are equal for identical texts and, in practice, only for those.
 
-    Identical to the character: of two texts that differ in a sign, a mark or a letter's case, one
-    may well be right and the other wrong, which is what hard negatives are for.
+    Texts must be identical to the character: of two texts that differ in a sign, an accent or the
+    case of a letter, one may be right and the other wrong, and such a text is a good hard negative.
     """
     return int.from_bytes(key_of(text)[:8], "little", signed=True)
 
@@ -111,11 +112,12 @@ def write_pairs(
     quarantine: Sequence[str],
     counts: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Manifest:
-    """Write a whole directory, or nothing; returns its manifest.
+    """Write a whole directory of pairs, or nothing; returns its manifest.
 
-    `quarantine` holds JSON lines and is read after the last pair, so that a lazy reader can fill
-    it; so are the `counts` of what gave no pair, which become part of a data set's entry by its
-    name. Equal input gives equal bytes. Raises `BadInput` when a data set has no pair.
+    `quarantine` holds JSON lines. It is read after the last pair, so that the lazy readers in
+    `sets` can fill it. So are `counts`: by the name of a data set, the rows that gave no pair,
+    which go into its entry in the manifest. Equal input gives equal bytes. Raises `BadInput` when a
+    data set has no pair.
     """
     with committed_directory(output) as folder:
         entries = []
@@ -123,13 +125,13 @@ def write_pairs(
             shards = list(_write_set(pairs, folder=folder, number=number))
             if not shards:
                 raise BadInput(f"data set {task.name!r}: no pair to train on")
-            told = {
+            summary = {
                 **vars(task),
                 "max_negatives": max(shard["max_negatives"] for shard in shards),
                 "rows": sum(shard["rows"] for shard in shards),
             }
-            told |= (counts or {}).get(task.name, {})
-            entries.append({**told, "shards": shards})
+            summary |= (counts or {}).get(task.name, {})
+            entries.append({**summary, "shards": shards})
         if quarantine:
             write_atomic(folder / QUARANTINE, "".join(quarantine))
         content = {
@@ -168,10 +170,10 @@ def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[
 
 
 def open_pairs(directory: Path, *, verify: bool = True) -> "PairSet":
-    """Open a directory of pairs after checking that it is whole; the SHA-256 of each shard too
-    with `verify`, and of its Arrow copy, which is else compared when it is read. Raises `BadInput`
-    that names what is absent or damaged."""
-    directory = directory.absolute()
+    """Open a directory of pairs after checking that it is whole. With `verify` the SHA-256 of every
+    shard and of its Arrow copy is compared now; otherwise that of the copy when it is read. Raises
+    `BadInput`, which names what is absent or damaged."""
+    directory = directory.absolute()  # a loader process may have another working directory
     manifest = checked_manifest(directory, verify=verify)
     shards = [shard for entry in manifest["sets"] for shard in entry["shards"]]
     copy = open_copy(directory, entries=shards, schema=SCHEMA, verify=verify)
@@ -196,14 +198,14 @@ class _Set(TypedDict):
 
 
 class Listed(TypedDict):
-    """What must be in the manifest of pairs for them to be read."""
+    """The keys that a manifest of pairs must have to be read."""
 
     rows: Count
     sets: list[_Set]
 
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
-    """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
+    """The manifest of a complete directory; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, older=OLDER, how_to_make=HOW_TO_MAKE)
     checked(manifest, Listed, source=directory / MANIFEST_FILE, advice=again(directory))
     shards = itertools.chain(*(entry["shards"] for entry in manifest["sets"]))
@@ -212,7 +214,7 @@ def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
 
 
 class PairSet:
-    """The pairs of all data sets, memory-mapped as Arrow: rows are read when they are asked for.
+    """The pairs of all data sets, memory-mapped as Arrow: a row is read when it is asked for.
 
     `tasks` are the data sets in order, `num_rows` their sizes; `digest` identifies all content.
     """
@@ -226,6 +228,7 @@ class PairSet:
             [entry["rows"] for entry in manifest["sets"]], dtype=np.int64
         )
         shards = [shard for entry in manifest["sets"] for shard in entry["shards"]]
+        # Instructions are not in the shards, but they change what is trained on.
         digests = "\n".join(shard["sha256"] for shard in shards)
         texts = json.dumps([vars(task) for task in self.tasks])
         self.digest = hashlib.sha256(f"{digests}\n{texts}".encode()).hexdigest()
@@ -233,12 +236,12 @@ class PairSet:
         self._copy = copy
 
     def pair(self, number: int, row: int) -> Pair:
-        """Row `row` of data set `number`."""
+        """The pair in row `row` of data set `number`."""
         place = int(self._starts[number]) + int(row)
         self._copy.need(place, place + 1)
-        found = self._copy.rows[place]
+        record = self._copy.rows[place]
         return Pair(
-            query=found["query"],
-            positive=found["positive"],
-            negatives=tuple(found["negatives"]),
+            query=record["query"],
+            positive=record["positive"],
+            negatives=tuple(record["negatives"]),
         )

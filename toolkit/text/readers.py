@@ -1,7 +1,7 @@
-"""The rows of one file or table, parsed only by whoever works on them: skipping is cheap.
+"""Reads the rows of one file or table. A row is parsed only when it is used: skipping is cheap.
 
 Knows how each kind of file is read, and what is wrong with a row. Refuses to know which file is of
-which kind (`sources`), and what becomes of a document.
+which kind (`sources`), and what a document is used for.
 """
 
 import json
@@ -20,13 +20,13 @@ from toolkit.text.records import Article, Damaged, Rejected, read_errors
 from toolkit.text.wikitext import UnreadableMarkup, clean_markup, is_redirect, page_url
 
 ROWS_PER_BATCH = 1000
-# A longer text is a binary file, a log or a mistake, and would take a worker's memory for itself.
+# A longer text is a binary file, a log or a mistake, and could fill the memory of a worker.
 MAX_TEXT_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table or JSON object hold what."""
+    """The names of the columns (or JSON keys) with the text, id, title and address."""
 
     text: str = "text"
     id: str = "id"
@@ -39,35 +39,35 @@ class Source(Protocol):
 
     @property
     def seeks(self) -> bool:
-        """Whether `rows` gets to any place at once, without passing the rows before."""
+        """Whether `rows` can start at any row without reading the rows before it."""
 
     def rows(self, start: int) -> Iterator[Any]:
-        """Raw rows from number `start` on. Raises `Damaged` where the file cannot be read on."""
+        """Raw rows from number `start` on. Raises `Damaged` where reading cannot continue."""
 
     def num_bytes(self, row: Any) -> int:
-        """The size of a raw row."""
+        """The size of a raw row in bytes."""
 
     def document(self, row: Any, *, number: int) -> Article | Rejected:
-        """What a raw row gives."""
+        """Parse a raw row: the document that it gives, or why it gives none."""
 
 
 class DumpPages:
-    """The pages of a MediaWiki dump; other pages than articles are left out."""
+    """The pages of a MediaWiki dump; only articles give documents."""
 
     def __init__(self, path: Path) -> None:
         self._dump = Dump(path)
         self.seeks = self._dump.seeks
 
     def rows(self, start: int) -> Iterator[bytes]:
-        """The XML of each page."""
+        """The XML of each page from page `start` on."""
         return self._dump.pages(start)
 
     def num_bytes(self, row: bytes) -> int:
-        """The size of a page."""
+        """The size of a page's XML in bytes."""
         return len(row)
 
     def document(self, row: bytes, *, number: int) -> Article | Rejected:  # noqa: ARG002
-        """The prose of a page, when it is an article."""
+        """The prose of a page, if the page is an article with prose."""
         site = self._dump.site
         try:
             page = read_page(row, site=site)
@@ -88,7 +88,7 @@ class DumpPages:
 
 
 class Lines:
-    """A JSON object a line, or with `columns` None a document a line."""
+    """One JSON object per line or, if `columns` is None, one document of plain text per line."""
 
     seeks = False
 
@@ -102,7 +102,7 @@ class Lines:
             self._check_column(columns)
 
     def rows(self, start: int) -> Iterator[bytes]:
-        """Each line; of one that is too long, its beginning."""
+        """Each line from line `start` on; only the beginning of a line that is too long."""
         with open_packed(self._path) as handle, read_errors():
             number = 0
             while line := handle.readline(MAX_TEXT_BYTES + 2):
@@ -114,13 +114,13 @@ class Lines:
                 number += 1
 
     def num_bytes(self, row: bytes) -> int:
-        """The size of a line."""
+        """The size of a line in bytes."""
         return len(row)
 
     def document(self, row: bytes, *, number: int) -> Article | Rejected:
-        """The document of a line."""
+        """The document that a line holds."""
         line = row.removesuffix(b"\n").removesuffix(b"\r")
-        if number == 0:
+        if number == 0:  # a byte order mark belongs to the file, not to its first line
             line = line.removeprefix(b"\xef\xbb\xbf")
         if len(line) > MAX_TEXT_BYTES:
             return Rejected(f"longer than {MAX_TEXT_BYTES // 2**20} MiB", is_bad=True)
@@ -143,58 +143,59 @@ class Lines:
         return _document(parsed, columns=self._columns, name=self._name, number=number)
 
     def _check_column(self, columns: Columns) -> None:
-        """Look at the first object: a slip in a column's name would reject every line."""
+        """Raise `BadInput` if the first object lacks the text column: a mistyped column name would
+        otherwise reject every line."""
         for line in self.rows(0):
             try:
-                found = json.loads(line)
+                first = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(found, dict):
-                _require_column(columns.text, found=found, name=self._name)
+            if isinstance(first, dict):
+                _require_column(columns.text, among=first, name=self._name)
                 return
 
 
 class _Rows(Protocol):
-    """A table that gives any of its rows."""
+    """A table that can be read from any row on."""
 
     columns: list[str]
 
     def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
-        """The rows from `start` on, some at a time."""
+        """The rows from `start` on, in lists of some rows each."""
 
 
 class Table:
-    """The rows of a table."""
+    """The rows of a table, such as a Parquet file, as a `Source`."""
 
     seeks = True
 
     def __init__(self, table: _Rows, *, name: str, columns: Columns) -> None:
-        _require_column(columns.text, found=table.columns, name=name)
+        _require_column(columns.text, among=table.columns, name=name)
         self._table, self._name, self._columns = table, name, columns
         self._used = [column for column in table.columns if column in astuple(columns)]
 
     def rows(self, start: int) -> Iterator[dict[str, Any]]:
-        """Each row as a mapping of the columns in use."""
+        """Each row from row `start` on, as a mapping from the columns in use."""
         with read_errors():
             for batch in self._table.batches(start, columns=self._used):
                 yield from batch
 
     def num_bytes(self, row: dict[str, Any]) -> int:
-        """The size of a row's text."""
+        """The size of a row's text in bytes of UTF-8."""
         text = row.get(self._columns.text)
         return len(text.encode("utf-8", "replace")) if isinstance(text, str) else 0
 
     def document(self, row: dict[str, Any], *, number: int) -> Article | Rejected:
-        """The document of a row."""
+        """The document that a row holds."""
         return _document(row, columns=self._columns, name=self._name, number=number)
 
 
 class ParquetRows:
-    """A Parquet file; any row is found by its row group."""
+    """A Parquet file; its row groups let reading start at any row."""
 
     def __init__(self, path: Path) -> None:
         with read_errors():
-            # Files have checksums where their writer was asked for them.
+            # Compares the checksums of pages, if the file has any: most writers leave them out.
             self._file = pq.ParquetFile(path, page_checksum_verification=True)
             metadata = self._file.metadata
             sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
@@ -229,26 +230,26 @@ class DatasetRows:
     """A split of a data set of Hugging Face's `datasets`, by its hub name or its folder."""
 
     def __init__(self, path: str, *, config: str | None, split: str) -> None:
-        import datasets  # here: half a second that other readers need not spend
+        import datasets  # here, because it takes half a second and other readers do not need it
 
         try:
             if Path(path).is_dir():
-                found = datasets.load_from_disk(path)
-                if isinstance(found, datasets.DatasetDict):
-                    if split not in found:
-                        raise LookupError(f"no split {split!r}, only {', '.join(found)}")
-                    found = found[split]
+                table = datasets.load_from_disk(path)
+                if isinstance(table, datasets.DatasetDict):
+                    if split not in table:
+                        raise LookupError(f"no split {split!r}, only {', '.join(table)}")
+                    table = table[split]
             else:
-                found = datasets.load_dataset(path, config, split=split)
+                table = datasets.load_dataset(path, config, split=split)
         except Exception as error:  # the library raises a dozen unrelated classes
             reason = " ".join(str(error).split())[:200]
             raise BadInput(f"data set {path!r}: {reason}") from error
-        self._rows = found
-        self.columns: list[str] = found.column_names
-        self.features: dict[str, Any] = dict(found.features)
-        self.num_rows: int = len(found)
-        # Of a data set of the hub it follows from the revision and the split.
-        self.fingerprint = str(found._fingerprint)
+        self._rows = table
+        self.columns: list[str] = table.column_names
+        self.features: dict[str, Any] = dict(table.features)
+        self.num_rows: int = len(table)
+        # For a data set of the hub it depends on the revision and the split.
+        self.fingerprint = str(table._fingerprint)
 
     def batches(self, start: int, *, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
         rows = self._rows.select_columns(columns)
@@ -278,7 +279,7 @@ def _document(
 
 
 def text_problem(text: Any) -> str:
-    """Why a text cannot be used; empty when it can."""
+    """Why a text cannot be used, in a few words; empty if it can."""
     if text is None:
         return "no text"
     if not isinstance(text, str):
@@ -295,13 +296,13 @@ def text_problem(text: Any) -> str:
 
 
 def _encodable(text: str) -> str:
-    """The text without lone surrogates, which JSON can spell and UTF-8 cannot."""
+    """The text without lone surrogates, which JSON can express but UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
-def _require_column(column: str, *, found: Any, name: str) -> None:
-    if column not in found:
+def _require_column(column: str, *, among: Any, name: str) -> None:
+    if column not in among:
         raise BadInput(
-            f"{name}: has no column {column!r}, only {', '.join(sorted(found))}; "
+            f"{name}: has no column {column!r}, only {', '.join(sorted(among))}; "
             "name one with --text-column"
         )

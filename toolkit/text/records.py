@@ -1,4 +1,4 @@
-"""What reading a file gives: documents, and reasons why something is none. Knows no file."""
+"""What reading a file gives: documents, rejected rows, and damage. Knows no file."""
 
 import contextlib
 import zlib
@@ -22,8 +22,8 @@ class Article:
 class Rejected:
     """A row that gives no document.
 
-    `is_bad` says that something is wrong with it: it is then listed in the quarantine, and too many
-    of these fail the job. Otherwise it is left out on purpose, as a redirect is, and counted.
+    If `is_bad`, something is wrong with the row: it is listed in the quarantine, and too many such
+    rows fail the job. Otherwise it is left out on purpose, like a redirect, and only counted.
     """
 
     reason: str
@@ -31,12 +31,12 @@ class Rejected:
 
 
 class Damaged(ValueError):
-    """A file that cannot be read, or not any further; the message says what would help."""
+    """A file cannot be read, or not any further; the message says what would help."""
 
 
 @contextlib.contextmanager
 def read_errors() -> Iterator[None]:
-    """Turn what readers and decompressors raise into `Damaged`."""
+    """Turn the errors of readers and decompressors into `Damaged`."""
     try:
         yield
     except (BadInput, Damaged):

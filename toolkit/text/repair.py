@@ -1,7 +1,7 @@
-"""Make again what is damaged in a directory of shards, from the files that it was made from.
+"""Remakes damaged files in a directory of shards from the files that the shards were made from.
 
 Knows how a shard follows from its input: the same part, without the documents that were left out as
-duplicates. What does not come out with the recorded digest is not put in place.
+duplicates. A file that does not get the recorded digest is not put in place.
 """
 
 import os
@@ -31,10 +31,11 @@ from toolkit.text.verify import Fault, believable_manifest, verify
 
 
 def repair(directory: Path, *, inputs: Sequence[Input]) -> list[Fault]:
-    """Mend what can be mended; returns the faults that are left.
+    """Repair what can be repaired; returns the faults that are left.
 
-    Shards are made again from `inputs`, tokens are deleted (whoever needs them makes them), the
-    summary comes from the manifest. Raises `BadInput` when an input is not the recorded one.
+    Shards are made again from `inputs`. Damaged token files are deleted, and are made again when
+    they are needed. The summary is copied from the manifest. Raises `BadInput` when an input is not
+    the recorded one.
     """
     manifest = believable_manifest(directory)
     for fault in verify(directory):
@@ -48,7 +49,7 @@ def repair(directory: Path, *, inputs: Sequence[Input]) -> list[Fault]:
                 doomed.unlink(missing_ok=True)
     left = verify(directory)
     if [fault.file for fault in left] == [COMMIT_MARKER]:
-        write_atomic(directory / COMMIT_MARKER, "")  # everything that it stands for is there
+        write_atomic(directory / COMMIT_MARKER, "")  # the directory was just verified as complete
         return []
     return left
 
@@ -97,7 +98,7 @@ def _check_input(wanted: dict[str, Any], *, given: Input) -> None:
 
 
 def _left_out(directory: Path) -> set[tuple[str, int]]:
-    """The input and row of each document that was left out as a duplicate."""
+    """The (input, row) of each document that was left out as a duplicate."""
     path = directory / DUPLICATES
     if not path.is_file():
         return set()
@@ -106,19 +107,19 @@ def _left_out(directory: Path) -> set[tuple[str, int]]:
 
 
 def _work(manifest: Manifest, *, output: Path, inputs: tuple[Input, ...]) -> Work:
-    """The work that gave this directory."""
-    told = manifest["settings"]
-    tables: dict[str, str] = next((how for how in told["reading"] if "text" in how), {})
+    """The `Work` that made this directory, rebuilt from the settings in its manifest."""
+    settings = manifest["settings"]
+    tables: dict[str, str] = next((how for how in settings["reading"] if "text" in how), {})
     columns = {field.name: tables[field.name] for field in fields(Columns) if tables}
-    filters = {**told["filters"], "languages": tuple(told["filters"]["languages"])}
+    filters = {**settings["filters"], "languages": tuple(settings["filters"]["languages"])}
     return Work(
         output=output,
         inputs=inputs,
         columns=Columns(**columns),
-        rules=ShardRules(**{field.name: told[field.name] for field in fields(ShardRules)}),
+        rules=ShardRules(**{field.name: settings[field.name] for field in fields(ShardRules)}),
         filters=Filters(**filters),
-        deduplicate=told["deduplicate"],
-        limit=told["limit"],
-        # Shards from before files were joined do not say so: each was made of one file.
+        deduplicate=settings["deduplicate"],
+        limit=settings["limit"],
+        # Manifests older than the joining of files have no groups: each file was its own group.
         groups=tuple(manifest.get("groups", [1] * len(inputs))),
     )

@@ -1,4 +1,4 @@
-"""Sentences of a text, and where they stand in it.
+"""Finds the sentences of a text and their positions.
 
 Knows sentence ends (through sentencex) and which sentences are worth keeping. Refuses to know
 documents and files.
@@ -10,20 +10,21 @@ import sentencex
 
 MIN_CHARS = 20
 MIN_WORDS = 4
-# A longer line is cut for the search: sentencex looks from each opened quote to its end.
+# Longer lines are searched in pieces: sentencex scans from each opening quote to the end of what it
+# gets, which takes quadratic time.
 MAX_LINE_CHARS = 10_000
-# Written without spaces between words: the word count says nothing there.
+# Written without spaces between words, so that the number of words means nothing.
 UNSPACED_LANGUAGES = frozenset({"bo", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
 
 
 def sentence_spans(
     text: str, *, language: str = "en", min_chars: int = MIN_CHARS, min_words: int = MIN_WORDS
 ) -> list[tuple[int, int]]:
-    """Where the kept sentences stand: (start, end) in characters, in order, never overlapping.
+    """(start, end) in characters of each sentence that is kept, in order and without overlaps.
 
-    A line never continues a sentence of the line before. Sentences below `min_chars` characters
-    or `min_words` words are dropped: headings, list fragments, abbreviations cut in two. For a
-    language that sentencex does not know, its English rules are used.
+    A line never continues a sentence of the line before. Sentences with fewer than `min_chars`
+    characters or `min_words` words are dropped: they are headings, list fragments, abbreviations
+    cut in two. For a language that sentencex does not know, its English rules are used.
     """
     if language.partition("-")[0] in UNSPACED_LANGUAGES:
         min_words = 1
@@ -48,21 +49,21 @@ def split_sentences(
 
 
 def _boundaries(line: str, *, language: str) -> Iterator[tuple[int, int]]:
-    """Where sentences stand. Of a long line piece by piece: the last sentence of a piece begins the
-    next one, and a sentence that fills a piece is cut."""
+    """(start, end) of all sentences of a line. A long line is searched in pieces: the next piece
+    begins with the last sentence of a piece, and a sentence that fills a whole piece is cut."""
     start = 0
     while start < len(line):
         piece = line[start : start + MAX_LINE_CHARS]
         is_last = start + len(piece) == len(line)
         if not is_last and (blank := piece.rfind(" ")) > 0:
             piece = piece[: blank + 1]
-        found = [
+        spans = [
             (start + boundary["start_index"], start + boundary["end_index"])
             for boundary in sentencex.get_sentence_boundaries(language, piece)
         ]
-        kept = found if is_last or len(found) < 2 else found[:-1]
+        kept = spans if is_last or len(spans) < 2 else spans[:-1]
         yield from kept
-        start = start + len(piece) if kept is found else found[-1][0]
+        start = start + len(piece) if kept is spans else spans[-1][0]
 
 
 def _trimmed(line: str, *, start: int, end: int) -> tuple[int, int]:

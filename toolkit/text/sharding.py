@@ -1,13 +1,13 @@
-"""Documents of any files to a directory of shards, in parts that any number of workers make.
+"""Turns files into the parts of a directory of shards, which any number of workers may make.
 
-Knows parts: the documents of `rows_per_shard` rows of a group of inputs (one large file, or small
-ones in a row: `joining`), a pure function of these inputs and the settings. Refuses to know who
-makes which part (`toolkit.cluster.crew`), and when.
+Knows parts. A part has the documents of `rows_per_shard` rows of a group of inputs (one large file,
+or several small ones, see `joining`), and is a pure function of these inputs and the settings.
+Refuses to know which worker makes which part (`toolkit.cluster.crew`), and when.
 
-While they are made, parts lie beside the output:
+Until the output is complete, parts lie beside it:
     .OUT.parts-<digest>/g00000-u00000.json              what the part holds; written last
     .OUT.parts-<digest>/g00000-u00000-0.parquet         its shards, its keys, its quarantine
-When all are there, `finish` looks for duplicates over all of them and commits OUT, whole.
+When all parts are there, `assembly.finish` looks for duplicates over all of them and commits OUT.
 """
 
 import dataclasses
@@ -38,14 +38,14 @@ from toolkit.text.sources import Input, num_rows, reading_settings, stamp
 
 DEDUPLICATE = ("none", "exact", "normalized", "near")
 SHOWN_CHARS = 80
-LIKELY_ROW_BYTES = 100  # few inputs have rows that are smaller, packed
-PARTS = 2  # raise it when the files of a part change: older ones are then left alone
+LIKELY_ROW_BYTES = 100  # compressed; few inputs have smaller rows
+PARTS = 2  # version: raise it when the files of a part change, so that older parts are not used
 
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that decides what the output holds, and where it goes. `groups` (how many inputs
-    are in each) follows from the sizes of the inputs, unless it is given."""
+    """Everything that decides the content of the output, and its path. `groups`, the number of
+    inputs in each group, follows from the sizes of the inputs unless it is given."""
 
     output: Path
     inputs: tuple[Input, ...]
@@ -58,7 +58,7 @@ class Work:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the output, besides the bytes of the inputs."""
+        """The settings that decide the output, besides the bytes of the inputs."""
         kinds = sorted({given.kind for given in self.inputs})
         return {
             **dataclasses.asdict(self.rules),
@@ -71,20 +71,20 @@ class Work:
 
     @functools.cached_property
     def files(self) -> tuple[range, ...]:
-        """The numbers of the inputs in each group. Looked up once, as `parts` is."""
+        """The numbers of the inputs in each group. Computed once, like `parts`."""
         counts = self.groups or grouped(self.inputs, rules=self.rules)
         ends = itertools.accumulate(counts)
         return tuple(range(end - count, end) for end, count in zip(ends, counts, strict=True))
 
     @functools.cached_property
     def stamps(self) -> tuple[tuple[int, int], ...]:
-        """What each input looked like when the work began. Looked up once, as `parts` is."""
+        """The `stamp` of each input when the work began. Computed once, like `parts`."""
         return tuple(stamp(given) for given in self.inputs)
 
     @functools.cached_property
     def parts(self) -> Path:
-        """Where parts lie; another input or setting has another place. Looked up once: workers are
-        told it, and an input that changes meanwhile does not part them."""
+        """The directory for parts, which differs for other inputs or settings. Computed once and
+        passed to workers, so that all use the same one even if an input changes meanwhile."""
         seen = [
             (given.name, given.path, *stamped)
             for given, stamped in zip(self.inputs, self.stamps, strict=True)
@@ -96,14 +96,14 @@ class Work:
         return self.output.with_name(f".{self.output.name}.parts-{digest}")
 
     def stem(self, *, group: int, unit: int) -> str:
-        """How the files of a part begin."""
+        """What the names of a part's files begin with."""
         return f"g{group:05d}-u{unit:05d}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a part holds. `ended` says that its group has no rows after it; `damage`, which of its
-    files (by number) cannot be read on, and why."""
+    """What a part holds. `ended`: its group has no rows after it. `damage`: by number, the files
+    that could not be read to their end, and why."""
 
     group: int
     unit: int
@@ -117,12 +117,12 @@ class Part:
 
     @property
     def kept(self) -> int:
-        """Documents in its shards."""
+        """The number of documents in its shards."""
         return sum(int(shard["rows"]) for shard in self.shards)
 
 
 def load_part(work: Work, *, group: int, unit: int) -> Part | None:
-    """A part that is there and whole; None otherwise."""
+    """The part if it exists and is complete; otherwise None."""
     path = work.parts / f"{work.stem(group=group, unit=unit)}.json"
     if not path.is_file():
         return None
@@ -136,7 +136,7 @@ def load_part(work: Work, *, group: int, unit: int) -> Part | None:
 
 
 def require_unchanged(work: Work, files: Iterable[int]) -> None:
-    """Raise `BadInput`, and drop all parts, when one of these inputs is not as it was when the work
+    """Raise `BadInput`, and remove all parts, if one of these inputs has changed since the work
     began."""
     for file in files:
         if stamp(given := work.inputs[file]) != work.stamps[file]:
@@ -147,27 +147,29 @@ def require_unchanged(work: Work, files: Iterable[int]) -> None:
 
 
 class PartMaker:
-    """Makes parts in one process; it goes on in a group where its last part ended."""
+    """Makes parts in one process. In the same group it continues reading where its last part ended,
+    since many files can only be read from their beginning."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._joined: tuple[int, JoinedRows] | None = None
 
     def make(self, *, group: int, unit: int) -> Part:
-        """Make a part, or take the one that is there. Raises `BadInput` (`open_source`), also when
-        a file of the group has changed since the work began: the part would be of both."""
-        if found := load_part(self._work, group=group, unit=unit):
-            return found
+        """Make a part, or return the one that exists. Raises `BadInput` as `open_source` does, and
+        if a file of the group has changed since the work began: the part could mix both contents.
+        """
+        if made := load_part(self._work, group=group, unit=unit):
+            return made
         work = self._work
         size = work.rules.rows_per_shard
         stem = work.stem(group=group, unit=unit)
         collected = _Collected(work, stem=stem)
-        rows, self._joined = self._rows_of(group), None  # what fails half-way is not gone on with
+        rows, self._joined = self._rows_of(group), None  # after an error, do not continue from here
         for item in rows.take(unit * size, (unit + 1) * size):
             collected.add(item)
         self._joined = (group, rows)
         part = Part(group=group, unit=unit, ended=collected.rows < size, **collected.close())
-        require_unchanged(work, work.files[group])  # after all is read: no part is of another file
+        require_unchanged(work, work.files[group])  # after reading: an earlier look could miss it
         write_json(work.parts / f"{stem}.json", dataclasses.asdict(part))
         return part
 
@@ -180,7 +182,7 @@ class PartMaker:
 
 
 class _Collected:
-    """What came of a part's rows so far, written shard by shard."""
+    """The results of a part's rows so far; full shards are written at once."""
 
     def __init__(self, work: Work, *, stem: str) -> None:
         self._work, self._stem = work, stem
@@ -195,28 +197,28 @@ class _Collected:
         self.rows = 0
 
     def add(self, item: Row | Break) -> None:
-        """Take a raw row, or list the place where a file cannot be read on, which is no row."""
+        """Process a raw row, or note the place from which a file cannot be read (not a row)."""
         if isinstance(item, Break):
             self._damage[str(item.file)] = item.why
             self._note("damaged file", place=item, note=item.why)
             return
         self.rows += 1
         self._bytes_in += item.source.num_bytes(item.raw)
-        found = item.source.document(item.raw, number=item.number)
-        if isinstance(found, Article) and has_no_spaces(found.text):
-            found = Rejected("no spaces", is_bad=True)
-        if isinstance(found, Article) and (why := self._work.filters.reason(found.text)):
-            found = Rejected(why, is_bad=False)
-        if isinstance(found, Article):
-            self._keep(found, place=item)
-        elif found.is_bad:
-            self._quarantined[found.reason] += 1
-            self._note(found.reason, place=item, note=_shown(item.raw))
+        document = item.source.document(item.raw, number=item.number)
+        if isinstance(document, Article) and has_no_spaces(document.text):
+            document = Rejected("no spaces", is_bad=True)
+        if isinstance(document, Article) and (why := self._work.filters.reason(document.text)):
+            document = Rejected(why, is_bad=False)
+        if isinstance(document, Article):
+            self._keep(document, place=item)
+        elif document.is_bad:
+            self._quarantined[document.reason] += 1
+            self._note(document.reason, place=item, note=_shown(item.raw))
         else:
-            self._dropped[found.reason] += 1
+            self._dropped[document.reason] += 1
 
     def close(self) -> dict[str, Any]:
-        """Write what is left; the counts and shards of the part."""
+        """Write what is left; returns the counts and shards of the part."""
         self._flush()
         folder = self._work.parts
         if self._lines:
@@ -276,10 +278,10 @@ def make_parts(
 ) -> None:
     """Have every part made, or every part of share `(index, count)`, at most `width` at a time.
 
-    How many parts a group has is known when one of them meets its end, so the likely ones are
-    dealt first, in order, and then one after another until the end is seen.
+    The number of parts of a group is known only when one of them reaches its end. So the parts that
+    probably exist are dealt first, in order, and then single ones until the end is seen.
     """
-    assert work.parts and work.files  # looked up here, so that the workers are told
+    assert work.parts and work.files  # computed here, before `work` is sent to the workers
     ends: dict[int, int] = {}
     pending: set[Future[Part]] = set()
 
@@ -306,7 +308,7 @@ def make_parts(
     for group, unit in enumerate(reached):
         looked_at = 0
         while group not in ends:
-            # Somebody else may have met the end before us.
+            # A worker with another share may have reached the end before us.
             while looked_at < unit and (part := load_part(work, group=group, unit=looked_at)):
                 looked_at += 1
                 if part.ended:
@@ -319,7 +321,7 @@ def make_parts(
 
 
 def make_part(work: Work, *, group: int, unit: int) -> Part:
-    """`PartMaker.make` in whatever process this is."""
+    """Make a part in a worker process, which keeps one `PartMaker` for its work."""
     return _maker(work, work.parts).make(group=group, unit=unit)
 
 
@@ -329,7 +331,7 @@ def _likely_rows(given: Input) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _maker(work: Work, _: Path) -> PartMaker:
-    # By the place of the parts too: equal work on a file that has changed since is other work.
+    # The directory of parts is part of the key: if a file has changed, equal `Work` is other work.
     return PartMaker(work)
 
 
@@ -346,20 +348,20 @@ def keys_schema(work: Work) -> pa.Schema:
 
 
 def all_parts(work: Work) -> list[Part] | None:
-    """Every part of every group in order, or None while one is missing."""
-    found: list[Part] = []
+    """All parts of all groups in order; None while one is missing."""
+    parts: list[Part] = []
     for group in range(len(work.files)):
         for unit in itertools.count():
             part = load_part(work, group=group, unit=unit)
             if part is None:
                 return None
-            found.append(part)
+            parts.append(part)
             if part.ended:
                 break
-    return found
+    return parts
 
 
 def _shown(row: Any) -> str:
-    """The beginning of a raw row, for people to recognise it by."""
+    """The beginning of a raw row, by which people can recognise it."""
     text = row.decode(errors="replace") if isinstance(row, bytes) else str(row)
     return " ".join(text[:SHOWN_CHARS].split())

@@ -1,4 +1,4 @@
-"""A directory of shards: documents and their sentences, written once, read at random.
+"""A directory of shards: documents and their sentences, written once, read in any order.
 
 Knows the manifest, the Parquet columns, and what makes a directory whole. Refuses to know where
 documents come from (`sources`, `sharding`) and in which order they are trained on (`stream`).
@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
         ("title", pa.string()),
         ("url", pa.string()),
         ("text", pa.string()),
-        # Kept beside the text: counting characters again would read the whole corpus at each start.
+        # Stored, because counting characters at every start would read the whole corpus.
         ("num_chars", pa.int32()),
         ("sentence_starts", pa.list_(pa.int32())),
         ("sentence_ends", pa.list_(pa.int32())),
@@ -52,8 +52,9 @@ _SHARD_NAME = re.compile(r"shard-[0-9]{5,}\.parquet")
 class ShardRules:
     """How documents are cut into sentences and shards.
 
-    A shard holds what is kept of `rows_per_shard` rows of input (pages, lines), and at most
-    `bytes_per_shard` of UTF-8 text before compression; one longer document is its own shard.
+    A shard holds the documents kept from `rows_per_shard` rows of input (pages, lines), and at most
+    `bytes_per_shard` bytes of UTF-8 text before compression; a longer document is a shard by
+    itself.
     """
 
     language: str = "en"
@@ -85,13 +86,13 @@ def write_shard(articles: Sequence[Article], *, path: Path, rules: ShardRules) -
         name: [getattr(article, name) for article in articles] for name in RECORD
     }
     columns["num_chars"] = [len(article.text) for article in articles]
-    columns["sentence_starts"] = [[start for start, _ in found] for found in spans]
-    columns["sentence_ends"] = [[end for _, end in found] for found in spans]
+    columns["sentence_starts"] = [[start for start, _ in of_article] for of_article in spans]
+    columns["sentence_ends"] = [[end for _, end in of_article] for of_article in spans]
     return write_table(pa.table(columns, schema=SCHEMA), path=path)
 
 
 def write_table(table: pa.Table, *, path: Path) -> dict[str, Any]:
-    """Write rows that are in the columns of a shard already; returns the manifest's entry."""
+    """Write a table that has the columns of a shard; returns its entry in the manifest."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=1000)
     data = sink.getvalue().to_pybytes()
@@ -109,31 +110,32 @@ def write_table(table: pa.Table, *, path: Path) -> dict[str, Any]:
 def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
     """Open a shard directory after checking that it is whole.
 
-    Every shard's size is checked, and its SHA-256 with `verify` (leave that to rank 0). What is
-    read is the memory-mapped Arrow copy of the shards, in `.cache` inside the directory, or in the
-    default cache of `datasets` when the directory cannot be written: every byte of it is compared
-    with its SHA-256 too, with `verify` now, else when it is first read (`copies`). Raises
-    `BadInput` that names what is absent or damaged.
+    Every shard's size is compared and, with `verify`, its SHA-256 (one rank is enough for that).
+    Rows are read from the memory-mapped Arrow copy of the shards. It lies in `.cache` inside the
+    directory, or in the default cache of `datasets` if the directory cannot be written. Every byte
+    of it is compared with its SHA-256 too, with `verify` now, otherwise when it is first read
+    (`copies`). Raises `BadInput`, which names what is absent or damaged.
     """
     directory = directory.absolute()  # a loader process may have another working directory
     manifest = checked_manifest(directory, verify=verify)
     copy = open_copy(directory, entries=manifest["shards"], schema=SCHEMA, verify=verify)
     shards = ShardSet(copy, digest=_shards_digest(manifest))
-    for name, found in (
+    for name, counts in (
         ("num_chars", shards.num_chars),
         ("num_sentences", shards.num_sentences),
     ):
-        # Read of all rows by everybody, and so without comparing all bytes.
-        if int(found.sum(dtype=np.int64)) != sum(shard[name] for shard in manifest["shards"]):
+        # Every process reads these two columns of all rows. To compare all bytes for that would
+        # take too long, so compare their sums.
+        if int(counts.sum(dtype=np.int64)) != sum(shard[name] for shard in manifest["shards"]):
             raise BadInput(f"{directory / CACHE}: is damaged ({name} differ); delete it")
     return shards
 
 
 class ShardSet:
-    """The rows of all shards in order, memory-mapped: rows are read when they are asked for.
+    """The rows of all shards in order, memory-mapped: a row is read when it is asked for.
 
-    `num_chars` (int64) and `num_sentences` (int32) have one entry per row. `digest` identifies
-    the content of all shards. It can be pickled to loader processes, which map the same file.
+    `num_chars` (int64) and `num_sentences` (int32) have one entry per row. `digest` identifies the
+    content of all shards. A ShardSet can be pickled to loader processes, which map the same file.
     """
 
     def __init__(self, copy: ArrowCopy, *, digest: str) -> None:
@@ -155,7 +157,7 @@ class ShardSet:
         return self.num_rows
 
     def text(self, row: int) -> str:
-        """The text of a row."""
+        """The text of the document in a row."""
         self._copy.need(row, row + 1)
         text: str = self._texts[int(row)]["text"]
         return text
@@ -167,7 +169,7 @@ class ShardSet:
         return record
 
     def records(self, start: int, stop: int) -> list[dict[str, str]]:
-        """The records of rows `start` to `stop` (exclusive, cut at the end), read in one go."""
+        """The records of rows `start` to `stop` (exclusive; cut at the last row), read at once."""
         self._copy.need(start, min(stop, self.num_rows))
         columns = self._records[int(start) : int(stop)]
         return [
@@ -178,9 +180,9 @@ class ShardSet:
     def sentence(self, row: int, k: int) -> str:
         """The k-th kept sentence of a row, 0 <= k < num_sentences[row]."""
         self._copy.need(row, row + 1)
-        found = self._sentences[int(row)]
-        text: str = found["text"]
-        return text[found["sentence_starts"][k] : found["sentence_ends"][k]]
+        record = self._sentences[int(row)]
+        text: str = record["text"]
+        return text[record["sentence_starts"][k] : record["sentence_ends"][k]]
 
 
 class _Shard(TypedDict):
@@ -193,7 +195,7 @@ class _Shard(TypedDict):
 
 
 class Listed(TypedDict):
-    """What must be in the manifest of shards for them to be read."""
+    """The keys that a manifest of shards must have to be read."""
 
     rows: Count
     shards: list[_Shard]
@@ -201,7 +203,7 @@ class Listed(TypedDict):
 
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
-    """The manifest of a directory that is whole; `BadInput` names what is absent or damaged."""
+    """The manifest of a complete directory; `BadInput` names what is absent or damaged."""
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
     checked(manifest, Listed, source=directory / MANIFEST_FILE, advice=again(directory))
     check_files(directory, manifest["shards"], names=_SHARD_NAME, verify=verify)

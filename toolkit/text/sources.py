@@ -1,4 +1,4 @@
-"""Inputs that can be sharded: which file is read how, and what all of them are called.
+"""Inputs that can be sharded: which reader each file needs, and the names of all inputs.
 
 Knows names of files. Refuses to know what is in them (`readers`).
 """
@@ -39,7 +39,8 @@ COMPRESSED = (".gz", ".zst", ".bz2")
 class Input:
     """One file, or one split of a data set of Hugging Face's `datasets` (by hub name or on disk).
 
-    `name` is the path below what all inputs have in common: it stays when they move together.
+    `name` is the path relative to the common folder of all inputs, so that it stays the same when
+    all of them are moved together.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Input:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file here."""
+        """Whether the input is a file, and not a data set."""
         return self.kind != "dataset"
 
 
 def kind_of(path: Path) -> str:
-    """How a file is read, by its name; `BadInput` for a name that says nothing."""
+    """The kind of a file, by its name; `BadInput` for a name from which it cannot be known."""
     name = path.name.lower()
     inner = name
     for suffix in COMPRESSED:
@@ -73,12 +74,12 @@ def kind_of(path: Path) -> str:
 
 
 def noun_of(kind: str) -> str:
-    """What a row of such an input is called."""
+    """The word for a row of this kind of input: page, line or row."""
     return {"dump": "page", "json": "line", "text": "line"}.get(kind, "row")
 
 
 def reading_settings(kind: str, *, columns: Columns) -> dict[str, str | int]:
-    """What decides which documents a file gives, besides its bytes."""
+    """The settings that decide which documents a file gives, besides its bytes."""
     if kind == "dump":
         return {"kind": kind, "cleaning_rules": RULES_VERSION}
     if kind == "text":
@@ -87,9 +88,10 @@ def reading_settings(kind: str, *, columns: Columns) -> dict[str, str | int]:
 
 
 def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
-    """Every file that is named, and of a folder all files below it that can be read, in order.
+    """The inputs for these paths, in order: each file, and for a folder all files below it whose
+    kind is known.
 
-    Raises `BadInput` for a name that says nothing, and for a folder without files.
+    Raises `BadInput` for a file of unknown kind, a folder without such files, and repeated inputs.
     """
     files: list[Path] = []
     for path in paths:
@@ -119,7 +121,7 @@ def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
 
 
 def _absolute(path: Path) -> Path:
-    """A path without "..": what is reached by it has one name, from wherever it is named."""
+    """The absolute path without "..", so that a file has the same path from any folder."""
     path = path.absolute()
     return path.parent.resolve() / path.name if ".." in path.parent.parts else path
 
@@ -130,35 +132,36 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 def num_rows(given: Input) -> int | None:
-    """How many rows an input has, where that costs next to nothing to know."""
+    """The number of rows of an input, if it can be known without reading them; otherwise None."""
     try:
         if given.kind == "dataset":
             return rows_of_dataset(given).num_rows
         if given.kind != "parquet":
             return None
         rows: int = pq.read_metadata(given.path).num_rows
-    except (OSError, ValueError):  # absent or damaged: whoever reads it says so
+    except (OSError, ValueError):  # absent or damaged, which is reported when it is read
         return None
     return rows
 
 
 def rows_of_dataset(given: Input) -> DatasetRows:
-    """The table of an input of that kind."""
-    if Path(given.path).is_dir():  # which may be another one by the next time
+    """The table of an input of the kind "dataset"."""
+    if Path(given.path).is_dir():  # not cached: the folder may change
         return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
     return _rows_of_hub(given)
 
 
 @functools.lru_cache(maxsize=4)
 def _rows_of_hub(given: Input) -> DatasetRows:
-    # Once per process: what was read is then what `stamp` told of, whatever the hub has by now.
+    # Loaded once per process, so that the rows read are those that `stamp` described, even if the
+    # data set on the hub has changed meanwhile.
     return DatasetRows(given.path, config=given.config, split=given.split or DEFAULT_SPLIT)
 
 
 def stamp(given: Input) -> tuple[int, int]:
-    """The `stamp_of` a file, (0, 0) where there is none. Of a data set's folder the size of all its
-    files and a digest of their names, sizes and times; of a data set of the hub a digest of its
-    fingerprint."""
+    """Two numbers that change when the input changes. For a file its `stamp_of`, (0, 0) if there is
+    no file; for a data set's folder the size of all files and a digest of their names, sizes and
+    times; for a data set of the hub a digest of its fingerprint."""
     if not given.is_file:
         return _stamp_of_dataset(given)
     try:
@@ -174,17 +177,17 @@ def _stamp_of_dataset(given: Input) -> tuple[int, int]:
         seen = [(name, path.stat()) for name, path in _files_of_dataset(given)]
     except OSError:
         return 0, 0
-    told = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}" for name, status in seen]
-    return sum(status.st_size for _, status in seen), _number_of(told)
+    lines = [f"{name}\0{status.st_size}\0{status.st_mtime_ns}" for name, status in seen]
+    return sum(status.st_size for _, status in seen), _number_of(lines)
 
 
-def _number_of(told: Sequence[str]) -> int:
-    return int.from_bytes(hashlib.sha256("\n".join(told).encode()).digest()[:8])
+def _number_of(lines: Sequence[str]) -> int:
+    return int.from_bytes(hashlib.sha256("\n".join(lines).encode()).digest()[:8])
 
 
 def _files_of_dataset(given: Input) -> list[tuple[str, Path]]:
-    """The files that hold a split of a saved data set, by their names below it. The caches that
-    `datasets` leaves beside them are none of them."""
+    """The files of a split of a saved data set, with their names relative to it. The caches that
+    `datasets` leaves beside them do not belong to it."""
     folder = Path(given.path)
     split = folder / (given.split or DEFAULT_SPLIT)
     folder = split if split.is_dir() and (folder / "dataset_dict.json").is_file() else folder
@@ -196,7 +199,7 @@ def _files_of_dataset(given: Input) -> list[tuple[str, Path]]:
 
 
 def identity(given: Input) -> dict[str, Any]:
-    """What identifies an input by its content, whatever folder it is in."""
+    """What identifies an input by its content, independent of its folder."""
     path = Path(given.path)
     if given.is_file:
         if not path.is_file():
@@ -212,25 +215,25 @@ def identity(given: Input) -> dict[str, Any]:
 
 
 def is_packed(given: Input) -> bool:
-    """Whether a file is smaller than what is in it, by its name."""
+    """Whether a file is compressed, by its name."""
     return given.path.lower().endswith((*COMPRESSED, *PARQUET))
 
 
 def _is_known(path: Path, *, below: Path) -> bool:
-    # Hidden is what the person who named the folder does not see in it: ../data is not.
+    # Only the parts below the folder that was named count as hidden: "../data" is not hidden.
     parts = path.relative_to(below).parts
     if path.name.startswith("_") or any(part.startswith(".") for part in parts):
         return False
     try:
-        # The index of a multistream dump lies beside it, and is no input.
+        # The index of a multistream dump lies beside the dump, and is no input.
         return kind_of(path) != "" and "multistream-index" not in path.name
     except BadInput:
         return False
 
 
 def open_source(given: Input, *, columns: Columns) -> Source:
-    """Open an input. Raises `Damaged` for a file that cannot be read at all, and `BadInput` for a
-    text column that it lacks (the message names those there are)."""
+    """Open an input. Raises `Damaged` for a file that cannot be read at all, and `BadInput`, which
+    lists the columns, if it has no text column of the given name."""
     if given.kind == "dataset":
         return Table(rows_of_dataset(given), name=given.name, columns=columns)
     path = Path(given.path)

@@ -1,6 +1,7 @@
 """Samples for training, in a deterministic global order.
 
-Knows shards and their order. Refuses to know ranks: it deals row ranges of a global batch.
+Knows shards and their order. Refuses to know ranks: callers ask for ranges of rows of a global
+batch.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ Pieces = Sequence[NDArray[np.int64]]
 
 @dataclasses.dataclass(frozen=True)
 class Sample(Generic[Content]):
-    """One training sample. (epoch, index) names it, whatever rank or restart reads it."""
+    """One training sample. (epoch, index) identifies it on every rank and after every restart."""
 
     epoch: int
     index: int
@@ -32,48 +33,48 @@ class Sample(Generic[Content]):
 
 
 class Source(Protocol[Content]):
-    """Samples in their stored order, any of them at any time."""
+    """Samples in their stored order; any of them can be read at any time."""
 
     @property
     def num_samples(self) -> int:
-        """How many samples there are."""
+        """The number of samples in one epoch."""
 
     def content(self, index: int) -> Content:
-        """The sample at a place."""
+        """The sample at `index` in the stored order."""
 
     def name(self, index: int) -> str:
-        """Where the sample stands in the shards, for people."""
+        """Where in the shards the sample at `index` is, for people."""
 
 
 class Samples(Protocol):
-    """An endless sequence of samples, read by rows of global batches."""
+    """An endless sequence of samples, read as rows of global batches."""
 
     num_samples: int
 
     def batch(self, step: int, *, global_rows: int, start: int, stop: int) -> Sequence[Sample[Any]]:
-        """Rows start..stop of the global batch of `step` (from 0)."""
+        """Rows `start` to `stop` (exclusive) of the global batch of `step` (from 0)."""
 
     def name(self, index: int) -> str:
-        """Where the sample of that index stands in the data, for people."""
+        """Where in the data the sample at `index` is, for people."""
 
 
 class Sentences:
-    """Every kept sentence of the shards, but for those of the documents that are held out."""
+    """Every kept sentence of the shards, except those of documents that are held out."""
 
     def __init__(self, shards: ShardSet, *, held_out: HeldOut | None = None) -> None:
         self._shards = shards
         counts = np.array(shards.num_sentences)
-        if held_out:
+        if held_out:  # without sentences no position of `_ends` leads to these documents
             counts[held_out.rows(len(counts))] = 0
         self._ends = np.cumsum(counts, dtype=np.int64)
         self.num_samples = int(self._ends[-1]) if len(self._ends) else 0
 
     def content(self, index: int) -> str:
-        """The text of a sentence."""
+        """The text of the sentence at `index`."""
         return self._shards.sentence(*self._place(index))
 
     def name(self, index: int) -> str:
-        """The document's id and the sentence's number in it, from 0."""
+        """The id of its document and its number there, from 0, for people."""
         row, k = self._place(index)
         return f"document {self._shards.record(row)['id']}, sentence {k}"
 
@@ -83,8 +84,9 @@ class Sentences:
 
 
 class Blocks:
-    """Packed blocks of tokens: several documents with their boundaries, or, when documents may
-    cross blocks, one run of tokens (the reference's, see `TokenSet.crossing_block`)."""
+    """Packed blocks of tokens. A block holds several documents with their boundaries or, if
+    `crossing`, one run of tokens without boundaries (as the reference has it, see
+    `TokenSet.crossing_block`)."""
 
     def __init__(self, tokens: TokenSet, *, crossing: bool) -> None:
         self._block = tokens.crossing_block if crossing else tokens.block
@@ -92,11 +94,11 @@ class Blocks:
         self.num_samples = tokens.num_crossing_blocks if crossing else tokens.num_blocks
 
     def content(self, index: int) -> Pieces:
-        """The pieces of a block: token ids, special tokens included. None is empty."""
+        """The token ids of each piece of a block, special tokens included. No piece is empty."""
         return self._block(index)
 
     def name(self, index: int) -> str:
-        """The shard, and the rows of its documents that the block holds, from 0."""
+        """The shard, and the rows (from 0) of its documents that are in the block, for people."""
         shard, rows = self._rows(index)
         return f"{shard}, rows {', '.join(map(str, rows))}"
 
@@ -104,7 +106,7 @@ class Blocks:
 class HeldOutBlocks:
     """The documents that are held out, packed among themselves like those that are trained on.
 
-    They are read when the first block is: from as many shards as there are documents, at most.
+    All of them are read when the first block is asked for.
     """
 
     def __init__(self, tokens: TokenSet, *, crossing: bool) -> None:
@@ -112,22 +114,22 @@ class HeldOutBlocks:
 
     @property
     def num_samples(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks of documents that are held out."""
         return len(self._packing.block_offsets) - 1
 
     def content(self, index: int) -> Pieces:
-        """The pieces of a block: token ids, special tokens included. None is empty."""
+        """The token ids of each piece of a block, special tokens included. No piece is empty."""
         spans = self._spans(index)
         pieces = [self._ids[start : start + length] for start, length in spans]
         return pieces if self._crossing else [self._tokens.wrapped(piece) for piece in pieces]
 
     def name(self, index: int) -> str:
-        """The shards, and the rows of the documents that the block holds, from 0."""
-        found = []
+        """The shards and rows (from 0) of the documents that are in the block, for people."""
+        documents = []
         for start, length in self._spans(index):
             first, last = np.searchsorted(self._offsets, [start, start + length - 1], "right") - 1
-            found += self._documents[first : last + 1]
-        return "; ".join(f"{self._tokens.shard_name(shard)}, row {row}" for shard, row in found)
+            documents += self._documents[first : last + 1]
+        return "; ".join(f"{self._tokens.shard_name(shard)}, row {row}" for shard, row in documents)
 
     def _spans(self, index: int) -> Iterator[tuple[int, int]]:
         pieces = slice(*self._packing.block_offsets[index : index + 2].tolist())
@@ -144,6 +146,8 @@ class HeldOutBlocks:
         if not self._documents:
             raise BadInput("the documents that are held out hold no text: hold out more of them")
         bare = (self._tokens.document(*place) for place in self._documents)
+        # A crossing block is cut from one run that holds the special tokens already; a piece of a
+        # packed block gets its own (`content`), even if it is the middle of a document.
         if self._crossing:
             return [self._tokens.wrapped(ids) for ids in bare]
         return [ids.astype(np.int64) for ids in bare]
@@ -168,9 +172,9 @@ class HeldOutBlocks:
 
 
 class Stream(Generic[Content]):
-    """The endless sequence of a source's samples, epoch after epoch, each in another order.
+    """The endless sequence of a source's samples: epoch after epoch, each in a different order.
 
-    `held_out` are other samples, on which nothing is trained. Raises `BadInput` when there is
+    `held_out` is a source of samples that are not trained on. Raises `BadInput` when there is
     nothing to train on.
     """
 
@@ -184,7 +188,9 @@ class Stream(Generic[Content]):
         self._order = BlockShuffle(num_samples=self.num_samples, seed=seed)
 
     def batch(self, step: int, *, global_rows: int, start: int, stop: int) -> list[Sample[Content]]:
-        """Rows start..stop of the global batch of `step` (from 0)."""
+        """Rows `start` to `stop` (exclusive) of the global batch of `step` (from 0)."""
+        # Positions follow from the step alone: ranks ask for disjoint ranges, and a restart or
+        # another number of ranks continues at the same sample.
         positions = np.arange(start, stop, dtype=np.int64) + step * global_rows
         epochs, indices = self._order.at(positions)
         return [
@@ -194,11 +200,12 @@ class Stream(Generic[Content]):
 
     @property
     def num_held_out(self) -> int:
-        """How many samples are held out."""
+        """The number of samples that are held out."""
         return self._held_out.num_samples if self._held_out else 0
 
     def held_out(self, start: int, stop: int) -> list[Sample[Content]]:
-        """Samples start..stop of those that are held out, numbered after all others."""
+        """Held-out samples `start` to `stop` (exclusive). Their indices follow those of all other
+        samples, so that no two samples share an index."""
         if self._held_out is None:
             return []
         return [
@@ -207,7 +214,7 @@ class Stream(Generic[Content]):
         ]
 
     def name(self, index: int) -> str:
-        """Where the sample of that index stands in the data, for people."""
+        """Where in the data the sample at `index` is, for people."""
         if self._held_out and index >= self.num_samples:
             return self._held_out.name(index - self.num_samples)
         return self._source.name(index)

@@ -1,7 +1,7 @@
-"""The files of tokens and of blocks, each with a note beside it; mapped if they are what it says.
+"""The files of tokens and of blocks. Beside each lies a note, a JSON file that says what it holds.
 
-Knows safetensors of flat arrays, their notes and the manifest that lists them. Refuses to know how
-documents become tokens, and tokens blocks.
+Knows safetensors files of flat arrays, their notes and the manifest that lists them. Refuses to
+know how documents become tokens, and tokens become blocks.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ Entry = dict[str, Any]
 
 
 class _TokenCounts(TypedDict):
-    """How much a file of tokens holds."""
+    """The numbers of what a file of tokens holds."""
 
     ids: Count
     documents: Count
@@ -38,7 +38,7 @@ class _TokenCounts(TypedDict):
 
 
 class _BlockCounts(TypedDict):
-    """How much a file of blocks holds."""
+    """The numbers of what a file of blocks holds."""
 
     blocks: Count
     pieces: Count
@@ -58,7 +58,7 @@ class _BlockFile(_BlockCounts):
 
 
 class _Listed(TypedDict):
-    """What must be in the manifest of token files."""
+    """The keys that a manifest of token files must have."""
 
     tokens: Count
     documents: Count
@@ -71,14 +71,14 @@ class _Listed(TypedDict):
 
 
 class _TokenNote(_TokenCounts):
-    """What the JSON beside a file of tokens says."""
+    """The note beside a file of tokens."""
 
     bytes: Count
     sha256: Digest
 
 
 class _BlockNote(_BlockCounts):
-    """And beside a file of blocks."""
+    """The note beside a file of blocks."""
 
     bytes: Count
     sha256: Digest
@@ -87,8 +87,8 @@ class _BlockNote(_BlockCounts):
 def map_arrays(
     path: Path, *, sha256: str, names: Set[str] = TOKEN_ARRAYS
 ) -> dict[str, NDArray[Any]]:
-    """The arrays of these names in a safetensors file, as views of its memory map; `BadInput` when
-    it changed."""
+    """The arrays of a safetensors file, as views of its memory map. Raises `BadInput` if the file
+    differs from `sha256`, or does not hold exactly `names`."""
     try:
         with path.open("rb") as handle:
             mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
@@ -108,20 +108,21 @@ def map_arrays(
 
 
 def write_arrays(
-    path: Path, arrays: dict[str, NDArray[Any]], *, told: Mapping[str, int] | None = None
+    path: Path, arrays: dict[str, NDArray[Any]], *, counts: Mapping[str, int] | None = None
 ) -> None:
-    """Write a file of tokens or of blocks, and then its note, with what else is `told` of it."""
-    # safetensors writes the memory of a view, not its numbers.
+    """Write a file of tokens or of blocks, and then its note, to which `counts` are added."""
+    # For a view with gaps, safetensors would write the memory below it, not its numbers.
     assert all(array.flags.c_contiguous for array in arrays.values())
     data = save(arrays)
+    # The note comes last: a file without a note is made again (`is_made`).
     write_atomic(path, data)
     note: Entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    note |= {**counts_of(arrays), **(told or {})}
+    note |= {**counts_of(arrays), **(counts or {})}
     write_json(_note(path), sealed(note))
 
 
 def counts_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
-    """How much a file of tokens or of blocks holds, as its note says."""
+    """The numbers of what a file of tokens or of blocks holds, by the keys of its note."""
     if "ids" in arrays:
         return {
             "ids": len(arrays["ids"]),
@@ -136,37 +137,40 @@ def counts_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, int]:
 
 
 def is_made(path: Path) -> bool:
-    """Whether a file is there, with a note that can be believed."""
+    """Whether a file exists and has the size that its note says, if that is undamaged itself."""
     try:
         return path.is_file() and path.stat().st_size == note_of(path)["bytes"]
-    except BadInput:  # absent, or damaged: what it tells of is made again
+    except BadInput:  # the note is absent or damaged: the caller makes both files again
         return False
 
 
 def note_of(path: Path) -> Entry:
-    """What the note beside a file says; `BadInput` when it is absent or damaged."""
+    """The content of the note beside a file; `BadInput` if the note is absent or damaged."""
     form: type[Any] = _TokenNote if path.name.startswith("tokens-") else _BlockNote
     return _sealed(_note(path), form=form)
 
 
 def listed_in(path: Path, *, num_shards: int) -> Entry:
-    """The manifest of the token files of so many shards."""
-    told = _sealed(path, form=_Listed)
-    if not len(told["token_files"]) == len(told["block_files"]) == num_shards:
+    """The manifest of the token files of `num_shards` shards; `BadInput` if it is of others."""
+    manifest = _sealed(path, form=_Listed)
+    if not len(manifest["token_files"]) == len(manifest["block_files"]) == num_shards:
         raise BadInput(f"{path}: is not of these shards; {made_again(path.parent)}")
-    return told
+    return manifest
 
 
 def _sealed(path: Path, *, form: type[Any]) -> Entry:
-    """A JSON object of that form without its digest, which those of an older toolkit lack."""
-    told: Entry = dict(checked(read_json(path), form, source=path, advice=made_again(path.parent)))
-    if told.pop(SELF_DIGEST, content_digest(told)) != content_digest(told):
+    """Read a JSON object of the given form, compare it with its own digest (which files of older
+    versions lack), and return it without the digest."""
+    content: Entry = dict(
+        checked(read_json(path), form, source=path, advice=made_again(path.parent))
+    )
+    if content.pop(SELF_DIGEST, content_digest(content)) != content_digest(content):
         raise BadInput(f"{path}: is damaged (its digest differs); {made_again(path.parent)}")
-    return told
+    return content
 
 
 def made_again(directory: Path) -> str:
-    """What helps against damage."""
+    """The advice for damaged token files, as the end of an error message."""
     return f"delete {directory}: it is made again"
 
 

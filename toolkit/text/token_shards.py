@@ -1,15 +1,15 @@
 """Documents as tokens on disk, and the blocks that they are packed into.
 
-Knows the files: one safetensors of flat token ids per text shard, one of packed blocks beside it
-for each block length. Refuses to know models, ranks, and in which order blocks are read.
+Knows the files: for each text shard one safetensors file of flat token ids and, for each block
+length, one of packed blocks. Refuses to know models, ranks, and the order in which blocks are read.
 
-Layout, all of it made from the text shards and safe to delete:
+Layout; all of it is made from the text shards and can be deleted at any time:
     SHARDS/.cache/tokens-<digest>/
         tokens-00000.safetensors        ids, document_offsets, cuts, cut_offsets
         blocks-512-00000.safetensors    starts, lengths, block_offsets
         blocks-512-without-256-42-00000.safetensors    the same without the 256 documents that
                                                        seed 42 holds out
-A .json beside each file says what it holds; a manifest is written when all of them are there.
+Beside each file a .json (its note) says what it holds; a manifest is written when all files exist.
 """
 
 import functools
@@ -47,7 +47,7 @@ from toolkit.text.token_files import (
 )
 from toolkit.text.tokens import TextTokenizer
 
-FORMAT = "toolkit-tokens/3"  # raise it when the same shards and tokenizer give other files
+FORMAT = "toolkit-tokens/3"  # raise it when the same shards and tokenizer would give other files
 BATCH_ROWS = 256
 
 Ids = NDArray[np.int64]
@@ -55,8 +55,8 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TokenFiles:
-    """The token files of one shard directory, one tokenizer, one block length, and without the
-    documents that are held out; made or not."""
+    """The token files for one shard directory, tokenizer and block length, without the documents
+    that are held out. The files need not exist yet."""
 
     shards: Path
     tokenizer: TextTokenizer
@@ -65,41 +65,42 @@ class TokenFiles:
 
     @property
     def wrap(self) -> int:
-        """How many tokens stand around each document: a begin token, usually."""
+        """The number of tokens put around each document: usually one, a begin token."""
         return len(self.tokenizer.prefix_ids) + len(self.tokenizer.suffix_ids)
 
     @functools.cached_property
     def directory(self) -> Path:
-        """Named after all that decides its content, so that a stale one is never taken."""
+        """The directory of the files. Its name is a digest of everything that decides its content,
+        so that stale files are never used."""
         sources = [entry["sha256"] for entry in self.sources]
         identity = json.dumps([FORMAT, self.tokenizer.digest, sources])
         name = f"tokens-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
         beside = self.shards / CACHE / name
         if beside.is_dir() or os.access(self.shards, os.W_OK):
             return beside
-        # Where the Arrow copy of read-only shards goes too.
+        # The cache in which `datasets` also puts the Arrow copy of read-only shards.
         default = os.environ.get("HF_DATASETS_CACHE") or "~/.cache/huggingface/datasets"
         return Path(default).expanduser() / name
 
     @functools.cached_property
     def sources(self) -> list[Entry]:
-        """The text shards, as their manifest names them."""
+        """The entries of the text shards in their manifest."""
         manifest = checked_manifest(self.shards, verify=False)
         entries: list[Entry] = manifest["shards"]
         return entries
 
     def is_complete(self) -> bool:
-        """Whether everything has been made."""
+        """Whether all files, and the manifest, have been made."""
         return (self.directory / self.manifest).is_file()
 
     @property
     def manifest(self) -> str:
-        """The file that lists all others; it is written last."""
+        """The name of the file that lists all others; it is written last."""
         return f"{self.blocks}.json"
 
     @property
     def blocks(self) -> str:
-        """What the names of the block files begin with."""
+        """What the names of the files of blocks begin with."""
         name = f"blocks-{self.block_tokens}"
         if self.held_out.documents:
             name += f"-without-{self.held_out.documents}-{self.held_out.seed}"
@@ -107,7 +108,8 @@ class TokenFiles:
 
     @functools.cached_property
     def held_out_rows(self) -> list[Ids]:
-        """Of each shard the rows that are held out. Raises `BadInput` when none is left."""
+        """The rows of each shard that are held out. Raises `BadInput` if no row would be left to
+        train on."""
         ends = _ends(self.sources, key="rows")
         rows = self.held_out.rows(int(ends[-1]) if len(ends) else 0)
         starts = np.concatenate([[0], ends[:-1]])
@@ -118,11 +120,11 @@ class TokenFiles:
 def make_token_files(
     files: TokenFiles, *, part: int, parts: int, on_shard: Callable[[int], None] = lambda _: None
 ) -> None:
-    """Tokenise and pack the shards part, part + parts, ...; what is there already is kept.
+    """Tokenise and pack the shards part, part + parts, ...; files that exist are kept.
 
-    Any number of processes may do so at once, on the same part too: equal input gives equal bytes
-    and each file appears whole. `on_shard` gets the tokens of each shard. Raises `BadInput` when
-    the directory cannot be written.
+    Any number of processes may do this at once, even for the same part: equal input gives equal
+    bytes, and each file appears whole. `on_shard` gets the number of tokens of each shard. Raises
+    `BadInput` when the directory cannot be written.
     """
     directory, sources = files.directory, files.sources
     try:
@@ -145,7 +147,7 @@ def make_token_files(
 
 
 def finish_token_files(files: TokenFiles) -> bool:
-    """Write the manifest when all files are there; returns whether they are."""
+    """Write the manifest if all files exist; returns whether they do."""
     directory = files.directory
     listed: dict[str, list[Entry]] = {"tokens": [], files.blocks: []}
     for kind, entries in listed.items():
@@ -165,7 +167,7 @@ def finish_token_files(files: TokenFiles) -> bool:
         "tokens": num_tokens,
         "cut_documents": sum(entry["cut_documents"] for entry in blocks),
         "blocks": num_blocks,
-        # Begin tokens count as filled: they are trained through like all others.
+        # Begin tokens count as filled: they take part in training like all other tokens.
         "efficiency": round(
             (num_tokens + sum(entry["pieces"] for entry in blocks) * files.wrap)
             / (num_blocks * files.block_tokens or 1),
@@ -179,8 +181,8 @@ def finish_token_files(files: TokenFiles) -> bool:
 
 
 class TokenSet:
-    """The tokens of all shards, memory-mapped: a file is opened, and its digest checked, when it
-    is first read. `manifest` is what `finish_token_files` wrote.
+    """The tokens of all shards, memory-mapped. A file is opened, and compared with its digest, when
+    it is first read. `manifest` is what `finish_token_files` wrote.
     """
 
     def __init__(self, files: TokenFiles) -> None:
@@ -195,6 +197,8 @@ class TokenSet:
             files.tokenizer.check_largest(entry["max_id"], where=where)
         self._opened: dict[str, dict[str, NDArray[Any]]] = {}
         self._ends = _ends(self.manifest["block_files"], key="blocks")
+        # Crossing blocks are not stored: their bounds follow from the tokens of a shard alone. The
+        # double minus rounds up, because the last block of a shard may be short.
         lengths = [
             {"blocks": -(-(entry["ids"] + entry["documents"] * files.wrap) // self.block_tokens)}
             for entry in self.manifest["block_files"]
@@ -203,27 +207,27 @@ class TokenSet:
 
     @property
     def summary(self) -> str:
-        """What there is, in one line for people."""
-        told = self.manifest
-        held_out = told["held_out_documents"]
+        """What the files hold, in one line for people."""
+        manifest = self.manifest
+        held_out = manifest["held_out_documents"]
         return (
-            f"{told['tokens']:,} tokens of {told['documents'] - held_out:,} documents "
-            f"({told['cut_documents']:,} of them cut) in {told['blocks']:,} blocks of "
-            f"{self.block_tokens}, {told['efficiency']:.2%} full"
+            f"{manifest['tokens']:,} tokens of {manifest['documents'] - held_out:,} documents "
+            f"({manifest['cut_documents']:,} of them cut) in {manifest['blocks']:,} blocks of "
+            f"{self.block_tokens}, {manifest['efficiency']:.2%} full"
         ) + (f"; {held_out:,} documents are held out" if held_out else "")
 
     @property
     def num_blocks(self) -> int:
-        """How many blocks of documents with their boundaries there are."""
+        """The number of blocks of documents with their boundaries."""
         return int(self._ends[-1])
 
     @property
     def num_crossing_blocks(self) -> int:
-        """How many blocks there are when documents run on from one block into the next."""
+        """The number of blocks if documents run on from one block into the next."""
         return int(self._crossing_ends[-1])
 
     def block(self, index: int) -> list[Ids]:
-        """The documents, or pieces of them, of a block, each with its special tokens."""
+        """The documents, or pieces of documents, in a block, each with its special tokens."""
         shard, inside = _place(self._ends, index)
         tokens = self._arrays("token_files", shard)
         blocks = self._arrays("block_files", shard)
@@ -236,28 +240,31 @@ class TokenSet:
         return [self.wrapped(tokens["ids"][start : start + length]) for start, length in spans]
 
     def crossing_block(self, index: int) -> list[Ids]:
-        """The block of the reference (run_mntp.py): `block_tokens` of a shard's documents in a row.
+        """A block as the reference (run_mntp.py) makes it: the next `block_tokens` tokens of a
+        shard.
 
-        Documents follow one another without a boundary and are cut wherever a block ends. The
-        last block of a shard is shorter, where the reference drops it.
+        Documents follow one another without a boundary, and are cut wherever a block ends. The last
+        block of a shard may be shorter; the reference drops it.
         """
         shard, inside = _place(self._crossing_ends, index)
         rows, ends = self._run(shard)
         start = inside * self.block_tokens
-        found: list[Ids] = []
+        pieces: list[Ids] = []
+        # The first document that reaches into the block, and how many of its tokens come before it.
         place = int(np.searchsorted(ends, start, side="right"))
         skip = start - (int(ends[place - 1]) if place else 0)
         wanted = self.block_tokens
         for row in rows[place:]:
             piece = self.wrapped(self.document(shard, row))[skip : skip + wanted]
-            found.append(piece)
+            pieces.append(piece)
             wanted, skip = wanted - len(piece), 0
             if not wanted:
                 break
-        return [np.concatenate(found)]
+        return [np.concatenate(pieces)]
 
     def rows_of_block(self, index: int, *, crossing: bool) -> tuple[str, list[int]]:
-        """The text shard of a block, and which rows of it the block holds something of."""
+        """The text shard of a block, and the rows of it whose documents are (partly) in the
+        block."""
         shard, inside = _place(self._crossing_ends if crossing else self._ends, index)
         if crossing:
             run, ends = self._run(shard)
@@ -268,37 +275,38 @@ class TokenSet:
             offsets = self._arrays("token_files", shard)["document_offsets"]
             blocks = self._arrays("block_files", shard)
             pieces = slice(*blocks["block_offsets"][inside : inside + 2].tolist())
-            found = np.searchsorted(offsets, blocks["starts"][pieces], side="right") - 1
-            rows = sorted(set(found.tolist()))
+            numbers = np.searchsorted(offsets, blocks["starts"][pieces], side="right") - 1
+            rows = sorted(set(numbers.tolist()))
         return self.shard_name(shard), rows
 
     def shard_name(self, shard: int) -> str:
-        """The file of a text shard."""
+        """The file name of a text shard."""
         return str(self._sources[shard]["file"])
 
     def held_out(self) -> Iterator[tuple[int, int]]:
-        """The shard of each held-out document, and its row there."""
+        """The shard and the row of each document that is held out."""
         for shard, rows in enumerate(self._held_out_rows):
             yield from ((shard, row) for row in rows.tolist())
 
     def document(self, shard: int, row: int) -> NDArray[Any]:
-        """The own tokens of a document: a view of the file, not a copy."""
+        """The tokens of a document without special tokens: a view of the file, not a copy."""
         arrays = self._arrays("token_files", shard)
         first, last = arrays["document_offsets"][row : row + 2].tolist()
         return arrays["ids"][first:last]
 
     def cuts(self, shard: int, row: int) -> NDArray[Any]:
-        """The tokens of a document at which its sentences start."""
+        """The places (in tokens) of a document at which its sentences start."""
         arrays = self._arrays("token_files", shard)
         first, last = arrays["cut_offsets"][row : row + 2].tolist()
         return arrays["cuts"][first:last]
 
     def wrapped(self, ids: NDArray[Any]) -> Ids:
-        """A document with its special tokens."""
+        """The tokens of a document with special tokens around them."""
         return np.concatenate([self._prefix, ids.astype(np.int64), self._suffix])
 
     def _run(self, shard: int) -> tuple[Ids, Ids]:
-        """The rows of a shard that are trained on, and where each ends with its special tokens."""
+        """The rows of a shard that are trained on, and where each ends in the run of tokens that
+        crossing blocks are cut from."""
         lengths = np.diff(self._arrays("token_files", shard)["document_offsets"])
         rows = np.delete(np.arange(len(lengths)), self._held_out_rows[shard])
         return rows, np.cumsum(lengths[rows] + self.wrap)
@@ -308,17 +316,17 @@ class TokenSet:
         if entry["file"] not in self._opened:
             path = self._directory / entry["file"]
             names = TOKEN_ARRAYS if kind == "token_files" else BLOCK_ARRAYS
-            found = map_arrays(path, sha256=entry["sha256"], names=names)
-            if any(entry[key] != value for key, value in counts_of(found).items()):
+            arrays = map_arrays(path, sha256=entry["sha256"], names=names)
+            if any(entry[key] != value for key, value in counts_of(arrays).items()):
                 raise BadInput(
                     f"{path}: is not what the manifest says; {made_again(self._directory)}"
                 )
-            self._opened[entry["file"]] = found
+            self._opened[entry["file"]] = arrays
         return self._opened[entry["file"]]
 
 
 def open_tokens(files: TokenFiles) -> TokenSet:
-    """Open what `make_token_files` and `finish_token_files` made; `BadInput` when it is not."""
+    """Open the token files; `BadInput` if `finish_token_files` has not completed them."""
     if not files.is_complete():
         raise BadInput(
             f"{files.shards}: is not tokenised to its end for this model and "
@@ -329,6 +337,7 @@ def open_tokens(files: TokenFiles) -> TokenSet:
 
 
 def _write_tokens(path: Path, *, text: Path, tokenizer: TextTokenizer) -> None:
+    # Two bytes per token, if all ids fit: half the disk space and half the reading.
     dtype = np.uint16 if tokenizer.num_ids <= 2**16 else np.uint32
     ids: list[NDArray[Any]] = [np.array([], dtype=dtype)]
     cuts: list[NDArray[Any]] = [np.array([], dtype=np.int64)]
@@ -346,7 +355,8 @@ def _write_tokens(path: Path, *, text: Path, tokenizer: TextTokenizer) -> None:
 
 
 def _documents(path: Path) -> Iterator[tuple[list[str], list[Ids]]]:
-    """The texts of a shard and the characters where their sentences start, some rows at a time."""
+    """The texts of a shard and the characters at which their sentences start, in batches of
+    rows."""
     for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=["text", "sentence_starts"]):
         marks = [np.array(row, dtype=np.int64) for row in batch["sentence_starts"].to_pylist()]
         yield batch["text"].to_pylist(), marks
@@ -366,11 +376,11 @@ def _write_blocks(path: Path, *, tokens: Path, files: TokenFiles, held_out: Ids)
         "lengths": packing.lengths.astype(np.int32),
         "block_offsets": packing.block_offsets,
     }
-    told = {
+    counts = {
         "documents": len(cuts) - len(held_out),
         "cut_documents": int((np.bincount(owners) > 1).sum()),
     }
-    write_arrays(path, packed, told=told)
+    write_arrays(path, packed, counts=counts)
 
 
 def _ends(entries: list[Entry], *, key: str) -> NDArray[np.int64]:

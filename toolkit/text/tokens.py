@@ -1,4 +1,4 @@
-"""Texts to padded token arrays. Knows the `tokenizers` library; refuses to know models.
+"""Turns texts into arrays of tokens. Knows the `tokenizers` library; refuses to know models.
 
 Shapes: B rows, T tokens.
 """
@@ -15,21 +15,22 @@ from tokenizers import Encoding, Tokenizer
 
 from toolkit.base.errors import BadInput
 
-# Texts are tokenised in parts of so many characters: the tokenizers library keeps a hundred bytes
-# for each token of a text, and gives them back only when the whole text is done.
+# A long text is tokenised in parts of this many characters, because the tokenizers library keeps
+# about a hundred bytes per token until the whole text is done.
 PART_CHARS = 2**20
-# For the same reason so many texts are given to it at a time.
+# The number of texts that are passed to it at a time, for the same reason.
 PART_TEXTS = 256
-# A text that is cut is tokenised as far as its first tokens can need: at first so many characters
-# for each of them and some more, then `GROWTH` times as many, until the rest can change nothing.
+# A text that will be cut is tokenised only as far as its first tokens need it: first this many
+# characters per token and some more, then `GROWTH` times as many, until the rest of the text cannot
+# change these tokens.
 CHARS_PER_TOKEN = 8
 LOOKAHEAD_CHARS = 256
 GROWTH = 4
-# What follows a word of more characters than this is not waited for. Only a tokenizer that looks
-# at the whole word (Viterbi's, or digits in threes from the right) could tell.
+# A word longer than this is not read to its end. Its first tokens depend on its end only in
+# tokenizers that look at whole words (by Viterbi's algorithm, or digits in threes from the right).
 MAX_WORD_CHARS = 2**16
-# Nor is anything waited for beyond so many characters: a text of which they hold fewer tokens than
-# the limit (blanks without end, where blanks are folded) ends there.
+# No text is read further than this. If these characters hold fewer tokens than the limit (endless
+# blanks that the tokenizer folds to one), the text ends there.
 MAX_CUT_CHARS = 2**20
 SHOWN_CHARS = 60
 
@@ -38,7 +39,8 @@ Ids = NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """A right-padded batch. `own_BT` marks a text's own tokens: not begin, end or padding."""
+    """A batch padded on the right. `own_BT` is 1 for a text's own tokens, and 0 for begin, end and
+    padding tokens; `mask_BT` is 0 for padding only."""
 
     ids_BT: Ids
     mask_BT: Ids
@@ -62,7 +64,7 @@ class PackedBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """A text's own tokens, and the characters from begin to end that each stands for."""
+    """A text's own tokens, and the range of characters, begin to end, that each stands for."""
 
     ids_T: Ids
     begin_T: Ids
@@ -70,7 +72,7 @@ class Places:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written as UTF-8: half a surrogate pair cannot."""
+    """Whether a text can be written as UTF-8; a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -79,10 +81,10 @@ def is_unicode(text: str) -> bool:
 
 
 class TextTokenizer:
-    """A truncating tokenizer. `special_ids` are never a text's own tokens.
+    """A tokenizer that cuts texts at `max_tokens`. `special_ids` are never a text's own tokens.
 
-    `num_embeddings` is how many ids the model has vectors of. A tokenizer may know more tokens, of
-    which some were added to it alone: a text that holds one is refused.
+    `num_embeddings` is the number of ids for which the model has a vector. A tokenizer may know
+    more tokens, if some were added to it but not to the model; a text with such a token is refused.
     """
 
     def __init__(
@@ -94,7 +96,8 @@ class TextTokenizer:
         max_tokens: int,
         num_embeddings: int | None = None,
     ) -> None:
-        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())  # ours alone: settings are state
+        # A copy, because padding and truncation are settings inside the tokenizer itself.
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.no_padding()
         self._whole = Tokenizer.from_str(self._tokenizer.to_str())
         self._whole.no_truncation()
@@ -104,12 +107,12 @@ class TextTokenizer:
         self._special_ids = np.asarray(sorted(special_ids), dtype=np.int64)
         self._pad_id = pad_id
         vocab: dict[str, int] = self._tokenizer.get_vocab()
-        # Ids may have gaps: the largest may be beyond the number of tokens.
+        # Ids may have gaps, so the largest id may exceed the number of tokens.
         self.num_ids = 1 + max(vocab.values())
         self._num_embeddings = num_embeddings or self.num_ids
         self.vocab_size = min(len(vocab), self._num_embeddings)
         self.max_tokens = max_tokens
-        # What a text begins and ends with, such as the begin token.
+        # The tokens that are put around every text, such as the begin token.
         whole = self._whole.encode("a").ids
         inner = self._whole.encode("a", add_special_tokens=False).ids
         first = next(k for k in range(len(whole)) if whole[k : k + len(inner)] == inner)
@@ -120,12 +123,12 @@ class TextTokenizer:
         self.check_ids(np.array(around), where="what stands around every text")
 
     def check_ids(self, ids: NDArray[Any], *, where: str) -> None:
-        """Raise `BadInput` for a token that the model has no vector of; `where` names its text."""
+        """Raise `BadInput` for a token without a vector in the model; `where` names its text."""
         if self.num_ids > self._num_embeddings and len(ids):
             self.check_largest(int(ids.max()), where=where)
 
     def check_largest(self, number: int, *, where: str) -> None:
-        """`check_ids` of the largest one."""
+        """`check_ids`, given only the largest id of a text."""
         if number >= self._num_embeddings:
             token = self._tokenizer.id_to_token(number)
             raise BadInput(
@@ -136,16 +139,17 @@ class TextTokenizer:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of all that decides which tokens a text becomes."""
+        """The SHA-256 of everything that decides the tokens of a text."""
         return hashlib.sha256(self._whole.to_str().encode()).hexdigest()
 
     def tokenize(
         self, texts: Sequence[str], *, marks: Sequence[Ids]
     ) -> list[tuple[NDArray[np.uint32], Ids]]:
-        """Of each text all its tokens, no special ones added, and the tokens that begin at `marks`.
+        """For each text all its tokens, without special ones, and the indices of the tokens that
+        hold the characters `marks`.
 
-        `marks` are ascending character places of each text. A text is tokenised in parts of
-        `PART_CHARS`, cut at a blank where there is one.
+        `marks` are ascending indices of characters. A text is tokenised in parts of `PART_CHARS`
+        characters, which end at a blank if there is one.
         """
         bounds = [part_bounds(text) for text in texts]
         parts = [
@@ -154,7 +158,7 @@ class TextTokenizer:
             for start, end in itertools.pairwise(ends)
         ]
         encodings = iter(self._whole.encode_batch(parts, add_special_tokens=False))
-        found = []
+        tokenized = []
         for ends, places in zip(bounds, marks, strict=True):
             ids: list[NDArray[np.uint32]] = [np.array([], dtype=np.uint32)]
             tokens: list[int] = []
@@ -166,11 +170,11 @@ class TextTokenizer:
                 at = (encoding.char_to_token(int(place) - start) for place in inside)
                 tokens.extend(num_tokens + token for token in at if token is not None)
                 num_tokens += len(encoding)
-            found.append((np.concatenate(ids), np.array(tokens, dtype=np.int64)))
-        return found
+            tokenized.append((np.concatenate(ids), np.array(tokens, dtype=np.int64)))
+        return tokenized
 
     def places(self, texts: Sequence[str]) -> list[Places]:
-        """Of each text all its tokens, no special ones added, and where they are in it."""
+        """For each text all its tokens, without special ones, with their places in the text."""
         parts = [
             (number, start, end)
             for number, text in enumerate(texts)
@@ -189,40 +193,41 @@ class TextTokenizer:
         return [Places(*np.concatenate(one).T) for one in pieces]
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
-        """Token ids of each text, special tokens included, cut at the limit: those of the whole
-        text and no others, though a long text is tokenised only as far as it must be. The exception
-        is a text of which `MAX_CUT_CHARS` characters hold fewer tokens than the limit: it ends
-        there."""
-        found = []
+        """Token ids of each text, special tokens included, cut at `max_tokens`. They are the first
+        ids of the whole text, even though a long text is tokenised only as far as necessary. The
+        one exception is a text whose first `MAX_CUT_CHARS` characters hold fewer tokens than the
+        limit: it ends there."""
+        rows = []
         for text, encoding in zip(texts, self._encodings(texts), strict=True):
-            found.append(np.asarray(encoding.ids, dtype=np.int64))
-            self.check_ids(found[-1], where=_shown(text))
-        return found
+            rows.append(np.asarray(encoding.ids, dtype=np.int64))
+            self.check_ids(rows[-1], where=_shown(text))
+        return rows
 
     def encode_after(
         self, prefix: str, texts: Sequence[str]
     ) -> list[tuple[Ids, NDArray[np.bool_]]]:
-        """Token ids of `prefix` and text together, cut at the limit, and which are the text's own.
+        """Token ids of `prefix` and text together, cut at `max_tokens`, and for each id whether it
+        is one of the text's own.
 
-        The prefix, an instruction, is never pooled. A token that holds its end and the beginning of
-        the text belongs to the text.
+        The prefix, an instruction, is never pooled. A token that spans the end of the prefix and
+        the beginning of the text belongs to the text.
         """
-        found = []
+        rows = []
         whole = [prefix + text for text in texts]
         for text, encoding in zip(whole, self._encodings(whole), strict=True):
             ids_T = np.asarray(encoding.ids, dtype=np.int64)
             self.check_ids(ids_T, where=_shown(text))
             ends_T = np.array([end for _, end in encoding.offsets], dtype=np.int64)
-            found.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
-        return found
+            rows.append((ids_T, (ends_T > len(prefix)) & self.is_own(ids_T)))
+        return rows
 
     @property
     def num_added(self) -> int:
-        """The tokens that a text begins and ends with."""
+        """The number of special tokens that are put around every text."""
         return len(self.prefix_ids) + len(self.suffix_ids)
 
     def as_row(self, ids_T: Ids) -> Ids:
-        """A text's own tokens with those that it begins and ends with."""
+        """A row for the model: a text's own tokens with the special tokens around them."""
         row = np.concatenate([self.prefix_ids, ids_T, self.suffix_ids])
         return row.astype(np.int64)
 
@@ -231,30 +236,31 @@ class TextTokenizer:
             yield from self._cut(texts[start : start + PART_TEXTS])
 
     def _cut(self, texts: Sequence[str]) -> list[Encoding]:
-        """The first tokens of each text, which no character behind what was tokenised can change:
-        a text of 50 MB would else be tokenised whole and thrown away."""
+        """The first `max_tokens` tokens of each text. Only as many characters are read as can
+        change them; a text of 50 MB would otherwise be tokenised whole, and mostly thrown away."""
         size = self.max_tokens * CHARS_PER_TOKEN + 2 * self._lookahead
         limit = max(MAX_CUT_CHARS, GROWTH * size)
-        found: list[Encoding] = self._tokenizer.encode_batch([text[:size] for text in texts])
+        encodings: list[Encoding] = self._tokenizer.encode_batch([text[:size] for text in texts])
         open_ones = [n for n, text in enumerate(texts) if len(text) > size]
         while size < limit and (
             open_ones := [
-                n for n in open_ones if not self._is_settled(found[n], texts[n], size=size)
+                n for n in open_ones if not self._is_settled(encodings[n], texts[n], size=size)
             ]
         ):
             size = min(GROWTH * size, limit)
             for group in _groups([(n, 0, min(size, len(texts[n]))) for n in open_ones]):
                 again = self._tokenizer.encode_batch([texts[n][:end] for n, _, end in group])
                 for (n, _, _), encoding in zip(group, again, strict=True):
-                    found[n] = encoding
-        return found
+                    encodings[n] = encoding
+        return encodings
 
     def _is_settled(self, encoding: Encoding, text: str, *, size: int) -> bool:
-        """Whether the tokens of the first `size` characters are those that the whole text has.
+        """Whether the first `max_tokens` tokens of the first `size` characters are also those of
+        the whole text.
 
-        They are where the last one begins in a word that has ended, and the characters behind that
-        word are so many that no token reaches beyond them. Blanks at the end do not count: what
-        follows may take them all for itself.
+        They are if the last one begins in a word that has ended, and so many characters follow that
+        word that no token can span them. Blanks at the end do not count, because the next token may
+        take all of them.
         """
         if len(text) <= size:
             return True
@@ -266,11 +272,11 @@ class TextTokenizer:
         return size - begin >= MAX_WORD_CHARS or (len(words) == 2 and begin < len(words[0]))
 
     def is_own(self, ids: Ids) -> NDArray[np.bool_]:
-        """Which of these ids are a text's own tokens."""
+        """Whether each of these ids is a text's own token."""
         return ~np.isin(ids, self._special_ids)
 
     def pad(self, rows: Sequence[Ids]) -> TokenBatch:
-        """Pad rows to the longest (at least one token)."""
+        """Pad rows on the right to the longest row, at least to one token."""
         num_tokens = max(1, *(len(row) for row in rows))
         ids_BT = np.full((len(rows), num_tokens), self._pad_id, dtype=np.int64)
         mask_BT = np.zeros_like(ids_BT)
@@ -281,8 +287,8 @@ class TextTokenizer:
         return TokenBatch(ids_BT=ids_BT, mask_BT=mask_BT, own_BT=own_BT)
 
     def pack(self, rows: Sequence[Ids]) -> PackedBatch:
-        """Put rows one after another. An empty row becomes one padding token, which is not its own:
-        attention over nothing has no result."""
+        """Put rows one after another. An empty row becomes one padding token, which is not its own
+        token, because attention over no tokens has no result."""
         filled = [row if len(row) else np.array([self._pad_id], dtype=np.int64) for row in rows]
         ids_T = np.concatenate(filled)
         lengths = [len(row) for row in filled]
@@ -295,13 +301,13 @@ class TextTokenizer:
         )
 
     def token_id(self, token: str) -> int | None:
-        """The id of a token by its exact text, or None."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        """The id of the token with exactly this text; None if there is none."""
+        number: int | None = self._tokenizer.token_to_id(token)
+        return number
 
 
 def _groups(parts: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
-    """Parts (text, start, end) in groups of about `PART_CHARS`."""
+    """Parts (text, start, end) in groups of about `PART_CHARS` characters."""
     group: list[tuple[int, int, int]] = []
     num_chars = 0
     for part in parts:
@@ -315,13 +321,14 @@ def _groups(parts: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, i
 
 
 def _shown(text: str) -> str:
-    """A text as an error names it."""
+    """A text in the words of an error message, cut to its beginning."""
     return f"the text {text[:SHOWN_CHARS]!r}"
 
 
 def _forget_texts(tokenizer: Tokenizer) -> None:
-    """Have a tokenizer that does not split texts into words keep no cache of "words": ten thousand
-    whole sentences are 90 MiB, and come back an epoch later at best."""
+    """Turn off the cache of words in a tokenizer that does not split texts into words. It would
+    hold ten thousand whole sentences, which are 90 MiB, and a sentence comes again only an epoch
+    later."""
     text = "two words"
     if tokenizer.normalizer is not None:
         text = tokenizer.normalizer.normalize_str(text)
@@ -332,7 +339,8 @@ def _forget_texts(tokenizer: Tokenizer) -> None:
 
 
 def part_bounds(text: str) -> list[int]:
-    """0, the ends of the parts, and the length of a text: parts end after a blank if they can."""
+    """Where the parts of a text begin and end: from 0 to its length, each bound after a blank if
+    there is one."""
     bounds = [0]
     while len(text) - bounds[-1] > PART_CHARS:
         end = bounds[-1] + PART_CHARS

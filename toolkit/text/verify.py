@@ -1,7 +1,7 @@
-"""Is a directory of shards, tokens or pairs still what was written? And what can be made again?
+"""Finds out whether a directory of shards, tokens or pairs is still what was written.
 
 Knows everything that can be cross-checked: digests, counts, offsets, ids, tokens. Finds all faults,
-where opening a directory stops at the first.
+while opening a directory stops at the first one.
 """
 
 import itertools
@@ -25,12 +25,13 @@ from toolkit.text.copies import CACHE
 from toolkit.text.manifest import Manifest, file_problem
 from toolkit.text.token_files import listed_in
 
-_LISTS_BLOCKS = re.compile(r"blocks-\d+(-without-\d+-\d+)?")  # and no number of one file
+# Matches the manifest of token files, and not the note of one file, which ends with a number.
+_LISTS_BLOCKS = re.compile(r"blocks-\d+(-without-\d+-\d+)?")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a file. `shard` is the number of a shard that could be made again."""
+    """What is wrong with a file. `shard` is its number, if it is a shard that can be remade."""
 
     file: str
     problem: str
@@ -38,8 +39,8 @@ class Fault:
 
 
 def verify(directory: Path) -> list[Fault]:
-    """Every fault of a directory of shards or of pairs. Raises `BadInput` when it is neither, or
-    when its manifest cannot be believed."""
+    """All faults of a directory of shards or of pairs. Raises `BadInput` if it is neither, or if
+    its manifest is damaged."""
     manifest = believable_manifest(directory)
     if manifest["format"] in (pairs.FORMAT, *pairs.OLDER):
         return list(_pair_faults(directory, manifest))
@@ -48,7 +49,8 @@ def verify(directory: Path) -> list[Fault]:
 
 
 def believable_manifest(directory: Path) -> Manifest:
-    """The manifest, if its own digest agrees; the files it names may be gone."""
+    """The manifest of a directory, after comparing its own digest; `BadInput` if it is absent or
+    damaged. The files that it names may be missing."""
     path = directory / MANIFEST_FILE
     if not directory.is_dir() or not path.is_file():
         raise BadInput(f"{directory}: is no directory of shards or pairs (no {MANIFEST_FILE})")
@@ -89,7 +91,8 @@ def _shard_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
 
 
 def _table_problem(path: Path, *, entry: dict[str, Any], seen: set[str]) -> str:
-    """What is wrong inside a shard whose bytes are right: a defect of ours, or a forgery."""
+    """What is wrong with the content of a shard whose digest is right; empty if nothing is. Only a
+    defect of ours, or a forgery, can cause such a fault. `seen` holds the ids of earlier shards."""
     try:
         table = pq.read_table(path)
     except (OSError, ValueError) as error:
@@ -118,29 +121,30 @@ def _span_problem(table: pa.Table) -> str:
     rows = pc.list_parent_indices(starts).to_numpy()
     limits = table["num_chars"].to_numpy()[rows]
     wrong = (first >= last) | (first < 0) | (last > limits)
+    # Within a row, a sentence must not begin before the previous one ends.
     wrong[1:] |= (rows[1:] == rows[:-1]) & (first[1:] < last[:-1])
     return "has sentences that overlap or lie outside of their text" if wrong.any() else ""
 
 
 def _token_faults(directory: Path, manifest: Manifest) -> Iterator[Fault]:
-    """Of the tokens made from these shards, in the cache beside them. All of it can be made again,
-    by whoever needs it, once it is deleted."""
+    """The faults of the token files in the cache of these shards. All of them can be deleted, and
+    are made again when they are needed."""
     for listed in sorted((directory / CACHE).glob("tokens-*/blocks-*.json")):
         if not _LISTS_BLOCKS.fullmatch(listed.stem):  # the note of one file
             continue
         where = listed.parent.relative_to(directory)
         try:
-            told = listed_in(listed, num_shards=len(manifest["shards"]))
+            tokens = listed_in(listed, num_shards=len(manifest["shards"]))
         except BadInput as error:
             yield Fault(str(where / listed.name), str(error).removeprefix(f"{listed}: "))
             continue
-        for entry in itertools.chain(told["token_files"], told["block_files"]):
+        for entry in itertools.chain(tokens["token_files"], tokens["block_files"]):
             if problem := file_problem(listed.parent, entry, verify=True):
                 yield Fault(str(where / entry["file"]), problem)
-        if told["documents"] != manifest["rows"]:
+        if tokens["documents"] != manifest["rows"]:
             yield Fault(
                 str(where / listed.name),
-                f"is of {told['documents']} documents, and the shards hold {manifest['rows']}",
+                f"is of {tokens['documents']} documents, and the shards hold {manifest['rows']}",
             )
 
 
@@ -171,20 +175,21 @@ def _pair_problem(path: Path, *, entry: dict[str, Any]) -> str:
 
 
 def check_copies(folder: Path, *, shards: list[str]) -> None:
-    """Training and encoding read Arrow copies of the shards, which `datasets` made without digests:
-    are their rows those of the shards? One shard is in memory at a time."""
+    """Compare the rows of Arrow copies, which training and encoding read, with those of the shards:
+    `datasets` makes them without digests. One shard at a time is in memory. `BadInput` names a copy
+    with other rows."""
     for place in sorted({path.parent for path in (folder / CACHE).rglob("*.arrow")}):
         if place.name.endswith(".incomplete"):
             continue
         try:
             files = [pa.memory_map(str(path)) for path in sorted(place.glob("*.arrow"))]
             rows = pa.concat_tables(pa.ipc.open_stream(file).read_all() for file in files)
-            rows.validate(full=True)  # wrong offsets would have us read beyond the file
+            rows.validate(full=True)  # wrong offsets would make us read beyond the file
             start, same = 0, True
             for name in shards:
                 wanted = pq.read_table(folder / name)
-                found = rows.slice(start, len(wanted)).cast(wanted.schema)
-                same, start = same and found.equals(wanted), start + len(wanted)
+                copied = rows.slice(start, len(wanted)).cast(wanted.schema)
+                same, start = same and copied.equals(wanted), start + len(wanted)
             same = same and start == len(rows)
         except (OSError, ValueError, pa.ArrowException):
             same = False

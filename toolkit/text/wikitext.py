@@ -1,4 +1,5 @@
-"""Wiki markup to plain prose. Knows the parser (mwparserfromhell) and which markup carries words.
+"""Turns wiki markup into plain prose. Knows the parser (mwparserfromhell) and which markup has
+words.
 
 Refuses to know dumps and pages: see `dump`.
 """
@@ -18,7 +19,7 @@ from mwparserfromhell.wikicode import Wikicode
 
 from toolkit.text.markup_cost import costs_too_much, num_unclosed, part_links
 
-# Raise it when `clean_markup` gives another text: it is part of a shard's identity.
+# Raise it when `clean_markup` would give another text: it is part of a shard's identity.
 RULES_VERSION = 3
 
 HIDDEN_LINKS = frozenset({"file", "image", "media", "category"})
@@ -46,8 +47,9 @@ HIDDEN_TAGS = re.compile(
 BLOCK_TAGS = re.compile("blockquote|center|dd|div|dl|dt|h[1-6]|hr|li|ol|p|poem|ul")
 ITEM_TAGS = frozenset({"li", "dd", "dt"})
 
-# Templates that carry words of the sentence they stand in: without them "is 5 km long" becomes
-# "is long". All others are infoboxes, citations, notices: dropped.
+# Templates with words of the sentence around them, and the parameters that hold the words. Without
+# them "is 5 km long" would become "is long". All other templates (infoboxes, citations, notices)
+# are dropped.
 WORDS_AT: dict[str, tuple[str, ...]] = {
     "abbr": ("1",),
     "blockquote": ("1", "text"),
@@ -80,7 +82,7 @@ WORDS_OF = {
     "—": "—",
 }
 
-# {{convert|400|to|670|mm}}: what parts two numbers of a measure, and what stands there on the page.
+# What separates the two numbers of {{convert|400|to|670|mm}}, and how the page shows it.
 MEASURES = frozenset({"convert", "cvt"})
 RANGES = {
     "-": "–",
@@ -113,22 +115,25 @@ RANGES = {
     ", and": ", and ",
     ", or": ", or ",
 }
-DEGREES = {"C": "°C", "F": "°F"}  # as a page writes the units that a template has without it
+DEGREES = {"C": "°C", "F": "°F"}  # units that the page shows with a sign that the template lacks
 # Units of the second number of one measure: {{convert|6|ft|4|in|cm}}.
 SMALLER_UNITS = frozenset({"ft", "in", "lb", "oz", "yd", "ozt", "chain", "furlong"})
 
-# What shows nothing and costs the parser most: comments, and references (a quarter of a page).
+# References and comments show nothing, but are a quarter of a page and cost the parser most time.
+# So they are removed before it.
 _REFERENCE = re.compile(
-    # <ref ... />, or <ref ...> to </ref> with no other <ref between: that one was never closed.
+    # <ref ... />, or <ref ...> up to </ref> without another <ref between them: if there is another,
+    # the first one was never closed.
     r"<ref(?=[\s/>])[^<>]*(?:/>|(?<!/)>[^<]*+(?:<(?!/?ref[\s/>])[^<]*+)*+</ref\s*>)",
     re.IGNORECASE,
 )
-_TAKEN = "\x03"  # stands for them: without it a heading could begin where a reference was
-_ITEM = "\x02"  # begins a list item; XML forbids it, and unlike \x1e it survives str.strip
+_TAKEN = "\x03"  # replaces them; with nothing there, a heading could begin where a reference was
+# Marks the start of a list item; XML forbids it, and str.strip (unlike \x1e) keeps it.
+_ITEM = "\x02"
 _NUMBER = re.compile(r"[-−+]?\d")
 _QUOTES = re.compile(r"'{2,}")
-# The editions of Wikipedia, by which a link begins that is shown beside a page and not in it
-# (meta.wikimedia.org/wiki/List_of_Wikipedias, with the older names of some).
+# The editions of Wikipedia. A link that begins with one of these is shown beside the page, not in
+# its text (meta.wikimedia.org/wiki/List_of_Wikipedias, with older names of some editions).
 _EDITIONS = """
 aa ab af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de
 dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy ia
@@ -149,14 +154,15 @@ yue zea zgh zh-classical zh-cn zh-min-nan zh-tw zh-yue
 _LANGUAGES = frozenset(_EDITIONS.split())
 _STRAY_TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(\s[^<>]*)?/?>")
 _MAGIC_WORD = re.compile(r"__[A-Z]+__")
-# What removed templates and formulas leave behind, in the order in which it is mended.
+# Repairs of what removed templates and formulas leave behind, in the order of application.
 _MENDS = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}", " "),
         (r"\s+", " "),
         (r"([(\[])[\s,;:]+", r"\1"),
-        # The look-behind lets a match begin once in a run: without it the time is quadratic.
+        # The look-behind lets a match begin only at the start of a run; otherwise the time would be
+        # quadratic.
         (r"(?<![\s,;:])[\s,;:]++([)\]])", r"\1"),
         (r"\(\)|\[\]|\"\"|“”", ""),
         (r"\s+", " "),
@@ -171,7 +177,7 @@ _REDIRECT = re.compile(r"\s*#redirect\b", re.IGNORECASE)
 
 
 class UnreadableMarkup(ValueError):
-    """A page that the parser gives up, or would spend hours on."""
+    """A page that the parser cannot read, or would need hours for."""
 
 
 def is_redirect(wikitext: str) -> bool:
@@ -180,24 +186,25 @@ def is_redirect(wikitext: str) -> bool:
 
 
 def page_url(prefix: str, *, title: str) -> str:
-    """The address of a page; empty where the dump does not name its site."""
+    """The address of a page; empty if the dump does not name its site."""
     return prefix and prefix + quote(title.replace(" ", "_"), safe=";@$!*(),/~:")
 
 
 def clean_markup(wikitext: str, *, hidden_links: frozenset[str] = HIDDEN_LINKS) -> str:
     """The prose of a page: paragraphs and list items, one per line, without markup.
 
-    Headings go (a heading is no sentence), and with them the whole of `DROPPED_SECTIONS`.
+    Headings are dropped, since they are no sentences, and so are all `DROPPED_SECTIONS`.
     `hidden_links` are the lower-case namespaces whose links show nothing, such as "file".
     Raises `UnreadableMarkup`.
     """
+    # Inside <nowiki> a comment or a reference is text that the page shows.
     if "<nowiki" not in wikitext.casefold():
         wikitext = _REFERENCE.sub(_TAKEN, _without_comments(wikitext))
     wikitext = part_links(wikitext, by=_TAKEN)
     if costs_too_much(wikitext):
         raise UnreadableMarkup(f"{num_unclosed(wikitext)} brackets and tags are not closed")
     try:
-        # No style tags: unbalanced quotes, common in dumps, would hide whole paragraphs.
+        # Do not parse style tags: unbalanced quotes, common in dumps, would hide whole paragraphs.
         code = mwparserfromhell.parse(wikitext, skip_style_tags=True)
     except ParserError as error:
         raise UnreadableMarkup(str(error)) from error
@@ -205,8 +212,8 @@ def clean_markup(wikitext: str, *, hidden_links: frozenset[str] = HIDDEN_LINKS) 
 
 
 def _without_comments(wikitext: str) -> str:
-    """With `_TAKEN` for each comment. No regular expression: for each beginning of a comment that
-    has no end it would look through the rest of the page."""
+    """The text with `_TAKEN` in place of each comment. A regular expression would search the rest
+    of the page for every "<!--" without an end."""
     pieces, place = [], 0
     while (begin := wikitext.find("<!--", place)) >= 0:
         end = wikitext.find("-->", begin + 4)
@@ -250,7 +257,7 @@ def _character(entity: HTMLEntity) -> str:
         character = entity.normalize()
     except (ValueError, OverflowError):
         return " "
-    # &#0; and &#xD800; can be written, but neither UTF-8 nor a reader of the text can bear them.
+    # &#0; and &#xD800; are valid markup, but readers of the text and UTF-8 cannot handle them.
     return " " if unicodedata.category(character[0]) in ("Cc", "Cs") else character
 
 
@@ -269,7 +276,7 @@ def _link(node: Link, *, hidden_links: frozenset[str]) -> Iterator[str]:
         yield from _visible(node.text, hidden_links=hidden_links)
     elif namespace not in _LANGUAGES:
         shown = "".join(_visible(node.title, hidden_links=hidden_links))
-        # A colon before it makes a link seen that would not be: [[:Category:Cats]], [[:de:Haus]].
+        # A colon in front makes a hidden link visible: [[:Category:Cats]], [[:de:Haus]].
         yield shown.lstrip()[1:] if target.startswith(":") else shown
 
 
@@ -281,8 +288,10 @@ def _template(node: Template, *, hidden_links: frozenset[str]) -> Iterator[str]:
     values = {str(given.name).strip(): given.value for given in node.params}
     if name in MEASURES:
         numbered = (values.get(str(number)) for number in range(1, len(values) + 1))
-        found = itertools.takewhile(lambda value: value is not None, numbered)
-        yield _measure(["".join(_visible(value, hidden_links=hidden_links)) for value in found])
+        parameters = itertools.takewhile(lambda value: value is not None, numbered)
+        yield _measure(
+            ["".join(_visible(value, hidden_links=hidden_links)) for value in parameters]
+        )
         return
     words = [values[key] for key in WORDS_AT[name] if key in values]
     for number, value in enumerate(words):
@@ -291,24 +300,25 @@ def _template(node: Template, *, hidden_links: frozenset[str]) -> Iterator[str]:
 
 
 def _measure(values: list[str]) -> str:
-    """Number and unit, or numbers with what parts them and their unit, of what `convert` is given;
-    what follows is what it converts to."""
+    """The measure as a page shows it: a number and its unit, or two numbers with a word between
+    them and their unit. `values` are the parameters of a `convert` template; those after the first
+    unit, which it converts to, are left out."""
     given = [value.strip() for value in values]
-    told = given[:1]
+    words = given[:1]
     place = 1
     while place + 1 < len(given):
         if given[place] in RANGES:
-            told += [RANGES[given[place]], given[place + 1]]
+            words += [RANGES[given[place]], given[place + 1]]
             place += 2
         elif given[place + 1] in RANGES and _NUMBER.match("".join(given[place + 2 : place + 3])):
-            told += [" ", _unit(given[place]), RANGES[given[place + 1]], given[place + 2]]
+            words += [" ", _unit(given[place]), RANGES[given[place + 1]], given[place + 2]]
             place += 3
         else:
             break
-    told += [" ", *map(_unit, given[place : place + 1])]
+    words += [" ", *map(_unit, given[place : place + 1])]
     if given[place + 2 : place + 3] and given[place + 2] in SMALLER_UNITS:
-        told += [" ", given[place + 1], " ", given[place + 2]]
-    return "".join(told).rstrip()
+        words += [" ", given[place + 1], " ", given[place + 2]]
+    return "".join(words).rstrip()
 
 
 def _unit(name: str) -> str:
@@ -327,13 +337,14 @@ def _tag(node: Tag, *, hidden_links: frozenset[str]) -> Iterator[str]:
         yield "\n\n"
     if node.contents is not None:
         yield from _visible(node.contents, hidden_links=hidden_links)
-    # The text of a wiki list item follows its tag; an HTML item holds its text and ends here.
+    # The text of a wiki list item comes after its tag; an HTML item contains its text, so it ends
+    # here.
     if BLOCK_TAGS.fullmatch(name) and not node.wiki_markup:
         yield "\n\n"
 
 
 def _tidy(text: str) -> str:
-    """Join the lines of each paragraph, mend gaps, and keep what still has a letter."""
+    """Join the lines of each paragraph, repair gaps, and keep lines with a letter or digit."""
     paragraphs: list[list[str]] = [[]]
     for line in text.split("\n"):
         stripped = line.strip()
