@@ -48,8 +48,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="folder or file to write; it must not exist"
     )
-    told = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
-    parser.add_argument("--format", choices=FORMATS, default="merged", help=told)
+    formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    parser.add_argument("--format", choices=FORMATS, default="merged", help=formats)
     parser.add_argument(
         "--adapters",
         nargs="+",

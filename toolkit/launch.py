@@ -203,10 +203,10 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         submitted = submit_jobs(
             jobs, chain=arguments.chain, setup=setup, after=arguments.dependency
         )
-        told: dict[str, list[str]] = {job.name: [] for job in jobs}
+        job_ids: dict[str, list[str]] = {job.name: [] for job in jobs}
         for job, job_id in submitted:  # as they come: a refusal half-way leaves a true record
-            told[job.name].append(job_id)
-            write_launched(run_dir, [launched(one, told[one.name]) for one in jobs])
+            job_ids[job.name].append(job_id)
+            write_launched(run_dir, [launched(one, job_ids[one.name]) for one in jobs])
         say(f"see python -m toolkit.status {run_dir}")
         if arguments.wait and not follow(run_dir):
             raise submit.JobFailed(f"{run_dir}: not all stages are done")

@@ -107,9 +107,9 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
     ]
     changes = faster(shape, recipe, asked=asked, cluster=cluster)
     if asked.step_s > 1.05 * asked.compute_s:
-        told = "; ".join(f"{what}: {_time(found.hours)}" for what, found in changes[:3])
+        options = "; ".join(f"{what}: {_time(needed.hours)}" for what, needed in changes[:3])
         lines.append(
-            f"  the network slows it down; {told or 'no other layout or micro-batch helps'}"
+            f"  the network slows it down; {options or 'no other layout or micro-batch helps'}"
         )
     return "\n".join(lines)
 
@@ -129,13 +129,13 @@ def _time(hours: float) -> str:
 
 def _memory(asked: Need, *, best: Need | None) -> list[str]:
     shown = [asked] + ([best] if best and best.layout != asked.layout else [])
-    names = list(dict.fromkeys(item for found in shown for item in found.memory))
-    rows = [["GiB per GPU", *(found.layout for found in shown)]]
+    names = list(dict.fromkeys(item for one in shown for item in one.memory))
+    rows = [["GiB per GPU", *(one.layout for one in shown)]]
     for item in names:
-        rows.append([item, *(f"{found.memory.get(item, 0) / GIB:.2f}" for found in shown)])
-    rows.append(["in all", *(f"{found.total / GIB:.2f}" for found in shown)])
-    if any(found.host for found in shown):
-        rows.append(["host, per node", *(f"{found.host / GIB:.2f}" for found in shown)])
+        rows.append([item, *(f"{one.memory.get(item, 0) / GIB:.2f}" for one in shown)])
+    rows.append(["in all", *(f"{one.total / GIB:.2f}" for one in shown)])
+    if any(one.host for one in shown):
+        rows.append(["host, per node", *(f"{one.host / GIB:.2f}" for one in shown)])
     return ["  " + f"{row[0]:<18}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
 
 
@@ -143,12 +143,12 @@ def verdict(asked: Need, *, best: Need | None, cluster: Cluster) -> str:
     """Whether it fits, and what would be better."""
     room = cluster.gpu.memory / GIB
     fits = asked.fits(cluster.gpu)
-    told = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"
+    answer = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"
     if best is None:
-        return f"{told}, nor does any other: take more GPUs, or a smaller train.micro_batch_rows"
+        return f"{answer}, nor does any other: take more GPUs, or a smaller train.micro_batch_rows"
     if best.layout == asked.layout:
-        return told if not fits else f"{told}, and is recommended"
-    return f"{told}; better: deepspeed.config={best.layout}"
+        return answer if not fits else f"{answer}, and is recommended"
+    return f"{answer}; better: deepspeed.config={best.layout}"
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
     """
     _, run_dir, stages = resolve(name, overrides=overrides)
     needed = [inputs_of(stages, name=stage) for stage in stages]
-    models = list(dict.fromkeys(model for found, _ in needed for model in found))
-    shards = list(dict.fromkeys(place for _, found in needed for place in found))
+    models = list(dict.fromkeys(model for models, _ in needed for model in models))
+    shards = list(dict.fromkeys(place for _, shards in needed for place in shards))
     for place in shards:
         if not is_committed(Path(place)):
             raise BadInput(f"{place}: no whole shard directory; make it first (data_scripts)")
@@ -60,14 +60,14 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
     from toolkit.model.adapters import chain_of  # brings torch and the hub's client
     from toolkit.model.weights import base_folder, model_digest
 
-    told = {}
+    fetched = {}
     chains = [chain_of(model) for model in models]
     folders = {chain.base.reference: base_folder(chain.base) for chain in chains}
     for chain in chains:
         folders |= zip(chain.names, chain.folders, strict=True)
     for model, folder in folders.items():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        told[model] = {
+        fetched[model] = {
             "folder": str(folder.absolute()),
             "bytes": size,
             "digest": model_digest(folder),
@@ -75,7 +75,7 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
         say(f"{model}: {size / 1e9:.2f} GB in {folder}")
     tasks = [task for recipe in stages.values() for task in _mteb_data(recipe)]
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / PREFETCHED_FILE, {"models": told, "shards": shards, "mteb": tasks})
+    write_json(run_dir / PREFETCHED_FILE, {"models": fetched, "shards": shards, "mteb": tasks})
     say(f"all that {name} needs is here; see {run_dir / PREFETCHED_FILE}")
 
 

@@ -124,9 +124,9 @@ def build(encoding: Path, *, kind: str) -> None:
     progress = Progress(f"index {kind}", total=store.num_rows, unit="rows")
     record = build_index(store, kind=kind, on_rows=progress.advance)
     progress.close()
-    told = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
+    parameters = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
     size = f"{record.rows:,} rows, {record.bytes / 1e6:,.1f} MB"
-    say(f"search: index {kind} ({told or 'no parameters'}): {size}")
+    say(f"search: index {kind} ({parameters or 'no parameters'}): {size}")
 
 
 def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
@@ -151,15 +151,15 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
         encoder = encoder_of(store, model=settings.model)
     queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
     with at_work("search: reads the vectors"):
-        found = nearest(
+        results = nearest(
             store,
             queries_QD=queries_QD,
             top=settings.top,
             find=find,
             every_chunk=settings.every_chunk,
         )
-    found = _with_snippets(found, store=store, corpus=settings.corpus)
-    for query, hits in zip(queries, found, strict=True):
+    results = _with_snippets(results, store=store, corpus=settings.corpus)
+    for query, hits in zip(queries, results, strict=True):
         if settings.as_json:
             say_json({"query": query, "hits": [hit.as_json() for hit in hits]})
             continue
@@ -179,7 +179,7 @@ def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
 
 
 def _with_snippets(
-    found: list[list["Hit"]], *, store: "VectorStore", corpus: Path | None
+    results: list[list["Hit"]], *, store: "VectorStore", corpus: Path | None
 ) -> list[list["Hit"]]:
     """The hits with the beginnings of their texts; without a corpus they stay as they are, which
     is said once."""
@@ -192,8 +192,8 @@ def _with_snippets(
         shards = corpus_of(store, corpus=corpus, verify=False)
     except BadInput as error:
         say_beside(f"no snippets: {error}")
-        return found
-    return [[dataclasses.replace(hit, snippet=snippet(hit)) for hit in hits] for hits in found]
+        return results
+    return [[dataclasses.replace(hit, snippet=snippet(hit)) for hit in hits] for hits in results]
 
 
 if __name__ == "__main__":

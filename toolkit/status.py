@@ -83,19 +83,19 @@ def run(arguments: argparse.Namespace) -> None:
 def look(arguments: argparse.Namespace) -> list[Standing]:
     """All stages of what was asked for. Raises `BadInput` for what is no run."""
     now = time.time()
-    found = [one for path in arguments.runs for one in standings(path, now=now)]
+    stages = [one for path in arguments.runs for one in standings(path, now=now)]
     if arguments.all:
-        found += standings_below(arguments.all, now=now)
-        if not found:
+        stages += standings_below(arguments.all, now=now)
+        if not stages:
             raise BadInput(f"{arguments.all}: holds no run")
-    return found
+    return stages
 
 
-def show(found: Sequence[Standing], *, console: "Console") -> None:
+def show(stages: Sequence[Standing], *, console: "Console") -> None:
     """On a terminal as wide as it is; elsewhere as wide as the table."""
     if not console.is_terminal:
         console.width = PIPED_WIDTH
-    console.print(table(found, width=console.width))
+    console.print(table(stages, width=console.width))
 
 
 if __name__ == "__main__":

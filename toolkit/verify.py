@@ -79,10 +79,10 @@ def run(path: Path) -> int:
     codes = {name: _run_one(output) for name, output in stages.items() if output.exists()}
     if not codes:
         return guarded(functools.partial(_refuse, f"{path}: none of its stages has begun"))
-    told = [f"{sum(not code for code in codes.values())} of {len(stages)} stages whole"]
-    told += [f"{name} is not" for name, code in codes.items() if code]
-    told += [f"{name} has not begun" for name in stages if name not in codes]
-    say(f"{path}: pipeline, {', '.join(told)}")
+    parts = [f"{sum(not code for code in codes.values())} of {len(stages)} stages whole"]
+    parts += [f"{name} is not" for name, code in codes.items() if code]
+    parts += [f"{name} has not begun" for name in stages if name not in codes]
+    say(f"{path}: pipeline, {', '.join(parts)}")
     return max(codes.values())
 
 
@@ -101,9 +101,9 @@ def stages_of(path: Path) -> dict[str, Path]:
     if not isinstance(recipe, PipelineRecipe):
         return {}
     below = resolve_stages(recipe.model_copy(update={"run_dir": str(path)}))
-    found = {name: output_of(stage) for name, stage in below.items()}
+    outputs = {name: output_of(stage) for name, stage in below.items()}
     launched = {stage.name: Path(stage.output) for stage in read_launched(path)}
-    return found | {name: where for name, where in launched.items() if where.exists()}
+    return outputs | {name: where for name, where in launched.items() if where.exists()}
 
 
 def _refuse(why: str) -> None:
@@ -111,9 +111,9 @@ def _refuse(why: str) -> None:
 
 
 def _run_one(path: Path) -> int:
-    found: list[Thing] = []
-    code = guarded(lambda: found.extend(things_at(path)))
-    return max([code, *(guarded(functools.partial(_check, thing)) for thing in found)])
+    things: list[Thing] = []
+    code = guarded(lambda: things.extend(things_at(path)))
+    return max([code, *(guarded(functools.partial(_check, thing)) for thing in things)])
 
 
 def things_at(path: Path) -> Iterator[Thing]:
@@ -202,8 +202,8 @@ def _texts(folder: Path) -> str:
             f"{folder / faults[0].file}: {faults[0].problem}{more}; "
             f"see python data_scripts/verify_shards.py {folder}"
         )
-    told = believable_manifest(folder)
-    sets = told.get("sets", [told])  # of pairs there are several, each with its shards
+    manifest = believable_manifest(folder)
+    sets = manifest.get("sets", [manifest])  # of pairs there are several, each with its shards
     check_copies(folder, shards=[entry["file"] for one in sets for entry in one["shards"]])
     return "whole"
 

@@ -109,8 +109,8 @@ def check_ids(
             first = seen.setdefault(ids[place], row := unit.start + place)
             if first != row:
                 where = directory / UNIT_DIR / f"{unit.name}.ids.parquet"
-                told = f"row {row} has the id {ids[place]!r}, and so has row {first}"
-                raise BadInput(f"{where}: {told}; {ANEW}")
+                problem = f"row {row} has the id {ids[place]!r}, and so has row {first}"
+                raise BadInput(f"{where}: {problem}; {ANEW}")
 
 
 def _texts(

@@ -58,7 +58,7 @@ def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRul
     """Each text in chunks of at most `rules.tokens`; one without tokens is one empty chunk."""
     size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
-    found = []
+    chunks = []
     for number_of_text, tokens in enumerate(tokenizer.places(texts)):
         num_tokens = len(tokens.ids_T)
         # The last one has a token of its own beside what it shares.
@@ -67,8 +67,8 @@ def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRul
             stop = min(start + size, num_tokens)
             begin, end = _span(texts[number_of_text], tokens, start=start, stop=stop)
             ids_C = tokenizer.as_row(tokens.ids_T[start:stop])
-            found.append(Chunk(number_of_text, number, begin=begin, end=end, ids_C=ids_C))
-    return found
+            chunks.append(Chunk(number_of_text, number, begin=begin, end=end, ids_C=ids_C))
+    return chunks
 
 
 def _span(text: str, tokens: Places, *, start: int, stop: int) -> tuple[int, int]:

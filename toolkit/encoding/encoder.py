@@ -194,9 +194,9 @@ class Encoder:
             on_rows=lambda rows, tokens: progress.advance(rows),  # noqa: ARG005
         )
         progress.close()
-        found = unit_length(vectors) if normalize_embeddings else vectors
-        found = found[0] if single else found
-        return torch.from_numpy(found) if convert_to_tensor else found
+        result = unit_length(vectors) if normalize_embeddings else vectors
+        result = result[0] if single else result
+        return torch.from_numpy(result) if convert_to_tensor else result
 
     def vectors_of(
         self,
@@ -231,8 +231,8 @@ class Encoder:
                 f"an instruction of {len(instruction)} characters fills all of max_tokens={limit}: "
                 "nothing of a text is left"
             )
-        found = self.tokenizer.encode_after(instruction, texts)
-        rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
+        encoded = self.tokenizer.encode_after(instruction, texts)
+        rows, owns = [ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded]
         return self.prepare_rows(rows, owns=owns, max_rows=max_rows)
 
     def prepare_rows(
@@ -271,9 +271,9 @@ class Encoder:
         if not pieces:
             return np.zeros((0, self.width), dtype=np.float32)
         # One copy for all: a copy after each batch would have the device wait for the next.
-        found = torch.cat(pieces)[:, : self.width].cpu().numpy()
-        vectors: Vectors = np.empty_like(found)
-        vectors[[number for batch in prepared.batches for number in batch.numbers]] = found
+        sorted_ND = torch.cat(pieces)[:, : self.width].cpu().numpy()
+        vectors: Vectors = np.empty_like(sorted_ND)
+        vectors[[number for batch in prepared.batches for number in batch.numbers]] = sorted_ND
         return vectors
 
     @torch.inference_mode()
@@ -318,14 +318,14 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
 
 def _settings_of(store: VectorStore, *, model: str, adapters: tuple[str, ...]) -> EncoderSettings:
     path = store.directory / MANIFEST_FILE
-    told = store.manifest.get("encoder")
+    settings = store.manifest.get("encoder")
     try:
-        if not isinstance(told, dict) or {"model", "adapters"} & set(told):
-            raise ValueError(f"encoder is {told!r:.60}")
-        return EncoderSettings(model=model, adapters=adapters, **told)
+        if not isinstance(settings, dict) or {"model", "adapters"} & set(settings):
+            raise ValueError(f"encoder is {settings!r:.60}")
+        return EncoderSettings(model=model, adapters=adapters, **settings)
     except (ValueError, TypeError, OverflowError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: does not say how texts were encoded ({said})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: does not say how texts were encoded ({reason})") from error
 
 
 def token_batches(

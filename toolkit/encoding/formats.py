@@ -134,9 +134,9 @@ def open_vectors(
     if SCALES in places or form == "int8":
         known[SCALES] = ("F32", (rows, 1))
     for name, (dtype, shape) in known.items():
-        found = places.get(name)
-        if found is None or (found.dtype, found.shape) != (dtype, shape):
-            raise ValueError(f"{name}: {found} and not {shape} of {dtype}")
+        place = places.get(name)
+        if place is None or (place.dtype, place.shape) != (dtype, shape):
+            raise ValueError(f"{name}: {place} and not {shape} of {dtype}")
     arrays = {
         name: data[places[name].begin : places[name].end].view(_NUMPY[dtype]).reshape(shape)
         for name, (dtype, shape) in known.items()
@@ -174,13 +174,13 @@ def unit_length(vectors_RD: Vectors) -> Vectors:
     """Vectors divided by their norm; the zero vector stays zero."""
     with np.errstate(over="ignore"):
         norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
-    found = np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
+    scaled_RD = np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
     usual = (norms[:, 0] > 1e-12) & np.isfinite(norms[:, 0])
     if (others := np.flatnonzero(~usual)).size:  # of squares that fp32 cannot hold, and zero
         exact_KD = vectors_RD[others].astype(np.float64)
         norms = np.linalg.norm(exact_KD, axis=1, keepdims=True)
-        found[others] = exact_KD / np.where(norms > 0, norms, 1)
-    return found
+        scaled_RD[others] = exact_KD / np.where(norms > 0, norms, 1)
+    return scaled_RD
 
 
 def _packed(vectors_RD: Vectors, *, form: VectorFormat) -> Array:

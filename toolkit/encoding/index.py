@@ -187,13 +187,13 @@ def check_indexes(store: VectorStore) -> list[str]:
     """The kinds of index that an encoding has, after reading every byte of them. Raises `BadInput`
     for one that is damaged or of other embeddings; one that is not finished is left out."""
     folder = store.directory / INDEX_DIR
-    found = []
+    kinds = []
     for kind in KINDS:
         is_there = (folder / f"{kind}.json").is_file()
         if is_there and _record(folder, kind=kind).rows >= store.num_rows:
             _checked(store, kind=kind)
-            found.append(kind)
-    return found
+            kinds.append(kind)
+    return kinds
 
 
 def _loaded(path: Path, *, record: Record, width: int) -> Any:
@@ -205,8 +205,8 @@ def _loaded(path: Path, *, record: Record, width: int) -> Any:
     except RuntimeError as error:
         raise _damaged(path, kind=record.kind) from error
     wanted = (_CLASSES[record.kind], width, record.rows)
-    found = (type(index).__name__.removesuffix("IP"), int(index.d), int(index.ntotal))
-    if found != wanted:
+    actual = (type(index).__name__.removesuffix("IP"), int(index.d), int(index.ntotal))
+    if actual != wanted:
         raise _damaged(path, kind=record.kind)
     return index
 
@@ -302,11 +302,11 @@ def _checked(store: VectorStore, *, kind: str) -> Record:
 def _record(folder: Path, *, kind: str) -> Record:
     path = folder / f"{kind}.json"
     advice = "delete it and build the index anew"
-    told = checked(read_json(path), _Told, source=path, advice=advice)
+    content = checked(read_json(path), _Told, source=path, advice=advice)
     names = {field.name for field in dataclasses.fields(Record)}
-    if set(told) != names or told["kind"] != kind or told["format"] != FORMAT:
+    if set(content) != names or content["kind"] != kind or content["format"] != FORMAT:
         raise BadInput(f"{path}: is no record of an index of kind {kind}; {advice}")
-    return Record(**told)
+    return Record(**content)
 
 
 def _damaged(path: Path, *, kind: str) -> BadInput:

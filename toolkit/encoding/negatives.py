@@ -100,7 +100,7 @@ class Miner:
 
 def answers_of(pairs: Sequence[Pair]) -> dict[int, frozenset[int]]:
     """The hashes of all positives of each query, by the query's hash."""
-    found: dict[int, set[int]] = {}
+    answers: dict[int, set[int]] = {}
     for pair in pairs:
-        found.setdefault(pair.query_hash, set()).add(pair.positive_hash)
-    return {query: frozenset(positives) for query, positives in found.items()}
+        answers.setdefault(pair.query_hash, set()).add(pair.positive_hash)
+    return {query: frozenset(positives) for query, positives in answers.items()}

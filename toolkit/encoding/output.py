@@ -233,8 +233,8 @@ class Output:
         Raises `BadInput` for a unit, or a plan, of another encoding. What killed writers have left
         is removed before.
         """
-        found = {unit.name: self._marker(unit) for unit in self.units}
-        markers = {name: marker for name, marker in found.items() if marker is not None}
+        by_name = {unit.name: self._marker(unit) for unit in self.units}
+        markers = {name: marker for name, marker in by_name.items() if marker is not None}
         if missing := [unit for unit in self.units if unit.name not in markers]:
             return missing
         if fault := width_fault(markers):
@@ -253,10 +253,10 @@ class Output:
         """Whether there is a manifest that is whole and tells these units as their markers do."""
         try:
             manifest = read_json(self.directory / MANIFEST_FILE)
-            told = manifest["units"]
+            markers = manifest["units"]
             if not is_sealed(manifest):
                 return False
             stem = self.directory / UNIT_DIR
-            return all(told[name] == read_json(stem / f"{name}.json") for name in names)
+            return all(markers[name] == read_json(stem / f"{name}.json") for name in names)
         except (BadInput, KeyError, TypeError):
             return False

@@ -146,8 +146,8 @@ class Pipeline:
                     raise
                 if not self._texts.put(texts):
                     self._work.give_back(unit)
-        except BaseException as found:  # the model's thread raises it
-            error = found
+        except BaseException as failure:  # the model's thread raises it
+            error = failure
         self._texts.end(error)
 
     def _prepare(self, unit: Unit) -> _Texts:
@@ -156,9 +156,9 @@ class Pipeline:
         read = time.perf_counter()
         texts = [record["text"] for record in records]
         if self._chunks:
-            found = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
-            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in found])
-            records = records_of(found, records=records, first_row=unit.start)
+            chunks = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
+            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in chunks])
+            records = records_of(chunks, records=records, first_row=unit.start)
         else:
             prepared = self._encoder.prepare(texts)
         self.figures.read_s += read - began

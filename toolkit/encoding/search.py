@@ -63,7 +63,7 @@ def nearest(
     while True:
         scores_QK, rows_QK = find(queries_QD, depth)
         records = _records(store, rows=rows_QK)
-        found = []
+        results = []
         for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True):
             hits = [
                 _hit(records[row], row=row, score=score)
@@ -71,14 +71,14 @@ def nearest(
                 if row >= 0
             ]
             best = {hit.row: hit for hit in reversed(hits)} if grouped else {}
-            found.append([hit for hit in hits if best.get(hit.row, hit) is hit][:top])
+            results.append([hit for hit in hits if best.get(hit.row, hit) is hit][:top])
         # An index that has no more to give says so by a row -1.
         short = [
             len(hits) < top and rows_K.min(initial=0) >= 0
-            for hits, rows_K in zip(found, rows_QK, strict=True)
+            for hits, rows_K in zip(results, rows_QK, strict=True)
         ]
         if not any(short) or depth >= store.num_rows:
-            return found
+            return results
         depth = min(4 * depth, store.num_rows)
 
 
@@ -145,7 +145,7 @@ def cosines(left_KD: Vectors, right_KD: Vectors) -> Vectors:
     """The cosine (K,) of each row of `right_KD` and that of `left_KD`, or a single vector (D,); 0
     with a zero vector. Each is summed by itself in fp64, which holds all squares of fp32: it
     depends on these two vectors alone."""
-    found = np.zeros(len(right_KD), dtype=np.float32)
+    cosine_K = np.zeros(len(right_KD), dtype=np.float32)
     at_once = max(1, NUMBERS_AT_ONCE // max(1, right_KD.shape[1]))
     for start in range(0, len(right_KD), at_once):
         part = slice(start, start + at_once)
@@ -155,8 +155,8 @@ def cosines(left_KD: Vectors, right_KD: Vectors) -> Vectors:
         product_K = (left * right).sum(axis=-1)
         length_K = np.sqrt((left * left).sum(axis=-1)) * np.sqrt((right * right).sum(axis=-1))
         np.divide(product_K, length_K, out=product_K, where=length_K > 0)
-        found[part] = product_K
-    return found
+        cosine_K[part] = product_K
+    return cosine_K
 
 
 class _Unit:

@@ -118,15 +118,15 @@ class VectorStore:
         """The vectors (K, D) of these rows of the corpus, in that order, fp32. Only they are read.
         `BadInput` for a row that is not there."""
         wanted = self._numbers(rows)
-        found = np.empty((len(wanted), self.width), dtype=np.float32)
+        vectors_KD = np.empty((len(wanted), self.width), dtype=np.float32)
         order = np.argsort(wanted, kind="stable")
         # Of each unit the stretch of the sorted rows that lies in it.
         cuts = np.searchsorted(wanted[order], [*self._starts, self.num_rows])
         for unit, begin, end in zip(self.units, cuts, cuts[1:], strict=False):
             if end > begin:
                 places = order[begin:end]
-                found[places] = self._rows(unit, wanted[places] - unit.start)
-        return found
+                vectors_KD[places] = self._rows(unit, wanted[places] - unit.start)
+        return vectors_KD
 
     def tensor(self, rows: Rows) -> "torch.Tensor":
         """`read` as a tensor (K, D) on the CPU."""
@@ -160,8 +160,8 @@ class VectorStore:
             for number, row in zip(numbers, wanted.tolist(), strict=True)
         ]
         schema = CHUNK_FACTS if self.has_chunks else FACTS
-        found = pa.concat_tables([schema.empty_table(), *tables.values()])
-        return found.take(pa.array(places, pa.int64()))
+        table = pa.concat_tables([schema.empty_table(), *tables.values()])
+        return table.take(pa.array(places, pa.int64()))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """The rows (K,) that have these ids, of chunks the first. All ids are looked through, a
@@ -221,11 +221,11 @@ class VectorStore:
             return np.flatnonzero(given)
         if given.size and not np.issubdtype(given.dtype, np.integer):
             raise BadInput(f"rows are {given.dtype}: give whole numbers, a mask or a slice")
-        found = given.astype(np.int64)
-        if (wrong := np.flatnonzero((found < 0) | (found >= self.num_rows))).size:
+        numbers = given.astype(np.int64)
+        if (wrong := np.flatnonzero((numbers < 0) | (numbers >= self.num_rows))).size:
             where = f"{self.directory} has rows 0 to {self.num_rows - 1}"
-            raise BadInput(f"row {found[wrong[0]]}: {where}")
-        return found
+            raise BadInput(f"row {numbers[wrong[0]]}: {where}")
+        return numbers
 
     def _unit_of(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row) - 1
@@ -282,8 +282,8 @@ class VectorStore:
         return path
 
     def _digest(self, path: Path, *, unit: Unit) -> str | None:
-        found: str | None = self.manifest["units"][unit.name]["sha256"].get(path.name)
-        return found
+        digest: str | None = self.manifest["units"][unit.name]["sha256"].get(path.name)
+        return digest
 
 
 def _manifest(output_dir: Path) -> dict[str, Any]:

@@ -75,14 +75,14 @@ def bounds(
     done_N = np.cumsum(work_N, out=work_N)  # in its place: of 100 M rows each array is 0.8 GB
     targets = done_N[-1] * np.arange(1, num_units) / num_units if num_rows else []
     inner = (np.searchsorted(done_N, targets) + 1).tolist()
-    found = [0]
+    starts = [0]
     for end in [*inner, num_rows]:
-        rows = end - found[-1]
+        rows = end - starts[-1]
         if rows > 0:
             pieces = -(-rows // (MAX_ROWS_FACTOR * unit_rows))
-            start = found[-1]
-            found += [start + rows * piece // pieces for piece in range(1, pieces + 1)]
-    return found
+            start = starts[-1]
+            starts += [start + rows * piece // pieces for piece in range(1, pieces + 1)]
+    return starts
 
 
 def units(starts: Sequence[int]) -> list[Unit]:

@@ -45,7 +45,7 @@ class ClassificationTask:
         texts = [self.train[0][row] for row in used]
         vectors = dict(zip(used, checked(embed(texts), texts=texts), strict=True))
         test_ND = checked(embed(self.test[0]), texts=self.test[0])
-        found = []
+        results = []
         for rows in draws:
             model = LogisticRegression(max_iter=ITERATIONS, random_state=SEED)
             with warnings.catch_warnings():
@@ -53,15 +53,15 @@ class ClassificationTask:
                 model.fit(
                     np.stack([vectors[row] for row in rows]), [self.train[1][row] for row in rows]
                 )
-            told = model.predict(test_ND)
-            f1 = f1_score(self.test[1], told, average="macro", zero_division=0)
-            found.append((accuracy_score(self.test[1], told), f1))
-        accuracy, f1 = np.mean(found, axis=0)
+            predicted = model.predict(test_ND)
+            f1 = f1_score(self.test[1], predicted, average="macro", zero_division=0)
+            results.append((accuracy_score(self.test[1], predicted), f1))
+        accuracy, f1 = np.mean(results, axis=0)
         return {self.main: float(accuracy), "macro F1": float(f1)}
 
     def _draws(self) -> list[list[int]]:
         """The rows of each experiment. MTEB shuffles what it has shuffled before, by one seed."""
-        rows, found = list(range(len(self.train[1]))), []
+        rows, draws = list(range(len(self.train[1]))), []
         for _ in range(self.experiments):
             if self.samples_per_label is not None:
                 np.random.RandomState(SEED).shuffle(rows)
@@ -72,8 +72,8 @@ class ClassificationTask:
                 if self.samples_per_label is None or taken[label] < self.samples_per_label:
                     some.append(row)
                     taken[label] += 1
-            found.append(some)
-        return found
+            draws.append(some)
+        return draws
 
 
 def read_classification(
@@ -109,7 +109,7 @@ class ClusteringTask:
         from sklearn.metrics import v_measure_score
 
         vectors_ND, labels_N = checked(embed(self.texts), texts=self.texts), np.array(self.labels)
-        draw, found = random.Random(SEED), []  # noqa: S311 (no secret)
+        draw, measures = random.Random(SEED), []  # noqa: S311 (no secret)
         model = MiniBatchKMeans(
             n_clusters=len(set(self.labels)),
             batch_size=BATCH_ROWS,
@@ -120,8 +120,8 @@ class ClusteringTask:
         rows = range(len(self.texts))
         for _ in range(CLUSTERINGS):
             some = draw.choices(rows, k=min(MOST_CLUSTERED, len(rows)))
-            found.append(v_measure_score(labels_N[some], model.fit_predict(vectors_ND[some])))
-        return {self.main: float(np.mean(found))}
+            measures.append(v_measure_score(labels_N[some], model.fit_predict(vectors_ND[some])))
+        return {self.main: float(np.mean(measures))}
 
 
 def read_clustering(path: Path) -> ClusteringTask:

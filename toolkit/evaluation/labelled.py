@@ -21,21 +21,21 @@ def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[s
     """
     if path.suffix not in (".csv", ".tsv", ".jsonl"):
         raise BadInput(f"{path}: is neither .csv nor .tsv (with a header line) nor .jsonl")
-    found: list[list[str]] = [[] for _ in columns]
+    table: list[list[str]] = [[] for _ in columns]
     names: list[str] | None = None
     try:
         for where, row in _rows(path):
             names = names or [_named(row, column, where=where) for column in columns]
-            for values, name in zip(found, names, strict=True):
+            for values, name in zip(table, names, strict=True):
                 value = row.get(name)
                 if not isinstance(value, str | int | float):
                     raise BadInput(f"{where}: {name!r} is {str(value)[:MAX_SHOWN]!r}, not a text")
                 values.append(str(value))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from error
-    if not found[0]:
+    if not table[0]:
         raise BadInput(f"{path}: no rows")
-    return found
+    return table
 
 
 def read_labelled(path: Path) -> tuple[list[str], list[str]]:

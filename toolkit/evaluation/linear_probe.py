@@ -38,11 +38,11 @@ class Probe:
 
     def predict(self, vectors_WD: NDArray[Any]) -> NDArray[np.int64]:
         """The most likely label (W,) of each word, by its number. Nothing is dropped out."""
-        found = [np.zeros(0, dtype=np.int64)]
+        predicted = [np.zeros(0, dtype=np.int64)]
         for start in range(0, len(vectors_WD), WORDS_AT_ONCE):
             some_WD = np.asarray(vectors_WD[start : start + WORDS_AT_ONCE], dtype=np.float32)
-            found.append((some_WD @ self.weight_LD.T + self.bias_L).argmax(axis=1))
-        return np.concatenate(found)
+            predicted.append((some_WD @ self.weight_LD.T + self.bias_L).argmax(axis=1))
+        return np.concatenate(predicted)
 
     def save(self, folder: Path, *, about: Mapping[str, Any]) -> None:
         """Write the weights (safetensors) and, beside them, the labels in the order of the rows and

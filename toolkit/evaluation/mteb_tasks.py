@@ -97,7 +97,7 @@ class MtebTask:
         for one in _single(self.task):
             one.rng_state = random.Random(one.seed)  # noqa: S311 (MTEB's own)
             one.np_rng = np.random.default_rng(one.seed)
-        found = mteb.evaluate(
+        results = mteb.evaluate(
             MtebModel(embed),
             self.task,
             cache=ResultCache(self.results_dir),
@@ -105,7 +105,7 @@ class MtebTask:
             show_progress_bar=False,
         )
         # Six digits are what its JSON keeps: a restart finds the same score.
-        return {self.main: round(float(found.task_results[0].get_score()), 6)}
+        return {self.main: round(float(results.task_results[0].get_score()), 6)}
 
 
 def load_data(task: Any) -> None:
@@ -157,14 +157,14 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
     a task without anything in the languages that are asked for."""
     names = [*asked.tasks, *SUBSETS.get(asked.benchmark or "", ())]
     languages = list(ENGLISH if asked.languages is None else asked.languages) or None
-    found = []
+    tasks = []
     for name in names:
         try:
             task = mteb.get_task(name, languages=languages, exclusive_language_filter=True)
             # Some have their validation part scored as well; no published table has.
             if TEST in task.eval_splits:
                 task = task.filter_eval_splits([TEST])
-            found.append(task)
+            tasks.append(task)
         except KeyError as error:
             raise BadInput(f"mteb.tasks: {error.args[0]}") from error
         except ValueError as error:
@@ -178,17 +178,17 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
                 "MTEB's; name the tasks instead"
             )
         try:
-            found += list(mteb.get_benchmark(asked.benchmark).tasks)
+            tasks += list(mteb.get_benchmark(asked.benchmark).tasks)
         except KeyError as error:
             near = did_you_mean(asked.benchmark, (one.name for one in mteb.get_benchmarks()))
             raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such{near}") from error
-    return found
+    return tasks
 
 
 def instruction_of(task: Any) -> str:
     """MTEB's own instruction for a task, that of its queries; none where there is none."""
-    told = task.metadata.prompt
-    return str((told.get("query", "") if isinstance(told, dict) else told) or "")
+    prompt = task.metadata.prompt
+    return str((prompt.get("query", "") if isinstance(prompt, dict) else prompt) or "")
 
 
 def digest_of(task: Any) -> str:

@@ -55,10 +55,10 @@ class Scores:
         if path in self._seen and self._seen[path][0] == part.facts:
             return self._seen[path][1]
         try:
-            found = read_json(path)
-            if found["facts"] != dict(part.facts):
+            content = read_json(path)
+            if content["facts"] != dict(part.facts):
                 return None
-            scores: dict[str, float] = found["scores"]
+            scores: dict[str, float] = content["scores"]
         except (BadInput, KeyError, TypeError):  # none, half a file, or somebody else's
             return None
         self._seen[path] = part.facts, scores
@@ -66,13 +66,13 @@ class Scores:
 
     def of_all(self, every: Sequence[Part]) -> list[tuple[Part, dict[str, float]]] | None:
         """Each part with its scores; None while some are missing."""
-        found = []
+        scored = []
         for part in every:
             scores = self.of(part)
             if scores is None:
                 return None
-            found.append((part, scores))
-        return found
+            scored.append((part, scores))
+        return scored
 
     def keep(self, part: Part, scores: Mapping[str, float]) -> None:
         """Write a part's scores, all or nothing."""
@@ -83,11 +83,11 @@ class Scores:
 
 def main_scores(output_dir: Path) -> list[str]:
     """The names in scores.json of each task's main score, as far as parts tell; any order."""
-    found = set()
+    names = set()
     for path in (output_dir / PART_DIR).glob("*/*.json"):
         with contextlib.suppress(BadInput, KeyError, TypeError):
-            found.add(f"{path.stem} {read_json(path)['facts']['main']}")
-    return sorted(found)
+            names.add(f"{path.stem} {read_json(path)['facts']['main']}")
+    return sorted(names)
 
 
 def share(

@@ -75,10 +75,10 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
-    found = _by_encoder(scored)
+    by_encoder = _by_encoder(scored)
     # In the order of the recipe, in which the states came about.
-    write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
-    say_lines(table(found))
+    write_atomic(output_dir / SCORES_FILE, json.dumps(by_encoder, indent=2) + "\n")
+    say_lines(table(by_encoder))
     if reference:
         main = [
             Scored(part.encoder, part.facts["category"], one[part.facts["main"]])
@@ -87,14 +87,14 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / REPRODUCTION_FILE, text)
         say_lines(text)
-    return found
+    return by_encoder
 
 
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     from toolkit.model.adapters import chain_of
     from toolkit.model.declared import Use
 
-    found: list[Part] = []
+    made: list[Part] = []
     shown = [_shown(name) for name in recipe.encoders]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise BadInput(f"encoders: two are shown as {twice[0]!r}; name one of them otherwise")
@@ -110,8 +110,8 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
                 "category": one.category,
                 "main": one.task.main,
             }
-            found.append(Part(name, one.name, facts))
-    return found
+            made.append(Part(name, one.name, facts))
+    return made
 
 
 class Embedder:
@@ -135,11 +135,11 @@ class Embedder:
         before = self._before if instructed else ""
         title = f"{self.name}: encode"
         progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
-        found = self.encoder.vectors_of(
+        vectors_ND = self.encoder.vectors_of(
             texts, instruction=before, on_rows=lambda rows, _: progress.advance(rows)
         )
         progress.close()
-        return found
+        return vectors_ND
 
 
 class _Scorer:
@@ -178,9 +178,9 @@ def _shown(name: str) -> str:
 
 def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """All scores of each encoder, the main one of a task first."""
-    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for part, scores in scored:
-        row = found.setdefault(_shown(part.encoder), {})
+        row = rows.setdefault(_shown(part.encoder), {})
         main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
-    return found
+    return rows

@@ -44,24 +44,24 @@ class Ranking:
 
     def ndcg(self, depth: int) -> float:
         """Discounted gain of the first `depth` over that of the best order."""
-        found = sum(g.mean_grade * _discounts(g.places(depth)).sum() for g in self.groups)
+        gain = sum(g.mean_grade * _discounts(g.places(depth)).sum() for g in self.groups)
         best = np.sort(self.wanted)[::-1][:depth]
-        return float(found / (best * _discounts(np.arange(1, len(best) + 1))).sum())
+        return float(gain / (best * _discounts(np.arange(1, len(best) + 1))).sum())
 
     def recall(self, depth: int) -> float:
         """The share of relevant documents that are among the first `depth`."""
-        found = sum(g.relevant * len(g.places(depth)) / g.size for g in self.groups)
-        return float(found / len(self.wanted))
+        retrieved = sum(g.relevant * len(g.places(depth)) / g.size for g in self.groups)
+        return float(retrieved / len(self.wanted))
 
     def average_precision(self) -> float:
         """Precision at each relevant document, averaged over all relevant ones."""
-        found = 0.0
+        total = 0.0
         for group in self.groups:
             place_K = group.places(group.before + group.size)
             others_K = (place_K - group.before - 1) * (group.relevant - 1) / max(group.size - 1, 1)
             right_K = (group.relevant_before + 1 + others_K) / place_K
-            found += group.relevant / group.size * float(right_K.sum())
-        return found / len(self.wanted)
+            total += group.relevant / group.size * float(right_K.sum())
+        return total / len(self.wanted)
 
     def reciprocal_rank(self, depth: int) -> float:
         """One over the place of the first relevant document, 0 beyond `depth`."""
@@ -117,5 +117,5 @@ def _groups(sizes: NDArray[Any], relevant: NDArray[Any], grades: NDArray[Any]) -
 
 
 def _discounts(place_K: NDArray[Any]) -> Floats:
-    found: Floats = 1 / np.log2(place_K + 1)
-    return found
+    discount_K: Floats = 1 / np.log2(place_K + 1)
+    return discount_K

@@ -60,15 +60,17 @@ def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
         near = did_you_mean(name, valid)
         raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(valid)}{near}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        hours = found.get("hours") or {}
-        told = Reference(name, found["source"], found["scores"], found["settings"], hours)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        hours = content.get("hours") or {}
+        reference = Reference(
+            name, content["source"], content["scores"], content["settings"], hours
+        )
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: is no reference ({error!r}); see {REFERENCE_DIR}") from error
-    if not set(encoders) & set(told.scores):
-        names = ", ".join(told.scores)
+    if not set(encoders) & set(reference.scores):
+        names = ", ".join(reference.scores)
         raise BadInput(f"{path}: knows {names}; no encoder of the recipe has such a name")
-    return told
+    return reference
 
 
 def report(
@@ -84,8 +86,10 @@ def report(
         lines += _rows(name, reference.scores[name], scored=scored)
     lines += ["", "## Settings that differ", ""]
     runs = {run: recipe for name in known for run, recipe in chain(encoders[name].model)}
-    told = [line for run, recipe in runs.items() for line in _differences(run, recipe, reference)]
-    lines += told or ["None of those that the reference tells."]
+    differences = [
+        line for run, recipe in runs.items() for line in _differences(run, recipe, reference)
+    ]
+    lines += differences or ["None of those that the reference tells."]
     lines += ["", "## What it took", ""]
     lines += [_hours(run, recipe, reference) for run, recipe in runs.items()] or ["No run is here."]
     return "\n".join(lines) + "\n"
@@ -128,8 +132,10 @@ def _differences(run: Path, recipe: TrainingRecipe, reference: Reference) -> Ite
         if isinstance(theirs, float) and isinstance(ours, int | float):
             same = math.isclose(ours, theirs, rel_tol=1e-9)
         if not same:
-            told = f"{as_code(key)} is {in_markdown(ours)}, in the reference {in_markdown(theirs)}"
-            yield f"- {in_markdown(run)} ({recipe.kind}): {told}"
+            difference = (
+                f"{as_code(key)} is {in_markdown(ours)}, in the reference {in_markdown(theirs)}"
+            )
+            yield f"- {in_markdown(run)} ({recipe.kind}): {difference}"
 
 
 def _hours(run: Path, recipe: TrainingRecipe, reference: Reference) -> str:

@@ -65,8 +65,8 @@ class StsTask:
         first_PD = checked(embed(pairs.first), texts=pairs.first)
         second_PD = checked(embed(pairs.second), texts=pairs.second)
         cosine_P = cosines(first_PD, second_PD=second_PD)
-        found = {self.main: spearman(cosine_P, grades_P=pairs.grades_P)}
-        return found | geometry(first_PD, second_PD=second_PD, grades_P=pairs.grades_P)
+        scores = {self.main: spearman(cosine_P, grades_P=pairs.grades_P)}
+        return scores | geometry(first_PD, second_PD=second_PD, grades_P=pairs.grades_P)
 
 
 def cosines(first_PD: Vectors, *, second_PD: Vectors) -> NDArray[np.float64]:

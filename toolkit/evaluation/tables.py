@@ -21,7 +21,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = []
         for encoder, width in zip(encoders, widths, strict=True):
             value = rows[encoder].get(name)
-            told = "-" if value is None else f"{value:.3f}{'*' if value == best else ' '}"
-            cells.append(f"  {told:>{width}}")
+            cell = "-" if value is None else f"{value:.3f}{'*' if value == best else ' '}"
+            cells.append(f"  {cell:>{width}}")
         lines.append((visible(name).ljust(left) + "".join(cells)).rstrip())
     return "\n".join(lines)

@@ -44,27 +44,27 @@ def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
     Raises `BadInput` for a file that cannot be scored, two tasks of one name, an instruction for no
     task, and a recipe without any.
     """
-    found = [*_local(recipe), *_of_mteb(recipe)]
-    names = [one.name for one in found]
+    tasks = [*_local(recipe), *_of_mteb(recipe)]
+    names = [one.name for one in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
     if strange := [name for name in recipe.instructions if name not in names]:
         near = did_you_mean(strange[0], names)
-        told = f"no such task; there are {', '.join(names)}{near}"
-        raise BadInput(f"instructions.{strange[0]}: {told}")
+        problem = f"no such task; there are {', '.join(names)}{near}"
+        raise BadInput(f"instructions.{strange[0]}: {problem}")
     if words := [name for name in recipe.instructions if name in recipe.words]:
         raise BadInput(f"instructions.{words[0]}: a task on words takes no instruction")
-    if not found:
+    if not tasks:
         raise BadInput("the recipe has no task: give it sts, retrieval, classification, ...")
-    return found
+    return tasks
 
 
 def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
     for name, path in recipe.sts.items():
         yield Named(name, "STS", StsTask(read_pairs(Path(path))), _digest([path]))
     for name, asked in recipe.retrieval.items():
-        found, digest = read_retrieval(name, asked)
-        yield Named(name, "Retrieval", found, digest)
+        retrieval, digest = read_retrieval(name, asked)
+        yield Named(name, "Retrieval", retrieval, digest)
     for name, files in recipe.classification.items():
         task = read_classification(
             name,
@@ -96,8 +96,10 @@ def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
     results_dir = Path(recipe.output_dir) / MTEB_DIR
     for one in mteb_tasks.tasks_of(recipe.mteb):
         task = mteb_tasks.MtebTask(one, results_dir)
-        told = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""
-        yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one), told)
+        instruction = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""
+        yield Named(
+            one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one), instruction
+        )
 
 
 def check_mteb_data(tasks: Sequence[Named], *, wanted: Collection[str]) -> None:

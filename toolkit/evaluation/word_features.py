@@ -79,7 +79,7 @@ def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -
     """The rows of all sentences. What is longer than the tokenizer's limit becomes several rows,
     cut before a word where there is one: no word and no token of a word is lost."""
     num_words = sum(map(len, sentences))
-    found = WordRows([], [], [], np.zeros(num_words, dtype=np.int64), 0)
+    laid = WordRows([], [], [], np.zeros(num_words, dtype=np.int64), 0)
     num_split = first_word = 0
     room = max(1, tokenizer.max_tokens - tokenizer.num_added)
     # A word of blanks is no part of the text: what is cut into words must be what is tokenised.
@@ -100,12 +100,12 @@ def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -
             token_M = np.repeat(np.arange(start, stop), count_T)
             nth_M = np.arange(len(token_M)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
             word_M = number_of[from_T[token_M] + nth_M]
-            found.rows.append(tokenizer.as_row(tokens.ids_T[start:stop]))
-            found.token_M.append(token_M - start + len(tokenizer.prefix_ids))
-            found.word_M.append(word_M)
-            np.add.at(found.tokens_of_W, word_M, 1)
+            laid.rows.append(tokenizer.as_row(tokens.ids_T[start:stop]))
+            laid.token_M.append(token_M - start + len(tokenizer.prefix_ids))
+            laid.word_M.append(word_M)
+            np.add.at(laid.tokens_of_W, word_M, 1)
         first_word += len(words)
-    return dataclasses.replace(found, num_split=num_split)
+    return dataclasses.replace(laid, num_split=num_split)
 
 
 def _words_of(tokens: Places, *, lengths: NDArray[np.int64]) -> tuple[Ids, Ids]:
@@ -229,11 +229,11 @@ def _opened(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
     try:
         if dict(read_json(_note(path))).get("sha256") != sha256_of(path):
             raise ValueError("its SHA-256 differs")
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, TypeError, EOFError) as error:
         warn(f"{path}: is made again ({error})")
         return None
-    return found if (found.shape, found.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
+    return mapped if (mapped.shape, mapped.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
 
 
 def _note(path: Path) -> Path:

@@ -60,8 +60,8 @@ def word_scores(
             about |= {"encoder": encoder.settings.model_dump(), "model": encoder.digest()}
             probe.save(folder / f"{name}{'_shifted' if shift else ''}", about=about)
         predicted_W = [labels[number] for number in probe.predict(test.vectors_AWD[place])]
-        found = tag_scores(data.test, predicted_W=predicted_W, scheme=data.scheme)
-        scores |= {f"{what}{', shifted' * shift}": value for what, value in found.items()}
+        measures = tag_scores(data.test, predicted_W=predicted_W, scheme=data.scheme)
+        scores |= {f"{what}{', shifted' * shift}": value for what, value in measures.items()}
     epochs = len(shifts) * task.steps * task.batch_sentences / len(lengths)
     spent_s = time.monotonic() - began
     encoded = "were on the disk" if train.seconds is None else f"took {train.seconds:,.1f} s"
@@ -105,18 +105,21 @@ def _features(
     shifts: Sequence[int],
     folder: Path | None,
 ) -> WordFeatures:
-    found = word_features(
+    features = word_features(
         encoder,
         part.sentences,
         shifts=shifts,
         dtype=task.cache_dtype,
         folder=folder if task.cache == "disk" else None,
     )
-    if found.num_empty:
-        warn(f"{part.name}: {found.num_empty} words give no token: the zero vector stands for them")
-    if found.num_split:
+    if features.num_empty:
         warn(
-            f"{part.name}: {found.num_split} sentences are longer than max_tokens="
+            f"{part.name}: {features.num_empty} words give no token: "
+            "the zero vector stands for them"
+        )
+    if features.num_split:
+        warn(
+            f"{part.name}: {features.num_split} sentences are longer than max_tokens="
             f"{encoder.settings.max_tokens} and were encoded in pieces"
         )
-    return found
+    return features

@@ -69,20 +69,20 @@ def read_word_data(task: WordTask) -> WordData:
     tag, and tags whose spans are marked otherwise than `scheme` or than in the other part.
     """
     parts = {role: _read(task, role=role) for role in ("train", "test")}
-    found = {role: scheme_of(part.tags) for role, part in parts.items()}
+    schemes = {role: scheme_of(part.tags) for role, part in parts.items()}
     for role, part in parts.items():
         if task.scheme in SCHEME_LETTERS and not _is_valid(part.tags, scheme=task.scheme):
             raise BadInput(
                 f"{part.name}: its tags do not keep the rules of scheme={task.scheme} "
-                f"(found: {found[role]}); scheme=auto reads them as conlleval does"
+                f"(found: {schemes[role]}); scheme=auto reads them as conlleval does"
             )
     if task.scheme != "auto":
         return WordData(parts["train"], parts["test"], task.scheme)
-    kinds = set(found.values())
+    kinds = set(schemes.values())
     if len(kinds) > 1 and ("mixed" not in kinds or "none" in kinds):
         raise BadInput(
-            f"spans are marked by {found['train']} in {parts['train'].name}, and by "
-            f"{found['test']} in {parts['test'].name}: write both in one scheme, or give "
+            f"spans are marked by {schemes['train']} in {parts['train'].name}, and by "
+            f"{schemes['test']} in {parts['test'].name}: write both in one scheme, or give "
             "scheme=none for the accuracy alone"
         )
     # conlleval knows B, I, E and S, and no strictness; of BILOU it would misread L and U.

@@ -53,13 +53,13 @@ def is_over(one: Standing) -> bool:
 def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) -> bool:
     ended = 0
     while True:
-        found = standings(run_dir, now=time.time())
-        show(found)
-        if all(one.state == DONE for one in found):
+        stages = standings(run_dir, now=time.time())
+        show(stages)
+        if all(one.state == DONE for one in stages):
             return True
-        ended = ended + 1 if all(is_over(one) for one in found) else 0
+        ended = ended + 1 if all(is_over(one) for one in stages) else 0
         if ended >= ENDED:
-            for one in found:
+            for one in stages:
                 if one.state != DONE:
                     why = one.trouble or one.reason or "see its logs"
                     say_error(f"{one.stage}: {one.state}: {why}")
@@ -68,7 +68,7 @@ def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) ->
 
 
 def _in_place(live: "Live") -> Callable[[Sequence[Standing]], None]:
-    return lambda found: live.update(table(found, width=live.console.width), refresh=True)
+    return lambda stages: live.update(table(stages, width=live.console.width), refresh=True)
 
 
 class _Lines:
@@ -77,8 +77,8 @@ class _Lines:
     def __init__(self) -> None:
         self._said: dict[str, tuple[str, float]] = {}
 
-    def __call__(self, found: Sequence[Standing]) -> None:
-        for one in found:
+    def __call__(self, stages: Sequence[Standing]) -> None:
+        for one in stages:
             state, said_at = self._said.get(one.stage, ("", 0.0))
             now = time.monotonic()
             if state == one.state and (now - said_at < LINE_S or not one.done):

@@ -210,13 +210,13 @@ def missing_inputs(
         except BadInput as error:
             yield str(error)
             continue
-        if told := not_here(model):
+        if problem := not_here(model):
             if os.path.isdir(model):
-                yield f"{name}: {told}; copy or download it again"
+                yield f"{name}: {problem}; copy or download it again"
             elif models_must_be_here:
-                yield f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}"
+                yield f"{name}: {problem}, and jobs run offline; {HOW_TO_FETCH}"
             else:
-                warn(f"{name}: {told}")
+                warn(f"{name}: {problem}")
 
 
 def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
@@ -233,8 +233,8 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     before = list(stages)[: list(stages).index(name)]
     outputs = [output_of(stages[earlier]).absolute() for earlier in before]
     there = [
-        [path for path in found if not _comes_later(path, outputs=outputs)]
-        for found in (models, shards)
+        [path for path in paths if not _comes_later(path, outputs=outputs)]
+        for paths in (models, shards)
     ]
     return there[0], there[1]
 
@@ -269,10 +269,10 @@ def warn_if_too_large(
         assert shape
         asked = job.resources
         cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
-        found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
-        if not found.fits(gpu):
+        needed = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
+        if not needed.fits(gpu):
             warn(
-                f"{job.name}: needs {found.total / GIB:.0f} GiB per GPU, and a GPU has "
+                f"{job.name}: needs {needed.total / GIB:.0f} GiB per GPU, and a GPU has "
                 f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
             )
 

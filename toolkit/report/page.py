@@ -50,10 +50,10 @@ def report(run: Path, *, output: Path, now: float) -> None:
     and without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         raise BadInput("toolkit.report needs matplotlib: pip install matplotlib")
-    found = standings(run, now=now)
-    places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
-    body, pictures = [summary(found, places=places)], dict[str, bytes]()
-    for one in found:
+    stages = standings(run, now=now)
+    places = {one.name: Path(one.output) for one in read_launched(run)} or {stages[0].stage: run}
+    body, pictures = [summary(stages, places=places)], dict[str, bytes]()
+    for one in stages:
         for title, text, name, picture in sections(one, output=places[one.stage]):
             body.append(f"<h2>{in_html(title)}</h2>{text}")
             if picture:
@@ -75,7 +75,7 @@ def report(run: Path, *, output: Path, now: float) -> None:
         f'<p class="from">The run as it was on {date(now)}.</p>{"".join(body)}</html>\n'
     )
     write_atomic(output / PAGE_FILE, page)
-    say(f"{output / PAGE_FILE}: {len(found)} stages, {len(pictures)} pictures")
+    say(f"{output / PAGE_FILE}: {len(stages)} stages, {len(pictures)} pictures")
 
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -151,13 +151,13 @@ def transposed(scores: Scores) -> list[dict[str, Any]]:
 
 def names_of(store: Any, rows: Sequence[int]) -> list[str]:
     """Titles, or ids where there are none."""
-    found, wanted = [], list(rows)
+    names, wanted = [], list(rows)
     for unit in store.units:
         here = [row - unit.start for row in wanted if unit.start <= row < unit.stop]
         if here:
             records = store.records(unit)
-            found += [str(records[row].get("title") or records[row]["id"]) for row in here]
-    return found
+            names += [str(records[row].get("title") or records[row]["id"]) for row in here]
+    return names
 
 
 def picture_name(one: Standing, what: str) -> str:
@@ -178,8 +178,8 @@ def written(one: Standing, *, output: Path) -> tuple[str, str]:
         "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
         "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
     }.get(one.kind, (METRICS_FILE, f"{ENCODER_DIR}/{COMMIT_MARKER}"))
-    found = [path for pattern in patterns for path in output.glob(pattern)]
-    times = sorted(path.stat().st_mtime for path in found)
+    paths = [path for pattern in patterns for path in output.glob(pattern)]
+    times = sorted(path.stat().st_mtime for path in paths)
     # Metrics are written again and again, and a start says when it was.
     starts = [str(start.get("time", "")) for start in read_starts(output)]
     with contextlib.suppress(ValueError):
@@ -187,10 +187,10 @@ def written(one: Standing, *, output: Path) -> tuple[str, str]:
     return (date(times[0]), date(times[-1])) if times else ("", "")
 
 
-def summary(found: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
+def summary(stages: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
     """The stages in a table."""
-    dates = [written(one, output=places[one.stage]) for one in found]
-    told = [
+    dates = [written(one, output=places[one.stage]) for one in stages]
+    rows = [
         {
             "stage": one.stage,
             "kind": one.kind,
@@ -202,9 +202,9 @@ def summary(found: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
             "last written": last,
             "trouble": one.trouble,
         }
-        for one, (began, last) in zip(found, dates, strict=True)
+        for one, (began, last) in zip(stages, dates, strict=True)
     ]
-    return table(told)
+    return table(rows)
 
 
 def starts_told(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

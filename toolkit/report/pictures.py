@@ -97,9 +97,9 @@ def heat_map(unit_ND: NDArray[np.float32], *, names: Sequence[str]) -> bytes:
     axes = figure.add_subplot()
     lowest = float(cosine_NN.min())
     image = axes.imshow(cosine_NN, vmin=lowest, vmax=1.0, cmap="viridis")
-    told = [in_picture(names[row], chars=24) for row in order]
-    axes.set_xticks(range(len(told)), told, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(told)), told, fontsize=7)
+    labels = [in_picture(names[row], chars=24) for row in order]
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
     figure.colorbar(image, label="cosine", shrink=0.8)
     return _png(figure)
 

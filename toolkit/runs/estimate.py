@@ -270,10 +270,10 @@ def faster(
         other = recipe.model_copy(update={"train": train})
         tries.append((f"train.micro_batch_rows={rows}", other, asked.layout))
         rows = 0 if rows == local else min(2 * rows, local)
-    found = [
+    needs = [
         (what, need(shape, other, layout_name=name, cluster=cluster)) for what, other, name in tries
     ]
-    better = [it for it in found if it[1].fits(cluster.gpu) and it[1].hours < 0.95 * asked.hours]
+    better = [it for it in needs if it[1].fits(cluster.gpu) and it[1].hours < 0.95 * asked.hours]
     return sorted(better, key=lambda it: it[1].hours)
 
 
@@ -281,4 +281,4 @@ def recommend(shape: Shape, recipe: TrainingRecipe, *, cluster: Cluster) -> Need
     """The first layout that fits, from the one that sends least over the network; None: none."""
     names = ["zero2", "zero3_hpz" if cluster.nodes > 1 else "zero3", "zero3", "zero3_offload"]
     needs = (need(shape, recipe, layout_name=name, cluster=cluster) for name in names)
-    return next((found for found in needs if found.fits(cluster.gpu)), None)
+    return next((candidate for candidate in needs if candidate.fits(cluster.gpu)), None)

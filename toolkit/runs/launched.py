@@ -49,15 +49,15 @@ def write_launched(run_dir: Path, stages: list[Launched]) -> None:
     shown = [dataclasses.asdict(stage) for stage in stages]
     for stage in shown:
         del stage["time"]
-    told = {"time": now, "stages": shown}
-    write_json(run_dir / LAUNCHED_FILE, told)
+    content = {"time": now, "stages": shown}
+    write_json(run_dir / LAUNCHED_FILE, content)
 
 
 def read_launched(run_dir: Path) -> list[Launched]:
     """The stages of the last launch; none where there was none. `BadInput` for another file."""
     if not (path := run_dir / LAUNCHED_FILE).is_file():
         return []
-    told = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
+    content = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
     return [
         Launched(
             stage["name"],
@@ -66,7 +66,7 @@ def read_launched(run_dir: Path) -> list[Launched]:
             logs=stage["logs"],
             steps=stage["steps"],
             jobs=tuple(stage["jobs"]),
-            time=told["time"],
+            time=content["time"],
         )
-        for stage in told["stages"]
+        for stage in content["stages"]
     ]

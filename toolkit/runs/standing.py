@@ -100,29 +100,29 @@ class Standing:
 
 def runs_below(folder: Path) -> list[Path]:
     """The runs, pipelines and encodings of a folder; not the stages of a pipeline once more."""
-    found: list[Path] = []
+    runs: list[Path] = []
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such directory")
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
             continue  # somebody else's
         if _is_run(path):
-            found.append(path)
+            runs.append(path)
         elif path.is_dir() and not path.name.startswith("."):
-            found += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
-    return found
+            runs += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
+    return runs
 
 
 def standings_below(folder: Path, *, now: float) -> list[Standing]:
     """Of all runs of a folder; one that cannot be looked at has its reason for a state."""
-    found = []
+    stages = []
     for path in runs_below(folder):
         try:
-            found += standings(path, now=now)
+            stages += standings(path, now=now)
         except (BadInput, OSError) as error:
             why = str(error).removeprefix(f"{path}: ")
-            found.append(Standing(str(path), path.name, "", state=UNREADABLE, reason=why))
-    return found
+            stages.append(Standing(str(path), path.name, "", state=UNREADABLE, reason=why))
+    return stages
 
 
 def standings(path: Path, *, now: float) -> list[Standing]:
@@ -171,38 +171,38 @@ def _kind_of(path: Path) -> str:
 
 
 def _standing(stage: Launched, *, run: str, now: float) -> Standing:
-    found = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
+    standing = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
     output = Path(stage.output)
     if stage.kind == "embed":
-        finished = _look_at_encoding(output, found, now=now)
+        finished = _look_at_encoding(output, standing, now=now)
     elif stage.kind == "evaluate":
         finished = (output / SCORES_FILE).is_file()
     else:
-        finished = _look_at_training(output, found, steps=stage.steps, now=now)
+        finished = _look_at_training(output, standing, steps=stage.steps, now=now)
     starting = _starting(output)
     last = [*read_starts(output)[-1:], *([starting] if starting else [])]
-    if last and str(last[-1]["job"]) not in found.jobs and last[-1]["time"] > stage.time:
+    if last and str(last[-1]["job"]) not in standing.jobs and last[-1]["time"] > stage.time:
         job = str(last[-1]["job"])  # started by other means since
-        found.jobs = () if job == LOCAL else (job,)
+        standing.jobs = () if job == LOCAL else (job,)
     if starting:
-        found.last_sign_s = _unheard_s(starting, now=now)
-        found.total = max(found.total, starting["steps"])
-        finished = finished and found.done >= found.total  # or it is to do more
-    _ask(found, finished=finished)
-    if is_running(found.state):
-        found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
-        if starting and not found.reason:
-            found.reason, found.last_sign_s = LOADING, None
-    if found.state not in (DONE, NOT_BEGUN) and _may_tell_errors(found.state):
-        found.trouble = _trouble(Path(stage.logs), jobs=found.jobs)
-    return found
+        standing.last_sign_s = _unheard_s(starting, now=now)
+        standing.total = max(standing.total, starting["steps"])
+        finished = finished and standing.done >= standing.total  # or it is to do more
+    _ask(standing, finished=finished)
+    if is_running(standing.state):
+        standing.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
+        if starting and not standing.reason:
+            standing.reason, standing.last_sign_s = LOADING, None
+    if standing.state not in (DONE, NOT_BEGUN) and _may_tell_errors(standing.state):
+        standing.trouble = _trouble(Path(stage.logs), jobs=standing.jobs)
+    return standing
 
 
 def _starting(output: Path) -> _Starting | None:
     """What loads its model for this run, or did so when it was killed."""
     try:
-        told = read_json(output / STARTING_FILE)
-        return checked(told, _Starting, source=output / STARTING_FILE, advice="remove it")
+        content = read_json(output / STARTING_FILE)
+        return checked(content, _Starting, source=output / STARTING_FILE, advice="remove it")
     except BadInput:  # there is none, or it went while we looked, or it tells nothing
         return None
 
@@ -222,61 +222,61 @@ def _may_tell_errors(state: str) -> bool:
     return not is_running(state) or bool(words & (FINAL - {"COMPLETED"}))
 
 
-def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: float) -> bool:
-    found.unit = "steps"
+def _look_at_training(output: Path, standing: Standing, *, steps: int | None, now: float) -> bool:
+    standing.unit = "steps"
     if (output / CONFIG_FILE).is_file():
         recipe = load_recipe(str(output / CONFIG_FILE))
         if isinstance(recipe, TrainingRecipe):
             steps = recipe.train.steps if steps is None else steps
-    found.total = steps or 0
+    standing.total = steps or 0
     rows = [row for row in read_metrics(output) if row["step"]]
     if rows:
-        found.done, found.loss = rows[-1]["step"], rows[-1]["loss"]
+        standing.done, standing.loss = rows[-1]["step"], rows[-1]["loss"]
         recent = [row for row in rows[-RECENT:] if row.get("seconds")]
         if recent:
-            found.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)
+            standing.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)
             each_s = statistics.median(row["seconds"] for row in recent)
-            found.left_s = (found.total - found.done) * each_s
-        found.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
-    found.restarts = max(0, len(read_starts(output)) - 1)
+            standing.left_s = (standing.total - standing.done) * each_s
+        standing.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
+    standing.restarts = max(0, len(read_starts(output)) - 1)
     whole = is_committed(output / ENCODER_DIR)
-    return whole and found.done >= found.total
+    return whole and standing.done >= standing.total
 
 
-def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
-    found.unit = "units"
+def _look_at_encoding(output: Path, standing: Standing, *, now: float) -> bool:
+    standing.unit = "units"
     if not (output / PLAN_FILE).is_file():
         return False
     path = output / PLAN_FILE
     plan = checked(read_json(path), _Bounds, source=path, advice="remove it to encode anew")
-    found.total = len(plan["bounds"]) - 1
+    standing.total = len(plan["bounds"]) - 1
     times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
-    found.done = len(times)
+    standing.done = len(times)
     if times:
-        found.last_sign_s = now - times[-1]
+        standing.last_sign_s = now - times[-1]
         recent = times[-RECENT:]
         if len(recent) > 1:
             each_s = (recent[-1] - recent[0]) / (len(recent) - 1)
-            found.left_s = (found.total - found.done) * each_s
+            standing.left_s = (standing.total - standing.done) * each_s
     return (output / MANIFEST_FILE).is_file()
 
 
-def _ask(found: Standing, *, finished: bool) -> None:
+def _ask(standing: Standing, *, finished: bool) -> None:
     """The state: what is whole is done, whatever became of its jobs."""
-    told = [] if finished or not found.jobs else job_states(found.jobs)
-    at_work = [one for one in told if not one.is_over and one.state != UNKNOWN]
+    states = [] if finished or not standing.jobs else job_states(standing.jobs)
+    at_work = [one for one in states if not one.is_over and one.state != UNKNOWN]
     if finished:
-        found.state, found.left_s = DONE, None
-    elif told and (at_work or told[-1].state != UNKNOWN):
-        shown: JobState = at_work[0] if at_work else told[-1]
-        found.state, found.reason, found.nodes = shown.state, shown.reason, shown.nodes
-    elif found.last_sign_s is None:
-        gone = bool(told) and told[-1].reason == FORGOTTEN
-        found.state, found.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
+        standing.state, standing.left_s = DONE, None
+    elif states and (at_work or states[-1].state != UNKNOWN):
+        shown: JobState = at_work[0] if at_work else states[-1]
+        standing.state, standing.reason, standing.nodes = shown.state, shown.reason, shown.nodes
+    elif standing.last_sign_s is None:
+        gone = bool(states) and states[-1].reason == FORGOTTEN
+        standing.state, standing.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
     else:
-        found.state = RUNNING if found.last_sign_s < QUIET_S else STOPPED
-    if not is_running(found.state):
-        found.left_s = found.tokens_per_s = None
+        standing.state = RUNNING if standing.last_sign_s < QUIET_S else STOPPED
+    if not is_running(standing.state):
+        standing.left_s = standing.tokens_per_s = None
 
 
 def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
@@ -291,8 +291,8 @@ def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
     tails = [(path, _tail(path)) for path in files[:16]]
     for starts in ERRORS:
         for path, lines in tails:
-            if told := [line for line in lines if line.startswith(starts)]:
-                return f"{told[-1][:500]}  [{path.name}]"
+            if errors := [line for line in lines if line.startswith(starts)]:
+                return f"{errors[-1][:500]}  [{path.name}]"
     return ""
 
 

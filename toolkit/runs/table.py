@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SHOWN_NODES = 8
 
 
-def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
+def table(stages: Sequence[Standing], *, width: int) -> "RenderableType":
     """A line a stage; below it what went wrong, when nodes were heard, and where the columns fill
     the `width`, why a stage waits. A column that would be empty is left out, and so is the run's
     where there is one only, in favour of a title; then as many as do not fit, which a last line
@@ -25,26 +25,28 @@ def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
     from rich.console import Group
     from rich.text import Text
 
-    runs = {one.run for one in found}
+    runs = {one.run for one in stages}
     title = Text(visible(runs.pop()), style="bold") if len(runs) == 1 else None
     hidden = ["run"] * bool(title)
-    inline = _rows(found, hidden=hidden, reasons=True)
+    inline = _rows(stages, hidden=hidden, reasons=True)
     rows, left_out = inline, tuple[str, ...]()
-    told = list[tuple[Standing, str]]()
+    notes = list[tuple[Standing, str]]()
     if _width(inline) > width:
-        told += [(one, f"{one.state}: {one.reason}") for one in found if one.reason]
+        notes += [(one, f"{one.state}: {one.reason}") for one in stages if one.reason]
         for number in range(len(_DISPENSABLE) + 1):
             left_out = _DISPENSABLE[:number]
-            rows = _rows(found, hidden=[*hidden, *left_out], reasons=False)
+            rows = _rows(stages, hidden=[*hidden, *left_out], reasons=False)
             if _width(rows) <= width:
                 break
-    told += [(one, line) for one in found for line in (one.trouble, beats(one.heartbeats)) if line]
+    notes += [
+        (one, line) for one in stages for line in (one.trouble, beats(one.heartbeats)) if line
+    ]
     lines = [
         Text(visible(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}"))
-        for one, it in told
+        for one, it in notes
     ]
     # An empty one would not be shown anywhere.
-    missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in found)]
+    missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in stages)]
     if missed:
         lines.append(
             Text(visible(f"not shown: {', '.join(missed)} (a wider terminal, | cat or --json)"))
@@ -52,13 +54,13 @@ def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
     return Group(*([title] if title else []), rows, *lines)
 
 
-def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
+def _rows(stages: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    lines = [_cells(one, reason=reasons) for one in found]
+    lines = [_cells(one, reason=reasons) for one in stages]
     for head in _cells(Standing("", "", ""), reason=False):
         if head in hidden or not any(line[head] for line in lines):
             for line in lines:

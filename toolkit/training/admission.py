@@ -65,31 +65,31 @@ def look(
 
 
 def meet(
-    found: Admission | Problem, *, topology: Topology, timeout_s: float
+    result: Admission | Problem, *, topology: Topology, timeout_s: float
 ) -> tuple[Admission, torch.device]:
     """Meet the other ranks, and hear what they have found; returns what we have, and our device.
 
     Raises on all of them what any has found. Collective.
     """
-    if isinstance(found, Admission):
+    if isinstance(result, Admission):
         device = join(topology, timeout_s=timeout_s)
         agree(None)
-        return found, device
+        return result, device
     try:
         join(topology, timeout_s=min(timeout_s, CHECK_S))
     except BadInput:  # the others never came: their absence is the lesser news
-        raise found from None
-    agree(found)  # raises, on every rank
-    raise found
+        raise result from None
+    agree(result)  # raises, on every rank
+    raise result
 
 
 def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
     """Everything that is looked at before the first step, without a model: rank 0 prints what was
     found. Raises `BadInput` for what would be refused."""
     topology = detect(environ)
-    found = look(recipe, topology=topology, environ=environ)
+    result = look(recipe, topology=topology, environ=environ)
     try:
-        admission, device = meet(found, topology=topology, timeout_s=CHECK_S)
+        admission, device = meet(result, topology=topology, timeout_s=CHECK_S)
         preflight(
             Path(recipe.run_dir),
             topology=topology,

@@ -58,8 +58,8 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
 
 def read_scores(path: Path) -> Scores:
     """The scores of toolkit.evaluate: a row of numbers for each encoder, or one row."""
-    found = read_json(path)
-    rows = found if isinstance(found, dict) else {}
+    content = read_json(path)
+    rows = content if isinstance(content, dict) else {}
     if rows and not any(isinstance(row, dict) for row in rows.values()):
         rows = {"this encoder": rows}
     cells = [v for row in rows.values() for v in (row.values() if isinstance(row, dict) else [row])]
@@ -148,12 +148,12 @@ def _loading(facts: CardFacts, *, name: str) -> str:
 
 
 def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
-    told = recipe.model_dump(mode="json")
-    told["run_dir"] = public_name(told["run_dir"])
-    told["model"]["base"] = public_name(told["model"]["base"])
-    told["data"]["train"] = public_name(told["data"]["train"])
-    told["deepspeed"]["config"] = Path(told["deepspeed"]["config"]).name
-    return told
+    settings = recipe.model_dump(mode="json")
+    settings["run_dir"] = public_name(settings["run_dir"])
+    settings["model"]["base"] = public_name(settings["model"]["base"])
+    settings["data"]["train"] = public_name(settings["data"]["train"])
+    settings["deepspeed"]["config"] = Path(settings["deepspeed"]["config"]).name
+    return settings
 
 
 _MERGED = """\

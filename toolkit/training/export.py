@@ -232,7 +232,7 @@ def _write_files(
 
 def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
     """The last files: what it came of, with the digests of all others, and the card."""
-    told = {
+    content = {
         **origin,
         "stages": list(facts.stages),
         "instruction_format": facts.instruction_format,
@@ -242,5 +242,5 @@ def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> 
             if path.is_file()
         },
     }
-    write_json(out / ORIGIN_FILE, {**told, "digest": content_digest(told)})
+    write_json(out / ORIGIN_FILE, {**content, "digest": content_digest(content)})
     write_atomic(out / CARD_FILE, model_card(facts, name=name))

@@ -78,10 +78,10 @@ class Trainer:
         step. Returns the number of whole steps.
         """
         for step in range(first_step, self.train.steps):
-            found = self.do_step(step, should_stop=should_stop())
-            on_step(found)
+            result = self.do_step(step, should_stop=should_stop())
+            on_step(result)
             done = step + 1
-            last = done == self.train.steps or found.told_to_stop
+            last = done == self.train.steps or result.told_to_stop
             if last or done % self.train.save_every_steps == 0:
                 save(done, last)
             if last:
@@ -99,7 +99,7 @@ class Trainer:
         # Whoever waits for others here is no longer busy with data of its own.
         self.watchdog.enter("backward", step=step + 1)
         # The wish to stop rides along: ranks get a signal at different moments, and must agree.
-        all_units, all_tokens, all_cells, told = comm.sum_over_ranks(
+        all_units, all_tokens, all_cells, stop_votes = comm.sum_over_ranks(
             units, tokens, cells, should_stop, device=self.device
         )
         self._seed_dropout(step)
@@ -117,7 +117,7 @@ class Trainer:
             padding=1.0 - all_tokens / all_cells,
             micro_batches=len(batches),
             seconds=time.perf_counter() - began,
-            told_to_stop=told > 0,
+            told_to_stop=stop_votes > 0,
             skipped=not taken,
         )
 

@@ -94,45 +94,45 @@ def preflight(
 
 def refusals(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
     """What would give wrong results, or lose them."""
-    first, found = ranks[0], []
+    first, problems = ranks[0], []
     for what, hint in (
         ("code", "is the checkout on a file system that all nodes share?"),
         ("data", "are the shards the same on all nodes?"),
     ):
         others = [one for one in ranks if getattr(one, what) != getattr(first, what)]
         if others:
-            found.append(f"{_names(others)}: another {what} than {first.name}; {hint}")
+            problems.append(f"{_names(others)}: another {what} than {first.name}; {hint}")
     if blind := [one for one in ranks if not one.sees_run_dir]:
-        found.append(
+        problems.append(
             f"{_names(blind)}: does not see what {first.name} writes into run_dir={run_dir}; "
             "choose a directory that all nodes share"
         )
-    return found
+    return problems
 
 
 def warnings(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
     """What will be slow, or may run out."""
-    found = []
+    lines = []
     typical = _typical_flops(ranks)
     for one in ranks:
         if _is_slow(one, typical=typical):
-            found.append(
+            lines.append(
                 f"{one.name} multiplies at {one.flops / 1e12:.3g} TFLOP/s, the others at "
                 f"{typical / 1e12:.3g}: all will wait for it"
             )
         if abs(one.clock_s - ranks[0].clock_s) > MAX_SKEW_S:
-            found.append(
+            lines.append(
                 f"{one.name}: its clock is {one.clock_s - ranks[0].clock_s:+.0f} s off "
                 f"that of {ranks[0].name}"
             )
     kinds = {(one.device, one.device_bytes) for one in ranks}
     if len(kinds) > 1:
         shown = ", ".join(f"{name} of {size / 2**30:.0f} GiB" for name, size in sorted(kinds))
-        found.append(f"devices differ: {shown}; the slowest and smallest counts")
+        lines.append(f"devices differ: {shown}; the slowest and smallest counts")
     free, inodes = (min(getattr(one, f"free_{it}") for one in ranks) for it in ("bytes", "inodes"))
     if free < LOW_BYTES or inodes < LOW_INODES:
-        found.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files are left there")
-    return found
+        lines.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files are left there")
+    return lines
 
 
 def slow_nodes(ranks: Sequence[Facts]) -> list[str]:

@@ -39,12 +39,12 @@ class OpenProbe:
         """Spearman of the pairs, nDCG@10 of the retrieval task, without dropout. Collective; the
         result depends on the number of ranks by rounding only."""
         embed = _Embed(trainer)
-        found = {}
+        scores = {}
         if self.sts:
-            found[SPEARMAN] = self.sts.scores(embed)[self.sts.main]
+            scores[SPEARMAN] = self.sts.scores(embed)[self.sts.main]
         if self.retrieval:
-            found[NDCG] = self.retrieval.scores(embed)[self.retrieval.main]
-        return found
+            scores[NDCG] = self.retrieval.scores(embed)[self.retrieval.main]
+        return scores
 
 
 def open_probe(asked: Probe | None) -> OpenProbe | None:

@@ -59,13 +59,13 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal)
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
     topology = detect(environ)
-    found = look(recipe, topology=topology, environ=environ)
+    result = look(recipe, topology=topology, environ=environ)
     job = watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
         timeout_s = recipe.train.stall_s + STALL_MARGIN_S
-        admission, device = meet(found, topology=topology, timeout_s=timeout_s)
+        admission, device = meet(result, topology=topology, timeout_s=timeout_s)
         place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, admission=admission, place=place, stop=stop)
@@ -117,8 +117,8 @@ def _run_on_ranks(
         claim(recipe)  # only now: whatever can be refused above leaves nothing behind
         if leads:
             _tidy(run_dir, recipe=recipe)
-            told = {"attention": _attention(recipe, trainer), "preflight": figures}
-            record_start(run_dir, step=first_step, place=place, told=told)
+            facts = {"attention": _attention(recipe, trainer), "preflight": figures}
+            record_start(run_dir, step=first_step, place=place, told=facts)
     done = train_and_save(
         recipe,
         trainer=trainer,

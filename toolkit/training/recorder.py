@@ -50,8 +50,8 @@ class Recorder:
         )
         if leads and first_step:
             say(f"{recipe.kind}: goes on after step {first_step}")
-        if not first_step and (found := self._looked_at(0)):
-            self._write({"step": 0, **found})
+        if not first_step and (figures := self._looked_at(0)):
+            self._write({"step": 0, **figures})
 
     def on_step(self, done: Step) -> None:
         """Take what a step did. Collective.
@@ -59,13 +59,13 @@ class Recorder:
         Raises `RunFailed` on all ranks when more than `train.max_skipped_steps` were skipped.
         """
         self.skipped_steps += done.skipped
-        found = self._looked_at(done.step)
+        figures = self._looked_at(done.step)
         used = self._utilisation.figures(done)
-        row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **found}
+        row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **figures}
         last = done.step == self._train.steps
         if done.skipped:
             self._write_skipped(done, row)
-        elif last or found or done.step % self._train.log_every_steps == 0:
+        elif last or figures or done.step % self._train.log_every_steps == 0:
             self._write(row)
         self._progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
         if self.skipped_steps > self._train.max_skipped_steps:
@@ -86,18 +86,18 @@ class Recorder:
 
     def _looked_at(self, step: int) -> dict[str, float]:
         """The held-out figures and those of the probe, where it is time for them."""
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         self.judged = {"held_out_loss": None, "probe": None}
         if self._is_time(step, every=self._evaluate_every):
             self._trainer.watchdog.enter("evaluate", step=step)
-            found |= evaluate(self._trainer)
-            self.judged["held_out_loss"] = found.get("held_out_loss")
+            figures |= evaluate(self._trainer)
+            self.judged["held_out_loss"] = figures.get("held_out_loss")
         if self._probe and self._is_time(step, every=self._probe.every_steps):
             self._trainer.watchdog.enter("evaluate", step=step)
             scores = self._probe.scores(self._trainer)
-            found |= scores
+            figures |= scores
             self.judged["probe"] = next(iter(scores.values()))
-        return found
+        return figures
 
     def _is_time(self, step: int, *, every: int | None) -> bool:
         return bool(every) and (step % (every or 1) == 0 or step == self._train.steps)

@@ -150,10 +150,10 @@ class Saver:
         if not wait and any(comm.gather_texts("busy" if busy else "")):
             return ""
         self._pending = None
-        told = [json.loads(text) for text in comm.gather_texts(pending.writer.finish())]
-        errors = [one["error"] for one in told if one["error"]]
+        reports = [json.loads(text) for text in comm.gather_texts(pending.writer.finish())]
+        errors = [one["error"] for one in reports if one["error"]]
         if self._leads and not errors:
-            digests = {name: value for one in told for name, value in one["sha256"].items()}
+            digests = {name: value for one in reports for name, value in one["sha256"].items()}
             try:
                 self._commit(pending, digests=digests)
             except OSError as error:
@@ -232,10 +232,10 @@ def _owners(shapes: Mapping[str, tuple[int, ...]], *, lora: bool) -> dict[str, d
         # By its middle: every parameter falls to one rank, and ranks differ by less than one.
         shared[name] = (2 * before + size) * world_size // (2 * total)
         before += size
-    found = dict.fromkeys(KINDS, shared)
+    owners = dict.fromkeys(KINDS, shared)
     if lora:
-        found[WEIGHT_DIR] = dict.fromkeys(shapes, world_size - 1)
-    return found
+        owners[WEIGHT_DIR] = dict.fromkeys(shapes, world_size - 1)
+    return owners
 
 
 def _share_of(

@@ -101,9 +101,9 @@ def loading(recipe: TrainingRecipe, *, place: Place) -> Iterator[None]:
         return
     run_dir, began = Path(recipe.run_dir), False
     is_new = not run_dir.exists()
-    told = {"kind": recipe.kind, "steps": recipe.train.steps, "pid": os.getpid(), **_who(place)}
+    content = {"kind": recipe.kind, "steps": recipe.train.steps, "pid": os.getpid(), **_who(place)}
     try:
-        write_json(run_dir / STARTING_FILE, told)
+        write_json(run_dir / STARTING_FILE, content)
         yield
         began = True
     finally:

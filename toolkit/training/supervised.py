@@ -85,21 +85,21 @@ class SupervisedObjective:
             text for pair in pairs for text in (pair.positive, *pair.negatives[:num_negatives])
         ]
         documents = iter(self._encode(texts, task.document_instruction))
-        found = []
+        encoded = []
         for pair, query in zip(pairs, queries, strict=True):
             positive = next(documents)
             negatives = [next(documents) for _ in pair.negatives[:num_negatives]]
             missing = num_negatives - len(negatives)
             filler = (positive[0][:1], positive[1][:1])
             hashes = (*pair.negative_hashes[:num_negatives], *[FILLER] * missing)
-            found.append(
+            encoded.append(
                 PairTokens(
                     rows=[query, positive, *negatives, *[filler] * missing],
                     hashes=(pair.query_hash, pair.positive_hash, *hashes),
                     scale=self.settings.scales.get(task.name, self.settings.scale),
                 )
             )
-        return found
+        return encoded
 
     def collate(self, encoded: Sequence[PairTokens]) -> PairBatch:
         """The texts of some pairs of one data set."""
@@ -132,7 +132,7 @@ class SupervisedObjective:
         self, batches: Sequence[PairBatch], vectors: Sequence[Tensor]
     ) -> tuple[Tensor, Figures]:
         hash_KB = torch.cat([batch.hash_KB for batch in batches], dim=1)
-        parts = [found.chunk(len(hash_KB)) for found in vectors]
+        parts = [vectors_of_batch.chunk(len(hash_KB)) for vectors_of_batch in vectors]
         query_BD, positive_BD, *negatives = (torch.cat(texts) for texts in zip(*parts, strict=True))
         candidate_ND = gather_vectors(
             torch.cat([positive_BD, *negatives]), low_precision=self.low_precision
