@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m toolkit.plan",
         description="Estimate the memory per GPU, the time and the network that training stages "
-        "will need (what ZeRO partitions is exact). A step takes the longer of its computing and "
-        "of the network beside it, and then the network after it.",
+        "will need (what ZeRO partitions is exact). A step takes the longer of computing and "
+        "of the traffic that overlaps it, plus the traffic that all ranks wait for.",
         epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
         f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         help="Gbit/s per node, over all its ports (default 3200, as 8 x 400)",
     )
     parser.add_argument(
-        "--efficiency", type=float, default=0.45, help="fraction of the GPU's peak (default 0.45)"
+        "--efficiency", type=float, default=0.45, help="fraction of the peak reached (default 0.45)"
     )
     answer_shell(parser, kinds=KINDS)
     arguments = parser.parse_intermixed_args(argv)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the plan of every training stage. Raises `BadInput` for what cannot be planned."""
+    """Print the estimate of every training stage. Raises `BadInput` where there can be none."""
     cluster = cluster_of(arguments)
     base, stages = training_stages(arguments.recipe, overrides=arguments.overrides)
     shape = shape_of(base)
@@ -81,8 +81,8 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
 
 
 def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[str, TrainingRecipe]]:
-    """The base model and the training stages of a recipe or pipeline; a later stage's base is what
-    an earlier one made of it, of the same shape."""
+    """The base model and the training stages of a recipe or pipeline. Later stages train what the
+    earlier ones made of the base model, so that it gives the shape of all."""
     recipe, _, stages = resolve(name, overrides=overrides, kinds=KINDS)
     if isinstance(recipe, PipelineRecipe):
         trained = {key: r for key, r in stages.items() if isinstance(r, TrainingRecipe)}
@@ -95,7 +95,7 @@ def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[st
 
 
 def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluster) -> str:
-    """A stage's plan as text."""
+    """A stage's estimate as text: steps, time, memory by layout, and advice."""
     asked = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
     best = recommend(shape, recipe, cluster=cluster)
     lines = [
@@ -106,6 +106,7 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
         f"  {verdict(asked, best=best, cluster=cluster)}",
     ]
     changes = faster(shape, recipe, asked=asked, cluster=cluster)
+    # Less than a twentieth of the step is within the error of the estimate.
     if asked.step_s > 1.05 * asked.compute_s:
         options = "; ".join(f"{what}: {_time(needed.hours)}" for what, needed in changes[:3])
         lines.append(
@@ -115,7 +116,7 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
 
 
 def _step(asked: Need) -> str:
-    """What its hours are made of: the steps times max(compute, network) + network afterwards."""
+    """The seconds of one step: max(computing, overlapping traffic) + traffic afterwards."""
     after = f", and {asked.exposed_s:.3g} s after it" if asked.exposed_s else ""
     return (
         f"per step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, "
@@ -140,7 +141,7 @@ def _memory(asked: Need, *, best: Need | None) -> list[str]:
 
 
 def verdict(asked: Need, *, best: Need | None, cluster: Cluster) -> str:
-    """Whether it fits, and what would be better."""
+    """Whether the asked layout fits the GPU, and which layout would be better."""
     room = cluster.gpu.memory / GIB
     fits = asked.fits(cluster.gpu)
     answer = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"

@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""What jobs will need and compute nodes cannot fetch: models, tokenizers and MTEB's data, brought
-to this machine's hub cache, on a login node.
+"""Fetch what jobs need and compute nodes cannot fetch: models, tokenizers and MTEB's data go into
+this machine's hub cache, on a login node.
 
     python -m toolkit.prefetch RECIPE [key=value ...]
 
 Jobs look into the same cache (HF_HOME, on a file system that all nodes share) and never into the
-network. What was fetched stands in RUN_DIR/prefetched.json.
+network. RUN_DIR/prefetched.json lists what was fetched.
 """
 
 import argparse
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.prefetch`."""
     parser = Parser(
         prog="python -m toolkit.prefetch",
-        description="Fetch the models that a recipe names into the hub cache, before it is queued.",
+        description="Fetch the models that a recipe names into the hub cache, before its jobs are "
+        "queued.",
         epilog="examples:\n  python -m toolkit.prefetch llm2vec_mistral_7b run_dir=runs/a\n"
         "  HF_HOME=/shared/hub python -m toolkit.prefetch mntp_llama2_7b\n\n"
         f"{recipes_text()}",
@@ -44,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prefetch(name: str, *, overrides: Sequence[str]) -> None:
-    """Fetch every model that is not there and that no earlier stage writes; write the manifest.
+    """Fetch every model that the stages need and none of them writes; then write prefetched.json.
 
-    Raises `BadInput` for a model or data that cannot be had and for shards that are not there.
+    Raises `BadInput` for a model or data that cannot be fetched, and for shards that do not exist.
     """
     _, run_dir, stages = resolve(name, overrides=overrides)
     needed = [inputs_of(stages, name=stage) for stage in stages]
@@ -55,7 +56,7 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
     for place in shards:
         if not is_committed(Path(place)):
             raise BadInput(f"{place}: no whole shard directory; make it first (data_scripts)")
-    # This is where the network is; what the user says of it counts.
+    # A login node has a network: the hub is asked unless the user says otherwise.
     os.environ.setdefault("HF_HUB_OFFLINE", "0")
     from toolkit.model.adapters import chain_of  # brings torch and the hub's client
     from toolkit.model.weights import base_folder, model_digest

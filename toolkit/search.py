@@ -30,9 +30,9 @@ be stopped and started again at any time.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to search. `index`: by this kind of index and not exactly. `corpus`, `model`: where they
-    are, if they were moved. `every_chunk`: not only the best of a document. `verify`: compare every
-    file with its digest first."""
+    """How to search. `index`: the kind of index to use instead of the exact search. `corpus`,
+    `model`: where they are now, if they were moved. `every_chunk`: show all matching chunks of a
+    document, not only the best. `verify`: first compare every file with its digest."""
 
     top: int = 5
     instruction: str = ""
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     add("query", nargs="*", help="queries, each in quotes")
     add("--queries", type=Path, metavar="FILE", help="more queries, one per line")
     add("--top", type=int, default=5, help="hits per query (default 5)")
-    add("--instruction", default="", help="stands before each query, for encoders trained with one")
+    add("--instruction", default="", help="put before each query, for encoders trained with one")
     add("--build-index", choices=KINDS, help="make this index, or finish one that was begun")
     add("--index", choices=KINDS, help="search by this index: faster, but may miss rows")
     add("--model", help="the encoder's folder, if it was moved")
@@ -116,7 +116,7 @@ def read_queries(path: Path | None) -> list[str]:
 
 
 def build(encoding: Path, *, kind: str) -> None:
-    """Make the index of that kind, or finish it."""
+    """Build the index of that kind, or finish one that was begun."""
     from toolkit.encoding.index import build_index
     from toolkit.encoding.store import VectorStore
 
@@ -133,8 +133,8 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     """Print the hits of each query. The queries are embedded as the corpus was, with the
     instruction before them, if there is one.
 
-    Raises `BadInput` when the encoding is not finished, its model is another one by now, or the
-    index is not there.
+    Raises `BadInput` when the encoding is not finished, its model has changed since, or the index
+    does not exist.
     """
     if settings.top < 1:
         raise BadInput(f"--top {settings.top}: ask for at least one hit")
@@ -181,8 +181,8 @@ def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
 def _with_snippets(
     results: list[list["Hit"]], *, store: "VectorStore", corpus: Path | None
 ) -> list[list["Hit"]]:
-    """The hits with the beginnings of their texts; without a corpus they stay as they are, which
-    is said once."""
+    """Add to each hit the beginning of its text. Without a corpus the hits stay as they are, and
+    one line on stderr says why."""
     from toolkit.encoding.snippets import corpus_of, snippet_of
 
     def snippet(hit: "Hit") -> str:

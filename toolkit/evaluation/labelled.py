@@ -14,10 +14,10 @@ LABEL = ("label", "category", "label_text")
 
 
 def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each row the values of `columns`; each is given by the names that it may have.
+    """The values of each of `columns`, row by row. A column is given by the names it may have.
 
-    Raises `BadInput` with the line that cannot be read, the names that are there when a column is
-    missing, and when there is no row.
+    Raises `BadInput` with the line that cannot be read, with the existing names when a column is
+    missing, and for a file without rows.
     """
     if path.suffix not in (".csv", ".tsv", ".jsonl"):
         raise BadInput(f"{path}: is neither .csv nor .tsv (with a header line) nor .jsonl")
@@ -39,13 +39,13 @@ def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[s
 
 
 def read_labelled(path: Path) -> tuple[list[str], list[str]]:
-    """Texts (column `text`) and their labels (`label` or `category`)."""
+    """Texts (column `text`) and their labels (column `label`, `category` or `label_text`)."""
     texts, labels = read_columns(path, columns=(("text",), LABEL))
     return texts, labels
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    # newline="": a quoted field may hold a line break, and a text of JSON U+2028.
+    # newline="": a quoted field may hold a line break, and a JSON text may hold U+2028.
     with path.open(encoding=UTF_8, newline="") as handle:
         if path.suffix == ".jsonl":
             for number, line in enumerate(handle, 1):

@@ -7,7 +7,7 @@ from toolkit.evaluation.task import LOWER_IS_BETTER
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a score, one column an encoder; the best of each line carries a star."""
+    """One line per score, one column per encoder; a star marks the best of each line."""
     encoders = list(rows)
     heads = [visible(encoder) for encoder in encoders]
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))

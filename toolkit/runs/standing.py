@@ -45,7 +45,7 @@ from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
 
 
 def _as_told(time: str) -> str:
-    datetime.datetime.fromisoformat(time)  # its ValueError is that of the document
+    datetime.datetime.fromisoformat(time)  # its ValueError becomes that of `checked`
     return time
 
 
@@ -63,21 +63,22 @@ class _Bounds(TypedDict):
 
 
 RECENT = 20  # logged steps or units that the speed is a median of
-QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
+QUIET_S = 120.0  # a run without a sign for so long has stopped, where no scheduler can be asked
 TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
 LOADING = "loads its model"
 UNREADABLE = "not readable"
-# What says most comes first: others tell only that something was wrong.
+# The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
 
 @dataclasses.dataclass
 class Standing:
-    """A stage of a run. `done` of `total` are steps or units; times in seconds: `left_s` to its
-    end at its present speed, `last_sign_s` since it wrote something. `heartbeats` are a line a node
-    that was heard while it runs: `node`, `seconds` since, and where a rank trains its `step` and
-    `phase`. `trouble` is the last line of its logs that tells of an error, with the log's name."""
+    """A stage of a run. `done` of `total` are steps or units. Times are in seconds: `left_s` to its
+    end at its present speed, `last_sign_s` since it wrote something. `heartbeats` has one entry per
+    node heard while the stage runs: `node`, `seconds` since then and, where a rank trains, `step`
+    and `phase`. `trouble` is the last line of its logs that reports an error, with the log's name.
+    """
 
     run: str
     stage: str
@@ -99,7 +100,7 @@ class Standing:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The runs, pipelines and encodings of a folder; not the stages of a pipeline once more."""
+    """The runs, pipelines and encodings in a folder; a pipeline's stages are not listed again."""
     runs: list[Path] = []
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such directory")
@@ -114,7 +115,7 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def standings_below(folder: Path, *, now: float) -> list[Standing]:
-    """Of all runs of a folder; one that cannot be looked at has its reason for a state."""
+    """The standings of all runs in a folder; one that cannot be read is `UNREADABLE`, with why."""
     stages = []
     for path in runs_below(folder):
         try:
@@ -135,7 +136,7 @@ def standings(path: Path, *, now: float) -> list[Standing]:
 
 def is_running(state: str) -> bool:
     """Whether this is the state of a stage at work, by SLURM or by its files."""
-    # Of an array: some run, and others wait or are done.
+    # The state of an array names several: some tasks run while others wait or are done.
     words = re.findall("[A-Za-z_]+", state)
     return any(word in ("RUNNING", RUNNING, "COMPLETING") for word in words)
 
@@ -182,12 +183,13 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     starting = _starting(output)
     last = [*read_starts(output)[-1:], *([starting] if starting else [])]
     if last and str(last[-1]["job"]) not in standing.jobs and last[-1]["time"] > stage.time:
-        job = str(last[-1]["job"])  # started by other means since
+        job = str(last[-1]["job"])  # started since then by other means
         standing.jobs = () if job == LOCAL else (job,)
     if starting:
         standing.last_sign_s = _unheard_s(starting, now=now)
         standing.total = max(standing.total, starting["steps"])
-        finished = finished and standing.done >= standing.total  # or it is to do more
+        # A finished run may start again to do more steps than before.
+        finished = finished and standing.done >= standing.total
     _ask(standing, finished=finished)
     if is_running(standing.state):
         standing.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
@@ -199,16 +201,16 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
 
 
 def _starting(output: Path) -> _Starting | None:
-    """What loads its model for this run, or did so when it was killed."""
+    """The record of the process that loads the model, or did so when it was killed."""
     try:
         content = read_json(output / STARTING_FILE)
         return checked(content, _Starting, source=output / STARTING_FILE, advice="remove it")
-    except BadInput:  # there is none, or it went while we looked, or it tells nothing
+    except BadInput:  # absent, removed while we looked, or unreadable
         return None
 
 
 def _unheard_s(starting: _Starting, *, now: float) -> float:
-    """Seconds since whoever loads was there: of a process of this host, whether it lives."""
+    """Seconds since the loading process gave a sign; 0 for a process of this host that lives."""
     silence_s = now - datetime.datetime.fromisoformat(starting["time"]).timestamp()
     if starting["job"] != LOCAL or starting["node"] != socket.gethostname():
         return silence_s
@@ -216,8 +218,8 @@ def _unheard_s(starting: _Starting, *, now: float) -> float:
 
 
 def _may_tell_errors(state: str) -> bool:
-    """Not while it is at work: what went wrong is over then. Of an array some tasks may have
-    failed while others run."""
+    """Whether errors in its logs still count. While a stage runs they are history, but some tasks
+    of an array may have failed while others run."""
     words = set(re.findall("[A-Za-z_]+", state))
     return not is_running(state) or bool(words & (FINAL - {"COMPLETED"}))
 
@@ -262,7 +264,7 @@ def _look_at_encoding(output: Path, standing: Standing, *, now: float) -> bool:
 
 
 def _ask(standing: Standing, *, finished: bool) -> None:
-    """The state: what is whole is done, whatever became of its jobs."""
+    """Set the state: a stage whose output is whole is done, whatever became of its jobs."""
     states = [] if finished or not standing.jobs else job_states(standing.jobs)
     at_work = [one for one in states if not one.is_over and one.state != UNKNOWN]
     if finished:
@@ -280,8 +282,8 @@ def _ask(standing: Standing, *, finished: bool) -> None:
 
 
 def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
-    """The last line of the logs of these jobs (of the newest, without any) that tells of an error;
-    logs are named JOB_..."""
+    """The last line that reports an error in the logs of these jobs, or of the newest job if none
+    is given; logs are named JOB_..."""
     if not logs.is_dir():
         return ""
     files = [path for path in logs.iterdir() if path.suffix in (".out", ".err")]
