@@ -233,7 +233,7 @@ def environment_script(environ: Mapping[str, str]) -> list[str]:
         raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: no such file")
     where = str(Path(chosen).absolute())  # bash looks for a bare name on PATH first
     if "'" in where or not where.isprintable():
-        raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: a path without quotes and line breaks")
+        raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: give a path without quotes and line breaks")
     return [f"source '{where}'"]
 
 

@@ -34,9 +34,9 @@ def marker_fault(marker: Any, *, unit: Unit, digest: str, has_chunks: bool) -> s
         encoding, digests = marker["encoding"], marker["sha256"]
         numbers = start, rows, _ = marker["start"], marker["rows"], marker["width"]
     except (KeyError, TypeError):
-        return "is no marker of a unit"
+        return "is not the marker of a unit"
     if not isinstance(digests, dict) or any(type(number) is not int for number in numbers):
-        return "is no marker of a unit"
+        return "is not the marker of a unit"
     if encoding != digest:
         return FOREIGN
     if start != unit.start:
@@ -45,7 +45,7 @@ def marker_fault(marker: Any, *, unit: Unit, digest: str, has_chunks: bool) -> s
     # Each text has at least one row; only chunks give it more.
     if rows < wanted or (rows > wanted and not has_chunks):
         return f"has {rows} rows, not {wanted}"
-    return "" if set(digests) == names else "is no marker of a unit"
+    return "" if set(digests) == names else "is not the marker of a unit"
 
 
 def width_fault(markers: Mapping[str, Mapping[str, Any]]) -> str:

@@ -46,8 +46,8 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
         )
     if recipe.encoder.text_format != TEXT_FORMAT:
         raise BadInput(
-            f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format (it is "
-            f"{recipe.encoder.text_format!r}), and queries would have it"
+            f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format, but queries "
+            f"would have it (it is {recipe.encoder.text_format!r})"
         )
     if overlap > tokens // 2:
         raise BadInput(f"corpus.chunk_overlap={overlap}: at most half of chunk_tokens={tokens}")

@@ -230,7 +230,7 @@ class Encoder:
         if len(self.tokenizer.encode([instruction])[0]) >= limit:
             raise BadInput(
                 f"an instruction of {len(instruction)} characters fills all of max_tokens={limit}: "
-                "nothing of a text is left"
+                "no room is left for a text"
             )
         encoded = self.tokenizer.encode_after(instruction, texts)
         rows, owns = [ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded]

@@ -307,7 +307,7 @@ def _record(folder: Path, *, kind: str) -> Record:
     content = checked(read_json(path), _RecordJson, source=path, advice=advice)
     names = {field.name for field in dataclasses.fields(Record)}
     if set(content) != names or content["kind"] != kind or content["format"] != FORMAT:
-        raise BadInput(f"{path}: is no record of an index of kind {kind}; {advice}")
+        raise BadInput(f"{path}: is not the record of an index of kind {kind}; {advice}")
     return Record(**content)
 
 

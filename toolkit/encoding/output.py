@@ -149,7 +149,7 @@ def _refuse_repeated(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for one in ids:
         if one in seen:
-            raise BadInput(f"id {one!r}: two rows have it; make the shards with ids of their own")
+            raise BadInput(f"id {one!r}: two rows have it; make the shards with unique ids")
         seen.add(one)
 
 

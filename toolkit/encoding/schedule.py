@@ -189,7 +189,9 @@ class Dealt:
             return True
         _remove_leases(self._output)
         if missing := self._output.write_manifest():
-            raise RunFailed(f"{missing[0].name} and perhaps others are damaged: run the same again")
+            raise RunFailed(
+                f"{missing[0].name} and perhaps others are damaged: run the same command again"
+            )
         return True
 
 

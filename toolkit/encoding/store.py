@@ -54,7 +54,7 @@ def _is_path(text: str) -> str:
     """The text, if the system would accept it as a path; else raise `ValueError`."""
     name = os.fsencode(text)
     if b"\0" in name or len(name) > MAX_PATH or max(map(len, name.split(b"/"))) > MAX_NAME:
-        raise ValueError("is no path")
+        raise ValueError("is not a path")
     return text
 
 

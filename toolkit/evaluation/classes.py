@@ -129,7 +129,7 @@ def read_clustering(path: Path) -> ClusteringTask:
     """Read labelled texts. Raises `BadInput` for a single label, or as many labels as texts."""
     texts, labels = read_labelled(path)
     if len(set(labels)) < 2 or len(set(labels)) == len(labels):
-        raise BadInput(f"{path}: {len(set(labels))} labels of {len(labels)} texts are no clusters")
+        raise BadInput(f"{path}: {len(set(labels))} labels of {len(labels)} texts make no clusters")
     return ClusteringTask(texts, labels)
 
 

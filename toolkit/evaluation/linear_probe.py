@@ -65,7 +65,7 @@ def load_probe(folder: Path) -> Probe:
         tensors = load(weights)
         probe = Probe(labels, tensors["weight"], tensors["bias"])
     except Exception as error:  # safetensors has its own error class, without a stable home
-        raise BadInput(f"{folder / PROBE_WEIGHTS_FILE}: is no whole probe ({error})") from error
+        raise BadInput(f"{folder / PROBE_WEIGHTS_FILE}: is not a whole probe ({error})") from error
     digest = hashlib.sha256(weights).hexdigest()
     if about.get("sha256", digest) != digest:  # older files have none
         raise BadInput(

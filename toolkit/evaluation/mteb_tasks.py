@@ -116,7 +116,7 @@ def load_data(task: Any) -> None:
             one.load_data()
         except Exception as error:  # hub, data set and file errors of a dozen unrelated classes
             raise BadInput(
-                f"{one.metadata.name}: its data is neither in the cache nor to be had ({error}); "
+                f"{one.metadata.name}: its data is neither in the cache nor available ({error}); "
                 "fetch it first: python -m toolkit.prefetch RECIPE"
             ) from error
 
@@ -176,14 +176,16 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
     if asked.benchmark is not None and asked.benchmark not in SUBSETS:
         if asked.languages is not None:
             raise BadInput(
-                f"mteb.languages={languages}: what {asked.benchmark} takes of its tasks is "
-                "MTEB's; name the tasks instead"
+                f"mteb.languages={languages}: {asked.benchmark} itself chooses the "
+                "languages of its tasks; name the tasks instead"
             )
         try:
             tasks += list(mteb.get_benchmark(asked.benchmark).tasks)
         except KeyError as error:
             near = did_you_mean(asked.benchmark, (one.name for one in mteb.get_benchmarks()))
-            raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such{near}") from error
+            raise BadInput(
+                f"mteb.benchmark={asked.benchmark!r}: MTEB has no such benchmark{near}"
+            ) from error
     return tasks
 
 

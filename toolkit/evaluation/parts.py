@@ -37,7 +37,7 @@ class Part:
 def file_name(name: str) -> str:
     """The name, if it can be a file's name too; else raise `BadInput`."""
     if not name or name.startswith(".") or "/" in name or not name.isprintable():
-        raise BadInput(f"the name {name!r}: letters, digits, spaces, - and _, please")
+        raise BadInput(f"the name {name!r}: use letters, digits, spaces, - and _")
     return name
 
 

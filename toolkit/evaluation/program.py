@@ -97,7 +97,7 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     made: list[Part] = []
     shown = [_shown(name) for name in recipe.encoders]
     if twice := [name for name in shown if shown.count(name) > 1]:
-        raise BadInput(f"encoders: two are shown as {twice[0]!r}; name one of them otherwise")
+        raise BadInput(f"encoders: two are shown as {twice[0]!r}; rename one of them")
     for name, settings in recipe.encoders.items():
         chain = chain_of(settings.model, adapters=settings.adapters)
         # An encoder of no use must fail now, and not after hours of scoring the others.

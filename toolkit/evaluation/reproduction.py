@@ -66,7 +66,7 @@ def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
             name, content["source"], content["scores"], content["settings"], hours
         )
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no reference ({error!r}); see {REFERENCE_DIR}") from error
+        raise BadInput(f"{path}: is not a reference ({error!r}); see {REFERENCE_DIR}") from error
     if not set(encoders) & set(reference.scores):
         names = ", ".join(reference.scores)
         raise BadInput(f"{path}: knows {names}; no encoder of the recipe has such a name")
@@ -89,7 +89,7 @@ def report(
     differences = [
         line for run, recipe in runs.items() for line in _differences(run, recipe, reference)
     ]
-    lines += differences or ["None of those that the reference tells."]
+    lines += differences or ["None of those that the reference lists."]
     lines += ["", "## What it took", ""]
     lines += [_hours(run, recipe, reference) for run, recipe in runs.items()] or ["No run is here."]
     return "\n".join(lines) + "\n"

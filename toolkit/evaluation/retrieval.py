@@ -68,18 +68,18 @@ def read_judged(path: Path, *, judgements: Path) -> Judged:
         if not isinstance(name, str | int) or not isinstance(text, str):
             raise BadInput(f"{path}, line {number}: is not like {hint}")
         if str(name) in queries:
-            raise BadInput(f"{path}, line {number}: the id {name!r} was there before")
+            raise BadInput(f"{path}, line {number}: the id {name!r} occurs twice")
         queries[str(name)] = text
     every = _judgements(judgements)
     known = {name: graded for name, graded in every.items() if name in queries}
     num, num_known = (sum(map(len, some.values())) for some in (every, known))
     if not num_known:
         raise BadInput(
-            f"{judgements}: none of {num} judgements is of a query of {path}: their ids are like "
+            f"{judgements}: none of {num} judgements belongs to a query of {path}: ids are like "
             f"{next(iter(every))!r} there and {next(iter(queries))!r} here"
         )
     if num_known < num:
-        warn(f"{num - num_known} of {num} judgements are of no query of {path}: other ids?")
+        warn(f"{num - num_known} of {num} judgements belong to no query of {path}: other ids?")
     return Judged({name: queries[name] for name in known}, known)
 
 

@@ -116,7 +116,7 @@ def _pair(row: list[str], *, tabs: bool, where: str) -> tuple[float, str, str]:
     try:
         grade = float(score)
     except ValueError:
-        raise BadInput(f"{where}: {score[:MAX_SHOWN]!r} is no score") from None
+        raise BadInput(f"{where}: {score[:MAX_SHOWN]!r} is not a score") from None
     if not np.isfinite(grade):
-        raise BadInput(f"{where}: {score!r} is no finite score")
+        raise BadInput(f"{where}: {score!r} is not a finite score")
     return grade, first, second

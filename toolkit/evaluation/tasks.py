@@ -47,7 +47,7 @@ def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
     tasks = [*_local(recipe), *_of_mteb(recipe)]
     names = [one.name for one in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
+        raise BadInput(f"two tasks have the name {twice[0]!r}; rename one of them")
     if strange := [name for name in recipe.instructions if name not in names]:
         near = did_you_mean(strange[0], names)
         problem = f"no such task; there are {', '.join(names)}{near}"

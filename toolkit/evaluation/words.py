@@ -277,7 +277,7 @@ def _read_dataset(given: str, *, split: str, task: WordTask) -> Tagged:
                 if not isinstance(row[column], list):
                     raise BadInput(f"{where}: {column} is {row[column]!r:.80}: give a list")
             if strange := [value for value in row[word] if not isinstance(value, str)]:
-                raise BadInput(f"{where}: {strange[0]!r:.80} is no word: give texts")
+                raise BadInput(f"{where}: {strange[0]!r:.80} is not a word: give texts")
             sentences.append(row[word])
             tags.append([_name(value, classes=classes, where=where) for value in row[tag]])
             if len(sentences[-1]) != len(tags[-1]):
@@ -296,7 +296,7 @@ def _name(value: Any, *, classes: Sequence[str] | None, where: str) -> str:
     if isinstance(value, int) and classes and 0 <= value < len(classes):
         return classes[value]
     valid = f"0 to {len(classes) - 1}" if classes else "texts, or numbers"
-    raise BadInput(f"{where}: {value!r} is no tag; valid: {valid}")
+    raise BadInput(f"{where}: {value!r} is not a tag; valid: {valid}")
 
 
 def _column(given: Column | None, *, names: Sequence[str], width: int, where: str) -> int:

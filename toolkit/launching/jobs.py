@@ -89,4 +89,4 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
 
         evaluation.run(recipe, environ=environ)
     else:
-        raise BadInput(f"a {recipe.kind} recipe is no single stage")
+        raise BadInput(f"a {recipe.kind} recipe is not a single stage")

@@ -264,7 +264,7 @@ def warn_if_too_large(
     except BadInput as error:
         if model_must_be_here:
             raise
-        warn(f"whether it fits cannot be told: {error}")
+        warn(f"cannot tell whether it fits: {error}")
         return
     for job, recipe in trained:
         assert shape
@@ -285,7 +285,7 @@ def _check_writable(path: Path) -> None:
     if not there.is_dir():
         raise BadInput(f"{path}: {there} is a file; choose another directory")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: {there} is not yours to write; choose another directory")
+        raise BadInput(f"{path}: {there} cannot be written to by you; choose another directory")
 
 
 def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:

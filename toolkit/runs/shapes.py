@@ -72,7 +72,9 @@ def shape_of(reference: str) -> Shape:
     try:
         return read_shape(read_json(path))
     except KeyError as error:
-        raise BadInput(f"{path}: has no {error}: not a decoder whose size can be told") from error
+        raise BadInput(
+            f"{path}: lacks {error}, without which the size of a decoder cannot be told"
+        ) from error
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:

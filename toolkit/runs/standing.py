@@ -162,7 +162,7 @@ def _kind_of(path: Path) -> str:
         if starting := _starting(path):
             return starting["kind"]
         raise BadInput(
-            f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
+            f"{path}: is not a run: give the run_dir of toolkit.launch or toolkit.train, or the "
             "output_dir of toolkit.encode or toolkit.evaluate"
         )
     recipe = load_recipe(str(path / CONFIG_FILE))

@@ -66,7 +66,7 @@ def read_scores(path: Path) -> Scores:
     cells = [v for row in rows.values() for v in (row.values() if isinstance(row, dict) else [row])]
     known = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cells)
     if not cells or not known or not all(isinstance(row, dict) for row in rows.values()):
-        raise BadInput(f"{path}: are no scores; give the scores.json of toolkit.evaluate")
+        raise BadInput(f"{path}: holds no scores; give the scores.json of toolkit.evaluate")
     return rows
 
 

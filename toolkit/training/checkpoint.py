@@ -61,8 +61,8 @@ def check_origin(run_dir: Path, *, origin: Origin) -> None:
     for name, what in (("base_digest", "base model"), ("data_digest", "shards")):
         if state[name] != getattr(origin, name):
             raise BadInput(
-                f"{folder}: was trained with a {what} of other content; bring that back, or choose "
-                "another run_dir"
+                f"{folder}: its {what} changed after it was trained; bring back the old content, "
+                "or choose another run_dir"
             )
     # MNTP checkpoints without this key are older, and were packed differently too.
     if state.get("samples", "") != origin.samples:

@@ -76,7 +76,7 @@ def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
         names = sorted(task.name for task in pairs.tasks)
         if unknown := sorted(set(recipe.supervised.scales) - set(names)):
             raise BadInput(
-                f"supervised.scales: {unknown[0]!r} is no data set of {directory}; it has "
+                f"supervised.scales: {unknown[0]!r} is not a data set of {directory}; it has "
                 f"{', '.join(names)}"
             )
         return pairs.digest

@@ -78,7 +78,8 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     # Adapters on other weights would make a model that nobody has trained.
     if model_digest(folder) != checkpoint.state["base_digest"]:
         raise BadInput(
-            f"{run_dir}: its base model {base.reference} has other content now; bring that back"
+            f"{run_dir}: its base model {base.reference} has changed since it was trained; "
+            "bring back the old content"
         )
     stage = stage_of(recipe, step=checkpoint.step, data_digest=checkpoint.state["data_digest"])
     stages = [*stages_of(folder), stage]

@@ -28,7 +28,7 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
         mask_id = tokenizer.token_id(recipe.mntp.mask_token)
         if mask_id is None:
             raise BadInput(
-                f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
+                f"mntp.mask_token={recipe.mntp.mask_token!r} is not a token of this model; "
                 'use one that stands for itself, such as "_"'
             )
         tokenizer.check_largest(mask_id, where=f"mntp.mask_token={recipe.mntp.mask_token!r}")

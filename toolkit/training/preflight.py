@@ -103,7 +103,7 @@ def refusals(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
     ):
         others = [one for one in ranks if getattr(one, what) != getattr(first, what)]
         if others:
-            problems.append(f"{_names(others)}: another {what} than {first.name}; {hint}")
+            problems.append(f"{_names(others)}: {what} differs from that of {first.name}; {hint}")
     if blind := [one for one in ranks if not one.sees_run_dir]:
         problems.append(
             f"{_names(blind)}: does not see what {first.name} writes into run_dir={run_dir}; "
@@ -133,7 +133,7 @@ def warnings(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
         lines.append(f"devices differ: {shown}; the slowest and smallest counts")
     free, inodes = (min(getattr(one, f"free_{it}") for one in ranks) for it in ("bytes", "inodes"))
     if free < LOW_BYTES or inodes < LOW_INODES:
-        lines.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files are left there")
+        lines.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files of room are left")
     return lines
 
 
