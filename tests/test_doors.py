@@ -231,7 +231,7 @@ def test_recipes_that_cannot_be_used(
     [
         ("tiny_simcse", "train.global_batch_rows=1", "a contrastive row needs others beside it"),
         ("tiny_mntp", "mntp.mask_token=[MASK]", "mntp.mask_token"),
-        ("tiny_mntp", "mntp.mask_token=nonesuch", "is no token of this model; use one that"),
+        ("tiny_mntp", "mntp.mask_token=nonesuch", "is not a token of this model; use one that"),
         ("tiny_mntp", "model.lora.targets=[wq]", "'wq' is no linear layer of this model; valid: "),
         ("tiny_mntp", "deepspeed.config=zero9", "is neither a file nor one of zero0, zero1, "),
         ("tiny_simcse", "train.micro_batch_tokens=0", "greater than or equal to 1, not 0"),

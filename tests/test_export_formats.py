@@ -229,7 +229,7 @@ def test_scores_that_are_none_are_refused(
     said = refused(
         capsys, export.main, runs / "mntp", tmp_path / "out", "--scores", tmp_path / "s.json"
     )
-    assert "s.json: are no scores; give the scores.json of toolkit.evaluate" in said
+    assert "s.json: holds no scores; give the scores.json of toolkit.evaluate" in said
     assert not (tmp_path / "out").exists()
 
 

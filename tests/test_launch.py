@@ -468,7 +468,7 @@ def test_a_dry_run_says_what_is_missing_and_prints_the_scripts_all_the_same(
         "model './no/model': no such folder",
         "simcse: no/shards: no whole shard directory",
         "embed: no/corpus: no whole shard directory",
-        "whether it fits cannot be told: model './no/model'",
+        "cannot tell whether it fits: model './no/model'",
     ):
         assert any(missing in line for line in warned), (missing, warned)
     assert list(tmp_path.iterdir()) == []

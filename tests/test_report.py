@@ -149,5 +149,5 @@ def test_a_browser_shows_it(run: Path, tmp_path: Path) -> None:
 
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()

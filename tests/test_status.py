@@ -307,7 +307,7 @@ def test_a_run_that_cannot_be_read_hides_no_other(
 
 def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status.main([str(tmp_path)]) == 2
-    assert f"error: {tmp_path}: is no run: give the run_dir of" in capsys.readouterr().err
+    assert f"error: {tmp_path}: is not a run: give the run_dir of" in capsys.readouterr().err
     (tmp_path / "parts").mkdir()  # an evaluation that has not come to its table
     assert status.main([str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["kind"] == "evaluate"

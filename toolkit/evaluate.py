@@ -3,7 +3,7 @@
 
     python -m toolkit.evaluate RECIPE [key=value ...]        (alone, several, or a SLURM array)
 
-What is scored already is not scored again: a restart goes on.
+A restart goes on: what is scored already is not scored again.
 """
 
 import os

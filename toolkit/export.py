@@ -2,8 +2,8 @@
 """Export a run:  python -m toolkit.export RUN OUT    or an encoding:  ... ENC OUT.parquet
 
 OUT is a folder of safetensors that sentence-transformers, transformers and this toolkit load, and
-with a --format also llm2vec, or PEFT. Instead of a run, a model and adapters in PEFT's layout, such
-as McGill-NLP has published.
+with --format also llm2vec or PEFT. RUN may also be a model, with adapters in PEFT's layout to merge
+into it, such as McGill-NLP has published.
 """
 
 import argparse
@@ -48,14 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="folder or file to write; it must not exist"
     )
-    told = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
-    parser.add_argument("--format", choices=FORMATS, default="merged", help=told)
+    formats = "; ".join(f"{name}: {what}" for name, what in FORMATS.items())
+    parser.add_argument("--format", choices=FORMATS, default="merged", help=formats)
     parser.add_argument(
         "--adapters",
         nargs="+",
         default=[],
         metavar="A",
-        help="adapters to merge upon RUN, in order",
+        help="adapters to merge into RUN, in this order",
     )
     parser.add_argument(
         "--dtype",
@@ -96,8 +96,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _is_model(source: str) -> bool:
-    """Whether this is a model or an adapter, and no run."""
+    """Whether `source` is a model or an adapter, and not a run."""
     path = Path(source)
+    # A path that exists is never looked up on the hub.
     if path.exists():
         return is_adapter(path) or (path / "config.json").is_file()
     try:

@@ -39,7 +39,7 @@ EXAMPLES = """examples:
   python -m toolkit.launch simcse_mistral_7b --nodes 2 --dry-run
 
 In a pipeline, stage.key=value goes to one stage and key=value to all that have the key."""
-CHECK_MIN = 10  # its limit: it takes seconds, and a node that hangs would keep the others
+CHECK_MIN = 10  # a check takes seconds, and one hung node would hold all the others
 
 
 def parser() -> argparse.ArgumentParser:
@@ -95,19 +95,19 @@ def _add_resources(made: argparse.ArgumentParser) -> None:
     made.add_argument(
         "--gpus-per-node",
         type=int,
-        help="ranks per node; 0 is one rank on the CPU (default: the GPUs that are there)",
+        help="ranks per node; 0 is one rank on the CPU (default: all GPUs of a node)",
     )
     made.add_argument("--gpu", help="kind of GPU, as in h100: warn of stages that will not fit")
     made.add_argument(
         "--allow-missing-models",
         action="store_true",
-        help="submit though a model is not in this machine's hub cache: the nodes have another",
+        help="submit even if a model is not in this machine's hub cache: the nodes have their own",
     )
     made.add_argument("--cpus-per-task", type=int, default=4, help="cores per rank (default 4)")
     made.add_argument(
-        "--time-min", type=int, default=1440, help="time limit of each job (default 1440)"
+        "--time-min", type=int, default=1440, help="time limit per job in minutes (default 1440)"
     )
-    made.add_argument("--mem-gib", type=int, help="memory per node (default: the cluster's)")
+    made.add_argument("--mem-gib", type=int, help="GiB of memory per node (default: the cluster's)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,9 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, where the recipe is the first word, or that of --recipe, or the default.
+    """Parse the command line. The recipe is the first word, that of --recipe, or the default.
 
-    Only a word without = can be the first: the default recipe takes keys without being named.
+    Only a word without = is a recipe, so that keys alone are keys of the default recipe.
     """
     default = made.get_default("recipe") or DEFAULT_RECIPE  # a site's file may have another
     made.set_defaults(recipe=None)
@@ -143,7 +143,7 @@ def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse
 def with_site(
     arguments: argparse.Namespace, *, argv: Sequence[str] | None, environ: Mapping[str, str]
 ) -> argparse.Namespace:
-    """The command line read again, with the defaults of the site's file if there is one."""
+    """Parse the command line again, with the defaults of the site's file if there is one."""
     path = site.site_file(arguments.site, environ=environ)
     if path is None:
         return arguments
@@ -153,8 +153,8 @@ def with_site(
 
 
 def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
-    """Resolve, check, and submit or run. Raises `BadInput` before anything is written, but for
-    what only sbatch knows: then the scripts are there."""
+    """Resolve the recipe, check it, and submit or run its jobs. Raises `BadInput` before anything
+    is written, except for what sbatch alone can refuse: by then it has the scripts."""
     cluster = arguments.cluster
     if cluster == "auto":
         cluster = "slurm" if submit.has_slurm() else "local"
@@ -203,18 +203,18 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         submitted = submit_jobs(
             jobs, chain=arguments.chain, setup=setup, after=arguments.dependency
         )
-        told: dict[str, list[str]] = {job.name: [] for job in jobs}
-        for job, job_id in submitted:  # as they come: a refusal half-way leaves a true record
-            told[job.name].append(job_id)
-            write_launched(run_dir, [launched(one, told[one.name]) for one in jobs])
+        job_ids: dict[str, list[str]] = {job.name: [] for job in jobs}
+        for job, job_id in submitted:  # after each job: sbatch may refuse a later one
+            job_ids[job.name].append(job_id)
+            write_launched(run_dir, [launched(one, job_ids[one.name]) for one in jobs])
         say(f"see python -m toolkit.status {run_dir}")
         if arguments.wait and not follow(run_dir):
             raise submit.JobFailed(f"{run_dir}: not all stages are done")
 
 
 def claim_pipeline(run_dir: Path, whole: PipelineRecipe) -> None:
-    """Write config.yaml of a pipeline; raises `BadInput` where that of a run stands, which the run
-    could not go on without. Each stage claims its own directory."""
+    """Write a pipeline's config.yaml. Raises `BadInput` where a single run has its own there, which
+    it needs in order to resume. Each stage claims its own directory."""
     path, text = run_dir / CONFIG_FILE, to_yaml(whole)
     if not create_atomic(path, text):
         if (kind := load_recipe(str(path)).kind) != whole.kind:
@@ -233,12 +233,12 @@ def environment_script(environ: Mapping[str, str]) -> list[str]:
         raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: no such file")
     where = str(Path(chosen).absolute())  # bash looks for a bare name on PATH first
     if "'" in where or not where.isprintable():
-        raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: a path without quotes and line breaks")
+        raise BadInput(f"TOOLKIT_ENV_SH={chosen!r}: give a path without quotes and line breaks")
     return [f"source '{where}'"]
 
 
 def check_of(jobs: Sequence[PlannedJob]) -> PlannedJob:
-    """The job that looks at the ranks of the first training stage: as large, and short."""
+    """The job of --check: it has the size of the first training stage, and checks every rank."""
     trained = [job for job in jobs if job.is_training]
     if not trained:
         raise BadInput("--check looks at the ranks of a training stage, and this recipe has none")
@@ -252,8 +252,8 @@ def check_of(jobs: Sequence[PlannedJob]) -> PlannedJob:
 
 
 def run_check(job: PlannedJob, *, cluster: str, after: str | None, setup: Sequence[str]) -> None:
-    """Run it to its end, showing what its first rank prints. Raises `BadInput` with what a rank has
-    found, `JobFailed` where it came to no end."""
+    """Run the check to its end and show what its first rank prints. Raises `BadInput` with the
+    problem that a rank found, and `JobFailed` where the job did not finish."""
     work = CheckJob(job.recipe.model_dump(mode="json"))
     show = say
     if cluster == "local":
@@ -284,7 +284,7 @@ def dry_run_text(job: PlannedJob, *, after: str | None, cluster: str, setup: Seq
 
 
 def launched(job: PlannedJob, jobs: Sequence[str] = ()) -> Launched:
-    """What `toolkit.status` will want to know of a stage."""
+    """The record of a stage that `toolkit.status` reads."""
     recipe = job.recipe
     steps = recipe.train.steps if isinstance(recipe, TrainingRecipe) else None
     output = str(output_of(recipe).absolute())
@@ -294,11 +294,11 @@ def launched(job: PlannedJob, jobs: Sequence[str] = ()) -> Launched:
 def submit_jobs(
     jobs: Sequence[PlannedJob], *, chain: int, setup: Sequence[str], after: str | None
 ) -> Iterator[tuple[PlannedJob, str]]:
-    """Submit every job behind the one before it, the first as `after` says; prints one line
-    per job and yields it with its id.
+    """Submit every job to wait for the one before it, and the first for `after`; print one line
+    per job and yield the job with its id.
 
-    Of a training stage `chain` equal jobs, each after the end of the one before, whatever its end:
-    those that find the run finished end at once.
+    A training stage gets `chain` equal jobs. Each starts when the one before it has ended, however
+    it ended; those that find the run finished end at once.
     """
     last: str | None = None
     for job in jobs:

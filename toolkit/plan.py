@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m toolkit.plan",
         description="Estimate the memory per GPU, the time and the network that training stages "
-        "will need (what ZeRO partitions is exact). A step takes the longer of its computing and "
-        "of the network beside it, and then the network after it.",
+        "will need (what ZeRO partitions is exact). A step takes the longer of computing and "
+        "of the traffic that overlaps it, plus the traffic that all ranks wait for.",
         epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
         f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         help="Gbit/s per node, over all its ports (default 3200, as 8 x 400)",
     )
     parser.add_argument(
-        "--efficiency", type=float, default=0.45, help="fraction of the GPU's peak (default 0.45)"
+        "--efficiency", type=float, default=0.45, help="fraction of the peak reached (default 0.45)"
     )
     answer_shell(parser, kinds=KINDS)
     arguments = parser.parse_intermixed_args(argv)
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the plan of every training stage. Raises `BadInput` for what cannot be planned."""
+    """Print the estimate of every training stage. Raises `BadInput` where there can be none."""
     cluster = cluster_of(arguments)
     base, stages = training_stages(arguments.recipe, overrides=arguments.overrides)
     shape = shape_of(base)
@@ -81,8 +81,8 @@ def cluster_of(arguments: argparse.Namespace) -> Cluster:
 
 
 def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[str, TrainingRecipe]]:
-    """The base model and the training stages of a recipe or pipeline; a later stage's base is what
-    an earlier one made of it, of the same shape."""
+    """The base model and the training stages of a recipe or pipeline. Later stages train what the
+    earlier ones made of the base model, so that it gives the shape of all."""
     recipe, _, stages = resolve(name, overrides=overrides, kinds=KINDS)
     if isinstance(recipe, PipelineRecipe):
         trained = {key: r for key, r in stages.items() if isinstance(r, TrainingRecipe)}
@@ -95,7 +95,7 @@ def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[st
 
 
 def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluster) -> str:
-    """A stage's plan as text."""
+    """A stage's estimate as text: steps, time, memory by layout, and advice."""
     asked = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
     best = recommend(shape, recipe, cluster=cluster)
     lines = [
@@ -106,16 +106,17 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
         f"  {verdict(asked, best=best, cluster=cluster)}",
     ]
     changes = faster(shape, recipe, asked=asked, cluster=cluster)
+    # Less than a twentieth of the step is within the error of the estimate.
     if asked.step_s > 1.05 * asked.compute_s:
-        told = "; ".join(f"{what}: {_time(found.hours)}" for what, found in changes[:3])
+        options = "; ".join(f"{what}: {_time(needed.hours)}" for what, needed in changes[:3])
         lines.append(
-            f"  the network slows it down; {told or 'no other layout or micro-batch helps'}"
+            f"  the network slows it down; {options or 'no other layout or micro-batch helps'}"
         )
     return "\n".join(lines)
 
 
 def _step(asked: Need) -> str:
-    """What its hours are made of: the steps times max(compute, network) + network afterwards."""
+    """The seconds of one step: max(computing, overlapping traffic) + traffic afterwards."""
     after = f", and {asked.exposed_s:.3g} s after it" if asked.exposed_s else ""
     return (
         f"per step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, "
@@ -129,26 +130,26 @@ def _time(hours: float) -> str:
 
 def _memory(asked: Need, *, best: Need | None) -> list[str]:
     shown = [asked] + ([best] if best and best.layout != asked.layout else [])
-    names = list(dict.fromkeys(item for found in shown for item in found.memory))
-    rows = [["GiB per GPU", *(found.layout for found in shown)]]
+    names = list(dict.fromkeys(item for one in shown for item in one.memory))
+    rows = [["GiB per GPU", *(one.layout for one in shown)]]
     for item in names:
-        rows.append([item, *(f"{found.memory.get(item, 0) / GIB:.2f}" for found in shown)])
-    rows.append(["in all", *(f"{found.total / GIB:.2f}" for found in shown)])
-    if any(found.host for found in shown):
-        rows.append(["host, per node", *(f"{found.host / GIB:.2f}" for found in shown)])
+        rows.append([item, *(f"{one.memory.get(item, 0) / GIB:.2f}" for one in shown)])
+    rows.append(["in all", *(f"{one.total / GIB:.2f}" for one in shown)])
+    if any(one.host for one in shown):
+        rows.append(["host, per node", *(f"{one.host / GIB:.2f}" for one in shown)])
     return ["  " + f"{row[0]:<18}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
 
 
 def verdict(asked: Need, *, best: Need | None, cluster: Cluster) -> str:
-    """Whether it fits, and what would be better."""
+    """Whether the asked layout fits the GPU, and which layout would be better."""
     room = cluster.gpu.memory / GIB
     fits = asked.fits(cluster.gpu)
-    told = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"
+    answer = f"deepspeed.config={asked.layout} {'fits' if fits else 'does not fit'} {room:.0f} GiB"
     if best is None:
-        return f"{told}, nor does any other: take more GPUs, or a smaller train.micro_batch_rows"
+        return f"{answer}, nor does any other: take more GPUs, or a smaller train.micro_batch_rows"
     if best.layout == asked.layout:
-        return told if not fits else f"{told}, and is recommended"
-    return f"{told}; better: deepspeed.config={best.layout}"
+        return answer if not fits else f"{answer}, and is recommended"
+    return f"{answer}; better: deepspeed.config={best.layout}"
 
 
 if __name__ == "__main__":

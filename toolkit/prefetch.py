@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""What jobs will need and compute nodes cannot fetch: models, tokenizers and MTEB's data, brought
-to this machine's hub cache, on a login node.
+"""Fetch what jobs need and compute nodes cannot fetch: models, tokenizers and MTEB's data go into
+this machine's hub cache, on a login node.
 
     python -m toolkit.prefetch RECIPE [key=value ...]
 
 Jobs look into the same cache (HF_HOME, on a file system that all nodes share) and never into the
-network. What was fetched stands in RUN_DIR/prefetched.json.
+network. RUN_DIR/prefetched.json lists what was fetched.
 """
 
 import argparse
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.prefetch`."""
     parser = Parser(
         prog="python -m toolkit.prefetch",
-        description="Fetch the models that a recipe names into the hub cache, before it is queued.",
+        description="Fetch the models that a recipe names into the hub cache, before its jobs are "
+        "queued.",
         epilog="examples:\n  python -m toolkit.prefetch llm2vec_mistral_7b run_dir=runs/a\n"
         "  HF_HOME=/shared/hub python -m toolkit.prefetch mntp_llama2_7b\n\n"
         f"{recipes_text()}",
@@ -44,30 +45,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def prefetch(name: str, *, overrides: Sequence[str]) -> None:
-    """Fetch every model that is not there and that no earlier stage writes; write the manifest.
+    """Fetch every model that the stages need and none of them writes; then write prefetched.json.
 
-    Raises `BadInput` for a model or data that cannot be had and for shards that are not there.
+    Raises `BadInput` for a model or data that cannot be fetched, and for shards that do not exist.
     """
     _, run_dir, stages = resolve(name, overrides=overrides)
     needed = [inputs_of(stages, name=stage) for stage in stages]
-    models = list(dict.fromkeys(model for found, _ in needed for model in found))
-    shards = list(dict.fromkeys(place for _, found in needed for place in found))
+    models = list(dict.fromkeys(model for models, _ in needed for model in models))
+    shards = list(dict.fromkeys(place for _, shards in needed for place in shards))
     for place in shards:
         if not is_committed(Path(place)):
             raise BadInput(f"{place}: no whole shard directory; make it first (data_scripts)")
-    # This is where the network is; what the user says of it counts.
+    # A login node has a network: the hub is asked unless the user says otherwise.
     os.environ.setdefault("HF_HUB_OFFLINE", "0")
     from toolkit.model.adapters import chain_of  # brings torch and the hub's client
     from toolkit.model.weights import base_folder, model_digest
 
-    told = {}
+    fetched = {}
     chains = [chain_of(model) for model in models]
     folders = {chain.base.reference: base_folder(chain.base) for chain in chains}
     for chain in chains:
         folders |= zip(chain.names, chain.folders, strict=True)
     for model, folder in folders.items():
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        told[model] = {
+        fetched[model] = {
             "folder": str(folder.absolute()),
             "bytes": size,
             "digest": model_digest(folder),
@@ -75,7 +76,7 @@ def prefetch(name: str, *, overrides: Sequence[str]) -> None:
         say(f"{model}: {size / 1e9:.2f} GB in {folder}")
     tasks = [task for recipe in stages.values() for task in _mteb_data(recipe)]
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / PREFETCHED_FILE, {"models": told, "shards": shards, "mteb": tasks})
+    write_json(run_dir / PREFETCHED_FILE, {"models": fetched, "shards": shards, "mteb": tasks})
     say(f"all that {name} needs is here; see {run_dir / PREFETCHED_FILE}")
 
 

@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Could it start? What would be refused, refused now, by one process within a second.
+"""Whether a recipe could start: one process refuses in a second what all ranks would refuse.
 
     python -m toolkit.ready RECIPE [key=value ...] [--ranks N]    (the recipe that sbatch will get)
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
-    """Look at every stage. Raises `BadInput` for what would be refused."""
+    """Check every stage of a recipe. Raises `BadInput` for what its ranks would refuse."""
     _, _, stages = resolve(arguments.recipe, overrides=arguments.overrides)
     ranks = ranks_of_job(environ) if arguments.ranks is None else arguments.ranks
     if ranks < 1:

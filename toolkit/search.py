@@ -30,9 +30,9 @@ be stopped and started again at any time.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to search. `index`: by this kind of index and not exactly. `corpus`, `model`: where they
-    are, if they were moved. `every_chunk`: not only the best of a document. `verify`: compare every
-    file with its digest first."""
+    """How to search. `index`: the kind of index to use instead of the exact search. `corpus`,
+    `model`: where they are now, if they were moved. `every_chunk`: show all matching chunks of a
+    document, not only the best. `verify`: first compare every file with its digest."""
 
     top: int = 5
     instruction: str = ""
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     add("query", nargs="*", help="queries, each in quotes")
     add("--queries", type=Path, metavar="FILE", help="more queries, one per line")
     add("--top", type=int, default=5, help="hits per query (default 5)")
-    add("--instruction", default="", help="stands before each query, for encoders trained with one")
+    add("--instruction", default="", help="put before each query, for encoders trained with one")
     add("--build-index", choices=KINDS, help="make this index, or finish one that was begun")
     add("--index", choices=KINDS, help="search by this index: faster, but may miss rows")
     add("--model", help="the encoder's folder, if it was moved")
@@ -116,7 +116,7 @@ def read_queries(path: Path | None) -> list[str]:
 
 
 def build(encoding: Path, *, kind: str) -> None:
-    """Make the index of that kind, or finish it."""
+    """Build the index of that kind, or finish one that was begun."""
     from toolkit.encoding.index import build_index
     from toolkit.encoding.store import VectorStore
 
@@ -124,17 +124,17 @@ def build(encoding: Path, *, kind: str) -> None:
     progress = Progress(f"index {kind}", total=store.num_rows, unit="rows")
     record = build_index(store, kind=kind, on_rows=progress.advance)
     progress.close()
-    told = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
+    parameters = ", ".join(f"{name} {value}" for name, value in record.parameters.items())
     size = f"{record.rows:,} rows, {record.bytes / 1e6:,.1f} MB"
-    say(f"search: index {kind} ({told or 'no parameters'}): {size}")
+    say(f"search: index {kind} ({parameters or 'no parameters'}): {size}")
 
 
 def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     """Print the hits of each query. The queries are embedded as the corpus was, with the
     instruction before them, if there is one.
 
-    Raises `BadInput` when the encoding is not finished, its model is another one by now, or the
-    index is not there.
+    Raises `BadInput` when the encoding is not finished, its model has changed since, or the index
+    does not exist.
     """
     if settings.top < 1:
         raise BadInput(f"--top {settings.top}: ask for at least one hit")
@@ -151,15 +151,15 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
         encoder = encoder_of(store, model=settings.model)
     queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
     with at_work("search: reads the vectors"):
-        found = nearest(
+        results = nearest(
             store,
             queries_QD=queries_QD,
             top=settings.top,
             find=find,
             every_chunk=settings.every_chunk,
         )
-    found = _with_snippets(found, store=store, corpus=settings.corpus)
-    for query, hits in zip(queries, found, strict=True):
+    results = _with_snippets(results, store=store, corpus=settings.corpus)
+    for query, hits in zip(queries, results, strict=True):
         if settings.as_json:
             say_json({"query": query, "hits": [hit.as_json() for hit in hits]})
             continue
@@ -179,10 +179,10 @@ def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
 
 
 def _with_snippets(
-    found: list[list["Hit"]], *, store: "VectorStore", corpus: Path | None
+    results: list[list["Hit"]], *, store: "VectorStore", corpus: Path | None
 ) -> list[list["Hit"]]:
-    """The hits with the beginnings of their texts; without a corpus they stay as they are, which
-    is said once."""
+    """Add to each hit the beginning of its text. Without a corpus the hits stay as they are, and
+    one line on stderr says why."""
     from toolkit.encoding.snippets import corpus_of, snippet_of
 
     def snippet(hit: "Hit") -> str:
@@ -192,8 +192,8 @@ def _with_snippets(
         shards = corpus_of(store, corpus=corpus, verify=False)
     except BadInput as error:
         say_beside(f"no snippets: {error}")
-        return found
-    return [[dataclasses.replace(hit, snippet=snippet(hit)) for hit in hits] for hits in found]
+        return results
+    return [[dataclasses.replace(hit, snippet=snippet(hit)) for hit in hits] for hits in results]
 
 
 if __name__ == "__main__":

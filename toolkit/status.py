@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print the table, once or again and again."""
+    """Print the table once, or every `WATCH_S` seconds with --watch."""
     if arguments.json:
         say_json([dataclasses.asdict(one) for one in look(arguments)], indent=2)
         return
@@ -81,21 +81,21 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def look(arguments: argparse.Namespace) -> list[Standing]:
-    """All stages of what was asked for. Raises `BadInput` for what is no run."""
+    """The standing of every stage asked for. Raises `BadInput` for a folder that is no run."""
     now = time.time()
-    found = [one for path in arguments.runs for one in standings(path, now=now)]
+    stages = [one for path in arguments.runs for one in standings(path, now=now)]
     if arguments.all:
-        found += standings_below(arguments.all, now=now)
-        if not found:
+        stages += standings_below(arguments.all, now=now)
+        if not stages:
             raise BadInput(f"{arguments.all}: holds no run")
-    return found
+    return stages
 
 
-def show(found: Sequence[Standing], *, console: "Console") -> None:
-    """On a terminal as wide as it is; elsewhere as wide as the table."""
+def show(stages: Sequence[Standing], *, console: "Console") -> None:
+    """Print the table: as wide as the terminal, or else `PIPED_WIDTH` columns wide."""
     if not console.is_terminal:
         console.width = PIPED_WIDTH
-    console.print(table(found, width=console.width))
+    console.print(table(stages, width=console.width))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The training door.
 
-srun python -m toolkit.train mntp_mistral_7b run_dir=runs/a      (one process a GPU)
+srun python -m toolkit.train mntp_mistral_7b run_dir=runs/a      (one process per GPU)
 torchrun --nproc-per-node 8 -m toolkit.train mntp_mistral_7b
 python -m toolkit.train tiny_mntp                                (alone)
 """

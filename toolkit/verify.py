@@ -1,8 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """Is it still what was written?  python -m toolkit.verify PATH [PATH ...]
 
-Knows what a directory is by the names in it, and who can check it. Refuses to know digests and
-layouts: what has written a thing checks it too. Nothing is changed or made.
+Knows what a directory is by the names in it, and which module can check it. Refuses to know digests
+and layouts: the module that writes a thing checks it too. Nothing is changed or created.
 """
 
 import argparse
@@ -42,8 +42,8 @@ KINDS = (
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-    """A directory and what checks it: that raises `BadInput` with the name of a damaged file, or
-    returns in a word what the directory is."""
+    """A directory and its check, which raises `BadInput` with the name of a damaged file, or
+    returns a word for the state of the directory."""
 
     path: Path
     check: Callable[[Path], str]
@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(path: Path) -> int:
-    """Check what is at `path`, with a line for each thing in it; returns the exit code.
+    """Check what is at `path` and print one line per thing in it; returns the exit code.
 
-    What is damaged gets its line on stderr, and what stands beside it is checked all the same. Of a
-    pipeline so is every stage, and a last line sums up.
+    A damaged thing gets its line on stderr, and the others are checked all the same. In a pipeline
+    every stage is checked, and a last line sums up.
     """
     stages: dict[str, Path] = {}
     if code := guarded(lambda: stages.update(stages_of(path))):
@@ -79,17 +79,17 @@ def run(path: Path) -> int:
     codes = {name: _run_one(output) for name, output in stages.items() if output.exists()}
     if not codes:
         return guarded(functools.partial(_refuse, f"{path}: none of its stages has begun"))
-    told = [f"{sum(not code for code in codes.values())} of {len(stages)} stages whole"]
-    told += [f"{name} is not" for name, code in codes.items() if code]
-    told += [f"{name} has not begun" for name in stages if name not in codes]
-    say(f"{path}: pipeline, {', '.join(told)}")
+    parts = [f"{sum(not code for code in codes.values())} of {len(stages)} stages whole"]
+    parts += [f"{name} is not" for name, code in codes.items() if code]
+    parts += [f"{name} has not begun" for name in stages if name not in codes]
+    say(f"{path}: pipeline, {', '.join(parts)}")
     return max(codes.values())
 
 
 def stages_of(path: Path) -> dict[str, Path]:
     """The directory of each stage of a pipeline, by name; none where `path` is no pipeline.
 
-    They are looked for where they were launched, or else below `path`: it may have been moved.
+    Each is looked for where it was launched, or else below `path`, which may have been moved.
     """
     from toolkit.runs.launched import read_launched
     from toolkit.settings.pipelines import output_of, resolve_stages
@@ -101,9 +101,9 @@ def stages_of(path: Path) -> dict[str, Path]:
     if not isinstance(recipe, PipelineRecipe):
         return {}
     below = resolve_stages(recipe.model_copy(update={"run_dir": str(path)}))
-    found = {name: output_of(stage) for name, stage in below.items()}
+    outputs = {name: output_of(stage) for name, stage in below.items()}
     launched = {stage.name: Path(stage.output) for stage in read_launched(path)}
-    return found | {name: where for name, where in launched.items() if where.exists()}
+    return outputs | {name: where for name, where in launched.items() if where.exists()}
 
 
 def _refuse(why: str) -> None:
@@ -111,13 +111,13 @@ def _refuse(why: str) -> None:
 
 
 def _run_one(path: Path) -> int:
-    found: list[Thing] = []
-    code = guarded(lambda: found.extend(things_at(path)))
-    return max([code, *(guarded(functools.partial(_check, thing)) for thing in found)])
+    things: list[Thing] = []
+    code = guarded(lambda: things.extend(things_at(path)))
+    return max([code, *(guarded(functools.partial(_check, thing)) for thing in things)])
 
 
 def things_at(path: Path) -> Iterator[Thing]:
-    """The things to check: several in a run directory. `BadInput` where nothing is known."""
+    """The things to check; a run directory has several. `BadInput` where there is none."""
     if not path.is_dir():
         what = "is a file" if path.exists() else "no such directory"
         raise BadInput(f"{path}: {what}; give {KINDS}")
@@ -144,7 +144,7 @@ def _things_of_run(run_dir: Path) -> Iterator[Thing]:
     from toolkit.training.runs import run_recipe
 
     run_recipe(run_dir)
-    # Those without a marker too: none is there unless somebody has removed the marker.
+    # Those without a marker too: a checkpoint lacks it only if somebody has removed it.
     saved = sorted((run_dir / CHECKPOINT_DIR).glob(f"{STEP_PREFIX}*"))
     if not saved:
         raise BadInput(f"{run_dir}: has no checkpoint yet; there is nothing to check")
@@ -157,7 +157,7 @@ def _check(thing: Thing) -> None:
     with at_work(f"verify: {thing.path}"):
         word = thing.check(thing.path)
     files = [path for path in thing.path.rglob("*") if path.is_file()]
-    # Caches are checked and not counted: some are there, some are not, and nobody would miss them.
+    # Caches are checked but not counted: one that is missing is made again, and nothing is lost.
     sizes = [f.stat().st_size for f in files if ".cache" not in f.relative_to(thing.path).parts]
     say(f"{thing.path}: {word}, {len(sizes)} files, {sum(sizes) / 1e6:,.1f} MB")
 
@@ -186,7 +186,7 @@ def _encoding(folder: Path) -> str:
 
 
 def _scores(folder: Path) -> str:
-    """Numbers without digests: that each file can be read is all that can be told."""
+    """Scores have no digests: all that can be checked is that each file can be read."""
     files = [*sorted((folder / PART_DIR).glob("*/*.json")), folder / SCORES_FILE]
     for file in files:
         read_json(file)
@@ -202,8 +202,8 @@ def _texts(folder: Path) -> str:
             f"{folder / faults[0].file}: {faults[0].problem}{more}; "
             f"see python data_scripts/verify_shards.py {folder}"
         )
-    told = believable_manifest(folder)
-    sets = told.get("sets", [told])  # of pairs there are several, each with its shards
+    manifest = believable_manifest(folder)
+    sets = manifest.get("sets", [manifest])  # of pairs there are several, each with its shards
     check_copies(folder, shards=[entry["file"] for one in sets for entry in one["shards"]])
     return "whole"
 

@@ -193,12 +193,12 @@ Change = Callable[[dict[str, object]], object]
 MARKER_HARMS: dict[str, tuple[Change, str]] = {
     "fewer rows": (lambda m: m.update(rows=1), "has 1 rows, not 2"),
     "more rows": (lambda m: m.update(rows=3), "has 3 rows, not 2"),
-    "rows in words": (lambda m: m.update(rows="2"), "is no marker of a unit"),
-    "no start": (lambda m: m.pop("start"), "is no marker of a unit"),
-    "no digests": (lambda m: m.pop("sha256"), "is no marker of a unit"),
+    "rows in words": (lambda m: m.update(rows="2"), "is not the marker of a unit"),
+    "no start": (lambda m: m.pop("start"), "is not the marker of a unit"),
+    "no digests": (lambda m: m.pop("sha256"), "is not the marker of a unit"),
     "a file too many": (
         lambda m: m.update(sha256={"../../x": "", "00001.json": ""}),
-        "is no marker of a unit",
+        "is not the marker of a unit",
     ),
     "another width": (lambda m: m.update(width=4), "has vectors of 4 numbers, others of 3"),
 }

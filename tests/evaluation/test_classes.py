@@ -70,7 +70,7 @@ def test_clusters_that_are_apart_are_found() -> None:
 @pytest.mark.parametrize("labels", [["a", "a"], ["a", "b"]])
 def test_labels_that_are_no_clusters_are_refused(labels: list[str], tmp_path: Path) -> None:
     (tmp_path / "c.tsv").write_text("text\tlabel\nx\t{}\ny\t{}\n".format(*labels))
-    with pytest.raises(BadInput, match="of 2 texts are no clusters"):
+    with pytest.raises(BadInput, match="of 2 texts make no clusters"):
         read_clustering(tmp_path / "c.tsv")
 
 

@@ -141,7 +141,7 @@ def test_a_damaged_probe_is_named(tmp_path: Path) -> None:
     weights = tmp_path / "probe.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-4])
-    with pytest.raises(BadInput, match=r"probe\.safetensors: is no whole probe"):
+    with pytest.raises(BadInput, match=r"probe\.safetensors: is not a whole probe"):
         load_probe(tmp_path)
     weights.write_bytes(whole)
     (tmp_path / "probe.json").write_text('{"labels": ["A", "B"]}')

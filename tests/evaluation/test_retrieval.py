@@ -225,7 +225,7 @@ def test_judgements_of_other_queries_are_counted(
     """Cranfield's trap: numbers that look alike and are not the same."""
     queries, qrels = judged_files(tmp_path, judgements="1 0 a 1\n7 0 b 1\n8 0 b 1\n")
     assert read_judged(queries, judgements=qrels).grades == {"1": {"a": 1}}
-    assert "2 of 3 judgements are of no query" in capsys.readouterr().err
+    assert "2 of 3 judgements belong to no query" in capsys.readouterr().err
     queries, qrels = judged_files(tmp_path, judgements="7 0 b 1\n")
     with pytest.raises(BadInput, match=r"none of 1 judgements is of a query .* '7' there and '1'"):
         read_judged(queries, judgements=qrels)
@@ -250,7 +250,7 @@ def test_judgements_that_cannot_be_read_are_named(
     with pytest.raises(BadInput, match=message):
         read_judged(queries, judgements=qrels)
     queries.write_text('{"_id": "1", "text": "a"}\n{"_id": "1", "text": "b"}\n')
-    with pytest.raises(BadInput, match=r"line 2: the id '1' was there before"):
+    with pytest.raises(BadInput, match=r"line 2: the id '1' occurs twice"):
         read_judged(queries, judgements=qrels)
 
 

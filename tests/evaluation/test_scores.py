@@ -83,10 +83,10 @@ def test_tabs_separate_a_tsv(tmp_path: Path) -> None:
     [
         ("p.tsv", b"1\ta\tb\n2\ta\n", r"p\.tsv, line 2: 2 fields instead of 3"),
         ("p.tsv", b"1\ta\tb\n\n2\ta\tb\n", r"line 2: 0 fields instead of 3"),
-        ("p.tsv", b"score\ta\tb\n", r"line 1: 'score' is no score"),
-        ("p.tsv", b"1\ta\tb\nnan\ta\tb\n", r"line 2: 'nan' is no finite score"),
+        ("p.tsv", b"score\ta\tb\n", r"line 1: 'score' is not a score"),
+        ("p.tsv", b"1\ta\tb\nnan\ta\tb\n", r"line 2: 'nan' is not a finite score"),
         ("p.csv", b"a,b,1\na,b,c,2\n", r"p\.csv, line 2: 4 fields instead of 3"),
-        ("p.csv", b'"a\nb",b,1\na,b,\n', r"line 3: '' is no score"),
+        ("p.csv", b'"a\nb",b,1\na,b,\n', r"line 3: '' is not a score"),
         ("p.csv", b"\xff\xfe,b,1\n", r"p\.csv: cannot be read"),
         ("p.csv", b"a,b,1\nc,d,1\n", r"2 pairs of one grade have no order"),
         ("p.csv", b"", r"0 pairs of one grade have no order"),

@@ -155,8 +155,8 @@ def test_saved_data_sets(as_numbers: bool, tmp_path: Path) -> None:
     ("tokens", "tags", "message"),
     [
         ([["a", "b"], ["c"]], [[0, 1], [1, 0]], r"row 1 of 'train': 1 words \(tokens\), 2 tags"),
-        ([["a", "b"]], [[0, -1]], r"row 0 of 'train': -1 is no tag; valid: 0 to 1"),
-        ([["a", None]], [[0, 1]], r"row 0 of 'train': None is no word: give texts"),
+        ([["a", "b"]], [[0, -1]], r"row 0 of 'train': -1 is not a tag; valid: 0 to 1"),
+        ([["a", None]], [[0, 1]], r"row 0 of 'train': None is not a word: give texts"),
         ([["a", "b"], ["c"]], [[0, 1], None], r"row 1 of 'train': tags is None: give a list"),
     ],
 )

@@ -20,7 +20,7 @@ from toolkit.base.files import committed_directory, write_atomic
 from toolkit.command_line.door import guarded
 from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.word_features import new_map
-from toolkit.launching.jobs import told
+from toolkit.launching.jobs import errors_as_lines
 from toolkit.text.pairs import Pair, PairTask, write_pairs
 
 ROOM = 2**20
@@ -181,7 +181,7 @@ def test_words_of_a_library_are_told_from_others(
 
 def test_a_stage_in_a_job_says_so_in_a_line(capsys: Said) -> None:
     """The scheduler's log has the traceback besides."""
-    with pytest.raises(OSError, match="quota"), told():
+    with pytest.raises(OSError, match="quota"), errors_as_lines():
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "runs/a")
     said = capsys.readouterr().err
     assert said.startswith("error: runs/a: Disk quota exceeded; make room there")

@@ -2,17 +2,17 @@
 
     python -m tests.forking.server DESCRIPTOR SHIM
 
-The descriptor is of a socket that listens; SHIM is the interpreter whose starts come here. The
+DESCRIPTOR is the number of a listening socket; SHIM is the interpreter whose starts come here. The
 server ends when its standard input does.
 
-A child begins as a real start would: its own command, environment, directory, files, limits,
-niceness, namespaces, ignored and blocked signals and random numbers, no signal handler, none of the
-server's files. It has modules that it did not import, and it shares the hashes of strings with the
-server; so a test of what is imported, of memory or of an interpreter's own options starts really.
-The server must share with the child what an environment variable decides while something is
-imported: a start with another value of these (`IMPORTED`) is refused, and becomes a real one.
+A child begins as a real start would: with its own command, environment, directory, files, limits,
+niceness, namespaces, ignored and blocked signals and random numbers, without signal handlers and
+without the server's files. But it has modules that it did not import, and the server's hashes of
+strings. So a test of imports, of memory or of an interpreter's own options needs a real start.
+Some environment variables are read while modules are imported (`IMPORTED`), which the server did
+long ago: a start with another value of one of them is refused, and becomes a real start.
 
-`sys.executable` of a child is the interpreter; of one that starts others (`LAUNCHERS`) it is the
+A child's `sys.executable` is the interpreter. In a child that starts others (`LAUNCHERS`) it is the
 shim, so that ranks, and the jobs and scripts that it submits, come here as well.
 """
 
@@ -52,11 +52,12 @@ IMPORTED = (
     *("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "DATASETS_", "ARROW_", "MPLBACKEND"),
     *("DS_", "TORCH_", "TRITON_", "CUDA_", "PYTHON", "COVERAGE", "HOME", "XDG_CACHE_HOME"),
 )
-# Of those, what is read later, by the child itself; `become` sees to Python's own.
+# Variables among those that are read later, by the child; `become` applies Python's own.
 PER_CHILD = (
     *("PYTHONUNBUFFERED", "PYTHONPATH", "TORCH_NCCL", "TORCHELASTIC"),
-    *("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR"),  # slurm/env.sh: of each job
-    *(() if Path("/dev/nvidiactl").exists() else ("CUDA_VISIBLE_DEVICES",)),  # no driver: unread
+    *("TORCH_EXTENSIONS_DIR", "TRITON_CACHE_DIR"),  # slurm/env.sh sets them per job
+    # Without a driver nothing reads it.
+    *(() if Path("/dev/nvidiactl").exists() else ("CUDA_VISIBLE_DEVICES",)),
 )
 ROOT = Path(__file__).parents[2]
 # Modules whose processes start other interpreters, as a rule more than one.
@@ -88,7 +89,7 @@ MODULES = (
 
 
 def preload() -> None:
-    """Import what the doors need, so that no child does. One thread must be left, for a fork."""
+    """Import what the doors need, so that no child has to. A fork needs a single thread."""
     if not torch_sees_a_gpu():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as toolkit.parallel.zero does
     for name in (*MODULES, *own_modules()):
@@ -97,7 +98,7 @@ def preload() -> None:
     _fill_caches()
     tasks = Path("/proc/self/task")
     names = [(task / "comm").read_text().strip() for task in tasks.iterdir()]
-    # Arrow's allocator, which looks after itself at a fork.
+    # Arrow's allocator has a thread, but handles forks by itself.
     others = [name for name in names[1:] if name != "jemalloc_bg_thd"]
     assert not others, f"an import started threads, so that a fork is unsafe: {others}"
     gc.collect()
@@ -105,7 +106,7 @@ def preload() -> None:
 
 
 def own_modules() -> list[str]:
-    """The toolkit's, which are the same files for a whole test session; see `_forget_others`."""
+    """The toolkit's modules, whose files do not change in a test session; see `_forget_others`."""
     folder = ROOT / "toolkit"
     parts = [path.relative_to(ROOT).with_suffix("").parts for path in folder.rglob("*.py")]
     return sorted(
@@ -116,7 +117,7 @@ def own_modules() -> list[str]:
 
 
 def _fill_caches() -> None:
-    """What each process would find out for itself, and always alike."""
+    """Compute what every process would compute for itself, always with the same result."""
     import deepspeed
     from transformers import conversion_mapping
 
@@ -124,7 +125,7 @@ def _fill_caches() -> None:
         conversion_mapping.get_checkpoint_conversion_mapping(model)
     before = shim.open_files()
     _ = deepspeed.ops.__compatible_ops__  # asks a compiler
-    for number in set(shim.open_files()) - set(before):  # forgotten by who asked
+    for number in set(shim.open_files()) - set(before):  # left open by the library that opened them
         os.close(number)
 
 
@@ -157,10 +158,10 @@ def search_path(environ: dict[str, str]) -> list[str]:
 
 
 def is_ours(path: str) -> bool:
-    """Whether no import differs by this folder of PYTHONPATH, but for that of sitecustomize, which
-    a child runs as an interpreter does."""
-    found = [p for p in Path(path).glob("*") if p.suffix in (".py", ".so") or p.is_dir()]
-    return path == str(ROOT) or {p.name for p in found} - {"__pycache__"} <= {"sitecustomize.py"}
+    """Whether this folder of PYTHONPATH changes no import, except that of sitecustomize, which a
+    child runs as an interpreter does."""
+    contents = [p for p in Path(path).glob("*") if p.suffix in (".py", ".so") or p.is_dir()]
+    return path == str(ROOT) or {p.name for p in contents} - {"__pycache__"} <= {"sitecustomize.py"}
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
@@ -168,16 +169,16 @@ def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
 
 
 class Server:
-    """Answers shims until its standard input ends, with which all children are killed."""
+    """Answers shims until its standard input ends; then it kills all children."""
 
     def __init__(self, listener: socket.socket, *, own: dict[str, str]) -> None:
         self._own = own
-        # Set by imports where it is not set: a child that brings it has imported the same.
+        # Variables that imports set when they are unset: a child that has them imported the same.
         self._added = {k: v for k, v in decided(dict(os.environ)).items() if k not in own}
         self._surroundings = json.loads(json.dumps(shim.surroundings()))
         self._shims: dict[int, socket.socket] = {}  # by the process number of the child
         self._listener = listener
-        # What children leave behind is the server's, which ends it with itself.
+        # Orphans of children become the server's children, and end with it.
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         self._woken, self._waker = socket.socketpair()
         for one in (self._woken, self._waker):
@@ -189,7 +190,7 @@ class Server:
             self._selector.register(source, selectors.EVENT_READ)
 
     def serve(self) -> dict[str, Any] | None:
-        """Serve; in a child returns what it was asked for, in the server None at the end."""
+        """Serve. Returns the request in a child, and None in the server at its end."""
         while True:
             for key, _ in self._selector.select():
                 if key.fileobj is sys.stdin:
@@ -203,7 +204,7 @@ class Server:
                     with contextlib.suppress(BlockingIOError):
                         self._woken.recv(4096)
                     self._reap()
-                elif key.data in self._shims:  # the shim was killed: so is what it stands for
+                elif key.data in self._shims:  # the shim was killed, and so must its child be
                     os.kill(key.data, signal.SIGKILL)
                     self._selector.unregister(key.fileobj)
 
@@ -282,7 +283,7 @@ class Server:
             connection.close()
 
     def _leave(self, connection: socket.socket) -> None:
-        """Be no server any more, in a child."""
+        """Stop being a server, in a child."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._selector.close()
@@ -291,23 +292,23 @@ class Server:
 
 
 def _end_all_children() -> None:
-    """Children of this process, and what is orphaned by their end, until there is none."""
+    """Kill the children of this process, and those orphaned by that, until none is left."""
     children = Path(f"/proc/self/task/{os.getpid()}/children")
-    while found := children.read_text().split():
-        for process in map(int, found):
+    while numbers := children.read_text().split():
+        for process in map(int, numbers):
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
 
 
 def _process_of(connection: socket.socket) -> int:
-    """The process number of who is at the other end."""
+    """The process number at the other end of a connection."""
     size = struct.calcsize("3i")
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     return int(struct.unpack("3i", credentials)[0])
 
 
 def _enter_namespaces(wanted: dict[str, str], *, process: int) -> None:
-    """Those of another process, where they are others than ours."""
+    """Enter the namespaces of another process, where they differ from ours."""
     own = shim.namespaces()
     names = [name for name in wanted if wanted[name] != own[name]]
     files = [os.open(f"/proc/{process}/ns/{name}", os.O_RDONLY) for name in names]
@@ -315,7 +316,7 @@ def _enter_namespaces(wanted: dict[str, str], *, process: int) -> None:
         if ctypes.CDLL(None, use_errno=True).setns(file, 0):
             raise OSError(ctypes.get_errno(), "setns")
         os.close(file)
-    vars(platform)["_uname_cache"] = None  # has the name of the host
+    vars(platform)["_uname_cache"] = None  # caches the host's name
 
 
 def _is_more(limit: int, other: int) -> bool:
@@ -323,7 +324,7 @@ def _is_more(limit: int, other: int) -> bool:
 
 
 def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """What a shim asks, and the numbers that its files have here."""
+    """A shim's request, and the numbers that its files have in this process."""
     size = array.array("i")
     space = socket.CMSG_SPACE(shim.MOST_FILES * size.itemsize)
     head, ancillary, _, _ = connection.recvmsg(8, space)
@@ -339,9 +340,9 @@ def _received(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def become(asked: dict[str, Any], *, python: str, path: list[str]) -> NoReturn:
-    """Be the process that was asked for, to its end; `path` is an interpreter's own search path."""
+    """Become the requested process, to its end; `path` is an interpreter's own search path."""
     arguments, environ = asked["arguments"], asked["environ"]
-    os.setpgid(0, 0)  # what is meant for the shim's group reaches the child once, forwarded
+    os.setpgid(0, 0)  # a signal to the shim's group then reaches the child once, forwarded
     _take_over(asked["files"], numbers=asked["numbers"])
     os.environ.clear()
     os.environ.update(environ)
@@ -355,7 +356,7 @@ def become(asked: dict[str, Any], *, python: str, path: list[str]) -> NoReturn:
         os.setgroups(asked["groups"])
     random.seed()
     sys.modules["numpy"].random.seed()
-    tempfile.tempdir = None  # read from TMPDIR by the first who asks
+    tempfile.tempdir = None  # set from TMPDIR at first use
     is_unbuffered = arguments[:1] == ["-u"] or bool(environ.get("PYTHONUNBUFFERED"))
     _open_streams(is_unbuffered=is_unbuffered)
     rest = arguments[1:] if arguments[:1] == ["-u"] else arguments
@@ -378,15 +379,15 @@ def become(asked: dict[str, Any], *, python: str, path: list[str]) -> NoReturn:
 
 
 def _forget_others() -> None:
-    """Drop the modules of the toolkit where the child would import others: of another checkout."""
-    found = importlib.machinery.PathFinder.find_spec("toolkit")
-    if found is None or found.origin != str(ROOT / "toolkit" / "__init__.py"):
+    """Drop the toolkit's modules if the child would import those of another checkout."""
+    spec = importlib.machinery.PathFinder.find_spec("toolkit")
+    if spec is None or spec.origin != str(ROOT / "toolkit" / "__init__.py"):
         for name in [name for name in sys.modules if name.split(".")[0] == "toolkit"]:
             _forget(name)
 
 
 def _forget(name: str) -> None:
-    """Have a module imported anew."""
+    """Forget a module, so that it is imported anew."""
     if sys.modules.pop(name, None) is not None:
         parent, _, child = name.rpartition(".")
         sys.modules.get(parent, types.ModuleType("")).__dict__.pop(child, None)
@@ -404,7 +405,7 @@ def _take_over(files: list[int], *, numbers: list[int]) -> None:
 
 
 def _set_signals(*, ignored: list[int], mask: list[int]) -> None:
-    """As an interpreter finds them when it starts."""
+    """Set signals as an interpreter finds them when it starts."""
     for number in map(int, signal.valid_signals()):
         is_ignored = signal.getsignal(number) == signal.SIG_IGN
         if number in (signal.SIGPIPE, signal.SIGXFSZ) or is_ignored == (number in ignored):
@@ -419,8 +420,9 @@ def _set_signals(*, ignored: list[int], mask: list[int]) -> None:
 
 
 def _run(rest: list[str]) -> NoReturn:
-    """Run it as `__main__`, and end as an interpreter does: by the same code, after all threads and
-    exit handlers. Objects are not taken down one by one, which costs as much as a small test."""
+    """Run a command as `__main__`, and end as an interpreter does: with the same exit code, after
+    all threads and exit handlers. Objects are not destroyed, which would take as long as a small
+    test."""
     code = 0
     try:
         _run_main(rest)
@@ -439,7 +441,7 @@ def _run(rest: list[str]) -> NoReturn:
         try:
             stream.flush()
         except OSError:
-            code = code or 120  # what the interpreter says where its output cannot be written
+            code = code or 120  # the interpreter's code for output that cannot be written
     if code < 0:
         signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -463,7 +465,7 @@ def _run_main(rest: list[str]) -> None:
 
 
 def _open_streams(*, is_unbuffered: bool) -> None:
-    """Standard streams as an interpreter opens them on files."""
+    """Open the standard streams as an interpreter does."""
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     for number, name in ((1, "stdout"), (2, "stderr")):
         errors = "backslashreplace" if name == "stderr" else "strict"
@@ -481,9 +483,9 @@ def _open_streams(*, is_unbuffered: bool) -> None:
 def main() -> None:
     """Serve; a child ends in `become`."""
     descriptor, python = sys.argv[1:]
-    own = decided(dict(os.environ))  # before imports, which set some of these themselves
+    own = decided(dict(os.environ))  # before imports, which set some of these variables
     # `-m` has put the directory of the server first, which itself has no PYTHONPATH.
-    path = sys.path[1:]  # before imports, too: some add to it
+    path = sys.path[1:]  # before imports, some of which add to it
     preload()
     asked = Server(socket.socket(fileno=int(descriptor)), own=own).serve()
     if asked is not None:

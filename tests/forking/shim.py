@@ -1,9 +1,10 @@
-"""Stands in for the interpreter: has a forked child do what is asked, and ends as the child does.
+"""Stands in for the interpreter: a forked child runs the command, and the shim ends as it does.
 
-Runs without site-packages (`python -I -S`), since its own start must cost next to nothing. Signals
-that it gets go to the child; when it is killed, the server kills the child. A start that a fork
+It runs without site-packages (`python -I -S`), since its own start must cost next to nothing. It
+forwards signals to the child; when it is killed, the server kills the child. A start that a fork
 could not equal becomes a real one: on a terminal, or when the server says so. With
-TOOLKIT_TEST_FORK_LOG=FILE each start adds a line to FILE: "forked" or why it was real, and what.
+TOOLKIT_TEST_FORK_LOG=FILE each start adds a line to FILE: "forked", or why it was a real start, and
+the command.
 
     shim.py SOCKET PYTHON ARGUMENTS...
 """
@@ -17,16 +18,16 @@ import socket
 import sys
 
 LOG = "TOOLKIT_TEST_FORK_LOG"
-# A child takes over what is "taken"; what is equal or fixed decides more than it could.
+# A child takes over the "taken" ones; the "equal" and "fixed" ones must match the server's.
 TAKEN_LIMITS = ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_NOFILE")
 EQUAL_LIMITS = ("RLIMIT_AS", "RLIMIT_DATA", "RLIMIT_STACK", "RLIMIT_MEMLOCK", "RLIMIT_NPROC")
 TAKEN_NAMESPACES, FIXED_NAMESPACES = ("net", "uts", "ipc", "mnt"), ("pid", "user")
 FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT", "SIGTSTP")
-MOST_FILES = 200  # what one message may carry is little more
+MOST_FILES = 200  # one message can carry hardly more
 
 
 def surroundings() -> dict[str, object]:
-    """What a child inherits besides environment, directory and files, and a fork cannot change."""
+    """What a child inherits from the server and cannot change after the fork."""
     return {
         "namespaces": namespaces(FIXED_NAMESPACES),
         "user": [os.getuid(), os.geteuid(), os.getgid()],
@@ -36,12 +37,12 @@ def surroundings() -> dict[str, object]:
 
 
 def namespaces(names: tuple[str, ...] = TAKEN_NAMESPACES) -> dict[str, str]:
-    """Those that this process is in."""
+    """The namespaces that this process is in."""
     return {name: os.readlink(f"/proc/self/ns/{name}") for name in names}
 
 
 def limits(names: tuple[str, ...]) -> dict[str, list[int]]:
-    """The soft and the hard one of each resource."""
+    """The soft and the hard limit of each resource."""
     return {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
 
 
@@ -60,7 +61,7 @@ def open_files() -> list[int]:
 
 
 def reason_for_a_real_start(files: list[int]) -> str:
-    """Why the server need not be asked; empty where it may."""
+    """Why this must be a real start, before asking the server; empty if it need not be."""
     if files[:3] != [0, 1, 2]:
         return "a standard stream is closed"
     if len(files) > MOST_FILES:
@@ -71,7 +72,7 @@ def reason_for_a_real_start(files: list[int]) -> str:
 def ask(
     connection: socket.socket, arguments: list[str], *, files: list[int], mask: list[int]
 ) -> tuple[int, str]:
-    """The process number of the child; 0 and the reason if it has to be real."""
+    """The process number of the child; or 0 and the reason why this must be a real start."""
     umask = os.umask(0o022)
     os.umask(umask)
     asked = {
@@ -102,7 +103,7 @@ def ask(
 def started(
     path: str, arguments: list[str], *, mask: list[int]
 ) -> tuple[socket.socket | None, int, str]:
-    """The connection that tells of the child's end, and its process number; else why not."""
+    """The connection that reports the child's end, and its process number; or why there is none."""
     files = open_files()
     if reason := reason_for_a_real_start(files):
         return None, 0, reason
@@ -121,7 +122,7 @@ def started(
 
 
 def log(how: str, arguments: list[str]) -> None:
-    """Say how it was started, if somebody wants to know."""
+    """Log how a command was started, if `LOG` is set."""
     if LOG in os.environ:
         file = os.open(os.environ[LOG], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         line = " ".join([f"{how}:", *arguments]).replace("\n", "\\n")[:300]
@@ -130,7 +131,7 @@ def log(how: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Start, forward, wait, and end in the same way."""
+    """Start the child, forward signals, wait, and end in the same way."""
     path, python, *arguments = sys.argv[1:]
     # Before the server is asked: a signal in between must not get lost.
     names = [getattr(signal, name) for name in FORWARDED]

@@ -1,4 +1,4 @@
-"""The interpreter whose starts are forks, for a test session."""
+"""The interpreter of a test session whose starts are forks."""
 
 import atexit
 import contextlib
@@ -20,8 +20,8 @@ _servers: list[tuple["subprocess.Popen[bytes]", Path]] = []
 SWITCH = "TOOLKIT_TEST_REAL_STARTS"  # 1: every start is a real one
 
 
-# Libraries set these in the process of the tests as soon as one of them trains there. No start that
-# had them would be a fork: they decide while something is imported.
+# Libraries set these in the tests' process as soon as a test trains there. A start that had them
+# would never be a fork, since they are read while modules are imported.
 SET_BY_LIBRARIES = (
     *("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL", "KMP_DUPLICATE_LIB_OK"),
     *("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR"),
@@ -30,17 +30,17 @@ _given = frozenset(os.environ)
 
 
 def environ_of_starts() -> dict[str, str]:
-    """The environment with which a start may be a fork, and in which its server begins."""
+    """The environment in which the server begins, and with which a start can be a fork."""
     environ = {n: v for n, v in os.environ.items() if n in _given or n not in SET_BY_LIBRARIES}
     return {**environ, "PYTHONPATH": str(ROOT)}
 
 
 @functools.cache
 def forked_python() -> str:
-    """The path of an interpreter whose starts are forks; `sys.executable` where that is not wanted.
+    """The path of an interpreter whose starts are forks, or `sys.executable` if `SWITCH` says so.
 
-    Its server begins with the first start, in the environment of this moment: another environment
-    is a real start (`server.IMPORTED`).
+    Its server begins with the first start, in the environment of this moment. A start in another
+    environment is a real one (`server.IMPORTED`).
     """
     if os.environ.get(SWITCH) == "1":
         return sys.executable
@@ -51,8 +51,8 @@ def forked_python() -> str:
 
 @contextlib.contextmanager
 def forking(environ: Mapping[str, str]) -> Iterator[str]:
-    """An interpreter with a server of its own, for starts in an environment that libraries read
-    when they are imported. It is worth its own start from the third fork on."""
+    """An interpreter with a server of its own, for starts with variables that libraries read when
+    they are imported. The server's own start pays off from the third fork on."""
     if os.environ.get(SWITCH) == "1":
         yield sys.executable
         return
@@ -64,13 +64,13 @@ def forking(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def forked_environment() -> str:
-    """The folder of a virtual environment that is the one of the tests, but for its `python`."""
+    """The folder of a virtual environment like that of the tests, except for its `python`."""
     python = forked_python()
     return sys.prefix if python == sys.executable else str(Path(python).parents[1])
 
 
 def check_servers() -> None:
-    """Raise AssertionError when a server has ended by itself: all later starts were real ones."""
+    """Raise AssertionError when a server ended by itself, so that all later starts were real."""
     for server, errors in _servers:
         if (code := server.poll()) is not None:
             said = errors.read_text(errors="replace")[-2000:]
@@ -78,13 +78,13 @@ def check_servers() -> None:
 
 
 class _Interpreter:
-    """The path of an interpreter, and the server that its starts come to."""
+    """The path of an interpreter, and the server that forks its starts."""
 
     def __init__(self, environ: dict[str, str]) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="toolkit-forks-"))
         (self._folder / "bin").mkdir()
         self.python, address = self._folder / "bin" / "python", self._folder / "socket"
-        # -I and -S leave out site-packages, which the shim needs not.
+        # -I and -S leave out site-packages, which the shim does not need.
         self.python.write_text(
             f'#!/bin/sh\nexec {sys.executable} -I -S {SHIM} {address} {sys.executable} "$@"\n'
         )
@@ -103,7 +103,7 @@ class _Interpreter:
         self._thread.start()
 
     def _serve(self, listener: socket.socket) -> None:
-        """Start the server when the first shim calls; it takes over the socket."""
+        """Start the server, which takes over the socket, when the first shim calls."""
         while not select.select([listener], [], [], 0.1)[0]:
             if self._is_over.is_set():
                 listener.close()
@@ -115,7 +115,7 @@ class _Interpreter:
                 + [str(listener.fileno()), str(self.python)],
                 cwd=ROOT,
                 env=self._environ,
-                stdin=subprocess.PIPE,  # its end is the server's: also when this process is killed
+                stdin=subprocess.PIPE,  # the server ends with it, even when this process is killed
                 stdout=subprocess.DEVNULL,  # what libraries print when they are imported
                 stderr=stderr,
                 pass_fds=[listener.fileno()],
@@ -124,7 +124,7 @@ class _Interpreter:
         listener.close()
 
     def end(self) -> None:
-        """End the server, and with it what it has forked."""
+        """End the server, and with it the children that it forked."""
         self._is_over.set()
         self._thread.join()
         if self._server and self._server.stdin:

@@ -23,9 +23,9 @@ from tests.project_files import project_files
 
 CAUGHT, SURVIVED = "caught", "SURVIVED"
 USELESS, INAPPLICABLE, BROKEN = "tests fail anyway", "inapplicable", "cannot be imported"
-SLOW = "took too long"  # on a machine that is busy a test may, whatever was planted
-TESTS_AT_ONCE = 30  # without a fault
-TEST_S, RUN_S = 600, 1500  # of one test, which pytest-timeout ends; of all tests of a fault
+SLOW = "took too long"  # a test may on a busy machine, whatever was planted
+TESTS_AT_ONCE = 30  # per run without a fault
+TEST_S, RUN_S = 600, 1500  # limits for one test (by pytest-timeout) and for all tests of a fault
 PASSED, FAILED, INTERRUPTED = 0, 1, 2  # pytest's exit codes; the last: a file cannot be imported
 _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR) ([^\s\[]+)", re.MULTILINE)  # without parameters
 _PASSED = re.compile(r"\b(\d+) passed\b")
@@ -33,8 +33,8 @@ _PASSED = re.compile(r"\b(\d+) passed\b")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of a fault: by which test it was caught, or why it was not, and in how many
-    seconds. `confirmed`: that test passes without the fault."""
+    """What became of a fault: which test caught it, or why none did, and in how many seconds.
+    `confirmed`: that test passes without the fault."""
 
     name: str
     outcome: str
@@ -46,8 +46,8 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What pytest said: whether all passed (one at least), it came to its end, a file could not be
-    imported, or it took too long; the first failure, all that was printed, the seconds."""
+    """What pytest said: whether all tests passed (at least one), whether it finished, whether a
+    file could not be imported, whether it took too long; the first failure, output and seconds."""
 
     passed: bool
     ended: bool
@@ -59,12 +59,12 @@ class Run:
 
 
 class Bench:
-    """A copy of the tracked files, in a temporary folder that goes with `close`."""
+    """A copy of the tracked files, in a temporary folder that `close` removes."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="toolkit-mutants-"))
         self.copy = self._folder / "copy"
-        # Real data lies beside the checkout, and not beside the copy.
+        # Real data lie beside the checkout, but not beside the copy.
         self._data = os.environ.get("TOOLKIT_REAL_DATA", str(root.parent / "shared" / "data"))
         self._runner: subprocess.Popen[str] | None = None
         self._child: int | None = None  # the process number of the pytest that runs
@@ -77,15 +77,15 @@ class Bench:
             (self.copy / ".venv").symlink_to((root / ".venv").resolve())
 
     def close(self) -> None:
-        """End what runs there, and remove the copy."""
+        """End what runs in the copy, and remove it."""
         self._end_child()
         if self._runner is not None and self._runner.stdin:
-            self._runner.stdin.close()  # its end is the runner's
+            self._runner.stdin.close()  # the runner ends with its input
             self._runner.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def try_fault(self, fault: Fault) -> Result:
-        """Run the tests of a fault with it, and the first that fails without it."""
+        """Plant a fault, run its tests, and take it out again."""
         state = fault.state(self.copy)
         if problem := fault.problem(self.copy):
             return Result(fault.name, INAPPLICABLE, by=problem, state=state)
@@ -93,24 +93,24 @@ class Bench:
         sound = path.read_text(encoding="utf-8")
         self._write(path, fault.planted(self.copy))
         try:
-            found = self.run(fault.tests)
+            run = self.run(fault.tests)
         finally:
             self._write(path, sound)
-        outcome = SURVIVED if found.passed else BROKEN if found.broken else CAUGHT
-        outcome = SLOW if found.slow else outcome
-        return Result(fault.name, outcome, by=found.failure, seconds=found.seconds, state=state)
+        outcome = SURVIVED if run.passed else BROKEN if run.broken else CAUGHT
+        outcome = SLOW if run.slow else outcome
+        return Result(fault.name, outcome, by=run.failure, seconds=run.seconds, state=state)
 
     def passing(self, tests: Collection[str]) -> tuple[set[str], set[str]]:
-        """Which of these tests pass in the sound copy, and which do not. Many are run in one go,
-        since most of a test's time is that of what it shares with its neighbours. A run that does
-        not come to its end says nothing of its tests: they are in neither."""
+        """Which of these tests pass in the sound copy, and which do not. Many tests share a run,
+        since most of a test's time goes into what it shares with its neighbours. A run that does
+        not finish says nothing of its tests: they are in neither set."""
         there = sorted({test for test in tests if test.startswith("tests/")})
         passing, failing = set[str](), set(tests) - set(there)
         for start in range(0, len(there), TESTS_AT_ONCE):
             some = there[start : start + TESTS_AT_ONCE]
-            found = self.run(some, options=("-rpfE", "--maxfail=1000"))
-            if found.ended:
-                words = _OUTCOME.findall(found.output)
+            run = self.run(some, options=("-rpfE", "--maxfail=1000"))
+            if run.ended:
+                words = _OUTCOME.findall(run.output)
                 bad = {name for word, name in words if word != "PASSED"}
                 good = {name for word, name in words if word == "PASSED"} - bad
                 passing |= good.intersection(some)
@@ -180,8 +180,8 @@ class Bench:
                 os.killpg(self._child, signal.SIGKILL)
 
     def _write(self, path: Path, text: str) -> None:
-        """With a time of its own: Python tells by seconds and size whether its cache is of this
-        source, and two faults may be planted in one second."""
+        """Write a file with a modification time of its own: Python compares seconds and size to
+        tell whether a cached module is of this source, and faults may come within a second."""
         path.write_text(text, encoding="utf-8")
         self._writes += 1
         moment = time.time() - 10**6 + self._writes

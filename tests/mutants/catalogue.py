@@ -1,4 +1,4 @@
-"""The faults, as they stand in the lists beside this file.
+"""The faults in the lists beside this file.
 
     - name: pooling-counts-padding      unique; what the fault is, in a few words
       file: toolkit/model/pooling.py
@@ -6,7 +6,7 @@
       new: what stands there instead
       tests: [tests/model/test_losses.py]   what must fail: files, or file::test
 
-Tests are named by whole files where these are cheap, so that a test may get another name.
+Tests are named by whole files where these are fast, so that a test may be renamed.
 """
 
 import ast
@@ -26,7 +26,7 @@ KEYS = {"name", "file", "old", "new", "tests"}
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A change of a source file, and the tests of which one at least must fail with it."""
+    """A change of a source file, and the tests of which at least one must then fail."""
 
     name: str
     file: str
@@ -35,7 +35,7 @@ class Fault:
     tests: tuple[str, ...]
 
     def problem(self, root: Path) -> str:
-        """Why it cannot be planted in the source at `root`; empty if it can."""
+        """Why the fault cannot be planted in the source at `root`; empty if it can."""
         path = root / self.file
         if not path.is_file():
             return f"{self.file} is not there"
@@ -53,12 +53,12 @@ class Fault:
         return (root / self.file).read_text(encoding="utf-8").replace(self.old, self.new)
 
     def missing_tests(self, root: Path) -> list[str]:
-        """Those of its tests that are not there, by the names of files and functions."""
+        """The tests of the fault that do not exist, by the names of files and functions."""
         return [test for test in self.tests if not _is_there(test, root=root)]
 
     def state(self, root: Path) -> str:
-        """A digest of the fault, of all source, and of its tests with what they stand upon: where
-        it is the same, so is the result."""
+        """A digest of the fault, of all source, and of its tests with what they rely on: while it
+        is the same, so is the result."""
         files = [*root.glob("toolkit/**/*.py"), *root.glob("data_scripts/*.py")]
         files += [root / "tests" / "conftest.py", *root.glob("tests/forking/*.py")]
         files += [root / test.partition("::")[0] for test in self.tests]
@@ -69,18 +69,18 @@ class Fault:
 
 
 def all_faults() -> list[Fault]:
-    """Those of all lists, in their order. Raises `ValueError` for an entry that is none, or whose
-    name another one has."""
-    found: dict[str, Fault] = {}
+    """The faults of all lists, in order. Raises `ValueError` for an entry that is not a fault, or
+    has the name of another."""
+    faults: dict[str, Fault] = {}
     for fault in _read():
-        if fault.name in found:
+        if fault.name in faults:
             raise ValueError(f"{fault.name}: two faults have this name")
-        found[fault.name] = fault
-    return list(found.values())
+        faults[fault.name] = fault
+    return list(faults.values())
 
 
 def chosen(faults: list[Fault], *, only: list[str]) -> list[Fault]:
-    """Those whose name, source file, test or list is one of `only` (all, if that is empty).
+    """The faults whose name, source file, test or list is in `only` (all if `only` is empty).
     Raises `ValueError` for a word that chooses none."""
     if not only:
         return faults

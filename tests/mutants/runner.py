@@ -2,10 +2,10 @@
 
     python -m tests.mutants.runner      (started by `bench`, in its copy)
 
-A fresh interpreter spends most of a fault's time on importing torch, transformers and deepspeed.
-Nothing of the toolkit is imported here: each child imports what is planted. A line of JSON asks
-({"arguments": ..., "output": FILE}), a line answers with the child's process number when it begins,
-and another with its exit code when it has ended.
+A fresh interpreter would spend most of a fault's time on importing torch, transformers and
+deepspeed. Nothing of the toolkit is imported here: each child imports what is planted. A request is
+a line of JSON ({"arguments": ..., "output": FILE}). One line answers with the child's process
+number when it begins, and another with its exit code when it has ended.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ OF_THE_TESTS = ("pytest", "hypothesis", "xdist.plugin", "pytest_timeout")
 
 
 def main() -> int:
-    """Serve until standard input ends; in a child, be pytest. Returns the exit code."""
-    # pytest's answers go to a file, and what libraries print when they are imported to nobody.
+    """Serve until standard input ends; in a child, run pytest. Returns the exit code."""
+    # Only answers go to standard output: what libraries print at import must not mix with them.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for name in (*OF_THE_TESTS, *MODULES):
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def become_pytest(arguments: list[str], *, output: str) -> int:
-    """Run it in a session of its own, which can be ended with all that it starts."""
+    """Run pytest in a session of its own, which can be killed with all that it starts."""
     os.setsid()
     for number, (path, how) in enumerate(
         ((os.devnull, os.O_RDONLY), (output, os.O_WRONLY), (output, os.O_WRONLY | os.O_APPEND))

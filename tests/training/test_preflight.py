@@ -58,8 +58,16 @@ def test_equal_ranks_are_neither_refused_nor_warned_of() -> None:
 @pytest.mark.parametrize(
     ("fact", "value", "message"),
     [
-        ("code", "x", "rank 2 on n1: another code than rank 0 on n0; is the checkout on a file"),
-        ("data", "x", "rank 2 on n1: another data than rank 0 on n0; are the shards the same"),
+        (
+            "code",
+            "x",
+            "rank 2 on n1: code differs from that of rank 0 on n0; is the checkout on a file",
+        ),
+        (
+            "data",
+            "x",
+            "rank 2 on n1: data differs from that of rank 0 on n0; are the shards the same",
+        ),
         ("sees_run_dir", False, "does not see what rank 0 on n0 writes into run_dir=/runs/a"),
     ],
 )
@@ -74,8 +82,8 @@ def test_what_must_not_go_on(fact: str, value: object, message: str) -> None:
         ("flops", 300e12, "rank 2 on n1 multiplies at 300 TFLOP/s, the others at 600: all will"),
         ("clock_s", 993.0, "rank 2 on n1: its clock is -7 s off that of rank 0 on n0"),
         ("device_bytes", 40 * 2**30, "devices differ: H100 of 40 GiB, H100 of 80 GiB"),
-        ("free_bytes", 10**9, "/runs/a: 1.0 GB and 1,000,000 files are left there"),
-        ("free_inodes", 9, "/runs/a: 1000.0 GB and 9 files are left there"),
+        ("free_bytes", 10**9, "/runs/a: 1.0 GB and 1,000,000 files of room are left"),
+        ("free_inodes", 9, "/runs/a: 1000.0 GB and 9 files of room are left"),
     ],
 )
 def test_what_is_only_slow_or_scarce(fact: str, value: object, message: str) -> None:
@@ -152,7 +160,7 @@ def test_another_checkout_on_a_node_is_refused(arguments: list[str], tmp_path: P
     with (other / "toolkit" / "batching" / "batch.py").open("a") as code:
         code.write("# a change that one node has not seen\n")
     found = train_on_two(arguments, folder=tmp_path, second_root=other)
-    assert_refused(found, "another code than rank 0", tmp_path=tmp_path)
+    assert_refused(found, "code differs from that of rank 0", tmp_path=tmp_path)
 
 
 def test_a_run_directory_that_is_not_shared_is_refused(
@@ -174,7 +182,7 @@ def test_other_shards_on_a_node_are_refused(
     subprocess.run([*shard, "--output", str(other)], cwd=ROOT, check=True, capture_output=True)
     swap = f"mount --bind {other} {shards}"
     found = train_on_two(arguments, folder=tmp_path, before_second=swap)
-    assert_refused(found, "another data than rank 0", tmp_path=tmp_path)
+    assert_refused(found, "data differs from that of rank 0", tmp_path=tmp_path)
 
 
 def test_the_figures_stand_in_the_record_of_starts(arguments: list[str], tmp_path: Path) -> None:

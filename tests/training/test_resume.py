@@ -293,7 +293,7 @@ def test_other_base_or_shards_under_the_same_name_are_refused(
     same = Origin("x", state["base_digest"], state["data_digest"], samples=state["samples"])
     check_origin(finished, origin=same)
     for changed, what in (("base_digest", "base model"), ("data_digest", "shards")):
-        with pytest.raises(BadInput, match=f"trained with a {what} of other content"):
+        with pytest.raises(BadInput, match=f"its {what} changed after it was trained"):
             check_origin(finished, origin=dataclasses.replace(same, **{changed: "0"}))
 
 

@@ -147,7 +147,7 @@ def test_a_run_learns_and_leaves_an_encoder(
     arguments = [f"run_dir={run}", f"data.train={tmp_path / 'pairs'}", f"model.base={TINY}"]
     form = 'supervised.instruction_format="Instruct: {instruction} Query: "'
     assert train.main(["tiny_supervised", *arguments, "supervised.scales={two: 5.0}"]) == 2
-    assert "'two' is no data set of" in capsys.readouterr().err
+    assert "'two' is not a data set of" in capsys.readouterr().err
     code = train.main(["tiny_supervised", *arguments, form, "train.steps=12"])
     assert code == 0
     rows = read_metrics(run)

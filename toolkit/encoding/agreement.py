@@ -1,11 +1,11 @@
 """Do the units of an encoding agree with its plan, and with each other?
 
 Knows what plan, markers and ids say of each other. Refuses to know vectors, and whether a file is
-still what was written. What does not agree would give a row the vector or the id of another text,
-with all digests right.
+still what was written. Without agreement a row could get the vector or the id of another text,
+although all digests are right.
 
-Markers are compared whenever a manifest is made or read: that costs no look at a file. Ids are
-compared by `toolkit.verify`: they are read once, and 8 bytes of each text are in memory.
+Markers are compared whenever a manifest is made or read: that reads no further file. Ids are
+compared by `toolkit.verify`: they are read once, and take 8 bytes of memory per text.
 """
 
 import itertools
@@ -27,29 +27,30 @@ ANEW = "encode the corpus anew, into another output_dir"
 
 
 def marker_fault(marker: Any, *, unit: Unit, digest: str, has_chunks: bool) -> str:
-    """Why a marker is not that of this unit of the plan, in an encoding with this digest; empty if
-    it is. `FOREIGN` where it is of another encoding."""
+    """Why a marker does not belong to this unit of the plan, in an encoding with this digest; empty
+    if it does, and `FOREIGN` if it belongs to another encoding."""
     names = {f"{unit.name}.safetensors", f"{unit.name}.ids.parquet"}
     try:
         encoding, digests = marker["encoding"], marker["sha256"]
         numbers = start, rows, _ = marker["start"], marker["rows"], marker["width"]
     except (KeyError, TypeError):
-        return "is no marker of a unit"
+        return "is not the marker of a unit"
     if not isinstance(digests, dict) or any(type(number) is not int for number in numbers):
-        return "is no marker of a unit"
+        return "is not the marker of a unit"
     if encoding != digest:
         return FOREIGN
     if start != unit.start:
         return f"is of the rows from {start} on, not from {unit.start} on"
     wanted = unit.stop - unit.start
+    # Each text has at least one row; only chunks give it more.
     if rows < wanted or (rows > wanted and not has_chunks):
         return f"has {rows} rows, not {wanted}"
-    return "" if set(digests) == names else "is no marker of a unit"
+    return "" if set(digests) == names else "is not the marker of a unit"
 
 
 def width_fault(markers: Mapping[str, Mapping[str, Any]]) -> str:
-    """Which of these markers, by the names of their units, has vectors of another width than the
-    first; empty if none has."""
+    """The first marker, by its unit's name, whose vectors differ in width from the first marker's;
+    empty if all are equal."""
     widths = {name: marker["width"] for name, marker in markers.items()}
     first = next(iter(widths.values()), 0)
     others = (
@@ -61,8 +62,8 @@ def width_fault(markers: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def agreed_units(directory: Path, manifest: Mapping[str, Any]) -> list[Unit]:
-    """The units of the plan that a manifest repeats. Raises `BadInput` when one of its markers is
-    not of that plan."""
+    """The units of the plan that a manifest repeats. Raises `BadInput` when one of its markers does
+    not belong to that plan."""
     bounds, rows, markers = manifest["bounds"], manifest["rows"], manifest["units"]
     if not _cover(bounds, rows=rows):
         where = directory / MANIFEST_FILE
@@ -83,7 +84,7 @@ def agreed_units(directory: Path, manifest: Mapping[str, Any]) -> list[Unit]:
 
 
 def _cover(bounds: Any, *, rows: Any) -> bool:
-    """Whether bounds hold so many rows once, in order, as those of every plan do."""
+    """Whether `bounds` ascend from 0 to `rows`, as those of every plan do."""
     if not isinstance(bounds, list) or any(type(bound) is not int for bound in bounds):
         return False
     ascending = all(one < other for one, other in itertools.pairwise(bounds))
@@ -93,13 +94,14 @@ def _cover(bounds: Any, *, rows: Any) -> bool:
 def check_ids(
     directory: Path, planned: Sequence[Unit], *, records: Callable[[Unit], pa.Table]
 ) -> None:
-    """Raise `BadInput` when two texts of an encoding have one id, or when the chunks of a unit are
-    not those of its rows. `records` gives the table of a unit."""
+    """Raise `BadInput` when two texts of an encoding have the same id, or when the chunks of a unit
+    are not those of its rows. `records` gives the table of a unit."""
     hash_N = np.empty(planned[-1].stop if planned else 0, dtype=np.int64)
     for unit, ids in _texts(directory, planned, records=records):
-        # Python's own hash: other processes have another, so it stays in this one.
+        # 8 bytes per id. Python's hash differs between processes, but this one is never stored.
         hash_N[unit.start : unit.stop] = [hash(one) for one in ids]
     sorted_N = np.sort(hash_N)
+    # Equal hashes are rare: only ids that share one are compared as texts, in a second pass.
     suspects = np.unique(sorted_N[1:][sorted_N[1:] == sorted_N[:-1]])
     if not suspects.size:
         return
@@ -109,8 +111,8 @@ def check_ids(
             first = seen.setdefault(ids[place], row := unit.start + place)
             if first != row:
                 where = directory / UNIT_DIR / f"{unit.name}.ids.parquet"
-                told = f"row {row} has the id {ids[place]!r}, and so has row {first}"
-                raise BadInput(f"{where}: {told}; {ANEW}")
+                problem = f"row {row} has the id {ids[place]!r}, and so has row {first}"
+                raise BadInput(f"{where}: {problem}; {ANEW}")
 
 
 def _texts(
@@ -129,8 +131,8 @@ def _texts(
 
 
 def _are_chunks(row_C: NDArray[np.int64], chunk_C: NDArray[np.int64], *, unit: Unit) -> bool:
-    """Whether chunks are those of the rows of a unit, in order, counted from 0 in each. Shapes: C
-    chunks."""
+    """Whether the chunks (C,) are those of all rows of a unit, in order, numbered from 0 in each
+    row."""
     begins_C = chunk_C == 0
     if not np.array_equal(row_C[begins_C], np.arange(unit.start, unit.stop)):
         return False

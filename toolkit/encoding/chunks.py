@@ -1,6 +1,6 @@
-"""Long documents as chunks of tokens that overlap: a row each, with the characters it stands for.
+"""Long documents as overlapping chunks of tokens: one row per chunk, with its characters.
 
-Refuses to know models: a chunk is a row of token ids, embedded like any text of these tokens alone.
+Refuses to know models: a chunk is a row of token ids, embedded like a text of just these tokens.
 Shapes: T tokens of a document, C tokens of a chunk.
 """
 
@@ -19,10 +19,10 @@ from toolkit.text.tokens import Places, TextTokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """A piece of a text: the characters from `begin` to `end`, and its tokens with those that every
-    text begins and ends with.
+    """A piece of a text: its characters from `begin` to `end`, and its tokens, with the special
+    ones that begin and end every text.
 
-    Between two neighbours, before the first and behind the last lies nothing but white space.
+    The chunks of a text leave out nothing but white space.
     """
 
     text: int
@@ -33,7 +33,7 @@ class Chunk:
 
 
 def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
-    """What the recipe says; None where texts are cut. `BadInput` for what cannot be."""
+    """The chunk rules of a recipe, checked; None where texts are cut off instead."""
     tokens, overlap = recipe.corpus.chunk_tokens, recipe.corpus.chunk_overlap
     if tokens is None:
         if overlap:
@@ -46,8 +46,8 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
         )
     if recipe.encoder.text_format != TEXT_FORMAT:
         raise BadInput(
-            f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format (it is "
-            f"{recipe.encoder.text_format!r}), and queries would have it"
+            f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format, but queries "
+            f"would have it (it is {recipe.encoder.text_format!r})"
         )
     if overlap > tokens // 2:
         raise BadInput(f"corpus.chunk_overlap={overlap}: at most half of chunk_tokens={tokens}")
@@ -55,27 +55,27 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
 
 
 def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRules) -> list[Chunk]:
-    """Each text in chunks of at most `rules.tokens`; one without tokens is one empty chunk."""
+    """Cut texts into chunks of at most `rules.tokens`; a text without tokens is one empty chunk."""
     size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
-    found = []
+    chunks = []
     for number_of_text, tokens in enumerate(tokenizer.places(texts)):
         num_tokens = len(tokens.ids_T)
-        # The last one has a token of its own beside what it shares.
+        # No start so late that a chunk would hold only tokens which it shares.
         starts = range(0, max(1, num_tokens - rules.overlap), step)
         for number, start in enumerate(starts):
             stop = min(start + size, num_tokens)
             begin, end = _span(texts[number_of_text], tokens, start=start, stop=stop)
             ids_C = tokenizer.as_row(tokens.ids_T[start:stop])
-            found.append(Chunk(number_of_text, number, begin=begin, end=end, ids_C=ids_C))
-    return found
+            chunks.append(Chunk(number_of_text, number, begin=begin, end=end, ids_C=ids_C))
+    return chunks
 
 
 def _span(text: str, tokens: Places, *, start: int, stop: int) -> tuple[int, int]:
     """The characters of the tokens from `start` to before `stop`.
 
-    A normaliser composes a letter and its mark, or drops the mark: no token says that it stands for
-    that one. What lies between two tokens and is no white space belongs to the first of them.
+    A normaliser may join a letter and its accent, or drop the accent, so that no token claims that
+    character. What lies between two tokens and is no white space belongs to the first of them.
     """
     num_tokens = len(tokens.ids_T)
     begin = int(tokens.begin_T[start]) if num_tokens else len(text)
@@ -89,8 +89,8 @@ def _span(text: str, tokens: Places, *, start: int, stop: int) -> tuple[int, int
 def records_of(
     chunks: Sequence[Chunk], *, records: Sequence[Mapping[str, Any]], first_row: int
 ) -> list[dict[str, Any]]:
-    """What is written of each chunk. `records` are those of the texts, which begin at `first_row`
-    of the corpus."""
+    """The record that is written for each chunk. `records` are those of the texts, the first of
+    which is row `first_row` of the corpus."""
     return [
         {
             "id": records[chunk.text]["id"],

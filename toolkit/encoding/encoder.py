@@ -1,6 +1,6 @@
 """Texts to vectors in one process. Shapes: B rows, T tokens, D width, N texts.
 
-A vector depends on its text alone: not on its batch, its neighbours or their padding.
+A vector depends on its text alone, and not on its batch, its neighbours or their padding.
 """
 
 import dataclasses
@@ -37,12 +37,13 @@ from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text.tokens import is_unicode
 
 GPU_BATCH_TOKENS = 16384
-CPU_BATCH_TOKENS = 2048  # 16384 are a third slower: what passes between layers leaves the caches
+# 16384 are a third slower: the states between layers no longer fit the caches.
+CPU_BATCH_TOKENS = 2048
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedBatch:
-    """Rows of one forward pass, by their number among all, and how many tokens they have."""
+    """The rows of one forward pass, their numbers among all rows, and their number of tokens."""
 
     numbers: Sequence[int]
     rows: Rows
@@ -51,14 +52,14 @@ class PreparedBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Texts that only need the model."""
+    """Texts as batches: only the model is still to be run."""
 
     batches: Sequence[PreparedBatch]
     num_rows: int
 
     @property
     def num_tokens(self) -> int:
-        """Of all rows, with what a text begins and ends with."""
+        """The tokens of all rows, including those that begin and end a text."""
         return sum(batch.num_tokens for batch in self.batches)
 
 
@@ -72,7 +73,7 @@ class Encoder:
         device: torch.device | None = None,
         dims: int | None = None,
     ) -> None:
-        """`dims`: only so many numbers of a vector, the first (of a Matryoshka-trained model)."""
+        """`dims`: keep only so many numbers of a vector, the first (of a Matryoshka model)."""
         self.settings = settings
         self._packed = settings.attention == PACKED
         self._before, self._after = settings.text_format.split("{text}")
@@ -80,7 +81,7 @@ class Encoder:
         if self.device.type == "cpu":
             keep_large_blocks()
         self._chain = chain_of(settings.model, adapters=settings.adapters)
-        # An export is compared with the digests that it records: 0.6 s of a core per GB.
+        # An export records digests: compare it now, which takes 0.6 s of a core per GB.
         self._digest = self._chain.digest() if self._chain.is_recorded() else ""
         config = load_config(self._chain.base, causal=settings.causal)
         self._chain.check(Use(settings.causal, max_tokens=settings.max_tokens, dims=dims))
@@ -116,12 +117,12 @@ class Encoder:
         )
 
     def digest(self) -> str:
-        """What identifies the model (see `model_digest`); its weights are read for it once."""
+        """The digest of the model (see `model_digest`); its weights are read once to compute it."""
         self._digest = self._digest or self._chain.digest()
         return self._digest
 
     def before_text(self, instruction: str) -> str:
-        """What stands before a text that has this instruction, as the model was trained."""
+        """What is put before a text with this instruction, in the model's instruction format."""
         return self._instruction_format.format(instruction=instruction) if instruction else ""
 
     @classmethod
@@ -136,12 +137,12 @@ class Encoder:
         device: str | None = None,
         truncate_dim: int | None = None,
     ) -> Self:
-        """The encoder in a run directory, an exported folder, a model folder or on the hub; an
-        adapter in PEFT's layout is merged into its base, and upon it `adapters`, in order.
+        """Load an encoder from a run directory, an exported folder, a model folder or the hub. An
+        adapter in PEFT's layout is merged into its base, and then `adapters`, in order.
         `text_format`: see `EncoderSettings`.
 
-        `truncate_dim` as in sentence-transformers: only so many numbers of a vector. Raises
-        `BadInput` when there is none, or it cannot be used.
+        `truncate_dim` as in sentence-transformers: keep only the first so many numbers of a vector.
+        Raises `BadInput` when `path` holds no encoder, or the encoder cannot be used.
         """
         try:
             settings = EncoderSettings(
@@ -170,12 +171,12 @@ class Encoder:
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
     ) -> Any:
-        """Vectors (N, D), fp32, in the order of `sentences`, as an array or a tensor on the CPU; of
-        a single text (D,). The names are those of sentence-transformers.
+        """Vectors (N, D), fp32, in the order of `sentences`, as an array or a tensor on the CPU; a
+        vector (D,) for a single text. The arguments have the names of sentence-transformers.
 
-        `prompt` stands before each text and, unlike there, is not pooled (LLM2Vec's instructions).
-        Batches are bounded by tokens, so `batch_size` (at most so many rows) is seldom needed.
-        Raises `BadInput` for what is no text.
+        `prompt` is put before each text but, unlike there, is not pooled (LLM2Vec's instructions).
+        Batches are bounded by tokens, so that `batch_size` (most rows per batch) is seldom needed.
+        Raises `BadInput` for anything but texts of valid Unicode.
         """
         single = isinstance(sentences, str)
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
@@ -194,9 +195,9 @@ class Encoder:
             on_rows=lambda rows, tokens: progress.advance(rows),  # noqa: ARG005
         )
         progress.close()
-        found = unit_length(vectors) if normalize_embeddings else vectors
-        found = found[0] if single else found
-        return torch.from_numpy(found) if convert_to_tensor else found
+        result = unit_length(vectors) if normalize_embeddings else vectors
+        result = result[0] if single else result
+        return torch.from_numpy(result) if convert_to_tensor else result
 
     def vectors_of(
         self,
@@ -206,10 +207,10 @@ class Encoder:
         max_rows: int | None = None,
         on_rows: Callable[[int, int], None] | None = None,
     ) -> Vectors:
-        """Vectors (N, D), fp32, in the order of `texts`; `on_rows(rows, tokens)` after each batch.
+        """Vectors (N, D), fp32, in the order of `texts`; calls `on_rows(rows, tokens)` per batch.
 
-        `instruction` stands before each text, with what parts it from the text, and is not pooled.
-        Rows of like length share a batch; a text without tokens gets the zero vector.
+        `instruction` is put before each text as it is, with its separator, and is not pooled. Rows
+        of similar length share a batch; a text without tokens gets the zero vector.
         """
         prepared = self.prepare(texts, instruction=instruction, max_rows=max_rows)
         return self.embed(prepared, on_rows=on_rows)
@@ -217,7 +218,7 @@ class Encoder:
     def prepare(
         self, texts: Sequence[str], *, instruction: str = "", max_rows: int | None = None
     ) -> "Prepared":
-        """Texts as batches in host memory: all that needs no model. Any thread may call it."""
+        """Texts as batches in host memory: all work that needs no model. Any thread may call it."""
         if self._before or self._after:
             texts = [text.strip() + self._after for text in texts]
             instruction = self._before + instruction
@@ -229,10 +230,10 @@ class Encoder:
         if len(self.tokenizer.encode([instruction])[0]) >= limit:
             raise BadInput(
                 f"an instruction of {len(instruction)} characters fills all of max_tokens={limit}: "
-                "nothing of a text is left"
+                "no room is left for a text"
             )
-        found = self.tokenizer.encode_after(instruction, texts)
-        rows, owns = [ids_T for ids_T, _ in found], [own_T for _, own_T in found]
+        encoded = self.tokenizer.encode_after(instruction, texts)
+        rows, owns = [ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded]
         return self.prepare_rows(rows, owns=owns, max_rows=max_rows)
 
     def prepare_rows(
@@ -242,8 +243,9 @@ class Encoder:
         owns: Sequence[NDArray[np.bool_]] | None = None,
         max_rows: int | None = None,
     ) -> "Prepared":
-        """Rows of token ids as batches of at most `max_rows`. `owns` marks the tokens that are
-        pooled; without it, all but special ones are."""
+        """Rows of token ids as batches of at most `max_rows` rows. `owns` marks the tokens that are
+        pooled; without it, all but special tokens are."""
+        # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         batches = []
         default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
@@ -270,18 +272,18 @@ class Encoder:
         )
         if not pieces:
             return np.zeros((0, self.width), dtype=np.float32)
-        # One copy for all: a copy after each batch would have the device wait for the next.
-        found = torch.cat(pieces)[:, : self.width].cpu().numpy()
-        vectors: Vectors = np.empty_like(found)
-        vectors[[number for batch in prepared.batches for number in batch.numbers]] = found
+        # One copy at the end: a copy after each batch would leave the device idle until the next.
+        sorted_ND = torch.cat(pieces)[:, : self.width].cpu().numpy()
+        vectors: Vectors = np.empty_like(sorted_ND)
+        vectors[[number for batch in prepared.batches for number in batch.numbers]] = sorted_ND
         return vectors
 
     @torch.inference_mode()
     def token_states(
         self, rows: Sequence[NDArray[np.int64]]
     ) -> Iterator[tuple[Sequence[int], torch.Tensor]]:
-        """Batch by batch, the numbers of its rows of token ids and the hidden states (T, D), fp32,
-        of all their tokens, special ones too, row after row. A row has at least one id."""
+        """For each batch the numbers of its rows of token ids and the hidden states (T, D), fp32,
+        of all their tokens, row after row, with special tokens. A row must have at least one id."""
         for batch in self.prepare_rows(rows).batches:
             laid = to_device(batch.rows, device=self.device)
             yield batch.numbers, token_states(self._model, laid)[:, : self.width]
@@ -296,9 +298,9 @@ class Encoder:
 
 
 def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
-    """The encoder that made these vectors, as its path is recorded or as `model` names it.
+    """Load the encoder that made these vectors, from `model` or else from the recorded path.
 
-    Raises `BadInput` when it is not there, or is another one by now.
+    Raises `BadInput` when it is not there, or has changed since.
     """
     path = model or store.manifest["model_path"]
     try:
@@ -307,7 +309,7 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
         encoder = Encoder(settings, dims=store.manifest["output"].get("dims"))
     except BadInput as error:
         raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
-    except OverflowError as error:  # a limit of tokens that nobody meant
+    except OverflowError as error:  # an absurd limit of tokens
         raise BadInput(f"{store.directory / MANIFEST_FILE}: encoder: {error}") from error
     if encoder.digest() != store.manifest["model"]:
         raise BadInput(
@@ -318,14 +320,14 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
 
 def _settings_of(store: VectorStore, *, model: str, adapters: tuple[str, ...]) -> EncoderSettings:
     path = store.directory / MANIFEST_FILE
-    told = store.manifest.get("encoder")
+    settings = store.manifest.get("encoder")
     try:
-        if not isinstance(told, dict) or {"model", "adapters"} & set(told):
-            raise ValueError(f"encoder is {told!r:.60}")
-        return EncoderSettings(model=model, adapters=adapters, **told)
+        if not isinstance(settings, dict) or {"model", "adapters"} & set(settings):
+            raise ValueError(f"encoder is {settings!r:.60}")
+        return EncoderSettings(model=model, adapters=adapters, **settings)
     except (ValueError, TypeError, OverflowError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: does not say how texts were encoded ({said})") from error
+        reason = " ".join(str(error).split())[:200]
+        raise BadInput(f"{path}: does not say how texts were encoded ({reason})") from error
 
 
 def token_batches(
@@ -336,7 +338,7 @@ def token_batches(
     max_rows: int | None = None,
 ) -> list[list[int]]:
     """Cut `order` (longest first) into batches of at most `batch_tokens` cells and `max_rows` rows,
-    at least a row."""
+    each of at least one row."""
     batches: list[list[int]] = []
     for number in order:
         longest = len(rows[batches[-1][0]]) if batches else 0

@@ -1,4 +1,4 @@
-"""Vectors as numbers of fewer bits, in safetensors files that are read where they lie.
+"""Vectors in fewer bits, in safetensors files that are memory-mapped and read in place.
 
 Knows numpy and the file format (huggingface.co/docs/safetensors): 8 bytes of header size, a JSON
 header, the tensors' bytes. Refuses to know rows and units. The package's own writer has no bf16
@@ -6,12 +6,11 @@ for numpy, and its reader no memory map.
 
     fp32, fp16, bf16    the numbers, rounded
     int8                round(v / scale), and scales (R, 1) in fp32: a row's largest number is 127
-    binary              the signs, eight to a byte, the first in the highest bit; read as -1 and 1.
-                        Where a row is the zero vector, scales (R, 1) in fp32: 0 for it, else 1
+    binary              the signs, eight per byte, the first in the highest bit; read as -1 and 1.
+                        If any row is the zero vector, scales (R, 1) in fp32: 0 for it, else 1
 
-After them stand the checksums (blocks, 4) of all bytes of the others, see `sums`: what is read is
-checked when it is first read. What a row becomes depends on that row alone. Shapes: R rows, D
-width.
+Last come the checksums (blocks, 4) of all these bytes (see `sums`), by which bytes are checked when
+they are first read. How a row is stored depends on that row alone. Shapes: R rows, D width.
 """
 
 import dataclasses
@@ -33,7 +32,7 @@ Array = NDArray[Any]
 
 VECTORS, SCALES, SUMS = "vectors", "scales", "crc32"
 INT8_MAX = 127
-# What a form holds at most; of bf16, 8 bits of the number are kept.
+# The largest number that a format holds; bf16 keeps 8 bits of a number.
 LARGEST: dict[str, float] = {"fp16": 65504.0, "bf16": (2 - 2**-7) * 2.0**127}
 _DTYPES: dict[str, tuple[str, type[np.generic]]] = {  # numpy has no bf16: its 16 bits are stored
     "fp32": ("F32", np.float32),
@@ -46,7 +45,7 @@ _NUMPY = dict(_DTYPES.values())
 
 
 def encode(vectors_RD: Vectors, *, form: VectorFormat) -> bytes:
-    """The bytes of a safetensors file of these finite vectors. Equal vectors give equal bytes."""
+    """Finite vectors as the bytes of a safetensors file. Equal vectors give equal bytes."""
     arrays = {VECTORS: _packed(vectors_RD, form=form)}
     if form == "int8":
         arrays[SCALES] = _scales(vectors_RD)
@@ -72,16 +71,17 @@ def encode(vectors_RD: Vectors, *, form: VectorFormat) -> bytes:
 
 
 def seal_of(content: bytes) -> dict[str, Any]:
-    """What a marker says of the checksums in a file of `encode`: the size of their blocks, and the
-    SHA-256 of the header and of them."""
+    """A marker's entry about the checksums in a file of `encode`: the size of their blocks, and the
+    SHA-256 of header and checksums."""
     data = np.frombuffer(content, dtype=np.uint8)
     return {"bytes": BLOCK_BYTES, "sha256": _digest_of_head(data, _places(data)[SUMS])}
 
 
 @dataclasses.dataclass(frozen=True)
 class MappedVectors:
-    """Vectors in a file, of which only what is asked for is read, and checked when it is first
-    read if there are `blocks`; `begins` is where in them each array begins."""
+    """Vectors in a mapped file, of which only rows that are asked for are read. If there are
+    `blocks`, bytes are checked when they are first read; `begins` is the offset of each array in
+    them."""
 
     form: VectorFormat
     width: int
@@ -93,8 +93,8 @@ class MappedVectors:
         return len(self.arrays[VECTORS])
 
     def rows(self, which: slice | NDArray[np.int64]) -> Vectors:
-        """These rows (., D) as fp32: numbers that were rounded when they were written. `ValueError`
-        when they are damaged."""
+        """These rows (., D) as fp32, with the rounding of the format. `ValueError` when they are
+        damaged."""
         if self.blocks:
             self._check(self.blocks, which)
         packed = self.arrays[VECTORS][which]
@@ -103,7 +103,7 @@ class MappedVectors:
         if self.form == "binary":
             bits = np.unpackbits(packed, axis=1, count=self.width)
             signs = bits.astype(np.float32) * 2 - 1
-            # Plus 0: no zero has a sign.
+            # Adding 0 turns -0.0 into 0.0.
             return signs * self.arrays[SCALES][which] + 0 if SCALES in self.arrays else signs
         if self.form == "int8":
             return np.asarray(packed * self.arrays[SCALES][which], dtype=np.float32)
@@ -125,8 +125,8 @@ class MappedVectors:
 def open_vectors(
     path: Path, *, form: VectorFormat, rows: int, width: int, seal: Mapping[str, Any] | None = None
 ) -> MappedVectors:
-    """The vectors of a file that `encode` has filled; with its `seal_of` they are checked when they
-    are read. `ValueError` when it is not whole, or its checksums are not those that were sealed."""
+    """Open a file of `encode`. With its `seal_of`, vectors are checked when they are read.
+    `ValueError` when the file is not whole, or its checksums are not those that were sealed."""
     data = np.memmap(path, dtype=np.uint8, mode="r")
     places = _places(data)
     columns = -(-width // 8) if form == "binary" else width
@@ -134,9 +134,9 @@ def open_vectors(
     if SCALES in places or form == "int8":
         known[SCALES] = ("F32", (rows, 1))
     for name, (dtype, shape) in known.items():
-        found = places.get(name)
-        if found is None or (found.dtype, found.shape) != (dtype, shape):
-            raise ValueError(f"{name}: {found} and not {shape} of {dtype}")
+        place = places.get(name)
+        if place is None or (place.dtype, place.shape) != (dtype, shape):
+            raise ValueError(f"{name}: {place} and not {shape} of {dtype}")
     arrays = {
         name: data[places[name].begin : places[name].end].view(_NUMPY[dtype]).reshape(shape)
         for name, (dtype, shape) in known.items()
@@ -174,19 +174,19 @@ def unit_length(vectors_RD: Vectors) -> Vectors:
     """Vectors divided by their norm; the zero vector stays zero."""
     with np.errstate(over="ignore"):
         norms = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
-    found = np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
+    scaled_RD = np.asarray(vectors_RD / np.maximum(norms, 1e-12), dtype=np.float32)
     usual = (norms[:, 0] > 1e-12) & np.isfinite(norms[:, 0])
-    if (others := np.flatnonzero(~usual)).size:  # of squares that fp32 cannot hold, and zero
+    if (others := np.flatnonzero(~usual)).size:  # zero, or squares that fp32 cannot hold
         exact_KD = vectors_RD[others].astype(np.float64)
         norms = np.linalg.norm(exact_KD, axis=1, keepdims=True)
-        found[others] = exact_KD / np.where(norms > 0, norms, 1)
-    return found
+        scaled_RD[others] = exact_KD / np.where(norms > 0, norms, 1)
+    return scaled_RD
 
 
 def _packed(vectors_RD: Vectors, *, form: VectorFormat) -> Array:
     if form == "bf16":
         bits = np.ascontiguousarray(vectors_RD).view(np.uint32)
-        # To the nearest, halves to even, as torch does.
+        # Rounded to the nearest number, and halves to the even one, as torch does.
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     if form == "binary":
         signs: Array = np.packbits(vectors_RD > 0, axis=1)

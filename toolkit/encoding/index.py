@@ -1,10 +1,11 @@
-"""An approximate index of an encoding by faiss: made unit by unit, gone on with after a kill.
+"""An approximate index of an encoding by faiss: built unit by unit, and resumed after a kill.
 
-    ENC/index/hnsw.json               which file it is, how many rows are in it, of which embeddings
-    ENC/index/hnsw-1f2e3d4c.faiss     the index, whole or as far as it has come
+    ENC/index/hnsw.json               the file's name, its number of rows, the encoding's digest
+    ENC/index/hnsw-1f2e3d4c.faiss     the index, whole or as far as it has been built
 
-The JSON is written last and names the other file by its digest, so what it names is whole, whoever
-else builds at the same time. An index proposes rows; their cosines are those of the stored vectors.
+The JSON is written last and names the other file by its digest. So the file that it names is whole,
+even if somebody else builds at the same time. An index proposes rows; their cosines are computed
+from the stored vectors.
 Knows faiss, which is optional. Shapes: Q queries, C candidates, K hits, D width.
 """
 
@@ -44,16 +45,16 @@ KINDS = (FLAT, IVF, HNSW, PQ)
 _CLASSES = {FLAT: "IndexFlat", IVF: "IndexIVFFlat", HNSW: "IndexHNSWFlat", PQ: "IndexPQ"}  # faiss's
 SAVE_EVERY_S = 600.0
 YOUNG_S = 6 * SAVE_EVERY_S
-TRAINING_ROWS = 39  # a centroid; faiss warns below
+TRAINING_ROWS = 39  # per centroid; faiss warns of fewer
 MOST_TRAINING_ROWS = 2**18
-CANDIDATES = 4  # a hit
-ROWS_AT_ONCE = 2**14  # of stored vectors that are in memory
+CANDIDATES = 4  # per hit
+ROWS_AT_ONCE = 2**14  # stored vectors in memory at a time
 OnRows = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What the JSON says. `encoding` is the digest of the manifest of the embeddings."""
+    """The content of the JSON. `encoding` is the digest of the encoding's manifest."""
 
     format: str
     kind: str
@@ -65,8 +66,8 @@ class Record:
     rows: int
 
 
-class _Told(TypedDict):
-    """A `Record` as JSON."""
+class _RecordJson(TypedDict):
+    """A `Record` as JSON, to check it."""
 
     format: str
     kind: str
@@ -79,7 +80,7 @@ class _Told(TypedDict):
 
 
 def parameters_of(kind: str, *, num_rows: int, width: int) -> dict[str, int]:
-    """What an index of so many vectors is made with."""
+    """The parameters of an index of `num_rows` vectors of `width` numbers."""
     if kind == IVF:
         lists = max(1, min(int(4 * num_rows**0.5), num_rows // TRAINING_ROWS))
         return {"lists": lists, "probes": min(lists, 16 + lists // 32)}
@@ -87,7 +88,7 @@ def parameters_of(kind: str, *, num_rows: int, width: int) -> dict[str, int]:
         return {"links": 32, "ef_construction": 200, "ef_search": 128}
     if kind == PQ:
         parts = max(n for n in range(1, max(1, width // 4) + 1) if width % n == 0)
-        # As many centroids of a part as there are rows to find them.
+        # So many centroids per part as there are rows to train them.
         bits = max(1, min(8, (max(2, num_rows // TRAINING_ROWS)).bit_length() - 1))
         return {"parts": parts, "bits": bits}
     return {}
@@ -101,10 +102,10 @@ def build_index(
     now: Callable[[], float] = time.monotonic,
     on_rows: OnRows | None = None,
 ) -> Record:
-    """Make the index of that kind, or go on with it; what it becomes is whole before it is named.
+    """Build the index of that kind, or go on with one that was begun.
 
-    An index of other embeddings or other parameters is made anew. Raises `BadInput` without faiss,
-    or when a unit is damaged.
+    An index of another encoding or with other parameters is built anew. Raises `BadInput` without
+    faiss, or when a unit is damaged.
     """
     _faiss()
     wanted = {
@@ -136,11 +137,11 @@ def build_index(
 
 
 class Index:
-    """A finished index, to be searched. Its file is compared with its SHA-256 before it is loaded,
-    which faiss does whole: some 0.6 s of a core per GB."""
+    """A finished index, to be searched. faiss loads its file whole, so that the file is compared
+    with its SHA-256 first: some 0.6 s of a core per GB."""
 
     def __init__(self, store: VectorStore, *, kind: str) -> None:
-        """Raises `BadInput` when there is none, or it is damaged or of other embeddings."""
+        """Raises `BadInput` when there is none, or it is damaged or of another encoding."""
         self._store = store
         record = _checked(store, kind=kind)
         path = store.directory / INDEX_DIR / record.file
@@ -150,9 +151,9 @@ class Index:
             self._index.nprobe = record.parameters["probes"]
 
     def nearest_rows(self, queries_QD: Vectors, top: int) -> Found:
-        """The cosines (Q, K) and rows (Q, K) that it finds, best first; row -1 where it finds
-        fewer. Of `CANDIDATES` times as many the best by their stored vectors. `BadInput` for what
-        `check_queries` refuses."""
+        """The cosines (Q, K) and rows (Q, K) that the index finds, best first, with row -1 where it
+        finds fewer. It proposes `CANDIDATES` times as many rows, of which those with the highest
+        cosine of stored vectors are kept. `BadInput` for what `check_queries` refuses."""
         all_QD = check_queries(queries_QD, width=self._store.width, top=top)
         top = min(top, self._store.num_rows)
         depth = min(CANDIDATES * top, self._store.num_rows)
@@ -163,7 +164,7 @@ class Index:
         at_once = max(1, ROWS_AT_ONCE // depth)
         for start in range(0, len(queries_QD), at_once):
             query = all_QD[start : start + at_once]
-            # Ascending, so that the first of equal cosines is the first in the corpus.
+            # Ascending, so that of equal cosines the first row of the corpus comes first.
             rows_QC = np.sort(self._index.search(query, depth)[1], axis=1)
             score_QC = self._cosines(query, rows_QC=rows_QC)
             best_QK = np.argsort(-score_QC, axis=1, kind="stable")[:, :top]
@@ -173,7 +174,7 @@ class Index:
         return scores_QK, rows_QK
 
     def _cosines(self, query_QD: Vectors, *, rows_QC: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Of the stored vectors; -inf where a row is -1."""
+        """The cosines (Q, C) of stored vectors; -inf where a row is -1."""
         rows_N, place_QC = np.unique(rows_QC, return_inverse=True)
         vectors_ND = self._store.read(np.maximum(rows_N, 0))
         places = place_QC.reshape(rows_QC.shape)
@@ -184,35 +185,35 @@ class Index:
 
 
 def check_indexes(store: VectorStore) -> list[str]:
-    """The kinds of index that an encoding has, after reading every byte of them. Raises `BadInput`
-    for one that is damaged or of other embeddings; one that is not finished is left out."""
+    """The kinds of finished indexes that an encoding has, after reading every byte of them. Raises
+    `BadInput` for one that is damaged or of another encoding."""
     folder = store.directory / INDEX_DIR
-    found = []
+    kinds = []
     for kind in KINDS:
         is_there = (folder / f"{kind}.json").is_file()
         if is_there and _record(folder, kind=kind).rows >= store.num_rows:
             _checked(store, kind=kind)
-            found.append(kind)
-    return found
+            kinds.append(kind)
+    return kinds
 
 
 def _loaded(path: Path, *, record: Record, width: int) -> Any:
-    """An index from its file. `BadInput` when it is not that of its record: a record may name the
-    file of another kind, with its digest."""
+    """Load an index from its file. `BadInput` when it is not what its record says: a record may
+    have come to name the file of another kind, with its digest."""
     faiss = _faiss()
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:
         raise _damaged(path, kind=record.kind) from error
     wanted = (_CLASSES[record.kind], width, record.rows)
-    found = (type(index).__name__.removesuffix("IP"), int(index.d), int(index.ntotal))
-    if found != wanted:
+    actual = (type(index).__name__.removesuffix("IP"), int(index.d), int(index.ntotal))
+    if actual != wanted:
         raise _damaged(path, kind=record.kind)
     return index
 
 
 def _new_index(store: VectorStore, *, kind: str, parameters: dict[str, int]) -> Any:
-    """An index of that kind, trained, without rows."""
+    """A new index of that kind: trained, but without rows."""
     faiss = _faiss()
     description = {
         FLAT: "Flat",
@@ -231,7 +232,7 @@ def _new_index(store: VectorStore, *, kind: str, parameters: dict[str, int]) -> 
 
 
 def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
-    """Write the index as it stands, then name it; those before it go."""
+    """Write the index as it stands, then the record that names it; remove older files."""
     faiss = _faiss()
     folder.mkdir(exist_ok=True)
     kind = wanted["kind"]
@@ -242,7 +243,7 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
         digest = sha256_of(temporary)
         size = temporary.stat().st_size
         path = temporary.replace(folder / f"{kind}-{digest[:16]}.faiss")
-    except RuntimeError as error:  # faiss tells in words that the disk is full
+    except RuntimeError as error:  # faiss reports a full disk only in the text of its error
         said = " ".join(str(error).split())
         raise RunFailed(
             f"{temporary}: cannot be written ({said}){ROOM * is_full(error)}"
@@ -252,19 +253,20 @@ def _save(index: Any, *, folder: Path, wanted: dict[str, Any]) -> Record:
     sync(folder)
     record = Record(**wanted, file=path.name, sha256=digest, bytes=size, rows=int(index.ntotal))
     write_json(folder / f"{kind}.json", dataclasses.asdict(record))
-    # Somebody else may build the same: what their record names by now stays, and what they write.
+    # Another process may build the same index: the file that its record names by now must stay,
+    # and so must a file that it is writing.
     with contextlib.suppress(BadInput):
         named = {path.name, _record(folder, kind=kind).file}
         for old in folder.glob(f"{kind}-*.faiss"):
             if old.name not in named:
                 old.unlink(missing_ok=True)
     remove_temporaries(folder, kind, old_s=YOUNG_S)
-    # They may do so too, between our file and its name.
+    # The other process may have removed our file before our record named it: write it again.
     return record if path.is_file() else _save(index, folder=folder, wanted=wanted)
 
 
 def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:
-    """What is there of this very index, if every byte of it is."""
+    """The record of an unfinished or finished index like `wanted`, if its file is undamaged."""
     try:
         record = _record(folder, kind=wanted["kind"])
     except BadInput:
@@ -277,7 +279,7 @@ def _go_on_from(folder: Path, *, wanted: dict[str, Any]) -> Record | None:
 
 
 def _checked(store: VectorStore, *, kind: str) -> Record:
-    """The record of a finished index of these embeddings, after reading every byte of it."""
+    """The record of a finished index of this encoding, after reading every byte of its file."""
     folder = store.directory / INDEX_DIR
     build = f"build it with python -m toolkit.search {store.directory} --build-index {kind}"
     if not (folder / f"{kind}.json").is_file():
@@ -302,11 +304,11 @@ def _checked(store: VectorStore, *, kind: str) -> Record:
 def _record(folder: Path, *, kind: str) -> Record:
     path = folder / f"{kind}.json"
     advice = "delete it and build the index anew"
-    told = checked(read_json(path), _Told, source=path, advice=advice)
+    content = checked(read_json(path), _RecordJson, source=path, advice=advice)
     names = {field.name for field in dataclasses.fields(Record)}
-    if set(told) != names or told["kind"] != kind or told["format"] != FORMAT:
-        raise BadInput(f"{path}: is no record of an index of kind {kind}; {advice}")
-    return Record(**told)
+    if set(content) != names or content["kind"] != kind or content["format"] != FORMAT:
+        raise BadInput(f"{path}: is not the record of an index of kind {kind}; {advice}")
+    return Record(**content)
 
 
 def _damaged(path: Path, *, kind: str) -> BadInput:

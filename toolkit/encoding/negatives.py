@@ -1,4 +1,4 @@
-"""Hard negatives: of the corpus's nearest rows those that do not answer the query.
+"""Hard negatives: the rows nearest to a query that do not answer it.
 
 Knows vectors, scores and text hashes. Refuses to know where pairs are stored.
 
@@ -27,8 +27,8 @@ ANSWER, TOO_NEAR, REPEATED = "answers the query", "nearer than the limit", "same
 @dataclasses.dataclass(frozen=True)
 class MiningRules:
     """Which of the `depth` nearest rows are negatives: not the first `skip`, and none whose cosine
-    is above `max_ratio` of the positive's, which may be an answer that nobody has marked (NV-
-    Retriever, de Souza P. Moreira et al. 2024, "TopK-PercPos")."""
+    is above `max_ratio` times that of the positive. Such a row may be an answer that nobody marked
+    (NV-Retriever, de Souza P. Moreira et al. 2024, "TopK-PercPos")."""
 
     num_negatives: int
     depth: int
@@ -37,8 +37,8 @@ class MiningRules:
 
 
 class Miner:
-    """Finds negatives in an encoded corpus. `text_of` gives the text of a row of it; `left_out`
-    counts why rows were none."""
+    """Finds negatives in an encoded corpus. `text_of` gives the text of a row, and `left_out`
+    counts rows by the reason why they were no negatives."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Miner:
         self, pairs: Sequence[Pair], *, task: PairTask, batch: int
     ) -> Iterator[tuple[Pair, tuple[str, ...]]]:
         """Each pair of a data set with its negatives, the hardest first. The corpus is read once
-        for every `batch` pairs."""
+        per `batch` pairs."""
         answers = answers_of(pairs)
         for start in range(0, len(pairs), batch):
             some = pairs[start : start + batch]
@@ -100,7 +100,7 @@ class Miner:
 
 def answers_of(pairs: Sequence[Pair]) -> dict[int, frozenset[int]]:
     """The hashes of all positives of each query, by the query's hash."""
-    found: dict[int, set[int]] = {}
+    answers: dict[int, set[int]] = {}
     for pair in pairs:
-        found.setdefault(pair.query_hash, set()).add(pair.positive_hash)
-    return {query: frozenset(positives) for query, positives in found.items()}
+        answers.setdefault(pair.query_hash, set()).add(pair.positive_hash)
+    return {query: frozenset(positives) for query, positives in answers.items()}

@@ -1,4 +1,4 @@
-"""An encoding while it is written: unit by unit, so that what is there is whole.
+"""An encoding while it is written: unit by unit, and each unit whole or not at all.
 
     ENC/plan.json  ENC/units/00017.{safetensors,ids.parquet,json}  ENC/manifest.json
 
@@ -30,8 +30,8 @@ from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_len
 from toolkit.encoding.units import Unit, check_facts
 from toolkit.settings.schema import VectorFormat
 
-# What is known of a row; and of a chunk also which row of the corpus it is of, its number in that
-# text, and the characters of the text that it stands for.
+# The columns of a row. A chunk also has its row in the corpus, its number in that text, and the
+# characters of the text that it covers.
 FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.bool_())])
 CHUNK_FACTS = pa.schema(
     [*FACTS, *((name, pa.int64()) for name in ("row", "chunk", "begin", "end"))]
@@ -41,15 +41,15 @@ MARKER_DIGEST = "marker_sha256"
 
 
 class Seal(TypedDict):
-    """What a marker says of the checksums in its vectors' file (`formats.seal_of`)."""
+    """A marker's entry about the checksums in the file of vectors (`formats.seal_of`)."""
 
     bytes: Annotated[int, Field(ge=1, le=2**30)]
     sha256: Digest
 
 
 class Marker(TypedDict):
-    """What a unit's JSON says. Those of an older toolkit have no `blocks`, and no digest of their
-    own."""
+    """The content of a unit's JSON. Markers of an older toolkit have neither `blocks` nor a digest
+    of their own."""
 
     encoding: str
     start: Count
@@ -62,7 +62,7 @@ class Marker(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class UnitFiles:
-    """The three paths of a unit."""
+    """The paths of a unit's three files."""
 
     vectors: Path
     ids: Path
@@ -97,14 +97,14 @@ def write_unit(
     digest: str,
     form: VectorFormat = "fp32",
 ) -> None:
-    """Write a unit's vectors and ids, then its marker. Records with a `chunk` are of chunks, which
-    may be more than the unit's rows of the corpus.
+    """Write a unit's vectors and ids, then its marker. Records with a `chunk` are chunks, of which
+    there may be more than the unit has rows of the corpus.
 
-    `BadInput` for a vector that is not finite, or too large for its format, and for an id that is
-    there twice.
+    Raises `BadInput` for a vector that is not finite or too large for its format, and for an id
+    that occurs twice.
     """
     ids = [record["id"] for record in records]
-    # Once a text, however many chunks it has.
+    # One per text, however many chunks the text has.
     firsts = [record["id"] for record in records if not record.get("chunk")]
     assert len(records) == len(vectors_RD)
     assert len(firsts) == unit.stop - unit.start
@@ -123,7 +123,7 @@ def write_unit(
     }
     for path, content in contents.items():
         write_atomic(path, content)
-    # Of what was meant and not of what the disk gives back, which a later look compares with it.
+    # Digests of the bytes in memory, not of the files: a later check then sees what the disk lost.
     digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
     rows, width = vectors_RD.shape
     marker: dict[str, Any] = {"encoding": digest, "start": unit.start}
@@ -149,13 +149,13 @@ def _refuse_repeated(ids: Sequence[str]) -> None:
     seen: set[str] = set()
     for one in ids:
         if one in seen:
-            raise BadInput(f"id {one!r}: two rows have it; make the shards with ids of their own")
+            raise BadInput(f"id {one!r}: two rows have it; make the shards with unique ids")
         seen.add(one)
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """An encoding while it is made: its directory, the digest of what it is, and its units."""
+    """An encoding in progress: its directory, the digest of its plan, and its units."""
 
     directory: Path
     digest: str
@@ -165,7 +165,7 @@ class Output:
     has_chunks: bool = False
 
     def finished(self) -> set[str]:
-        """The names of the units that have a marker, by a single look; no digest is checked."""
+        """The names of the units that have a marker, from one listing; no digest is checked."""
         try:
             entries = os.listdir(self.directory / UNIT_DIR)
         except FileNotFoundError:
@@ -179,22 +179,22 @@ class Output:
         return [unit for unit in self.units if unit.name not in finished]
 
     def has_marker(self, unit: Unit) -> bool:
-        """Whether this unit has one."""
+        """Whether the marker of this unit exists."""
         return unit_files(self.directory, unit=unit).marker.exists()
 
     def forget(self, unit: Unit) -> None:
-        """Take a damaged unit's marker away, so that it is made again."""
+        """Remove a damaged unit's marker, so that the unit is made again."""
         unit_files(self.directory, unit=unit).marker.unlink(missing_ok=True)
 
     def damaged(self, some: Iterable[Unit]) -> list[Unit]:
-        """Those of `some` units that have a marker, and are not what it says."""
+        """Those of `some` units that have a marker, but whose files are not what it says."""
         finished = self.finished()
         return [unit for unit in some if unit.name in finished and not self.is_finished(unit)]
 
     def is_finished(self, unit: Unit) -> bool:
         """Whether a unit was written whole for this encoding; the digests of its files are checked.
 
-        A damaged file, the marker included, is an unfinished unit: it is made again.
+        A unit with a damaged file, its marker included, counts as unfinished and is made again.
         """
         files, marker = unit_files(self.directory, unit=unit), self._marker(unit)
         return marker is not None and all(
@@ -203,8 +203,8 @@ class Output:
         )
 
     def _marker(self, unit: Unit) -> Marker | None:
-        """What a unit's marker says; None when that is not of this unit, and it is to be made
-        again. `BadInput` for a unit of another encoding, which somebody has put here."""
+        """A unit's marker; None when it is missing or wrong, so that the unit is to be made again.
+        `BadInput` for the marker of another encoding, which somebody must have put here."""
         path = unit_files(self.directory, unit=unit).marker
         try:
             marker = read_marker(path)
@@ -217,7 +217,7 @@ class Output:
         return None if fault else marker
 
     def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write a unit (`write_unit`), its vectors divided by their length if that is asked for."""
+        """Write a unit (`write_unit`), with vectors of unit length if `normalize` is set."""
         write_unit(
             self.directory,
             unit=unit,
@@ -228,13 +228,14 @@ class Output:
         )
 
     def write_manifest(self) -> list[Unit]:
-        """Write the manifest if every unit is there; returns those that are not. Any worker may.
+        """Write the manifest if every unit is there; returns the units that are missing. Any worker
+        may call it.
 
-        Raises `BadInput` for a unit, or a plan, of another encoding. What killed writers have left
-        is removed before.
+        Raises `BadInput` for a unit, or a plan, of another encoding. Temporary files of killed
+        writers are removed first.
         """
-        found = {unit.name: self._marker(unit) for unit in self.units}
-        markers = {name: marker for name, marker in found.items() if marker is not None}
+        by_name = {unit.name: self._marker(unit) for unit in self.units}
+        markers = {name: marker for name, marker in by_name.items() if marker is not None}
         if missing := [unit for unit in self.units if unit.name not in markers]:
             return missing
         if fault := width_fault(markers):
@@ -250,13 +251,13 @@ class Output:
         return []
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
-        """Whether there is a manifest that is whole and tells these units as their markers do."""
+        """Whether a whole manifest exists that repeats the markers of these units."""
         try:
             manifest = read_json(self.directory / MANIFEST_FILE)
-            told = manifest["units"]
+            markers = manifest["units"]
             if not is_sealed(manifest):
                 return False
             stem = self.directory / UNIT_DIR
-            return all(told[name] == read_json(stem / f"{name}.json") for name in names)
+            return all(markers[name] == read_json(stem / f"{name}.json") for name in names)
         except (BadInput, KeyError, TypeError):
             return False

@@ -1,7 +1,8 @@
 """An encoding as one Parquet file, for DuckDB, LanceDB, Qdrant and whatever else reads Arrow.
 
-Columns as `VectorStore.table` has them, the vector as fixed_size_list<float>; a unit is a row
-group, so there is one in memory at a time. The encoding's digest stands in the file's metadata.
+The columns are those of `VectorStore.table`, with the vector as fixed_size_list<float>. Each unit
+is a row group, so that one unit is in memory at a time. The file's metadata has the encoding's
+digest.
 """
 
 from pathlib import Path
@@ -14,13 +15,13 @@ from toolkit.base.files import naming, place_new, remove_temporaries, sync, temp
 from toolkit.base.sealed import SELF_DIGEST
 from toolkit.encoding.store import VectorStore, vector_column
 
-OLD_S = 3600.0  # another host that has not written for so long was killed
+OLD_S = 3600.0  # a writer on another host that was silent for so long was killed
 
 
 def write_parquet(encoding: Path, *, out: Path) -> int:
-    """Write all rows of an encoding, in order, whole or not at all; returns how many there are.
+    """Write all rows of an encoding, in order, all or nothing; returns the number of rows.
 
-    Raises `BadInput` when the encoding is not finished or damaged, or `out` will not do.
+    Raises `BadInput` when the encoding is unfinished or damaged, or `out` cannot be written to.
     """
     if out.suffix != ".parquet":
         raise BadInput(f"{out}: an encoding becomes one file; give a name that ends in .parquet")
@@ -42,7 +43,7 @@ def write_parquet(encoding: Path, *, out: Path) -> int:
                 writer.write_table(table)
                 progress.advance(len(table))
         sync(temporary)
-        if not place_new(temporary, out):  # somebody else has made it since we looked
+        if not place_new(temporary, out):  # somebody else has created it since we looked
             raise BadInput(f"{out}: is there already; choose another")
     finally:
         progress.close()

@@ -1,7 +1,7 @@
 """Work in stages, each in its own thread, joined by short queues. Knows threads and clocks.
 
-Refuses to know what is passed on. A stage that is slower than its neighbours shows itself by what
-they wait for it.
+Refuses to know what is passed on. The time that its neighbours wait shows which stage is the
+slowest.
 """
 
 import threading
@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Pipe(Generic[T]):
     """A queue of at most `room` things from one thread to another.
 
-    The writer ends it, with its error if it had one, which the reader gets too. The reader closes
-    it when it wants no more. `full_s` and `empty_s` are how long either has waited, in seconds.
+    The writer ends the pipe, and an error of the writer is raised in the reader. The reader closes
+    it when it wants no more. `full_s` and `empty_s` are the seconds that writer and reader waited.
     """
 
     def __init__(self, room: int = 1) -> None:
@@ -29,7 +29,7 @@ class Pipe(Generic[T]):
         self.full_s = self.empty_s = 0.0
 
     def has_room(self) -> bool:
-        """Wait until `put` would not; False when nobody will read any more."""
+        """Wait until `put` need not wait; False when nobody will read any more."""
         began = time.perf_counter()
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._things) < self._room)
@@ -37,7 +37,7 @@ class Pipe(Generic[T]):
             return not self._closed
 
     def put(self, thing: T) -> bool:
-        """Pass it on, when there is room; False when nobody will read it."""
+        """Wait for room and pass `thing` on; False when nobody will read it."""
         open_ = self.has_room()
         with self._changed:
             if open_:
@@ -46,7 +46,7 @@ class Pipe(Generic[T]):
             return open_
 
     def end(self, error: BaseException | None = None) -> None:
-        """There will be no more."""
+        """Tell the reader that nothing more comes, or which error ended the writer."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify_all()
@@ -57,7 +57,7 @@ class Pipe(Generic[T]):
         return self._closed
 
     def close(self) -> list[T]:
-        """Nothing more is wanted; returns what has not been read."""
+        """Tell the writer that nothing more is wanted; returns what has not been read."""
         with self._changed:
             self._closed = True
             left = list(self._things)
@@ -81,7 +81,7 @@ class Pipe(Generic[T]):
 
 
 class Stage:
-    """A thread that does `work` while the context is entered, and is waited for at its end.
+    """A thread that does `work` while the context is entered; leaving it waits for the thread.
 
     Its error is raised at the end of the context, unless another is on its way already.
     """

@@ -1,11 +1,12 @@
-"""From units to vectors on disk in one process: reading, the model and writing beside each other.
+"""From units to vectors on disk in one process: reading, model and writing run side by side.
 
     reader thread:  take a unit, read its texts, tokenise, lay out batches
     this thread:    the model
     writer thread:  files and digests
 
-Knows stages and their waits. Refuses to know where units come from (`schedule`), and what is read
-and written. Each stage is at most a unit ahead: a worker must not have units that others could do.
+Knows stages and how long they wait. Refuses to know where units come from (`schedule`), and what is
+read and written. Each stage is at most one unit ahead, since a worker must not hoard units that
+others could do.
 """
 
 import dataclasses
@@ -25,8 +26,9 @@ Records = Sequence[Mapping[str, Any]]
 
 @dataclasses.dataclass
 class Figures:
-    """Seconds of each stage, rows and tokens. `unit_s` is how long the reader has waited for units,
-    `text_s` the model for the reader (the former included), `room_s` the model for the writer."""
+    """Rows, tokens and the seconds of each stage. `unit_s` is how long the reader waited for units,
+    `text_s` how long the model waited for the reader (`unit_s` included), and `room_s` how long it
+    waited for the writer."""
 
     rows: int = 0
     tokens: int = 0
@@ -41,7 +43,7 @@ class Figures:
 
     @property
     def outside(self) -> float:
-        """The part of the time in which the model did nothing, from 0 to 1."""
+        """The fraction of the time in which the model did not run."""
         return 1 - self.model_s / self.total_s if self.total_s else 0.0
 
     def __str__(self) -> str:
@@ -72,7 +74,7 @@ class _Done:
 
 class Pipeline:
     """Does the units of `work`: `read` gives the records of a unit, `write` puts them on disk with
-    their vectors. With `chunks` there is a vector for each chunk of a text. `run` once."""
+    their vectors. With `chunks` each chunk of a text gets a vector. Call `run` once only."""
 
     def __init__(
         self,
@@ -91,8 +93,8 @@ class Pipeline:
         self.figures = Figures()
 
     def run(self) -> Figures:
-        """Until there are no units, or we are told to stop; an error of any stage ends all, after
-        what they have was given back."""
+        """Work until no unit is left, or we are told to stop. An error of any stage ends all of
+        them, after they have given their units back."""
         began = time.perf_counter()
         with Stage("reader", self._read_on), Stage("writer", self._write_on):
             try:
@@ -126,13 +128,14 @@ class Pipeline:
         return _Done(texts.unit, texts.records, vectors_RD)
 
     def _on_batch(self, rows: int, tokens: int) -> None:
-        # Progress is counted in rows of the corpus: those of chunks are known when a unit is done.
+        # Progress counts rows of the corpus. With chunks, those are complete when their unit is.
         self._on_rows(0 if self._chunks else rows, tokens)
 
     def _read_on(self) -> None:
         figures, error = self.figures, None
         try:
-            # Room first: a unit that would wait here for the model is better left to others.
+            # Wait for room before taking a unit: one that waits here for the model could be done by
+            # others.
             while self._texts.has_room():
                 began = time.perf_counter()
                 unit = self._work.take(lambda: self._texts.is_closed)
@@ -146,8 +149,8 @@ class Pipeline:
                     raise
                 if not self._texts.put(texts):
                     self._work.give_back(unit)
-        except BaseException as found:  # the model's thread raises it
-            error = found
+        except BaseException as failure:
+            error = failure  # `end` hands it to the model's thread, which raises it
         self._texts.end(error)
 
     def _prepare(self, unit: Unit) -> _Texts:
@@ -156,9 +159,9 @@ class Pipeline:
         read = time.perf_counter()
         texts = [record["text"] for record in records]
         if self._chunks:
-            found = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
-            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in found])
-            records = records_of(found, records=records, first_row=unit.start)
+            chunks = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
+            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in chunks])
+            records = records_of(chunks, records=records, first_row=unit.start)
         else:
             prepared = self._encoder.prepare(texts)
         self.figures.read_s += read - began
@@ -172,7 +175,7 @@ class Pipeline:
                 self._put(done)
             except BaseException:
                 self._work.fail(done.unit)
-                # Both others must see it, wherever they wait.
+                # Close both pipes, so that the other two stages stop waiting.
                 left = [it.unit for it in self._vectors.close()]
                 for unit in [*left, *(it.unit for it in self._texts.close())]:
                     self._work.give_back(unit)
@@ -180,14 +183,15 @@ class Pipeline:
             self.figures.write_s += time.perf_counter() - began
 
     def _put(self, done: _Done) -> None:
-        # Who was taken over drops what it made: it is there already, or will be.
+        # If another worker took the unit over, drop our result: that worker writes it.
         if not self._work.holds(done.unit):
             self._work.give_back(done.unit)
             return
         try:
             self._write(done.unit, done.vectors_RD, done.records)
         except OSError:
-            # Whoever closes the encoding removes temporary files; ours too, if our unit is there.
+            # The worker that closes the encoding removes temporary files, even ours once another
+            # worker has written our unit.
             if self._work.holds(done.unit):
                 raise
         self._work.finish(done.unit)

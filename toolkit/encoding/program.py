@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 
 def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
-    """Embed what is not there yet of `recipe`'s units, together with whoever else does.
+    """Embed those of `recipe`'s units that are not finished, together with any other workers.
 
-    How workers share the units: `EmbedRecipe`. Raises `BadInput` before anything is written when
-    corpus, model or output cannot be used.
+    `EmbedRecipe` says how workers share the units. Raises `BadInput` before anything is written
+    when corpus, model or output cannot be used.
     """
-    # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
+    # Importing torch takes seconds, in which a signal would otherwise end the process.
     with StopSignal(environ) as stop:
         topology = detect(environ)
-        # Leases are given back, and other ranks let go, before a job waits to be requeued.
+        # `_work` gives leases back and lets other ranks go, before the job waits to be requeued.
         num_left = _work(recipe, topology=topology, environ=environ, stop=stop)
         if num_left:
             say(f"embed: told to stop; {num_left} units are left")
@@ -50,7 +50,7 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
 def _work(
     recipe: EmbedRecipe, *, topology: Topology, environ: Mapping[str, str], stop: StopSignal
 ) -> int:
-    """Work until nothing is left, or we are told to stop; returns how many units are left."""
+    """Work until nothing is left or we are told to stop; returns the number of units left."""
 
     def should_stop() -> bool:
         return stop.received
@@ -93,7 +93,7 @@ def _work(
 
 
 def _name(way: str, *, index: int, count: int) -> str:
-    """Who a worker is. One of those that a person starts, by hand, knows of no others."""
+    """The name of a worker. One that a person starts by hand knows of no other workers."""
     if way == schedule.CLAIM and count == 1:
         return f"worker {socket.gethostname()}:{os.getpid()} ({way})"
     return f"worker {index + 1} of {count} ({way})"

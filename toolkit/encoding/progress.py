@@ -1,4 +1,4 @@
-"""How far an encoding is, for people: rows of all workers, tokens of this one. No torch."""
+"""The progress of an encoding, for people: rows of all workers, tokens of this one. No torch."""
 
 import time
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from toolkit.base.console import Progress
 from toolkit.encoding.output import Output
 
-LOOK_EVERY_S = 30.0  # at what others have written
+LOOK_EVERY_S = 30.0  # between two looks at what others have written
 
 
 class EncodingProgress:
-    """A bar, or sparse lines. Rows that others have written count too, so that the end that it
-    foretells is that of the whole."""
+    """A progress bar, or sparse lines. Rows that others have written count too, so that the
+    predicted end is that of the whole encoding."""
 
     def __init__(self, output: Output, *, now: Callable[[], float] = time.monotonic) -> None:
         self._output, self._now = output, now
@@ -21,7 +21,7 @@ class EncodingProgress:
         self._progress = Progress("embed", total=sum(self._open.values()), unit="rows", now=now)
 
     def on_rows(self, rows: int, tokens: int) -> None:
-        """This worker has embedded so many."""
+        """Count rows and tokens that this worker has embedded."""
         self._tokens += tokens
         self._mine += rows
         rate = self._tokens / max(self._now() - self._began, 1e-9)
@@ -31,11 +31,11 @@ class EncodingProgress:
             self._looked = self._now()
             finished = self._output.finished()
             there = sum(rows for name, rows in self._open.items() if name in finished)
-            # Ours are counted before they are written: a few rows too few, never too many.
+            # Our rows count before they are written: others' may be a few too few, never too many.
             others = max(self._others, there - self._mine)
             self._progress.advance(others - self._others, note=note)
             self._others = others
 
     def close(self) -> None:
-        """Leave it as it stands."""
+        """End the progress bar where it stands."""
         self._progress.close()

@@ -1,8 +1,8 @@
-"""Who does which unit: alone, by claims on a shared file system, or dealt over MPI.
+"""Which worker does which unit: alone, by claims on a shared file system, or dealt over MPI.
 
-Knows units and whether they are there. Refuses to know what is done with a unit: whoever works
-takes units here until there are none, by whichever way (`Schedule`), so that there is one code for
-a unit. No torch.
+Knows units and whether they are on disk. Refuses to know what is done with a unit: a worker takes
+units here until there are none, however they are shared (`Schedule`). So the work on a unit is the
+same code in all three. No torch.
 """
 
 import bisect
@@ -23,59 +23,59 @@ from toolkit.settings.schema import EmbedRecipe
 
 MANIFEST_LEASE = "manifest"
 ALONE, CLAIM, MPI = "alone", "claim", "mpi"
-MAX_MISSES = 8  # of units that others have taken since we looked: then look again
+MAX_MISSES = 8  # units that others took since we looked; after so many, look again
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
 STOP_POLL_S = 0.2
 
 
 def never() -> bool:
-    """What does not give up."""
+    """The default `give_up`: never give up waiting."""
     return False
 
 
 def way_of(recipe: EmbedRecipe, topology: Topology) -> str:
-    """`ALONE`, `CLAIM` or `MPI`: what the recipe says, or what the launcher suggests."""
+    """`ALONE`, `CLAIM` or `MPI`: what the recipe says, or else what the launcher suggests."""
     if recipe.schedule != "auto":
         return recipe.schedule
     return MPI if topology.launcher == "mpi" and topology.world_size > 1 else CLAIM
 
 
 class Schedule(Protocol):
-    """Where a worker gets its units. `take` is called by one thread, the others by any."""
+    """Where a worker gets its units. One thread calls `take`; any thread calls the others."""
 
     def check(self, some: Sequence[Unit]) -> None:
-        """Have those of `some` units made again that are there and damaged. To be called first, by
-        every worker."""
+        """Have those of `some` units made again that are on disk and damaged. Every worker calls
+        this before all else."""
 
     def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
-        """The next unit, waited for if others may leave theirs; None when there is none, or we are
-        told to stop, or `give_up` says that nobody wants it any more."""
+        """The next unit; waits while others might still leave theirs. None when no unit is left,
+        when we are told to stop, or when `give_up` says that nobody wants a unit any more."""
 
     def finish(self, unit: Unit) -> None:
-        """A unit that we took is on disk."""
+        """Report that a unit that we took is on disk."""
 
     def give_back(self, unit: Unit) -> None:
-        """A unit that we took is for others."""
+        """Return a unit that we took, so that others can do it."""
 
     def fail(self, unit: Unit) -> None:
-        """A unit that we took could not be done here."""
+        """Report that a unit that we took could not be done here."""
 
     def holds(self, unit: Unit) -> bool:
-        """Whether a unit is still ours, and not taken over because we were slow."""
+        """Whether a unit is still ours, or was taken over because we were slow."""
 
     def num_left(self) -> int:
-        """The units that are not on disk, as far as we know."""
+        """The number of units that are not on disk, as far as we know."""
 
     def stopped(self) -> bool:
-        """Whether that is because we, or all, were told to stop."""
+        """Whether this worker, or all of them, were told to stop."""
 
     def close(self) -> bool:
-        """When none is left: have the manifest written, by one of all. Whether it is there; if not,
-        there are units to take again."""
+        """Once no unit is left, have one worker write the manifest. Returns whether it is there; if
+        not, there are units to take again."""
 
 
 class Alone:
-    """All units that are not there, in order."""
+    """One worker does all unfinished units, in order."""
 
     def __init__(self, output: Output, *, should_stop: Callable[[], bool]) -> None:
         self._output, self._should_stop = output, should_stop
@@ -83,37 +83,37 @@ class Alone:
         self._num_left = len(self._todo)
 
     def check(self, some: Sequence[Unit]) -> None:
-        """As `Schedule` says, like all below."""
+        """Take damaged units up again, behind all others."""
         self._add(self._output.damaged(some))
 
     def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
-        """The next."""
+        """The first unit that is left, or None."""
         gone = self._should_stop() or give_up()
         return self._todo.popleft() if self._todo and not gone else None
 
     def finish(self, unit: Unit) -> None:  # noqa: ARG002 (as the others)
-        """Count it."""
+        """Count the unit as done."""
         self._num_left -= 1
 
     def give_back(self, unit: Unit) -> None:
-        """Nobody is there to take it: the next run does."""
+        """Do nothing: no other worker is there, so that the next run does the unit."""
 
     fail = give_back
 
     def holds(self, unit: Unit) -> bool:  # noqa: ARG002
-        """Always."""
+        """True: nobody else takes units."""
         return True
 
     def num_left(self) -> int:
-        """Those not counted yet."""
+        """The number of units that were not yet counted as done."""
         return self._num_left
 
     def stopped(self) -> bool:
-        """Whether we are."""
+        """Whether this worker was told to stop."""
         return self._should_stop()
 
     def close(self) -> bool:
-        """Units whose marker cannot be read are made again."""
+        """Write the manifest; units whose marker cannot be read are made again."""
         _remove_leases(self._output)
         missing = self._output.write_manifest()
         self._add(missing)
@@ -127,12 +127,12 @@ class Alone:
 
 
 def _remove_leases(output: Output) -> None:
-    """What workers that claimed have left here, who were killed."""
+    """Remove what killed workers of an earlier run by claims left behind."""
     shutil.rmtree(output.directory / LEASE_DIR, ignore_errors=True)
 
 
 class Dealt:
-    """Units by number, dealt by rank 0."""
+    """Rank 0 deals units by number over MPI."""
 
     def __init__(
         self, output: Output, *, dealing: Dealing, should_stop: Callable[[], bool]
@@ -142,14 +142,14 @@ class Dealt:
             dealing.deal([unit.number for unit in output.unfinished()])
 
     def check(self, some: Sequence[Unit]) -> None:
-        """What is damaged is reported to rank 0."""
+        """Report damaged units to rank 0, which deals them again."""
         damaged = self._output.damaged(some)
         for unit in damaged:
             self._output.forget(unit)
         self._dealing.add([unit.number for unit in damaged])
 
     def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
-        """Asked of rank 0."""
+        """Ask rank 0 for a unit. Raises `RunFailed` for units that failed on every rank."""
         number = self._dealing.take(lambda: self._should_stop() or give_up())
         if self._should_stop():
             self._dealing.stop()
@@ -159,45 +159,48 @@ class Dealt:
         return None if number is None else self._output.units[number]
 
     def finish(self, unit: Unit) -> None:
-        """Told to rank 0."""
+        """Tell rank 0 that the unit is done."""
         self._dealing.finish(unit.number)
 
     def give_back(self, unit: Unit) -> None:
-        """Rank 0 deals it again."""
+        """Have rank 0 deal the unit again."""
         self._dealing.give_back(unit.number)
 
     def fail(self, unit: Unit) -> None:
-        """Rank 0 deals it again, but not for ever."""
+        """Have rank 0 deal the unit again, unless it has failed too often."""
         self._dealing.fail(unit.number)
 
     def holds(self, unit: Unit) -> bool:  # noqa: ARG002
-        """A rank is never told that it was taken for lost; what it writes has the same bytes."""
+        """True: a rank is not told when it is taken for lost, and others write the same bytes."""
         return True
 
     def num_left(self) -> int:
-        """What rank 0 said last; before it was asked, those without a marker."""
+        """The number that rank 0 said last; before that, the units without a marker."""
         last = self._dealing.last
         return last.left if last.left or last.over else len(self._output.unfinished())
 
     def stopped(self) -> bool:
-        """Rank 0 takes all others along."""
+        """Whether we were told to stop, or rank 0 says that some rank was."""
         return self._dealing.last.stopped or self._should_stop()
 
     def close(self) -> bool:
-        """Rank 0 does it."""
+        """Have rank 0 write the manifest. Raises `RunFailed` if a unit is damaged."""
         if self._dealing.rank != 0:
             return True
         _remove_leases(self._output)
         if missing := self._output.write_manifest():
-            raise RunFailed(f"{missing[0].name} and perhaps others are damaged: run the same again")
+            raise RunFailed(
+                f"{missing[0].name} and perhaps others are damaged: run the same command again"
+            )
         return True
 
 
 class Claims:
-    """Units that nobody has, each by a lease; at the end those whose owner's lease is stale.
+    """Workers claim units, each by a lease: free units first, at the end also those whose owner's
+    lease is stale.
 
-    `first` is where in the order of units this worker begins: workers that begin apart seldom want
-    the same unit.
+    `first` is the number of the unit at which this worker begins: workers that begin far apart
+    seldom want the same unit.
     """
 
     def __init__(
@@ -209,7 +212,7 @@ class Claims:
         self._made: set[str] = set()
 
     def check(self, some: Sequence[Unit]) -> None:
-        """Under its lease, so that nobody's new marker is taken for the damaged one."""
+        """Forget each damaged unit under its lease, so that no new marker is taken for the old."""
         for unit in self._output.damaged(some):
             if self._lease(unit.name):
                 for damaged in self._output.damaged([unit]):
@@ -217,14 +220,14 @@ class Claims:
                 self._leases.give_back(unit.name)
 
     def take(self, give_up: Callable[[], bool] = never) -> Unit | None:
-        """Looks at the directory when it has no candidates, or when others are quicker."""
+        """Claim a candidate; look at the directory for new ones when there are none left."""
         wait_s = FIRST_WAIT_S
         while not (self._should_stop() or give_up()):
             if unit := self._claim_one():
                 return unit
             if not self._look():
                 return None
-            if self._candidates[0][1] is not None:  # others have all that is left
+            if self._candidates[0][1] is not None:  # others hold all that is left
                 if unit := self._claim_one():
                     return unit
                 self._sleep(wait_s)
@@ -232,35 +235,35 @@ class Claims:
         return None
 
     def finish(self, unit: Unit) -> None:
-        """The lease has done its work: there is a marker now."""
+        """Give the lease back, since there is a marker now; check the unit if it was taken over."""
         ours = self._leases.holds(unit.name)
         self._leases.give_back(unit.name)
         if ours:
             self._made.add(unit.name)
-        else:  # taken over while we wrote: on unlike processors the files may be of both
+        else:  # taken over while we wrote: with unlike processors, files of both may be mixed
             self.check([unit])
 
     def give_back(self, unit: Unit) -> None:
-        """Free for all."""
+        """Give the lease back, so that any worker can claim the unit."""
         self._leases.give_back(unit.name)
 
     fail = give_back
 
     def holds(self, unit: Unit) -> bool:
-        """Whether the lease is still ours."""
+        """Whether the lease of the unit is still ours."""
         return self._leases.holds(unit.name)
 
     def num_left(self) -> int:
-        """Those without a marker."""
+        """The number of units without a marker."""
         return len(self._output.unfinished())
 
     def stopped(self) -> bool:
-        """Whether we are."""
+        """Whether this worker was told to stop."""
         return self._should_stop()
 
     def close(self) -> bool:
-        """Whoever gets the manifest's lease writes it; who has made nothing that it lacks need not
-        wait for that."""
+        """Write the manifest, or wait until the worker that has its lease has written it. A worker
+        whose units are all in the manifest need not wait."""
         wait_s = FIRST_WAIT_S
         while True:
             is_there = self._output.is_in_manifest(self._made)
@@ -273,7 +276,7 @@ class Claims:
                 self._leases.give_back(MANIFEST_LEASE)
                 self.check(missing)  # a marker that cannot be read, or has just been taken away
                 return not missing
-            if is_there or self._should_stop():  # somebody else is at it
+            if is_there or self._should_stop():  # somebody else is writing it
                 return True
             self._sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
@@ -287,7 +290,7 @@ class Claims:
             time.sleep(min(left, STOP_POLL_S))
 
     def _look(self) -> bool:
-        """Find candidates; whether there are any that are not ours already."""
+        """Look for candidates; returns whether any unit is missing that we do not hold."""
         # Leases first: one that is given back between the two looks has left a marker.
         taken = self._leases.taken()
         open_units = self._output.unfinished()

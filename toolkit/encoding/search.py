@@ -1,6 +1,6 @@
-"""Nearest neighbours by cosine: the exact ones, a unit of mapped vectors at a time.
+"""Exact nearest neighbours by cosine, one unit of mapped vectors at a time.
 
-Whatever finds rows (this, or an approximate `index`), `nearest` makes hits of them.
+Rows come from the exact search here or from an approximate `index`; `nearest` makes hits of them.
 
 Shapes: Q queries, R rows of a unit, D width, K hits.
 """
@@ -20,18 +20,19 @@ from toolkit.encoding.store import VectorStore
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 Find = Callable[[Vectors, int], Found]
-# By how much less than the worst hit a product may say of a better row. A product of unit vectors
-# in fp32 is off by some 1e-6.
+# A product may put a better row below the worst hit by so much. In fp32 a product of unit vectors
+# is off by some 1e-6.
 MARGIN = 1e-5
-FEW = 256  # candidates, of which equal ones are not looked for
+FEW = 256  # candidates, among which looking for equal vectors does not pay
 NUMBERS_AT_ONCE = 2**20  # in fp64
 LEAST_LENGTH, MOST_LENGTH = 1e-12, 1e15  # of vectors that fp32 multiplies well
 
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A found row; `row` is its number in the corpus, and `snippet` the beginning of its text, if
-    the corpus is at hand. Of a chunk also its number, and its characters from `begin` to `end`."""
+    """A row that was found. `row` is its number in the corpus, and `snippet` the beginning of its
+    text, if the corpus is at hand. A chunk also has its number in the text and the characters from
+    `begin` to `end` that it covers."""
 
     id: str
     title: str
@@ -43,7 +44,7 @@ class Hit:
     snippet: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """What is known of it."""
+        """The fields that are known, for JSON."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
 
@@ -55,15 +56,15 @@ def nearest(
     find: Find | None = None,
     every_chunk: bool = False,
 ) -> list[list[Hit]]:
-    """The `top` documents of highest cosine for each query, best first; ties by corpus order. Of a
-    document's chunks the best counts, unless `every_chunk` is asked for. `find` is what finds rows,
-    else the exact search."""
+    """The `top` documents of highest cosine for each query, best first; ties in corpus order. A
+    document counts once, by its best chunk, unless `every_chunk` is set. `find` finds rows in the
+    place of the exact search."""
     find = find or exact(store)
     depth, grouped = top, store.has_chunks and not every_chunk
     while True:
         scores_QK, rows_QK = find(queries_QD, depth)
         records = _records(store, rows=rows_QK)
-        found = []
+        results = []
         for rows, scores in zip(rows_QK.tolist(), scores_QK.tolist(), strict=True):
             hits = [
                 _hit(records[row], row=row, score=score)
@@ -71,14 +72,15 @@ def nearest(
                 if row >= 0
             ]
             best = {hit.row: hit for hit in reversed(hits)} if grouped else {}
-            found.append([hit for hit in hits if best.get(hit.row, hit) is hit][:top])
-        # An index that has no more to give says so by a row -1.
+            results.append([hit for hit in hits if best.get(hit.row, hit) is hit][:top])
+        # Chunks of one document may fill the hits: ask for more rows, unless a row of -1 says that
+        # an index has no more.
         short = [
             len(hits) < top and rows_K.min(initial=0) >= 0
-            for hits, rows_K in zip(found, rows_QK, strict=True)
+            for hits, rows_K in zip(results, rows_QK, strict=True)
         ]
         if not any(short) or depth >= store.num_rows:
-            return found
+            return results
         depth = min(4 * depth, store.num_rows)
 
 
@@ -94,13 +96,13 @@ def _hit(record: dict[str, Any], *, row: int, score: float) -> Hit:
 
 
 def exact(store: VectorStore) -> Find:
-    """`nearest_rows` of a store."""
+    """The exact search of a store (`nearest_rows`) as a `Find`."""
     return lambda queries_QD, top: nearest_rows(store, queries_QD=queries_QD, top=top)
 
 
 def check_queries(queries_QD: Vectors, *, width: int, top: int) -> Vectors:
-    """The queries (Q, D) at unit length. `BadInput` if nothing is asked for, or a query has another
-    width, or a number that is not finite."""
+    """The queries (Q, D) at unit length. `BadInput` if `top` is below 1, or a query has another
+    width than the store or a number that is not finite."""
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
         raise BadInput(f"top={top!r}: ask for at least one hit")
     if queries_QD.ndim != 2 or (queries_QD.shape[1] != width and width):
@@ -111,12 +113,12 @@ def check_queries(queries_QD: Vectors, *, width: int, top: int) -> Vectors:
 
 
 def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
-    """The cosines (Q, K) and the rows (Q, K) of the corpus that `nearest` describes. `BadInput` for
-    what `check_queries` refuses.
+    """The cosines (Q, K) and rows (Q, K) of the nearest rows of each query, best first. `BadInput`
+    for what `check_queries` refuses.
 
-    A matrix product rounds a row by where it stands, and by what else is multiplied. It only
-    proposes rows, which are then ranked by `cosines`: neither equal vectors nor a query that comes
-    in a batch have other scores than alone.
+    How a matrix product rounds a score depends on the place of the row and on what else is
+    multiplied. So it only proposes rows, which `cosines` then ranks: equal vectors get equal
+    scores, and a query scores the same alone and in a batch.
     """
     query = check_queries(queries_QD, width=store.width, top=top)
     best: list[Found] = [
@@ -126,8 +128,8 @@ def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
     for unit, vectors_RD in store.blocks():
         score_QR = _products(query, vectors_RD)
         scored = _Unit(vectors_RD)
-        # Of equal cosines the first row stays, so only what is above the worst comes in: after a
-        # few units that is next to nothing, and the time goes into the product alone.
+        # Of equal cosines the first row stays, so that only rows above the worst hit come in. After
+        # a few units there are hardly any, and nearly all time goes into the product.
         for q in np.flatnonzero(score_QR.max(axis=1) > floor_Q - MARGIN):
             places = _candidates(score_QR[q], top=top, floor=float(floor_Q[q]))
             exact_K = scored.cosines(query[q], places=places)
@@ -142,10 +144,10 @@ def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
 
 
 def cosines(left_KD: Vectors, right_KD: Vectors) -> Vectors:
-    """The cosine (K,) of each row of `right_KD` and that of `left_KD`, or a single vector (D,); 0
-    with a zero vector. Each is summed by itself in fp64, which holds all squares of fp32: it
-    depends on these two vectors alone."""
-    found = np.zeros(len(right_KD), dtype=np.float32)
+    """The cosine (K,) of each row of `right_KD` with the same row of `left_KD`, or with one vector
+    (D,); 0 where a vector is zero. Each is summed by itself in fp64, which holds all squares of
+    fp32, so that it depends on its two vectors alone."""
+    cosine_K = np.zeros(len(right_KD), dtype=np.float32)
     at_once = max(1, NUMBERS_AT_ONCE // max(1, right_KD.shape[1]))
     for start in range(0, len(right_KD), at_once):
         part = slice(start, start + at_once)
@@ -155,12 +157,12 @@ def cosines(left_KD: Vectors, right_KD: Vectors) -> Vectors:
         product_K = (left * right).sum(axis=-1)
         length_K = np.sqrt((left * left).sum(axis=-1)) * np.sqrt((right * right).sum(axis=-1))
         np.divide(product_K, length_K, out=product_K, where=length_K > 0)
-        found[part] = product_K
-    return found
+        cosine_K[part] = product_K
+    return cosine_K
 
 
 class _Unit:
-    """The vectors (R, D) of a unit, of which equal ones are multiplied once where they are many."""
+    """The vectors (R, D) of a unit. Among many candidates, equal vectors are multiplied once."""
 
     def __init__(self, vectors_RD: Vectors) -> None:
         self._vectors = vectors_RD
@@ -174,7 +176,7 @@ class _Unit:
 
     @functools.cached_property
     def _first_equal(self) -> NDArray[np.int64]:
-        """The first row that each row (R,) equals."""
+        """For each row (R,) the first row with the same vector."""
         first: dict[bytes, int] = {}
         return np.array(
             [
@@ -186,7 +188,7 @@ class _Unit:
 
 
 def _products(query_QD: Vectors, vectors_RD: Vectors) -> Vectors:
-    """About the cosines (Q, R), by a matrix product in fp32."""
+    """Approximate cosines (Q, R), by a matrix product in fp32."""
     with np.errstate(over="ignore"):
         length_R = np.sqrt(np.vecdot(vectors_RD, vectors_RD))
     low_R = length_R < LEAST_LENGTH
@@ -199,8 +201,8 @@ def _products(query_QD: Vectors, vectors_RD: Vectors) -> Vectors:
 
 
 def _candidates(score_R: Vectors, *, top: int, floor: float) -> NDArray[np.int64]:
-    """The places of all that may be among the `top` best, and above `floor`, by scores that are off
-    by no more than half of the margin."""
+    """The places of all rows that may be among the `top` best and above `floor`, given scores that
+    are off by at most half of the margin."""
     if len(score_R) > top and floor == -np.inf:
         floor = float(np.partition(score_R, -top)[-top])
     places = np.flatnonzero(score_R > floor - MARGIN)
@@ -212,7 +214,7 @@ def _candidates(score_R: Vectors, *, top: int, floor: float) -> NDArray[np.int64
 
 def _best(scores: NDArray[np.float32], rows: NDArray[np.int64], *, top: int) -> Found:
     if len(scores) > top:
-        # All that are as good as the last one, so that ties can be told by their order.
+        # All rows that equal the last one too, so that the order of rows decides ties.
         enough = np.flatnonzero(scores >= np.partition(scores, -top)[-top])
         scores, rows = scores[enough], rows[enough]
     order = np.argsort(-scores, kind="stable")[:top]

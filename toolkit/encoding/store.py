@@ -1,12 +1,12 @@
-"""A finished encoding, read as numbers: by unit, by row, by id, as numpy, torch or Arrow.
+"""Reading a finished encoding: by unit, by row or by id, as numpy, torch or Arrow.
 
     store = VectorStore(Path("embeddings/wikipedia"))
     store.read([5, 17])                       # (2, D) fp32
     store.read(store.rows_of(["Q42"]))        # by id
     store.tensor(slice(0, 1000)), store.table(slice(0, 1000)), store.dataset()
 
-`toolkit.encoding.output` writes it. Shapes: R rows of a unit, K rows that are asked for, D width,
-N rows in all.
+`toolkit.encoding.output` writes it. Shapes: R rows of a unit, K rows asked for, D width, N rows in
+all.
 """
 
 import bisect
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 Rows = slice | Sequence[int] | NDArray[np.int64]
-MAX_PATH, MAX_NAME = 4095, 255  # of Linux
+MAX_PATH, MAX_NAME = 4095, 255  # Linux's limits in bytes
 MAX_OPEN = 1024  # memory maps at a time; the kernel allows a process some 65,000
 
 
@@ -50,19 +50,19 @@ class _Output(TypedDict):
     dims: NotRequired[Annotated[int, Field(ge=1, le=2**24)] | None]
 
 
-def _is_path(told: str) -> str:
-    """A path that the system can be asked for."""
-    name = os.fsencode(told)
+def _is_path(text: str) -> str:
+    """The text, if the system would accept it as a path; else raise `ValueError`."""
+    name = os.fsencode(text)
     if b"\0" in name or len(name) > MAX_PATH or max(map(len, name.split(b"/"))) > MAX_NAME:
-        raise ValueError("is no path")
-    return told
+        raise ValueError("is not a path")
+    return text
 
 
 PathText = Annotated[str, AfterValidator(_is_path)]
 
 
 class Manifest(TypedDict):
-    """What must be in an encoding's manifest for it to be read."""
+    """The entries that a manifest must have for its encoding to be read."""
 
     bounds: list[Count]
     rows: Count
@@ -78,18 +78,18 @@ class Manifest(TypedDict):
 
 
 class VectorStore:
-    """A finished encoding. Nothing damaged is ever given: what is read is compared with what was
+    """A finished encoding. It never returns damaged data: what is read is compared with what was
     written, when a process first reads it.
 
-    - The manifest, when the store is opened, with its own digest.
-    - Vectors are mapped and read where they lie. Of a unit's file the header and the checksums when
-      the unit is first read (by a SHA-256), and then, once, each 64 KiB that rows are read from (by
-      a CRC-32, at some 4 GB/s per core). A unit of an older toolkit has no checksums: its file is
-      compared whole (by a SHA-256, at some 1.8 GB/s) when a row of it is first read.
-    - Ids and titles every time that those of a unit are read: the whole file is read anyway.
+    - The manifest has its own digest, which is checked when the store is opened.
+    - Vectors are mapped and read in place. When a unit is first read, a SHA-256 checks the header
+      and the checksums of its file. Then each 64 KiB from which rows are read is checked once (by a
+      CRC-32, at some 4 GB/s per core). A unit of an older toolkit has no checksums: its whole file
+      is checked (by a SHA-256, at some 1.8 GB/s) when a row of it is first read.
+    - Ids and titles are checked every time, since their whole file is read anyway.
 
-    With `verify` every byte of every file is compared with its SHA-256 now. Raises `BadInput` that
-    names what is absent or damaged.
+    With `verify` every byte of every file is compared with its SHA-256 at once. Raises `BadInput`
+    that names what is absent or damaged.
     """
 
     def __init__(self, output_dir: Path, *, verify: bool = False) -> None:
@@ -101,7 +101,7 @@ class VectorStore:
         self.directory = output_dir
         self.manifest: dict[str, Any] = _manifest(output_dir)
         self.form: VectorFormat = self.manifest["output"]["vectors"]
-        # The units of the plan, by the rows that they have here: with chunks more than texts.
+        # The plan counts texts. With chunks a unit has more rows, and so other bounds here.
         planned = agreed_units(output_dir, self.manifest)
         markers = [self.manifest["units"][unit.name] for unit in planned]
         self.units = units(list(itertools.accumulate((m["rows"] for m in markers), initial=0)))
@@ -115,42 +115,42 @@ class VectorStore:
             self._check_files()
 
     def read(self, rows: Rows) -> Vectors:
-        """The vectors (K, D) of these rows of the corpus, in that order, fp32. Only they are read.
-        `BadInput` for a row that is not there."""
+        """The vectors (K, D) of these rows of the corpus, in that order, fp32. Only these rows are
+        read. `BadInput` for a row that does not exist."""
         wanted = self._numbers(rows)
-        found = np.empty((len(wanted), self.width), dtype=np.float32)
+        vectors_KD = np.empty((len(wanted), self.width), dtype=np.float32)
         order = np.argsort(wanted, kind="stable")
-        # Of each unit the stretch of the sorted rows that lies in it.
+        # Where in the sorted rows those of each unit begin and end.
         cuts = np.searchsorted(wanted[order], [*self._starts, self.num_rows])
         for unit, begin, end in zip(self.units, cuts, cuts[1:], strict=False):
             if end > begin:
                 places = order[begin:end]
-                found[places] = self._rows(unit, wanted[places] - unit.start)
-        return found
+                vectors_KD[places] = self._rows(unit, wanted[places] - unit.start)
+        return vectors_KD
 
     def tensor(self, rows: Rows) -> "torch.Tensor":
-        """`read` as a tensor (K, D) on the CPU."""
+        """The vectors of `read` as a tensor (K, D) on the CPU."""
         import torch
 
         return torch.from_numpy(self.read(rows))
 
     def table(self, rows: Rows) -> pa.Table:
-        """What `facts` gives of these rows, and their vector, as Arrow, in memory."""
+        """The columns of `facts` and the vector of these rows, as Arrow, in memory."""
         wanted = self._numbers(rows)
         vectors = vector_column(self.read(wanted))
         return self.facts(wanted).append_column("vector", vectors)
 
     def dataset(self, rows: Rows = slice(None)) -> Any:
-        """`table` as a data set of Hugging Face's `datasets`, in memory. For more than fits, export
-        to Parquet and load that."""
+        """`table` as a data set of Hugging Face's `datasets`, in memory. What does not fit can be
+        exported to Parquet and loaded from there."""
         import datasets
 
         return datasets.Dataset(self.table(rows))
 
     def facts(self, rows: Rows) -> pa.Table:
         """id, title and empty (a text without tokens, whose vector is zero) of these rows, in that
-        order, as Arrow. Of chunks also the row of the corpus, and in its text the number of the
-        chunk and the characters from begin to end."""
+        order, as Arrow. A chunk also has its row in the corpus, its number in that text, and the
+        characters from begin to end that it covers."""
         wanted = self._numbers(rows)
         numbers = [self._unit_of(row) for row in wanted.tolist()]
         tables = {number: self._records(self.units[number]) for number in sorted(set(numbers))}
@@ -160,12 +160,12 @@ class VectorStore:
             for number, row in zip(numbers, wanted.tolist(), strict=True)
         ]
         schema = CHUNK_FACTS if self.has_chunks else FACTS
-        found = pa.concat_tables([schema.empty_table(), *tables.values()])
-        return found.take(pa.array(places, pa.int64()))
+        table = pa.concat_tables([schema.empty_table(), *tables.values()])
+        return table.take(pa.array(places, pa.int64()))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """The rows (K,) that have these ids, of chunks the first. All ids are looked through, a
-        unit at a time. `BadInput` for an id that no row, or more than one text, has."""
+        """The rows (K,) that have these ids; of the chunks of a text, the first. This reads all
+        ids, one unit at a time. `BadInput` for an id that no row, or more than one text, has."""
         try:
             if isinstance(ids, str):
                 raise TypeError("a single text")
@@ -186,8 +186,8 @@ class VectorStore:
         return rows
 
     def blocks(self, *, start: int = 0) -> Iterator[tuple[Unit, Vectors]]:
-        """Each unit with its vectors (R, D), read when it is asked for, from the unit on that row
-        `start` is in."""
+        """Each unit with its vectors (R, D), read when it is asked for. The first is the unit that
+        holds row `start`."""
         for unit in self.units[self._unit_of(start) :]:
             yield unit, self._rows(unit, slice(None))
 
@@ -221,11 +221,11 @@ class VectorStore:
             return np.flatnonzero(given)
         if given.size and not np.issubdtype(given.dtype, np.integer):
             raise BadInput(f"rows are {given.dtype}: give whole numbers, a mask or a slice")
-        found = given.astype(np.int64)
-        if (wrong := np.flatnonzero((found < 0) | (found >= self.num_rows))).size:
+        numbers = given.astype(np.int64)
+        if (wrong := np.flatnonzero((numbers < 0) | (numbers >= self.num_rows))).size:
             where = f"{self.directory} has rows 0 to {self.num_rows - 1}"
-            raise BadInput(f"row {found[wrong[0]]}: {where}")
-        return found
+            raise BadInput(f"row {numbers[wrong[0]]}: {where}")
+        return numbers
 
     def _unit_of(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row) - 1
@@ -260,7 +260,7 @@ class VectorStore:
         return table
 
     def _check_files(self) -> None:
-        """The manifest is to be believed: is everything else as it says?"""
+        """Compare plan, markers, vectors and ids with the manifest, which was checked before."""
         plan = {k: v for k, v in self.manifest.items() if k not in ("units", SELF_DIGEST)}
         path = self.directory / PLAN_FILE
         if read_json(path) != plan:
@@ -276,18 +276,18 @@ class VectorStore:
         )
 
     def _checked(self, path: Path, *, unit: Unit) -> Path:
-        """The path, if the file still has the digest of the manifest; it is read anyway."""
+        """The path, if the file still has the digest that the manifest records."""
         if not path.is_file() or sha256_of(path) != self._digest(path, unit=unit):
             raise _damaged(path)
         return path
 
     def _digest(self, path: Path, *, unit: Unit) -> str | None:
-        found: str | None = self.manifest["units"][unit.name]["sha256"].get(path.name)
-        return found
+        digest: str | None = self.manifest["units"][unit.name]["sha256"].get(path.name)
+        return digest
 
 
 def _manifest(output_dir: Path) -> dict[str, Any]:
-    """The manifest of an encoding, which is to be believed."""
+    """Read the manifest of an encoding, and check its digest, its entries and its facts."""
     path = output_dir / MANIFEST_FILE
     content = read_json(path)
     if not isinstance(content, dict):

@@ -1,9 +1,9 @@
-"""Checksums of the blocks of a file, so that what is read of a large file is checked, and no more.
+"""Checksums of the blocks of a file, so that only what is read of a large file need be checked.
 
-Knows bytes. Refuses to know what they are. The sums are CRC-32, of 64 KiB each: any damage to up to
-32 neighbouring bits of a block is found, and any other but for one in four thousand million. They
-stand in the file itself, as its last bytes, and a SHA-256 of them in the unit's marker: a
-file that was put in the place of another is found as surely.
+Knows bytes. Refuses to know what they mean. Each block of 64 KiB has a CRC-32, which finds any
+damage to up to 32 neighbouring bits, and misses other damage once in four thousand million. The
+checksums are the last bytes of the file. The unit's marker has a SHA-256 of them, which also shows
+when one file was put in the place of another.
 """
 
 import zlib
@@ -26,12 +26,12 @@ def sums_of(data: bytes | memoryview, *, block_bytes: int) -> bytes:
 
 
 def num_sums(num_bytes: int, *, block_bytes: int) -> int:
-    """How many blocks so many bytes have."""
+    """The number of blocks, and so of checksums, of `num_bytes` bytes."""
     return -(-num_bytes // block_bytes)
 
 
 class CheckedBlocks:
-    """Bytes whose blocks are compared with their sums, each when it is first wanted."""
+    """Bytes whose blocks are compared with their checksums, each when it is first read."""
 
     def __init__(self, data: NDArray[np.uint8], *, sums: bytes, block_bytes: int) -> None:
         assert len(sums) == SUM_BYTES * num_sums(len(data), block_bytes=block_bytes)
@@ -41,11 +41,13 @@ class CheckedBlocks:
         self._num_open = len(self._sums)
 
     def check(self, begin_K: NDArray[np.int64], end_K: NDArray[np.int64]) -> None:
-        """Compare those blocks that hold bytes of the stretches `begin` to `end` and were not
+        """Compare the blocks that hold bytes of the K stretches `begin` to `end` and that were not
         compared before. `ValueError` names the first byte of a block that differs."""
         if not self._num_open:
             return
         wanted = begin_K < end_K
+        # Each stretch adds 1 at its first block and takes it away behind its last: the running sum
+        # then counts the stretches that touch a block.
         steps = np.zeros(len(self._open) + 1, dtype=np.int64)
         np.add.at(steps, begin_K[wanted] // self._block_bytes, 1)
         np.add.at(steps, (end_K[wanted] - 1) // self._block_bytes + 1, -1)

@@ -1,7 +1,7 @@
 """Which rows make which unit of work, and what identifies an encoding.
 
-Knows counts and digests. The same corpus and the same settings always give the same units, so a
-restart with other workers goes on where the last one stood. Shapes: N rows of the corpus.
+Knows counts and digests. The same corpus and the same settings always give the same units, so that
+a restart with other workers goes on where the last one stopped. Shapes: N rows of the corpus.
 """
 
 import dataclasses
@@ -19,16 +19,17 @@ from toolkit.base.layout import LAUNCHED_FILE, LOG_DIR, PLAN_FILE, PREFETCHED_FI
 from toolkit.settings.schema import EmbedRecipe
 
 FORMAT = "toolkit-encoding/2"
-CHARS_PER_TOKEN = 4  # of English text; what counts is that units are about equal
-CHARS_PER_ROW = 32  # what a row costs beside its text
+CHARS_PER_TOKEN = 4  # in English text; units only have to be about equal
+CHARS_PER_ROW = 32  # the work that a row costs beside its text, in characters
 MAX_ROWS_FACTOR = 4
-NO_FACTS = ("digest", "model_path", "adapter_paths", "corpus_path")  # of what a plan says
-NO_PLAN = ("units", "manifest_sha256")  # of what a manifest says
+# Keys of a plan that are no part of its identity, and keys of a manifest that the plan lacks.
+NO_FACTS = ("digest", "model_path", "adapter_paths", "corpus_path")
+NO_PLAN = ("units", "manifest_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """Rows start..stop of the corpus."""
+    """The rows of the corpus from `start` to before `stop`."""
 
     number: int
     start: int
@@ -42,8 +43,8 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkRules:
-    """Tokens of a chunk, with those that a text begins and ends with, and how many of its own
-    neighbours share."""
+    """The tokens of a chunk, with the special ones at its beginning and end, and how many of its
+    own tokens it shares with each neighbour."""
 
     tokens: int
     overlap: int
@@ -56,11 +57,11 @@ def bounds(
     max_tokens: int,
     chunks: ChunkRules | None = None,
 ) -> list[int]:
-    """Where the units of a corpus begin, and its end: `unit_rows` rows a unit on average, and about
-    equal work in each, judged by the characters that a text has before the limit cuts it.
+    """The first row of each unit, and the end of the corpus: `unit_rows` rows per unit on average,
+    and about equal work in each, estimated from the characters that the limit leaves of a text.
 
-    No unit has more than `MAX_ROWS_FACTOR` times as many rows: its vectors are in memory at once.
-    With `chunks` a row of the output is a chunk, as many as the characters let expect.
+    No unit has more than `MAX_ROWS_FACTOR` times as many rows, since its vectors are all in memory.
+    With `chunks` a row of the output is a chunk, and the characters give their expected number.
     """
     num_rows = len(num_chars_N)
     if chunks:
@@ -72,27 +73,27 @@ def bounds(
         work_N = np.minimum(num_chars_N, max_tokens * CHARS_PER_TOKEN)
         work_N += CHARS_PER_ROW
         num_units = -(-num_rows // unit_rows)
-    done_N = np.cumsum(work_N, out=work_N)  # in its place: of 100 M rows each array is 0.8 GB
+    done_N = np.cumsum(work_N, out=work_N)  # in place: with 100 M rows each array takes 0.8 GB
     targets = done_N[-1] * np.arange(1, num_units) / num_units if num_rows else []
     inner = (np.searchsorted(done_N, targets) + 1).tolist()
-    found = [0]
+    starts = [0]
     for end in [*inner, num_rows]:
-        rows = end - found[-1]
+        rows = end - starts[-1]
         if rows > 0:
             pieces = -(-rows // (MAX_ROWS_FACTOR * unit_rows))
-            start = found[-1]
-            found += [start + rows * piece // pieces for piece in range(1, pieces + 1)]
-    return found
+            start = starts[-1]
+            starts += [start + rows * piece // pieces for piece in range(1, pieces + 1)]
+    return starts
 
 
 def units(starts: Sequence[int]) -> list[Unit]:
-    """The units between `bounds`, in order, without a gap."""
+    """The units between neighbouring `bounds`, in order."""
     pairs = enumerate(itertools.pairwise(starts))
     return [Unit(number, start, stop) for number, (start, stop) in pairs]
 
 
 def share(all_units: list[Unit], *, index: int, count: int) -> list[Unit]:
-    """The units of worker `index` of `count`: every count-th, so that long stretches are shared."""
+    """The units of worker `index` of `count`: every `count`-th one from number `index` on."""
     return all_units[index::count]
 
 
@@ -104,10 +105,10 @@ def identity(
     num_chars_N: NDArray[np.int64],
     chunks: ChunkRules | None = None,
 ) -> dict[str, Any]:
-    """What an encoding is: equal identities may share an output directory.
+    """The facts that make an encoding what it is: only equal ones may share an output directory.
 
-    Names and paths are not part of it, digests are; nor is `batch_tokens`, which moves
-    a vector by no more than rounding, nor who does the work.
+    They contain digests, but no names or paths, not `batch_tokens` (which changes vectors by
+    rounding only), and nothing about who does the work.
     """
     unit_rows, max_tokens = recipe.corpus.unit_rows, recipe.encoder.max_tokens
     facts = {
@@ -125,17 +126,17 @@ def identity(
     return {**facts, "digest": facts_digest(facts)}
 
 
-def facts_digest(told: Mapping[str, Any]) -> str:
-    """What `digest` says in a plan, or a manifest that repeats it: of all facts that stand there.
-    Who edits one has another encoding, of which the units are not."""
+def facts_digest(content: Mapping[str, Any]) -> str:
+    """The digest of all facts in a plan, or in a manifest that repeats it. Whoever edits a fact
+    changes the digest, so that the units no longer belong to it."""
     others = {*NO_FACTS, *NO_PLAN}
-    facts = {key: value for key, value in told.items() if key not in others}
+    facts = {key: value for key, value in content.items() if key not in others}
     return digest_of(facts)
 
 
-def check_facts(told: Mapping[str, Any], *, source: Path, advice: str) -> None:
-    """Raise `BadInput` when a plan or manifest has facts that are not those of its digest."""
-    if told["digest"] != facts_digest(told):
+def check_facts(content: Mapping[str, Any], *, source: Path, advice: str) -> None:
+    """Raise `BadInput` when the facts in a plan or manifest do not match its digest."""
+    if content["digest"] != facts_digest(content):
         raise BadInput(f"{source}: is damaged (its digest is not that of its facts); {advice}")
 
 
@@ -147,15 +148,16 @@ def claim_directory(
     corpus: str,
     adapters: Sequence[str] = (),
 ) -> None:
-    """Create the plan in a new output directory, or check that the one there is the same. Of two
-    workers with other facts that arrive together one has the directory.
+    """Create the plan in a new output directory, or check that the plan there is the same. If two
+    workers with different facts arrive at the same time, one of them gets the directory.
 
-    Raises `BadInput` with the differing facts: vectors of two models must never mix.
+    Raises `BadInput` with the facts that differ: vectors of two models must never mix.
     """
     path = output_dir / PLAN_FILE
     if output_dir.exists() and not output_dir.is_dir():
         raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
-    # Listed BEFORE the plan is looked for: another worker may be writing it at this moment.
+    # Listed BEFORE looking for the plan: another worker may be writing it at this moment, and
+    # what it writes after the plan would look foreign.
     foreign = output_dir.is_dir() and any(not _ours(e.name) for e in output_dir.iterdir())
     if not path.is_file():
         if foreign:
@@ -164,7 +166,7 @@ def claim_directory(
             )
         paths = {"model_path": model, "adapter_paths": list(adapters), "corpus_path": corpus}
         create_json(path, {**facts, **paths})
-    # Read by whoever has created it too: another worker may have been quicker.
+    # Read even after creating it: another worker may have been quicker.
     _require_same(output_dir, there=read_json(path), facts=facts)
 
 
@@ -177,19 +179,19 @@ def _require_same(output_dir: Path, *, there: Any, facts: dict[str, Any]) -> Non
         for key in {**facts, **there}
         if key not in NO_FACTS and there.get(key) != facts.get(key)
     ]
-    if len(differing) > 1 and "bounds" in differing:  # they follow from the others
+    if len(differing) > 1 and "bounds" in differing:  # bounds follow from the other facts
         differing.remove("bounds")
     if differing:
         raise BadInput(
             f"output_dir={output_dir} holds an encoding of another "
             f"{' and '.join(differing)}; choose another output_dir"
         )
-    # Of facts that are the same.
+    # The facts are equal; the digest that the plan records must be theirs.
     if there.get("digest") != facts["digest"] or there["digest"] != facts_digest(there):
         raise BadInput(damaged)
 
 
 def _ours(name: str) -> bool:
-    """Whether a new output directory may hold this: what was written when the job was launched, or
-    a plan that is being written."""
+    """Whether a new output directory may hold this name: a file of the launch, or a plan that
+    another worker is writing."""
     return name in (LOG_DIR, LAUNCHED_FILE, PREFETCHED_FILE) or name.startswith(f".{PLAN_FILE}.")

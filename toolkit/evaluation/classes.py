@@ -26,7 +26,7 @@ CLUSTERINGS, MOST_CLUSTERED, BATCH_ROWS = 10, 16_384, 512
 @dataclasses.dataclass(frozen=True)
 class ClassificationTask:
     """Accuracy and macro F1 of logistic regression on frozen vectors, as MTEB does it: the mean of
-    `experiments`, each on `samples_per_label` texts of every label, drawn anew (None: on all)."""
+    `experiments`, each on `samples_per_label` newly drawn texts per label (None: all texts)."""
 
     train: tuple[list[str], list[str]]
     test: tuple[list[str], list[str]]
@@ -35,7 +35,7 @@ class ClassificationTask:
     main: str = "accuracy"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """As the class says."""
+        """The mean accuracy and macro F1 of all experiments, from 0 to 1."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import accuracy_score, f1_score
@@ -45,23 +45,24 @@ class ClassificationTask:
         texts = [self.train[0][row] for row in used]
         vectors = dict(zip(used, checked(embed(texts), texts=texts), strict=True))
         test_ND = checked(embed(self.test[0]), texts=self.test[0])
-        found = []
+        results = []
         for rows in draws:
             model = LogisticRegression(max_iter=ITERATIONS, random_state=SEED)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # MTEB's 100 steps seldom do
+                # MTEB's limit of 100 steps is seldom enough to converge.
+                warnings.simplefilter("ignore", ConvergenceWarning)
                 model.fit(
                     np.stack([vectors[row] for row in rows]), [self.train[1][row] for row in rows]
                 )
-            told = model.predict(test_ND)
-            f1 = f1_score(self.test[1], told, average="macro", zero_division=0)
-            found.append((accuracy_score(self.test[1], told), f1))
-        accuracy, f1 = np.mean(found, axis=0)
+            predicted = model.predict(test_ND)
+            f1 = f1_score(self.test[1], predicted, average="macro", zero_division=0)
+            results.append((accuracy_score(self.test[1], predicted), f1))
+        accuracy, f1 = np.mean(results, axis=0)
         return {self.main: float(accuracy), "macro F1": float(f1)}
 
     def _draws(self) -> list[list[int]]:
-        """The rows of each experiment. MTEB shuffles what it has shuffled before, by one seed."""
-        rows, found = list(range(len(self.train[1]))), []
+        """The rows of each experiment. Like MTEB, shuffle the last order with the same seed."""
+        rows, draws = list(range(len(self.train[1]))), []
         for _ in range(self.experiments):
             if self.samples_per_label is not None:
                 np.random.RandomState(SEED).shuffle(rows)
@@ -72,15 +73,15 @@ class ClassificationTask:
                 if self.samples_per_label is None or taken[label] < self.samples_per_label:
                     some.append(row)
                     taken[label] += 1
-            found.append(some)
-        return found
+            draws.append(some)
+        return draws
 
 
 def read_classification(
     name: str, *, train: Path, test: Path, samples_per_label: int | None, experiments: int
 ) -> ClassificationTask:
-    """Both files of a task. Raises `BadInput` for a single class; texts whose label is not trained
-    on are counted in a warning, and as wrong."""
+    """Read both files of a task. Raises `BadInput` for a single class. Test texts whose label does
+    not occur in training are counted in a warning, and count as wrong."""
     known, asked = read_labelled(train), read_labelled(test)
     if len(set(known[1])) < 2:
         raise BadInput(f"{train}: all {len(known[1])} texts have the label {known[1][0]!r}")
@@ -96,20 +97,20 @@ def read_classification(
 
 @dataclasses.dataclass(frozen=True)
 class ClusteringTask:
-    """V-measure of k-means with as many clusters as labels, as MTEB does it: the mean of ten, each
-    on texts drawn with replacement."""
+    """V-measure of k-means with as many clusters as labels, as MTEB does it: the mean of ten runs,
+    each on texts drawn with replacement."""
 
     texts: list[str]
     labels: list[str]
     main: str = "V-measure"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """As the class says."""
+        """The mean V-measure of all runs, from 0 to 1."""
         from sklearn.cluster import MiniBatchKMeans
         from sklearn.metrics import v_measure_score
 
         vectors_ND, labels_N = checked(embed(self.texts), texts=self.texts), np.array(self.labels)
-        draw, found = random.Random(SEED), []  # noqa: S311 (no secret)
+        draw, measures = random.Random(SEED), []  # noqa: S311 (no secret)
         model = MiniBatchKMeans(
             n_clusters=len(set(self.labels)),
             batch_size=BATCH_ROWS,
@@ -120,21 +121,21 @@ class ClusteringTask:
         rows = range(len(self.texts))
         for _ in range(CLUSTERINGS):
             some = draw.choices(rows, k=min(MOST_CLUSTERED, len(rows)))
-            found.append(v_measure_score(labels_N[some], model.fit_predict(vectors_ND[some])))
-        return {self.main: float(np.mean(found))}
+            measures.append(v_measure_score(labels_N[some], model.fit_predict(vectors_ND[some])))
+        return {self.main: float(np.mean(measures))}
 
 
 def read_clustering(path: Path) -> ClusteringTask:
-    """Labelled texts. Raises `BadInput` for a single label, or a label for each."""
+    """Read labelled texts. Raises `BadInput` for a single label, or as many labels as texts."""
     texts, labels = read_labelled(path)
     if len(set(labels)) < 2 or len(set(labels)) == len(labels):
-        raise BadInput(f"{path}: {len(set(labels))} labels of {len(labels)} texts are no clusters")
+        raise BadInput(f"{path}: {len(set(labels))} labels of {len(labels)} texts make no clusters")
     return ClusteringTask(texts, labels)
 
 
 @dataclasses.dataclass(frozen=True)
 class PairTask:
-    """Average precision of the cosine of pairs, and the best accuracy that a threshold gives."""
+    """Average precision of the cosines of pairs, and the accuracy at the best threshold."""
 
     first: list[str]
     second: list[str]
@@ -142,7 +143,7 @@ class PairTask:
     main: str = "AP"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """As the class says."""
+        """Average precision, and accuracy at the best threshold, from 0 to 1."""
         from sklearn.metrics import average_precision_score
 
         first: Vectors = checked(embed(self.first), texts=self.first)
@@ -153,7 +154,7 @@ class PairTask:
 
 
 def read_pair_task(path: Path) -> PairTask:
-    """Columns sentence1, sentence2 and label, 1 for a match and 0 for none."""
+    """Read pairs from the columns sentence1, sentence2 and label (1 for a match, else 0)."""
     names = (("sentence1", "text1"), ("sentence2", "text2"), LABEL)
     first, second, labels = read_columns(path, columns=names)
     if strange := [label for label in labels if label not in ("0", "1")]:
@@ -164,7 +165,9 @@ def read_pair_task(path: Path) -> PairTask:
 
 
 def _best_accuracy(cosine_P: NDArray[np.float64], matches_P: NDArray[np.int64]) -> float:
-    """Over all thresholds: those above it match. A threshold does not part equal cosines."""
+    """The best accuracy of all thresholds, if pairs above it match. None splits equal cosines."""
+    # With no pair above the threshold, all pairs that do not match are right. Lowering it past a
+    # pair makes one more right if the pair matches, and one fewer if not.
     order = np.argsort(-cosine_P, kind="stable")
     right = np.cumsum(np.where(matches_P[order] == 1, 1, -1))
     ends = np.append(np.flatnonzero(np.diff(cosine_P[order])), len(order) - 1)

@@ -14,38 +14,38 @@ LABEL = ("label", "category", "label_text")
 
 
 def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Of each row the values of `columns`; each is given by the names that it may have.
+    """The values of each of `columns`, row by row. A column is given by the names it may have.
 
-    Raises `BadInput` with the line that cannot be read, the names that are there when a column is
-    missing, and when there is no row.
+    Raises `BadInput` with the line that cannot be read, with the existing names when a column is
+    missing, and for a file without rows.
     """
     if path.suffix not in (".csv", ".tsv", ".jsonl"):
         raise BadInput(f"{path}: is neither .csv nor .tsv (with a header line) nor .jsonl")
-    found: list[list[str]] = [[] for _ in columns]
+    table: list[list[str]] = [[] for _ in columns]
     names: list[str] | None = None
     try:
         for where, row in _rows(path):
             names = names or [_named(row, column, where=where) for column in columns]
-            for values, name in zip(found, names, strict=True):
+            for values, name in zip(table, names, strict=True):
                 value = row.get(name)
                 if not isinstance(value, str | int | float):
                     raise BadInput(f"{where}: {name!r} is {str(value)[:MAX_SHOWN]!r}, not a text")
                 values.append(str(value))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{path}: cannot be read ({error})") from error
-    if not found[0]:
+    if not table[0]:
         raise BadInput(f"{path}: no rows")
-    return found
+    return table
 
 
 def read_labelled(path: Path) -> tuple[list[str], list[str]]:
-    """Texts (column `text`) and their labels (`label` or `category`)."""
+    """Texts (column `text`) and their labels (column `label`, `category` or `label_text`)."""
     texts, labels = read_columns(path, columns=(("text",), LABEL))
     return texts, labels
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
-    # newline="": a quoted field may hold a line break, and a text of JSON U+2028.
+    # newline="": a quoted field may hold a line break, and a JSON text may hold U+2028.
     with path.open(encoding=UTF_8, newline="") as handle:
         if path.suffix == ".jsonl":
             for number, line in enumerate(handle, 1):

@@ -1,7 +1,7 @@
 """A linear probe: one layer on frozen word vectors, and its file.
 
-Trained on the CPU, where vectors that were made once are at hand: an epoch costs a fraction of what
-encoding costs. Shapes: W words, D width, L labels, S sentences.
+It is trained on the CPU on vectors that were encoded once: an epoch costs a fraction of encoding.
+Shapes: W words, D width, L labels, S sentences.
 """
 
 import dataclasses
@@ -24,38 +24,38 @@ from toolkit.settings.task_schema import WordTask
 Floats = NDArray[np.float32]
 
 WORDS_AT_ONCE = 65536
-# Adam's, as torch has them.
+# Adam's constants, with torch's defaults.
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """Logits are vectors (., D) times `weight_LD`, plus `bias_L`, in fp32."""
+    """A linear layer in fp32: its logits are vectors (., D) times `weight_LD` plus `bias_L`."""
 
     labels: Sequence[str]
     weight_LD: Floats
     bias_L: Floats
 
     def predict(self, vectors_WD: NDArray[Any]) -> NDArray[np.int64]:
-        """The most likely label (W,) of each word, by its number. Nothing is dropped out."""
-        found = [np.zeros(0, dtype=np.int64)]
+        """The number of the most likely label of each word (W,), without dropout."""
+        predicted = [np.zeros(0, dtype=np.int64)]
         for start in range(0, len(vectors_WD), WORDS_AT_ONCE):
             some_WD = np.asarray(vectors_WD[start : start + WORDS_AT_ONCE], dtype=np.float32)
-            found.append((some_WD @ self.weight_LD.T + self.bias_L).argmax(axis=1))
-        return np.concatenate(found)
+            predicted.append((some_WD @ self.weight_LD.T + self.bias_L).argmax(axis=1))
+        return np.concatenate(predicted)
 
     def save(self, folder: Path, *, about: Mapping[str, Any]) -> None:
-        """Write the weights (safetensors) and, beside them, the labels in the order of the rows and
-        `about` (JSON)."""
+        """Write the weights (safetensors) and beside them, as JSON, the labels in the order of the
+        weights' rows and `about`."""
         weights = save({"weight": self.weight_LD, "bias": self.bias_L})
         write_atomic(folder / PROBE_WEIGHTS_FILE, weights)
-        # Two evaluations may write here at once: whose weights these are must be seen.
+        # Two evaluations may write here at once: the digest shows which weights the JSON is for.
         digest = hashlib.sha256(weights).hexdigest()
         write_json(folder / PROBE_FILE, {**about, "labels": list(self.labels), "sha256": digest})
 
 
 def load_probe(folder: Path) -> Probe:
-    """The probe that `Probe.save` has written; `BadInput` when it is not whole."""
+    """Load what `Probe.save` wrote; `BadInput` when it is not whole."""
     about = read_json(folder / PROBE_FILE)
     labels = about.get("labels") if isinstance(about, dict) else None
     if not isinstance(labels, list):
@@ -65,9 +65,9 @@ def load_probe(folder: Path) -> Probe:
         tensors = load(weights)
         probe = Probe(labels, tensors["weight"], tensors["bias"])
     except Exception as error:  # safetensors has its own error class, without a stable home
-        raise BadInput(f"{folder / PROBE_WEIGHTS_FILE}: is no whole probe ({error})") from error
+        raise BadInput(f"{folder / PROBE_WEIGHTS_FILE}: is not a whole probe ({error})") from error
     digest = hashlib.sha256(weights).hexdigest()
-    if about.get("sha256", digest) != digest:  # those of before have none
+    if about.get("sha256", digest) != digest:  # older files have none
         raise BadInput(
             f"{folder / PROBE_WEIGHTS_FILE}: is not of {PROBE_FILE} beside it; evaluate again"
         )
@@ -84,11 +84,11 @@ def train_probe(
     lengths: Sequence[int],
     task: WordTask,
 ) -> Probe:
-    """Train on words of sentences of these lengths, by Adam with the mean cross-entropy of a batch;
-    the rate falls to zero in a line. Dropout is on the vectors, as in the reference.
+    """Train on the words of sentences of these lengths, by Adam on the mean cross-entropy of each
+    batch; the rate falls linearly to zero. Dropout acts on the vectors, as in the reference.
 
     The result is a function of the arguments alone: the layer begins at zero (the loss is convex),
-    the order of sentences and what is dropped come from `task.seed`.
+    and `task.seed` decides the order of sentences and the dropout.
     """
     random = np.random.default_rng(task.seed)
     width = vectors_WD.shape[1]
@@ -101,6 +101,7 @@ def train_probe(
         if task.dropout:
             inputs_WD *= dropout_mask(inputs_WD.shape, rate=task.dropout, random=random)
         error_WL = _softmax(inputs_WD @ layer[:, :width].T + layer[:, width])
+        # The gradient of cross-entropy with respect to the logits: softmax minus the one-hot label.
         error_WL[np.arange(len(chosen)), label_W[chosen]] -= 1
         error_WL /= len(chosen)
         gradient[:, :width] = error_WL.T @ inputs_WD
@@ -115,8 +116,8 @@ def train_probe(
 
 
 def dropout_mask(shape: tuple[int, ...], *, rate: float, random: np.random.Generator) -> Floats:
-    """What to multiply with: zeros at a `rate` (to the nearest of 65,536 steps: 16 random bits are
-    much cheaper than a number), elsewhere what keeps the mean."""
+    """A mask to multiply with: zeros at `rate`, elsewhere the factor that keeps the mean. The rate
+    is rounded to one of 65,536 steps, since 16 random bits are much cheaper than a float."""
     drawn = random.integers(2**16, size=shape, dtype=np.uint16)
     return (drawn >= round(rate * 2**16)) * np.float32(1 / (1 - rate))
 
@@ -124,7 +125,7 @@ def dropout_mask(shape: tuple[int, ...], *, rate: float, random: np.random.Gener
 def word_batches(
     lengths: Sequence[int], *, size: int, random: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Without end, the words of `size` sentences each time: every sentence once in an epoch."""
+    """Endless batches with the words of `size` sentences; each epoch has every sentence once."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
     while True:

@@ -1,7 +1,7 @@
 """MTEB's own tasks, run by MTEB on our vectors; its results are kept as its JSON.
 
-Needs the package mteb (an extra). Tasks read their data from the hub's cache: fetch it first where
-compute nodes are offline.
+Needs the package mteb (an extra). Tasks read their data from the hub's cache: where compute nodes
+are offline, fetch it first.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise BadInput("MTEB's tasks need the package mteb: pip install mteb") from error
 
-# BehnamGhader et al. 2024, appendix: the tasks that settings were chosen on.
+# BehnamGhader et al. 2024, appendix: the tasks on which they chose their settings.
 LLM2VEC_15 = (
     "SciFact",
     "ArguAna",
@@ -73,17 +73,17 @@ class MtebModel:
         return checked(self._embed(texts, instructed=not is_document), texts=texts)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosines (N, M)."""
+        """The cosine of every two embeddings, (N, M)."""
         return cos_sim(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Cosines (N,)."""
+        """The cosine of each pair of embeddings, (N,)."""
         return pairwise_cos_sim(embeddings1, embeddings2)
 
 
 @dataclasses.dataclass(frozen=True)
 class MtebTask:
-    """One task; what MTEB has scored already in `results_dir` it does not score again."""
+    """One task. MTEB does not score again what `results_dir` has scores of."""
 
     task: Any
     results_dir: Path
@@ -93,36 +93,37 @@ class MtebTask:
         """MTEB's main score, the mean over splits and languages."""
         logging.getLogger("mteb").setLevel(logging.ERROR)
         load_data(self.task)
-        # A task draws samples (clustering) from a state that goes on from encoder to encoder.
+        # A clustering task draws samples by a generator whose state would carry over from encoder
+        # to encoder: begin it anew.
         for one in _single(self.task):
             one.rng_state = random.Random(one.seed)  # noqa: S311 (MTEB's own)
             one.np_rng = np.random.default_rng(one.seed)
-        found = mteb.evaluate(
+        results = mteb.evaluate(
             MtebModel(embed),
             self.task,
             cache=ResultCache(self.results_dir),
             co2_tracker=False,
             show_progress_bar=False,
         )
-        # Six digits are what its JSON keeps: a restart finds the same score.
-        return {self.main: round(float(found.task_results[0].get_score()), 6)}
+        # MTEB's JSON keeps six digits: rounded here too, a restart gets the same score.
+        return {self.main: round(float(results.task_results[0].get_score()), 6)}
 
 
 def load_data(task: Any) -> None:
-    """Read a task's data. Raises `BadInput` when it is neither in the cache nor to be had."""
+    """Read a task's data. Raises `BadInput` when it is neither cached nor can be downloaded."""
     for one in _single(task):
         try:
             one.load_data()
         except Exception as error:  # hub, data set and file errors of a dozen unrelated classes
             raise BadInput(
-                f"{one.metadata.name}: its data is neither in the cache nor to be had ({error}); "
+                f"{one.metadata.name}: its data is neither in the cache nor available ({error}); "
                 "fetch it first: python -m toolkit.prefetch RECIPE"
             ) from error
 
 
 def check_data(tasks: Sequence[Any]) -> None:
-    """Raise `BadInput` with the names of all tasks whose data cannot be read here. Each is read, as
-    scoring will: what a cache holds of a data set, no name tells."""
+    """Raise `BadInput` with the names of all tasks whose data cannot be read here. The data of each
+    are read as scoring will read them, since no file name tells what a cache holds."""
     missing = []
     for number, task in enumerate(tasks, 1):
         name, before = task.metadata.name, [one for one in _single(task) if one.data_loaded]
@@ -132,7 +133,8 @@ def check_data(tasks: Sequence[Any]) -> None:
         except BadInput as error:
             missing.append((name, error))
         for one in _single(task):
-            if one.data_loaded and one not in before:  # not all at once in memory
+            # The data of all tasks at once may not fit in memory.
+            if one.data_loaded and one not in before:
                 one.unload_data()
     if missing:
         names = ", ".join(name for name, _ in missing[:8]) + (", ..." if len(missing) > 8 else "")
@@ -148,23 +150,23 @@ def paths_of(task: Any) -> list[str]:
 
 
 def _single(task: Any) -> Sequence[Any]:
-    """The tasks that have data of their own: a task, or those whose mean it is."""
+    """The tasks with data of their own: the task itself, or the parts whose mean it is."""
     return list(task.tasks) if task.is_aggregate else [task]
 
 
 def tasks_of(asked: Mteb) -> Sequence[Any]:
-    """The tasks that a recipe names. Raises `BadInput` for names that MTEB does not have, and for
-    a task without anything in the languages that are asked for."""
+    """The tasks that a recipe names. Raises `BadInput` for names that MTEB does not know, and for a
+    task that has nothing in the languages asked for."""
     names = [*asked.tasks, *SUBSETS.get(asked.benchmark or "", ())]
     languages = list(ENGLISH if asked.languages is None else asked.languages) or None
-    found = []
+    tasks = []
     for name in names:
         try:
             task = mteb.get_task(name, languages=languages, exclusive_language_filter=True)
-            # Some have their validation part scored as well; no published table has.
+            # Some tasks also score their validation part, which no published table includes.
             if TEST in task.eval_splits:
                 task = task.filter_eval_splits([TEST])
-            found.append(task)
+            tasks.append(task)
         except KeyError as error:
             raise BadInput(f"mteb.tasks: {error.args[0]}") from error
         except ValueError as error:
@@ -174,25 +176,27 @@ def tasks_of(asked: Mteb) -> Sequence[Any]:
     if asked.benchmark is not None and asked.benchmark not in SUBSETS:
         if asked.languages is not None:
             raise BadInput(
-                f"mteb.languages={languages}: what {asked.benchmark} takes of its tasks is "
-                "MTEB's; name the tasks instead"
+                f"mteb.languages={languages}: {asked.benchmark} itself chooses the "
+                "languages of its tasks; name the tasks instead"
             )
         try:
-            found += list(mteb.get_benchmark(asked.benchmark).tasks)
+            tasks += list(mteb.get_benchmark(asked.benchmark).tasks)
         except KeyError as error:
             near = did_you_mean(asked.benchmark, (one.name for one in mteb.get_benchmarks()))
-            raise BadInput(f"mteb.benchmark={asked.benchmark!r}: MTEB has no such{near}") from error
-    return found
+            raise BadInput(
+                f"mteb.benchmark={asked.benchmark!r}: MTEB has no such benchmark{near}"
+            ) from error
+    return tasks
 
 
 def instruction_of(task: Any) -> str:
-    """MTEB's own instruction for a task, that of its queries; none where there is none."""
-    told = task.metadata.prompt
-    return str((told.get("query", "") if isinstance(told, dict) else told) or "")
+    """MTEB's own instruction for a task, or for its queries; empty if it has none."""
+    prompt = task.metadata.prompt
+    return str((prompt.get("query", "") if isinstance(prompt, dict) else prompt) or "")
 
 
 def digest_of(task: Any) -> str:
-    """Of the data set's revision, what is taken of it, and how it is scored."""
+    """The digest of a task: its data set and revision, its splits and subsets, MTEB's version."""
     made_of = (
         mteb.__version__,
         task.metadata.name,

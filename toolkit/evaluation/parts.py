@@ -1,7 +1,7 @@
-"""Scores of one encoder on one task, each a file; and who works on which.
+"""Scores of one encoder on one task, one file each; and which worker makes which.
 
-    OUT/parts/<encoder>/<task>.json    scores, and the facts that they were made of
-    OUT/leases/                        who works on what, while somebody does
+    OUT/parts/<encoder>/<task>.json    scores, and the facts that they depend on
+    OUT/leases/                        which worker is making which scores
 
 Knows files and leases. Refuses to know how a score is made. No torch.
 """
@@ -23,56 +23,56 @@ POLL_S = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One encoder on one task; other `facts` are another part, though it has the same names."""
+    """One encoder on one task. With other `facts` it is another part, even under the same names."""
 
     encoder: str
     task: str
     facts: Mapping[str, Any]
 
     def path(self, output_dir: Path) -> Path:
-        """Its file."""
+        """The file of this part's scores."""
         return output_dir / PART_DIR / file_name(self.encoder) / f"{file_name(self.task)}.json"
 
 
 def file_name(name: str) -> str:
-    """A name as that of a file; `BadInput` for one that cannot be."""
+    """The name, if it can be a file's name too; else raise `BadInput`."""
     if not name or name.startswith(".") or "/" in name or not name.isprintable():
-        raise BadInput(f"the name {name!r}: letters, digits, spaces, - and _, please")
+        raise BadInput(f"the name {name!r}: use letters, digits, spaces, - and _")
     return name
 
 
 class Scores:
-    """The scores of parts in a directory. What was seen once stays known: another evaluation, whose
-    parts have the same names and other facts, may write over the files meanwhile."""
+    """The scores of parts in a directory. Scores that were read once are kept in memory: another
+    evaluation, with the same names and other facts, may overwrite the files meanwhile."""
 
     def __init__(self, output_dir: Path) -> None:
         self.output_dir = output_dir
         self._seen: dict[Path, tuple[Mapping[str, Any], dict[str, float]]] = {}
 
     def of(self, part: Part) -> dict[str, float] | None:
-        """The scores that are there for these very facts; None when they are to be made."""
+        """The scores on disk for exactly these facts; None if they are still to be made."""
         path = part.path(self.output_dir)
         if path in self._seen and self._seen[path][0] == part.facts:
             return self._seen[path][1]
         try:
-            found = read_json(path)
-            if found["facts"] != dict(part.facts):
+            content = read_json(path)
+            if content["facts"] != dict(part.facts):
                 return None
-            scores: dict[str, float] = found["scores"]
-        except (BadInput, KeyError, TypeError):  # none, half a file, or somebody else's
+            scores: dict[str, float] = content["scores"]
+        except (BadInput, KeyError, TypeError):  # missing, cut short, or of another format
             return None
         self._seen[path] = part.facts, scores
         return scores
 
     def of_all(self, every: Sequence[Part]) -> list[tuple[Part, dict[str, float]]] | None:
-        """Each part with its scores; None while some are missing."""
-        found = []
+        """Every part with its scores; None while any are missing."""
+        scored = []
         for part in every:
             scores = self.of(part)
             if scores is None:
                 return None
-            found.append((part, scores))
-        return found
+            scored.append((part, scores))
+        return scored
 
     def keep(self, part: Part, scores: Mapping[str, float]) -> None:
         """Write a part's scores, all or nothing."""
@@ -82,12 +82,12 @@ class Scores:
 
 
 def main_scores(output_dir: Path) -> list[str]:
-    """The names in scores.json of each task's main score, as far as parts tell; any order."""
-    found = set()
+    """The names that scores.json gives to the main scores of tasks, as far as parts tell."""
+    names = set()
     for path in (output_dir / PART_DIR).glob("*/*.json"):
         with contextlib.suppress(BadInput, KeyError, TypeError):
-            found.add(f"{path.stem} {read_json(path)['facts']['main']}")
-    return sorted(found)
+            names.add(f"{path.stem} {read_json(path)['facts']['main']}")
+    return sorted(names)
 
 
 def share(
@@ -98,10 +98,10 @@ def share(
     first: int,
     should_stop: Callable[[], bool],
 ) -> Iterator[Part]:
-    """The parts that this worker is to make, one after another, from number `first` on; ends when
-    all are there, whoever made them, or we are told to stop.
+    """The parts that this worker is to make, one after another, from number `first` on. Ends when
+    all scores are there, whoever made them, or when we are told to stop.
 
-    A part must be kept before the next is asked for.
+    The caller must `keep` the scores of a part before it asks for the next part.
     """
     order = [*parts[first:], *parts[:first]]
     with Leases(scores.output_dir / LEASE_DIR, lease_s=lease_s) as leases:
@@ -113,9 +113,9 @@ def share(
                     return
                 if not leases.take(name, generation=taken.get(name)):
                     continue
-                if scores.of(part) is None:
+                if scores.of(part) is None:  # another worker may have made it since we looked
                     yield part
                 leases.give_back(name)
                 break
-            else:
+            else:  # others hold all that is missing: one of them may fail
                 time.sleep(POLL_S)

@@ -1,6 +1,6 @@
 """The program of an evaluation: scores of several encoders side by side, as JSON and a table.
 
-Composition only. What is scored already is not scored again: a restart goes on.
+Composition only. A restart goes on: what is scored already is not scored again.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Score every encoder on every task, together with whoever else does; writes scores.json and
-    prints the table. Empty when told to stop before.
+    """Score every encoder on every task, together with any other workers; write scores.json, print
+    the table and return it. Empty when told to stop before the end.
 
     Raises `BadInput` before anything is written when a task, the output or the first encoder cannot
-    be used, and at its turn for another encoder.
+    be used, and later, at its turn, for another encoder.
     """
     with StopSignal(environ) as stop:
         topology = detect(environ)
@@ -75,10 +75,10 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
-    found = _by_encoder(scored)
-    # In the order of the recipe, in which the states came about.
-    write_atomic(output_dir / SCORES_FILE, json.dumps(found, indent=2) + "\n")
-    say_lines(table(found))
+    by_encoder = _by_encoder(scored)
+    # Unsorted: in the recipe's order, the encoders show what each stage of training adds.
+    write_atomic(output_dir / SCORES_FILE, json.dumps(by_encoder, indent=2) + "\n")
+    say_lines(table(by_encoder))
     if reference:
         main = [
             Scored(part.encoder, part.facts["category"], one[part.facts["main"]])
@@ -87,20 +87,21 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / REPRODUCTION_FILE, text)
         say_lines(text)
-    return found
+    return by_encoder
 
 
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     from toolkit.model.adapters import chain_of
     from toolkit.model.declared import Use
 
-    found: list[Part] = []
+    made: list[Part] = []
     shown = [_shown(name) for name in recipe.encoders]
     if twice := [name for name in shown if shown.count(name) > 1]:
-        raise BadInput(f"encoders: two are shown as {twice[0]!r}; name one of them otherwise")
+        raise BadInput(f"encoders: two are shown as {twice[0]!r}; rename one of them")
     for name, settings in recipe.encoders.items():
         chain = chain_of(settings.model, adapters=settings.adapters)
-        chain.check(Use(settings.causal, max_tokens=settings.max_tokens))  # now, not hours later
+        # An encoder of no use must fail now, and not after hours of scoring the others.
+        chain.check(Use(settings.causal, max_tokens=settings.max_tokens))
         made_by = {"model": chain.digest(), **settings.facts()}
         for one in tasks:
             facts = {
@@ -110,12 +111,12 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
                 "category": one.category,
                 "main": one.task.main,
             }
-            found.append(Part(name, one.name, facts))
-    return found
+            made.append(Part(name, one.name, facts))
+    return made
 
 
 class Embedder:
-    """An encoder with the instruction of one task, as `toolkit.evaluation.task.Embed` says."""
+    """An encoder with the instruction of one task (a `toolkit.evaluation.task.Embed`)."""
 
     def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
         self.encoder, self.name = encoder, name
@@ -124,8 +125,8 @@ class Embedder:
 
     @property
     def revision(self) -> str:
-        """What tells these vectors from others: weights, settings, instruction. It takes reading
-        all of the weights."""
+        """The digest of all that decides the vectors: weights, settings and instruction. All
+        weights are read to compute it."""
         facts = [self.encoder.settings.facts(), self._instruction]
         made_by = json.dumps([self.encoder.digest(), *facts], sort_keys=True)
         return hashlib.sha256(made_by.encode()).hexdigest()
@@ -135,15 +136,15 @@ class Embedder:
         before = self._before if instructed else ""
         title = f"{self.name}: encode"
         progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
-        found = self.encoder.vectors_of(
+        vectors_ND = self.encoder.vectors_of(
             texts, instruction=before, on_rows=lambda rows, _: progress.advance(rows)
         )
         progress.close()
-        return found
+        return vectors_ND
 
 
 class _Scorer:
-    """Keeps the encoder of the last part: the parts of one encoder follow one another."""
+    """Scores parts. It keeps the last encoder, since the parts of one encoder come in a row."""
 
     def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named], local_rank: int) -> None:
         self._recipe, self._local_rank = recipe, local_rank
@@ -151,21 +152,21 @@ class _Scorer:
         self._loaded: tuple[EncoderSettings, Encoder] | None = None
 
     def scores(self, part: Part) -> Mapping[str, float]:
-        """Of the part's encoder on its task."""
+        """The scores of the part's encoder on its task."""
         embed = Embedder(
             self.load(part), name=part.encoder, instruction=str(part.facts["instruction"])
         )
         return self._tasks[part.task].scores(embed)
 
     def load(self, part: Part) -> "Encoder":
-        """The part's encoder. Raises `BadInput` when it cannot be used."""
+        """Load the part's encoder. Raises `BadInput` when it cannot be used."""
         settings = self._recipe.encoders[part.encoder]
         # Here and not above: the help text of a door must not wait for torch.
         from toolkit.encoding.encoder import Encoder
         from toolkit.parallel.comm import device_of
 
         if self._loaded is None or self._loaded[0] != settings:
-            self._loaded = None  # before the next one needs the memory
+            self._loaded = None  # frees its memory for the next one
             with at_work(f"evaluate: loads {part.encoder}"):
                 self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
@@ -178,9 +179,9 @@ def _shown(name: str) -> str:
 
 def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
     """All scores of each encoder, the main one of a task first."""
-    found: dict[str, dict[str, float]] = {}
+    rows: dict[str, dict[str, float]] = {}
     for part, scores in scored:
-        row = found.setdefault(_shown(part.encoder), {})
+        row = rows.setdefault(_shown(part.encoder), {})
         main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
-    return found
+    return rows

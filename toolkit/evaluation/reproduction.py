@@ -1,4 +1,4 @@
-"""Our scores beside published ones: by category, with the settings that differ and what it took.
+"""Our scores beside published ones: by category, with differing settings and the hours spent.
 
 Knows references (toolkit/references) and run directories. Refuses to know how a score is made.
 """
@@ -25,8 +25,8 @@ AVERAGE = "Average"
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Published scores in per cent of each encoder and category (MTEB's names, and "Average", the
-    mean over tasks), the settings of each kind of run, and its hours."""
+    """Published scores in per cent by encoder and category (MTEB's names, and "Average", the mean
+    over tasks), and the settings and hours of each kind of run."""
 
     name: str
     source: str
@@ -37,7 +37,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A task's main score of an encoder, from 0 to 1."""
+    """The main score of an encoder on a task, from 0 to 1."""
 
     encoder: str
     category: str
@@ -45,14 +45,14 @@ class Scored:
 
 
 def reference_names() -> list[str]:
-    """The references that the project ships."""
+    """The names of the references that the project ships."""
     return sorted(path.stem for path in REFERENCE_DIR.glob("*.yaml"))
 
 
 def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
-    """A reference by name or by the path of a .yaml file like the project's.
+    """Read a reference by its name, or by the path of a .yaml file of the same form.
 
-    Raises `BadInput` when it cannot be read, or knows none of the encoders.
+    Raises `BadInput` when it cannot be read, or has scores of none of the encoders.
     """
     path = Path(name) if name.endswith(".yaml") else REFERENCE_DIR / f"{name}.yaml"
     if not path.is_file():
@@ -60,21 +60,23 @@ def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
         near = did_you_mean(name, valid)
         raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(valid)}{near}")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        hours = found.get("hours") or {}
-        told = Reference(name, found["source"], found["scores"], found["settings"], hours)
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        hours = content.get("hours") or {}
+        reference = Reference(
+            name, content["source"], content["scores"], content["settings"], hours
+        )
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: is no reference ({error!r}); see {REFERENCE_DIR}") from error
-    if not set(encoders) & set(told.scores):
-        names = ", ".join(told.scores)
+        raise BadInput(f"{path}: is not a reference ({error!r}); see {REFERENCE_DIR}") from error
+    if not set(encoders) & set(reference.scores):
+        names = ", ".join(reference.scores)
         raise BadInput(f"{path}: knows {names}; no encoder of the recipe has such a name")
-    return told
+    return reference
 
 
 def report(
     reference: Reference, scored: Sequence[Scored], *, encoders: Mapping[str, EncoderSettings]
 ) -> str:
-    """Markdown: the scores, the settings that differ, the hours."""
+    """The comparison as Markdown: scores, settings that differ, hours."""
     known = [name for name in encoders if name in reference.scores]
     title, source = in_markdown(reference.name), in_markdown(reference.source)
     lines = [f"# Reproduction: {title}", "", f"Reference: {source}", ""]
@@ -84,15 +86,17 @@ def report(
         lines += _rows(name, reference.scores[name], scored=scored)
     lines += ["", "## Settings that differ", ""]
     runs = {run: recipe for name in known for run, recipe in chain(encoders[name].model)}
-    told = [line for run, recipe in runs.items() for line in _differences(run, recipe, reference)]
-    lines += told or ["None of those that the reference tells."]
+    differences = [
+        line for run, recipe in runs.items() for line in _differences(run, recipe, reference)
+    ]
+    lines += differences or ["None of those that the reference lists."]
     lines += ["", "## What it took", ""]
     lines += [_hours(run, recipe, reference) for run, recipe in runs.items()] or ["No run is here."]
     return "\n".join(lines) + "\n"
 
 
 def chain(model: str) -> Iterator[tuple[Path, TrainingRecipe]]:
-    """The training runs that a model came of, the last first, as far as they are here."""
+    """The training runs that made a model, the last one first, as far as they are here."""
     run = Path(model)
     while True:
         if run.name == ENCODER_DIR and not (run / CONFIG_FILE).is_file():
@@ -109,6 +113,7 @@ def chain(model: str) -> Iterator[tuple[Path, TrainingRecipe]]:
 def _rows(name: str, published: Mapping[str, float], *, scored: Sequence[Scored]) -> Iterator[str]:
     mine = [one for one in scored if one.encoder == name]
     for category, theirs in published.items():
+        # The average is over tasks, as MTEB's is, and not over categories.
         values = [one.value for one in mine if category in (AVERAGE, one.category)]
         if values:
             ours = 100 * float(np.mean(values))
@@ -125,15 +130,18 @@ def _differences(run: Path, recipe: TrainingRecipe, reference: Reference) -> Ite
         for part in key.split("."):
             ours = ours.get(part) if isinstance(ours, dict) else None
         same = ours == theirs
+        # An integer may stand for a float, and floats need not agree to the last bit.
         if isinstance(theirs, float) and isinstance(ours, int | float):
             same = math.isclose(ours, theirs, rel_tol=1e-9)
         if not same:
-            told = f"{as_code(key)} is {in_markdown(ours)}, in the reference {in_markdown(theirs)}"
-            yield f"- {in_markdown(run)} ({recipe.kind}): {told}"
+            difference = (
+                f"{as_code(key)} is {in_markdown(ours)}, in the reference {in_markdown(theirs)}"
+            )
+            yield f"- {in_markdown(run)} ({recipe.kind}): {difference}"
 
 
 def _hours(run: Path, recipe: TrainingRecipe, reference: Reference) -> str:
-    """Mean seconds of a step times its steps and ranks: what logging and saving took is not in."""
+    """GPU hours: mean seconds per step times steps and ranks, without logging and saving."""
     seconds = [row["seconds"] for row in read_metrics(run) if row.get("seconds")]
     starts = read_starts(run)
     if not seconds or not starts:

@@ -1,5 +1,5 @@
-"""Retrieval and reranking: do the right documents come first? Scored as trec_eval does, but with
-equal scores in no order (`toolkit.evaluation.ranking`).
+"""Retrieval and reranking: do the right documents come first? Scored like trec_eval, but with no
+order among equal scores (`toolkit.evaluation.ranking`).
 
 Shapes: Q queries, N documents, U different texts, V different vectors, D width.
 """
@@ -21,8 +21,8 @@ from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_o
 from toolkit.evaluation.task import Embed, checked, unit
 from toolkit.text.delimited import UTF_8, Tabs
 
-DEPTH = 100  # the deepest place that a measure of retrieval looks at
-SCORING = "equal scores in no order"  # in digests: scores of an older version are made again
+DEPTH = 100  # the deepest place that any measure of retrieval looks at
+SCORING = "equal scores in no order"  # in digests: scores by another rule are made again
 QUERY_BLOCK = 64
 TITLES_HINT = '{"query": "...", "relevant": ["title"]}'
 Grades = dict[str, dict[str, int]]
@@ -30,8 +30,8 @@ Grades = dict[str, dict[str, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Queries by id, and the grade (0: not relevant) of the documents judged for each. Documents
-    are named by their ids, or by their titles."""
+    """Queries by id, and the grades (0: not relevant) of the documents judged for each. Documents
+    are named by their ids or, if `by_title`, by their titles."""
 
     queries: dict[str, str]
     grades: Grades
@@ -39,12 +39,13 @@ class Judged:
 
 
 def read_queries(path: Path) -> Judged:
-    """JSON lines {"query": text, "relevant": [title, ...]}; `BadInput` names a bad line."""
+    """Read JSON lines {"query": text, "relevant": [title, ...]}; `BadInput` names a bad line."""
     queries: dict[str, str] = {}
     grades: Grades = {}
     for number, row in _lines(path, hint=TITLES_HINT):
         query, titles = row.get("query"), row.get("relevant")
-        # A text for a list would be a set of letters, and no title at all a division by zero.
+        # A text in place of a list would count as a set of letters, and an empty list would divide
+        # by zero.
         if not isinstance(query, str) or not isinstance(titles, list) or not titles:
             raise BadInput(f"{path}, line {number}: is not like {TITLES_HINT}")
         queries[str(number)] = query
@@ -53,12 +54,12 @@ def read_queries(path: Path) -> Judged:
 
 
 def read_judged(path: Path, *, judgements: Path) -> Judged:
-    """Queries as in BEIR, JSON lines {"_id": ..., "text": ...}, and their judgements: a .tsv of
-    query, document, grade with a header line, or the four columns of TREC.
+    """Read queries as in BEIR, JSON lines {"_id": ..., "text": ...}, and their judgements: a .tsv
+    of query, document, grade with a header line, or the four columns of TREC.
 
-    Raises `BadInput` when no judgement is one of a query; those that are of none are counted in a
-    warning: Cranfield's, which number queries by their place, match two thirds of its topics' own
-    numbers, and mean others.
+    Raises `BadInput` when no judgement belongs to a query. A warning counts judgements of unknown
+    queries: Cranfield's judgements number queries by their place, and so match two thirds of its
+    topics' own numbers, but mean other topics.
     """
     hint = '{"_id": "...", "text": "..."}'
     queries: dict[str, str] = {}
@@ -67,18 +68,18 @@ def read_judged(path: Path, *, judgements: Path) -> Judged:
         if not isinstance(name, str | int) or not isinstance(text, str):
             raise BadInput(f"{path}, line {number}: is not like {hint}")
         if str(name) in queries:
-            raise BadInput(f"{path}, line {number}: the id {name!r} was there before")
+            raise BadInput(f"{path}, line {number}: the id {name!r} occurs twice")
         queries[str(name)] = text
     every = _judgements(judgements)
     known = {name: graded for name, graded in every.items() if name in queries}
     num, num_known = (sum(map(len, some.values())) for some in (every, known))
     if not num_known:
         raise BadInput(
-            f"{judgements}: none of {num} judgements is of a query of {path}: their ids are like "
+            f"{judgements}: none of {num} judgements belongs to a query of {path}: ids are like "
             f"{next(iter(every))!r} there and {next(iter(queries))!r} here"
         )
     if num_known < num:
-        warn(f"{num - num_known} of {num} judgements are of no query of {path}: other ids?")
+        warn(f"{num - num_known} of {num} judgements belong to no query of {path}: other ids?")
     return Judged({name: queries[name] for name in known}, known)
 
 
@@ -92,7 +93,7 @@ class RetrievalTask:
     main: str = "nDCG@10"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """Means over the queries that have a relevant document; the instruction is for queries."""
+        """Means over the queries with a relevant document; only queries have the instruction."""
         judged = self.judged
         relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
         texts = [judged.queries[name] for name in relevant]
@@ -118,7 +119,7 @@ class RetrievalTask:
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-    """Rows of a corpus by name; of a name that several rows have, the best row counts."""
+    """Rows of a corpus by name. If several rows have a name, the best of them counts."""
 
     number: Mapping[str, int]
     number_N: NDArray[np.int64]
@@ -129,7 +130,7 @@ class _Documents:
         return cls(number, np.array([number[name] for name in names], dtype=np.int64))
 
     def ranking(self, score_N: NDArray[np.float32], *, grades: Mapping[str, int]) -> Ranking:
-        """The ranking of a query, as deep as a measure looks."""
+        """The ranking of a query, down to `DEPTH`."""
         if len(self.number) < len(score_N):
             best = np.full(len(self.number), -np.inf, dtype=np.float32)
             np.maximum.at(best, self.number_N, score_N)
@@ -144,8 +145,8 @@ class _Documents:
 
 
 def check_corpus(name: str, judged: Judged, *, names: Sequence[str]) -> None:
-    """Warn of judged documents that are not in the corpus, which count as not found; `BadInput`
-    when none is there."""
+    """Warn of judged documents that are not in the corpus, which count as not found. Raises
+    `BadInput` when none is there."""
     known = set(names)
     wanted = {document for graded in judged.grades.values() for document in graded}
     strange = sorted(wanted - known)
@@ -167,7 +168,7 @@ class RerankingTask:
     main: str = "MAP"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """As the class says; a text that is a candidate of several queries is embedded once."""
+        """Means over the queries, from 0 to 1. A candidate of several queries is embedded once."""
         texts = list(dict.fromkeys(t for row in (*self.positive, *self.negative) for t in row))
         place = {text: number for number, text in enumerate(texts)}
         query_QD = unit(checked(embed(self.queries), texts=self.queries))
@@ -188,7 +189,7 @@ class RerankingTask:
 
 
 def read_reranking(path: Path) -> RerankingTask:
-    """JSON lines {"query": text, "positive": [text, ...], "negative": [text, ...]}."""
+    """Read JSON lines {"query": text, "positive": [text, ...], "negative": [text, ...]}."""
     hint = '{"query": "...", "positive": ["..."], "negative": ["..."]}'
     task = RerankingTask([], [], [])
     for number, row in _lines(path, hint=hint):

@@ -17,7 +17,7 @@ from toolkit.evaluation.task import Embed, Vectors, checked, unit
 from toolkit.text.delimited import UTF_8, dialect_of
 
 MAX_SHOWN = 80
-MOST_VECTORS = 4096  # of which uniformity compares every two
+MOST_VECTORS = 4096  # uniformity compares every two vectors of so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,19 +54,19 @@ def read_pairs(path: Path) -> Pairs:
 @dataclasses.dataclass(frozen=True)
 class StsTask:
     """Spearman's rank correlation of cosines and grades, the standard score of STS; and how the
-    vectors lie: see `geometry`."""
+    vectors are spread (`geometry`)."""
 
     pairs: Pairs
     main: str = "Spearman"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """As the class says."""
+        """Spearman's correlation, and the figures of `geometry`."""
         pairs = self.pairs
         first_PD = checked(embed(pairs.first), texts=pairs.first)
         second_PD = checked(embed(pairs.second), texts=pairs.second)
         cosine_P = cosines(first_PD, second_PD=second_PD)
-        found = {self.main: spearman(cosine_P, grades_P=pairs.grades_P)}
-        return found | geometry(first_PD, second_PD=second_PD, grades_P=pairs.grades_P)
+        scores = {self.main: spearman(cosine_P, grades_P=pairs.grades_P)}
+        return scores | geometry(first_PD, second_PD=second_PD, grades_P=pairs.grades_P)
 
 
 def cosines(first_PD: Vectors, *, second_PD: Vectors) -> NDArray[np.float64]:
@@ -75,9 +75,9 @@ def cosines(first_PD: Vectors, *, second_PD: Vectors) -> NDArray[np.float64]:
 
 
 def spearman(cosine_P: NDArray[np.float64], *, grades_P: NDArray[np.float64]) -> float:
-    """Spearman's rank correlation.
+    """Spearman's rank correlation of cosines and grades.
 
-    Raises `BadInput` when all cosines are one: an encoder that does not tell texts apart has none.
+    Raises `BadInput` when all cosines are equal: an encoder that tells no texts apart has none.
     """
     if np.ptp(cosine_P) == 0:
         raise BadInput(f"all {len(cosine_P)} cosines are {cosine_P[0]:.4f}: nothing to rank")
@@ -87,12 +87,12 @@ def spearman(cosine_P: NDArray[np.float64], *, grades_P: NDArray[np.float64]) ->
 def geometry(
     first_PD: Vectors, *, second_PD: Vectors, grades_P: NDArray[np.float64]
 ) -> dict[str, float]:
-    """How vectors of unit length lie on their sphere.
+    """How vectors of unit length are spread over their sphere.
 
-    alignment: the mean squared distance of pairs in the upper fifth of the grades' range;
-    uniformity: log of the mean of exp(-2 squared distance) over every two different texts (Wang and
-    Isola 2020; both the lower the better). isotropy: min / max of the partition function over the
-    principal directions, 1 when all directions are alike (Mu and Viswanath 2018).
+    alignment: the mean squared distance of pairs in the upper fifth of the grades' range.
+    uniformity: log of the mean of exp(-2 squared distance) over every two different vectors (Wang
+    and Isola 2020; for both, lower is better). isotropy: min / max of the partition function over
+    the principal directions, 1 when all directions are alike (Mu and Viswanath 2018).
     """
     first, second = unit(first_PD), unit(second_PD)
     near = grades_P >= grades_P.min() + 0.8 * np.ptp(grades_P)
@@ -116,7 +116,7 @@ def _pair(row: list[str], *, tabs: bool, where: str) -> tuple[float, str, str]:
     try:
         grade = float(score)
     except ValueError:
-        raise BadInput(f"{where}: {score[:MAX_SHOWN]!r} is no score") from None
+        raise BadInput(f"{where}: {score[:MAX_SHOWN]!r} is not a score") from None
     if not np.isfinite(grade):
-        raise BadInput(f"{where}: {score!r} is no finite score")
+        raise BadInput(f"{where}: {score!r} is not a finite score")
     return grade, first, second

@@ -7,7 +7,7 @@ from toolkit.evaluation.task import LOWER_IS_BETTER
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a score, one column an encoder; the best of each line carries a star."""
+    """One line per score, one column per encoder; a star marks the best of each line."""
     encoders = list(rows)
     heads = [visible(encoder) for encoder in encoders]
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
@@ -21,7 +21,7 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
         cells = []
         for encoder, width in zip(encoders, widths, strict=True):
             value = rows[encoder].get(name)
-            told = "-" if value is None else f"{value:.3f}{'*' if value == best else ' '}"
-            cells.append(f"  {told:>{width}}")
+            cell = "-" if value is None else f"{value:.3f}{'*' if value == best else ' '}"
+            cells.append(f"  {cell:>{width}}")
         lines.append((visible(name).ljust(left) + "".join(cells)).rstrip())
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Tasks on words as the other tasks are: an encoder in, scores out.
+"""Tasks on words, with the protocol of all other tasks: an encoder in, scores out.
 
 Knows where the data of a task (`words`) and its scores (`word_scores`) come from.
 """
@@ -16,7 +16,7 @@ from toolkit.settings.task_schema import WordTask
 @dataclasses.dataclass(frozen=True)
 class TaggingTask:
     """Accuracy and F1 of a linear layer on an encoder's frozen word vectors, by `word_scores`. The
-    probes of each encoder are left in `folder`/<encoder>/<name>."""
+    layers of each encoder are written into `folder`/<encoder>/<name>."""
 
     name: str
     asked: WordTask
@@ -25,12 +25,12 @@ class TaggingTask:
 
     @property
     def main(self) -> str:
-        """The accuracy of tokens, the paper's figure."""
+        """The name of the main score: the accuracy of words, which the paper reports."""
         return "accuracy, shifted" if self.asked.shift is True else "accuracy"
 
     def scores(self, embed: Embed) -> dict[str, float]:
-        """As the class says."""
-        from toolkit.evaluation.word_scores import word_scores  # here: it brings torch
+        """The scores of `word_scores`, from 0 to 1."""
+        from toolkit.evaluation.word_scores import word_scores  # here: it imports torch
 
         assert isinstance(embed, EmbedTokens), "training's probe has no tasks on words"
         folder = self.folder / embed.name
@@ -38,8 +38,8 @@ class TaggingTask:
 
 
 def read_tagging(name: str, asked: WordTask, *, folder: Path) -> TaggingTask:
-    """The task of these files; see `read_word_data`. Tags of the test part that training has not
-    are counted in a warning, and as wrong."""
+    """Read a task from its files (`read_word_data`). Test words whose tag does not occur in
+    training are counted in a warning, and count as wrong."""
     data = read_word_data(asked)
     known = set(data.train.all_tags)
     unseen = Counter(tag for tag in data.test.all_tags if tag not in known)

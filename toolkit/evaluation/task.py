@@ -1,4 +1,4 @@
-"""What a task is: texts and right answers, read once, scored for any encoder."""
+"""The protocol of a task: texts and right answers, read once, scored for any encoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # imports torch
     from toolkit.evaluation.word_features import TokenEncoder
 
 Vectors = NDArray[np.float32]
-# Of which a smaller figure is the better one.
+# Scores of which a smaller one is better.
 LOWER_IS_BETTER = ("alignment", "uniformity")
 
 
@@ -23,16 +23,16 @@ class Embed(Protocol):
 
     @property
     def revision(self) -> str:
-        """What tells the encoder from others."""
+        """The digest that tells the encoder from others."""
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:
-        """Texts to vectors (N, D), fp32, in their order; `instructed` puts the instruction before
-        each."""
+        """Embed texts as vectors (N, D), fp32, in their order; `instructed` puts the task's
+        instruction before each text."""
 
 
 @runtime_checkable
 class EmbedTokens(Embed, Protocol):
-    """One whose encoder gives the states of tokens too, which tasks on words need."""
+    """An `Embed` whose encoder also gives the states of tokens, which tasks on words need."""
 
     @property
     def encoder(self) -> "TokenEncoder":
@@ -40,18 +40,18 @@ class EmbedTokens(Embed, Protocol):
 
 
 class Task(Protocol):
-    """Scores of an encoder by name."""
+    """Something that scores an encoder."""
 
     @property
     def main(self) -> str:
-        """The one by which tasks are averaged."""
+        """The name of the score by which tasks are averaged."""
 
     def scores(self, embed: Embed) -> Mapping[str, float]:
-        """All of them."""
+        """Score an encoder: the value of each score by its name."""
 
 
 def checked(vectors_ND: Vectors, *, texts: Sequence[str]) -> Vectors:
-    """The vectors, if all are finite; `BadInput` names the first text whose vector is not."""
+    """The vectors, if all are finite; else `BadInput` names the first text whose vector is not."""
     finite_N = np.asarray(np.isfinite(vectors_ND).all(axis=1))
     if not finite_N.all():
         row = int(np.flatnonzero(~finite_N)[0])

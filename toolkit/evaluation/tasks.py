@@ -1,4 +1,4 @@
-"""The tasks of a recipe, read from their files, each with a digest of what it is made of."""
+"""The tasks of a recipe, read from their files, each with a digest of its content."""
 
 import dataclasses
 import hashlib
@@ -28,8 +28,8 @@ from toolkit.text.shards import open_shards
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """A task of a recipe. `category` is MTEB's; `digest` tells other files or settings apart;
-    `instruction` is for a recipe that has none."""
+    """A task of a recipe. `category` is one of MTEB's, `digest` changes with its files or settings,
+    and `instruction` is used where the recipe gives none."""
 
     name: str
     category: str
@@ -39,32 +39,32 @@ class Named:
 
 
 def read_tasks(recipe: EvaluateRecipe) -> list[Named]:
-    """All tasks, in the recipe's order.
+    """Read all tasks, in the recipe's order.
 
-    Raises `BadInput` for a file that cannot be scored, two tasks of one name, an instruction for no
-    task, and a recipe without any.
+    Raises `BadInput` for a file that cannot be scored, two tasks with the same name, an instruction
+    for an unknown task, and a recipe without tasks.
     """
-    found = [*_local(recipe), *_of_mteb(recipe)]
-    names = [one.name for one in found]
+    tasks = [*_local(recipe), *_of_mteb(recipe)]
+    names = [one.name for one in tasks]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise BadInput(f"two tasks have the name {twice[0]!r}; name one of them otherwise")
+        raise BadInput(f"two tasks have the name {twice[0]!r}; rename one of them")
     if strange := [name for name in recipe.instructions if name not in names]:
         near = did_you_mean(strange[0], names)
-        told = f"no such task; there are {', '.join(names)}{near}"
-        raise BadInput(f"instructions.{strange[0]}: {told}")
+        problem = f"no such task; there are {', '.join(names)}{near}"
+        raise BadInput(f"instructions.{strange[0]}: {problem}")
     if words := [name for name in recipe.instructions if name in recipe.words]:
         raise BadInput(f"instructions.{words[0]}: a task on words takes no instruction")
-    if not found:
+    if not tasks:
         raise BadInput("the recipe has no task: give it sts, retrieval, classification, ...")
-    return found
+    return tasks
 
 
 def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
     for name, path in recipe.sts.items():
         yield Named(name, "STS", StsTask(read_pairs(Path(path))), _digest([path]))
     for name, asked in recipe.retrieval.items():
-        found, digest = read_retrieval(name, asked)
-        yield Named(name, "Retrieval", found, digest)
+        retrieval, digest = read_retrieval(name, asked)
+        yield Named(name, "Retrieval", retrieval, digest)
     for name, files in recipe.classification.items():
         task = read_classification(
             name,
@@ -91,18 +91,20 @@ def _local(recipe: EvaluateRecipe) -> Iterator[Named]:
 def _of_mteb(recipe: EvaluateRecipe) -> Iterator[Named]:
     if not recipe.mteb.tasks and recipe.mteb.benchmark is None:
         return
-    from toolkit.evaluation import mteb_tasks  # seconds, and an extra
+    from toolkit.evaluation import mteb_tasks  # takes seconds, and needs the extra package mteb
 
     results_dir = Path(recipe.output_dir) / MTEB_DIR
     for one in mteb_tasks.tasks_of(recipe.mteb):
         task = mteb_tasks.MtebTask(one, results_dir)
-        told = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""
-        yield Named(one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one), told)
+        instruction = mteb_tasks.instruction_of(one) if recipe.mteb.instructions else ""
+        yield Named(
+            one.metadata.name, one.metadata.type, task, mteb_tasks.digest_of(one), instruction
+        )
 
 
 def check_mteb_data(tasks: Sequence[Named], *, wanted: Collection[str]) -> None:
-    """Raise `BadInput` where MTEB's data is missing of a task that is `wanted`: before the first is
-    scored, not when its turn has come after hours. Files of one's own have been read."""
+    """Raise `BadInput` if MTEB's data are missing for a task that is `wanted`: before the first
+    task is scored, not hours later at its turn. Local files have been read by then."""
     from toolkit.evaluation import mteb_tasks
 
     mine = [one.task for one in tasks if one.name in wanted]
@@ -110,7 +112,7 @@ def check_mteb_data(tasks: Sequence[Named], *, wanted: Collection[str]) -> None:
 
 
 def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
-    """A retrieval task and the digest of what it is made of."""
+    """Read a retrieval task; returns it with the digest of its files and corpus."""
     files = [path for path in (asked.queries, asked.judgements) if path is not None]
     if asked.judgements is None:
         judged = read_queries(Path(asked.queries))
@@ -125,8 +127,9 @@ def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
 
 
 def _digest(files: Sequence[str], *, settings: Section | None = None, extra: str = "") -> str:
-    """Of the content of files, not of where they are."""
+    """The digest of the content of files, wherever they are, and of settings."""
     parts = [sha256_of(Path(path)) for path in files] + [extra]
     if settings is not None:
+        # Without the paths: a file that was moved still makes the same task.
         parts.append(settings.model_dump_json(exclude={"train", "test"}))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Words to vectors: the mean of a word's sub-tokens, from a frozen encoder, kept for many epochs.
 
-A sentence is its words with a blank between them, tokenised as a whole; a token belongs to the
-words of which it holds a character, and one that is only a blank to the word after it. Shapes: W
+A sentence is its words with a blank between them, tokenised as a whole. A token belongs to each
+word of which it holds a character; a token of a blank alone belongs to the word after it. Shapes: W
 words of all sentences, D width, T tokens, M pairs of a token and a word, A alignments (shifted or
 not).
 """
@@ -32,23 +32,23 @@ FP16_MAX = float(np.finfo(np.float16).max)
 
 
 class TokenEncoder(Protocol):
-    """What is needed of an encoder (`toolkit.encoding.encoder.Encoder`)."""
+    """The part of `toolkit.encoding.encoder.Encoder` that is needed here."""
 
     settings: EncoderSettings
     tokenizer: TextTokenizer
     width: int
 
     def digest(self) -> str:
-        """What identifies its weights."""
+        """The digest that identifies the encoder's weights."""
 
     def token_states(self, rows: Sequence[Ids]) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Batch by batch, which rows, and the hidden states (T, D) of their tokens in a row."""
+        """For each batch the numbers of its rows, and the hidden states (T, D) of their tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WordRows:
-    """Rows of token ids as the encoder takes them. Of each, pairs of a token's place in the row and
-    a word's number among all."""
+    """Rows of token ids for the encoder. Each row has M pairs: a token's place in the row
+    (`token_M`) and the number of a word that it belongs to (`word_M`)."""
 
     rows: list[Ids]
     token_M: list[Ids]
@@ -58,7 +58,7 @@ class WordRows:
 
     @property
     def num_empty(self) -> int:
-        """Words that have no token."""
+        """The number of words that have no token."""
         return int((self.tokens_of_W == 0).sum())
 
 
@@ -66,7 +66,7 @@ class WordRows:
 class WordFeatures:
     """Word vectors (A, W, D), one alignment after another; zeros for a word without tokens.
 
-    `seconds` is what the encoder took, None where the vectors were found on the disk.
+    `seconds` is how long encoding took, or None where the vectors were already on disk.
     """
 
     vectors_AWD: NDArray[Any]
@@ -76,13 +76,13 @@ class WordFeatures:
 
 
 def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -> WordRows:
-    """The rows of all sentences. What is longer than the tokenizer's limit becomes several rows,
-    cut before a word where there is one: no word and no token of a word is lost."""
+    """The rows of all sentences. A sentence beyond the tokenizer's limit becomes several rows, cut
+    between words where possible: no word and no token of a word is lost."""
     num_words = sum(map(len, sentences))
-    found = WordRows([], [], [], np.zeros(num_words, dtype=np.int64), 0)
+    laid = WordRows([], [], [], np.zeros(num_words, dtype=np.int64), 0)
     num_split = first_word = 0
     room = max(1, tokenizer.max_tokens - tokenizer.num_added)
-    # A word of blanks is no part of the text: what is cut into words must be what is tokenised.
+    # Words of blanks alone are left out: a tokenizer may drop them, and places would not match.
     filled = [[n for n, word in enumerate(words) if word.strip()] for words in sentences]
     texts = [
         " ".join(words[n] for n in numbers)
@@ -100,27 +100,27 @@ def lay_words(sentences: Sequence[Sequence[str]], *, tokenizer: TextTokenizer) -
             token_M = np.repeat(np.arange(start, stop), count_T)
             nth_M = np.arange(len(token_M)) - np.repeat(np.cumsum(count_T) - count_T, count_T)
             word_M = number_of[from_T[token_M] + nth_M]
-            found.rows.append(tokenizer.as_row(tokens.ids_T[start:stop]))
-            found.token_M.append(token_M - start + len(tokenizer.prefix_ids))
-            found.word_M.append(word_M)
-            np.add.at(found.tokens_of_W, word_M, 1)
+            laid.rows.append(tokenizer.as_row(tokens.ids_T[start:stop]))
+            laid.token_M.append(token_M - start + len(tokenizer.prefix_ids))
+            laid.word_M.append(word_M)
+            np.add.at(laid.tokens_of_W, word_M, 1)
         first_word += len(words)
-    return dataclasses.replace(found, num_split=num_split)
+    return dataclasses.replace(laid, num_split=num_split)
 
 
 def _words_of(tokens: Places, *, lengths: NDArray[np.int64]) -> tuple[Ids, Ids]:
-    """The first and the last word (T,) of each token, by the characters that it stands for."""
+    """The first and the last word (T,) of each token, by the characters that it covers."""
     end_W = np.cumsum(lengths + 1) - 1  # a blank between two words
     start_W = end_W - lengths
     from_T = np.searchsorted(end_W, tokens.begin_T, side="right")
     from_T = np.minimum(from_T, max(0, len(lengths) - 1))
     to_T = np.searchsorted(start_W, tokens.end_T, side="left") - 1
-    # A token of a blank alone, or of no character: what begins there.
+    # A token of a blank alone, or of no character, belongs to the word that begins there.
     return from_T, np.maximum(to_T, from_T)
 
 
 def _cuts(from_T: Ids, to_T: Ids, *, room: int) -> list[int]:
-    """0, where rows of at most `room` tokens end, and T; a word that has more is cut inside."""
+    """0 and the ends of rows of at most `room` tokens; only a longer word is cut inside."""
     cuts = [0]
     begins = np.flatnonzero(from_T[1:] > to_T[:-1]) + 1
     while cuts[-1] < len(from_T):
@@ -135,7 +135,7 @@ def _cuts(from_T: Ids, to_T: Ids, *, room: int) -> list[int]:
 def pool_words(
     state_TD: Tensor, *, token_M: NDArray[np.int64], local_M: NDArray[np.int64], num_words: int
 ) -> Tensor:
-    """The sums (num_words, D) of the states of each word's tokens; `local_M` numbers the words."""
+    """The sum (num_words, D) of the states of each word's tokens; `local_M` numbers the words."""
     device = state_TD.device
     chosen_MD = state_TD.index_select(0, torch.from_numpy(token_M).to(device))
     zeros_WD = chosen_MD.new_zeros(num_words, state_TD.shape[1])
@@ -145,11 +145,12 @@ def pool_words(
 def fill(
     vectors_AWD: NDArray[Any], laid: WordRows, *, encoder: TokenEncoder, shifts: Sequence[int]
 ) -> None:
-    """Write the vectors of all words, for each number of tokens that a word's are taken earlier.
+    """Write the vectors of all words, once for each of `shifts`: how many tokens earlier a word's
+    states are taken.
 
-    Shifted by one, the first token of a row is taken from its begin token (LLM2Vec, section 3: what
-    predicts a token after MNTP); with a tokenizer that has none it stands for itself.
-    Raises `BadInput` where a vector is not finite, or more than fp16 holds.
+    With a shift of one, a token is represented by the state that predicts it after MNTP (LLM2Vec,
+    section 3), and the first token of a row by the begin token. Without a begin token, the first
+    token represents itself. Raises `BadInput` where a vector is not finite, or fp16 cannot hold it.
     """
     progress = Progress("word vectors", total=len(laid.rows), unit="rows")
     for numbers, state_TD in encoder.token_states(laid.rows):
@@ -168,7 +169,7 @@ def fill(
             sum_WD = pool_words(state_TD, token_M=token_M, local_M=local_M, num_words=len(words))
             mean_WD = sum_WD.cpu().numpy() / count_W1
             _check(mean_WD, dtype=vectors_WD.dtype, settings=encoder.settings)
-            # Added, not set: a word that was cut inside comes in parts.
+            # Added, not assigned: a word that was cut inside arrives in parts.
             vectors_WD[words] += mean_WD.astype(vectors_WD.dtype)
         progress.advance(len(numbers))
     progress.close()
@@ -193,8 +194,8 @@ def word_features(
     dtype: str = "fp32",
     folder: Path | None = None,
 ) -> WordFeatures:
-    """The vectors of all words, in memory or in a mapped file of `folder`, where the same encoder,
-    settings and words find them again. See `fill`."""
+    """The vectors of all words, in memory or in a mapped file in `folder`, which is used again for
+    the same encoder, settings and words. See `fill`."""
     laid = lay_words(sentences, tokenizer=encoder.tokenizer)
     shape = (len(shifts), len(laid.tokens_of_W), encoder.width)
     began = time.monotonic()
@@ -222,18 +223,18 @@ def word_features(
 
 
 def _opened(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
-    """The mapped file, or None where there is none that is whole: its SHA-256 is compared, for it
+    """Map a file of vectors; None unless it exists and is whole. Its SHA-256 is compared, since it
     is read whole anyway."""
     if not path.exists():
         return None
     try:
         if dict(read_json(_note(path))).get("sha256") != sha256_of(path):
             raise ValueError("its SHA-256 differs")
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, TypeError, EOFError) as error:
         warn(f"{path}: is made again ({error})")
         return None
-    return found if (found.shape, found.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
+    return mapped if (mapped.shape, mapped.dtype) == (shape, np.dtype(DTYPES[dtype])) else None
 
 
 def _note(path: Path) -> Path:
@@ -241,8 +242,8 @@ def _note(path: Path) -> Path:
 
 
 def new_map(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
-    """A mapped file of zeros that has its room on the disk. A page that finds none later would kill
-    the process; here it is an `OSError`."""
+    """Create a mapped file of zeros with all its space on disk reserved. A full disk is an
+    `OSError` here; later, writing to a page without space would kill the process."""
     with naming(path):
         mapped = np.lib.format.open_memmap(path, mode="w+", dtype=DTYPES[dtype], shape=shape)
         with path.open("r+b") as handle:
@@ -253,7 +254,7 @@ def new_map(path: Path, *, shape: tuple[int, ...], dtype: str) -> Any:
 def _key(
     encoder: TokenEncoder, sentences: Sequence[Sequence[str]], *, shifts: Sequence[int], dtype: str
 ) -> str:
-    """What names the vectors: all that they depend on."""
+    """The file name of vectors: a digest of all that they depend on."""
     words = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
     settings = encoder.settings.facts()
     made_of = [encoder.digest(), encoder.width, settings, words, list(shifts), dtype]

@@ -1,8 +1,8 @@
 """Scores of a word-level task: how well one linear layer on frozen word vectors tags the test
 part.
 
-Token accuracy, the paper's figure, counts every word. F1 is that of whole spans (seqeval) where
-tags mark spans, and else the mean over tags. Shapes: W words, D width, A alignments.
+Accuracy, which the paper reports, counts every word. F1 is that of whole spans (seqeval) where tags
+mark spans, and else the mean over tags. Shapes: W words, D width, A alignments.
 """
 
 import time
@@ -32,11 +32,11 @@ def word_scores(
     name: str,
     folder: Path | None = None,
 ) -> dict[str, float]:
-    """Train a probe for each alignment on `data`, score it on the test part.
+    """Train a linear probe for each alignment on `data`, and score it on the test part.
 
-    Scores are accuracy and F1 or macro F1, with ", shifted" where vectors are taken a token before.
-    The probes are written into `folder`/`name`, and with `cache="disk"` the word vectors into
-    `folder`. Raises `BadInput` for vectors that cannot be used (`fill`).
+    Scores are accuracy and F1 or macro F1, named with ", shifted" where vectors are taken one token
+    earlier. The linear probes are written into `folder`/`name`, and with `cache="disk"` the word
+    vectors into `folder`. Raises `BadInput` for vectors that cannot be used (`fill`).
     """
     if task.cache == "disk" and folder is None:
         raise BadInput("cache=disk: there is no folder to keep vectors in; use cache=memory")
@@ -46,6 +46,7 @@ def word_scores(
         for part in (data.train, data.test)
     )
     labels = sorted(set(data.train.all_tags))
+    # Tags that occur in the test part alone have no label, and so can never be predicted.
     number_of = {label: number for number, label in enumerate(labels)}
     label_W = np.array([number_of[tag] for tag in data.train.all_tags], dtype=np.int64)
     lengths = [len(words) for words in data.train.sentences]
@@ -60,8 +61,8 @@ def word_scores(
             about |= {"encoder": encoder.settings.model_dump(), "model": encoder.digest()}
             probe.save(folder / f"{name}{'_shifted' if shift else ''}", about=about)
         predicted_W = [labels[number] for number in probe.predict(test.vectors_AWD[place])]
-        found = tag_scores(data.test, predicted_W=predicted_W, scheme=data.scheme)
-        scores |= {f"{what}{', shifted' * shift}": value for what, value in found.items()}
+        measures = tag_scores(data.test, predicted_W=predicted_W, scheme=data.scheme)
+        scores |= {f"{what}{', shifted' * shift}": value for what, value in measures.items()}
     epochs = len(shifts) * task.steps * task.batch_sentences / len(lengths)
     spent_s = time.monotonic() - began
     encoded = "were on the disk" if train.seconds is None else f"took {train.seconds:,.1f} s"
@@ -75,8 +76,8 @@ def word_scores(
 def tag_scores(gold: Tagged, *, predicted_W: Sequence[str], scheme: str) -> dict[str, float]:
     """`accuracy` of all words, and `F1` of spans, or `macro F1` of tags where scheme is `none`.
 
-    Spans of `conlleval` are read as that program does, the judge of CoNLL's tasks, in which a
-    predicted I may begin a span; those of a named scheme strictly.
+    With `conlleval`, spans are read as by the program of that name, which scores CoNLL's tasks and
+    lets a predicted I begin a span. With a named scheme they are read strictly.
     """
     gold_W = gold.all_tags
     scores = {
@@ -92,7 +93,8 @@ def tag_scores(gold: Tagged, *, predicted_W: Sequence[str], scheme: str) -> dict
     if scheme != CONLLEVAL:
         reading = {"mode": "strict", "scheme": getattr(seqeval.scheme, scheme.upper())}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of kinds of spans that are never predicted: their F1 is 0
+        # seqeval warns of kinds of spans that are never predicted: their F1 is 0.
+        warnings.simplefilter("ignore")
         scores["F1"] = float(seqeval.metrics.f1_score(given, predicted, **reading))
     return scores
 
@@ -105,18 +107,21 @@ def _features(
     shifts: Sequence[int],
     folder: Path | None,
 ) -> WordFeatures:
-    found = word_features(
+    features = word_features(
         encoder,
         part.sentences,
         shifts=shifts,
         dtype=task.cache_dtype,
         folder=folder if task.cache == "disk" else None,
     )
-    if found.num_empty:
-        warn(f"{part.name}: {found.num_empty} words give no token: the zero vector stands for them")
-    if found.num_split:
+    if features.num_empty:
         warn(
-            f"{part.name}: {found.num_split} sentences are longer than max_tokens="
+            f"{part.name}: {features.num_empty} words give no token: "
+            "the zero vector stands for them"
+        )
+    if features.num_split:
+        warn(
+            f"{part.name}: {features.num_split} sentences are longer than max_tokens="
             f"{encoder.settings.max_tokens} and were encoded in pieces"
         )
-    return found
+    return features

@@ -1,5 +1,5 @@
-"""Word-level tasks: words with tags from column files (CoNLL), CoNLL-U and data sets of Hugging
-Face's `datasets`.
+"""The data of word-level tasks: words with tags from column files (CoNLL), CoNLL-U and data sets of
+Hugging Face's `datasets`.
 
 Knows files. Refuses to know tokens and vectors.
 """
@@ -20,7 +20,7 @@ from toolkit.text.records import Damaged
 from toolkit.text.sources import COMPRESSED, is_saved_dataset
 
 CONLL_SUFFIXES, CONLLU_SUFFIXES = (".conll", ".txt"), (".conllu",)
-# CoNLL-2003's columns; what a name means in a file without names.
+# CoNLL-2003's columns, by which columns are named in files without a header.
 CONLL_COLUMNS = ("word", "pos", "chunk", "ner")
 # universaldependencies.org/format.html
 CONLLU_COLUMNS = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
@@ -34,7 +34,7 @@ SCHEME_LETTERS = {"iob1": "BIO", "iob2": "BIO", "iobes": "BIOES", "bilou": "BILO
 
 @dataclasses.dataclass(frozen=True)
 class Tagged:
-    """Sentences of words, and as many tags of each; `name` is where they come from."""
+    """Sentences of words, with one tag per word; `name` is the file or data set they come from."""
 
     name: str
     sentences: Sequence[Sequence[str]]
@@ -48,8 +48,8 @@ class Tagged:
 
 @dataclasses.dataclass(frozen=True)
 class WordData:
-    """What a task trains on and is tested on. `scheme` is how spans are read: `conlleval`, strictly
-    by one of `SCHEME_LETTERS`, or `none` where there are no spans."""
+    """The training and the test part of a task. `scheme` is how spans are read: `conlleval`,
+    strictly by one of `SCHEME_LETTERS`, or `none` where there are no spans."""
 
     train: Tagged
     test: Tagged
@@ -65,27 +65,27 @@ class WordData:
 def read_word_data(task: WordTask) -> WordData:
     """Read both parts of a task.
 
-    Raises `BadInput` naming file and line of what cannot be read, a part that is empty or of one
-    tag, and tags whose spans are marked otherwise than `scheme` or than in the other part.
+    Raises `BadInput` with the file and line that cannot be read, for a part that is empty or has a
+    single tag, and for spans marked otherwise than `scheme` says or than in the other part.
     """
     parts = {role: _read(task, role=role) for role in ("train", "test")}
-    found = {role: scheme_of(part.tags) for role, part in parts.items()}
+    schemes = {role: scheme_of(part.tags) for role, part in parts.items()}
     for role, part in parts.items():
         if task.scheme in SCHEME_LETTERS and not _is_valid(part.tags, scheme=task.scheme):
             raise BadInput(
                 f"{part.name}: its tags do not keep the rules of scheme={task.scheme} "
-                f"(found: {found[role]}); scheme=auto reads them as conlleval does"
+                f"(found: {schemes[role]}); scheme=auto reads them as conlleval does"
             )
     if task.scheme != "auto":
         return WordData(parts["train"], parts["test"], task.scheme)
-    kinds = set(found.values())
+    kinds = set(schemes.values())
     if len(kinds) > 1 and ("mixed" not in kinds or "none" in kinds):
         raise BadInput(
-            f"spans are marked by {found['train']} in {parts['train'].name}, and by "
-            f"{found['test']} in {parts['test'].name}: write both in one scheme, or give "
+            f"spans are marked by {schemes['train']} in {parts['train'].name}, and by "
+            f"{schemes['test']} in {parts['test'].name}: write both in one scheme, or give "
             "scheme=none for the accuracy alone"
         )
-    # conlleval knows B, I, E and S, and no strictness; of BILOU it would misread L and U.
+    # conlleval knows B, I, E and S, and is not strict; it would misread the L and U of BILOU.
     strange = [tag for part in parts.values() for tag in part.all_tags if tag[0] in "LU"]
     if kinds not in ({"none"}, {"bilou"}) and strange:
         raise BadInput(f"the tag {strange[0]!r} is of BILOU, whose rules the tags do not keep")
@@ -94,8 +94,8 @@ def read_word_data(task: WordTask) -> WordData:
 
 
 def scheme_of(tags: Sequence[Sequence[str]]) -> str:
-    """How spans are marked: the first scheme of `SCHEME_LETTERS` whose rules all tags keep; `mixed`
-    where they look like spans and keep none's; `none` where some tag looks like no span."""
+    """How spans are marked: the first scheme of `SCHEME_LETTERS` whose rules all tags keep, `mixed`
+    if they look like spans but keep the rules of none, `none` if some tag looks like no span."""
     if not all(SPAN_TAG.fullmatch(tag) for row in tags for tag in row):
         return "none"
     # IOB2 before IOB1: tags that keep the rules of both have no spans.
@@ -108,7 +108,7 @@ def _is_valid(tags: Sequence[Sequence[str]], *, scheme: str) -> bool:
 
 
 def _turns(row: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each tag with the one before it; O stands before the first and after the last."""
+    """Each tag with the one before it, with an O before the first and after the last."""
     return zip(["O", *row], [*row, "O"], strict=True)
 
 
@@ -117,7 +117,7 @@ def _follows(before: str, tag: str, *, scheme: str) -> bool:
     if not SPAN_TAG.fullmatch(tag) or tag[0] not in SCHEME_LETTERS[scheme]:
         return False
     same = before[0] != "O" and before[1:] == tag[1:]
-    if scheme == "iob1":  # B only parts a span from one of the same type before it
+    if scheme == "iob1":  # B only separates a span from one of the same type before it
         return tag[0] != "B" or same
     if scheme == "iob2":
         return tag[0] != "I" or same
@@ -163,7 +163,7 @@ def _kind_of(path: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line with where it stands; `BadInput` for what is not UTF-8 and for a broken file."""
+    """Each line with its file and number. `BadInput` for a broken file, or one not in UTF-8."""
     number = 0
     try:
         with open_packed(path) as handle:  # lines end at \n alone: a word may hold U+2028
@@ -180,7 +180,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _sentences(rows: Iterator[tuple[str, str] | None]) -> tuple[list[list[str]], list[list[str]]]:
-    """Words and tags, sentence by sentence; None ends a sentence."""
+    """Words and tags by sentence; a row of None ends a sentence."""
     words: list[list[str]] = [[]]
     tags: list[list[str]] = [[]]
     for row in rows:
@@ -194,7 +194,7 @@ def _sentences(rows: Iterator[tuple[str, str] | None]) -> tuple[list[list[str]],
 
 
 def _read_conll(path: Path, *, task: WordTask) -> Tagged:
-    """Columns parted by tabs or blanks, sentences by empty lines. # is a word, and no comment."""
+    """Read columns separated by tabs or blanks, and sentences by empty lines. # is a word here."""
 
     def rows() -> Iterator[tuple[str, str] | None]:
         width = 0
@@ -223,8 +223,8 @@ def _read_conll(path: Path, *, task: WordTask) -> Tagged:
 
 
 def _read_conllu(path: Path, *, task: WordTask) -> Tagged:
-    """The syntactic words of CoNLL-U, which carry the tags: of a range such as 1-2 (don't) its
-    words (do, n't), not its surface; no empty nodes (8.1), which are no words of the text."""
+    """Read the syntactic words of CoNLL-U, which carry the tags: for a range such as 1-2 (don't)
+    its words (do, n't), and no empty nodes (8.1), which are no words of the text."""
 
     def rows() -> Iterator[tuple[str, str] | None]:
         start = f"{path}, line 1"
@@ -262,7 +262,7 @@ def _read_conllu(path: Path, *, task: WordTask) -> Tagged:
 
 
 def _read_dataset(given: str, *, split: str, task: WordTask) -> Tagged:
-    """A column of lists of words and one of as many tags: texts, or numbers of a `ClassLabel`."""
+    """Read a column of lists of words and a column of lists of tags: texts or `ClassLabel`s."""
     table = DatasetRows(given, config=None, split=split)
     names = tuple(table.columns)
     word = names[_column(task.word_column or "tokens", names=names, width=len(names), where=given)]
@@ -277,7 +277,7 @@ def _read_dataset(given: str, *, split: str, task: WordTask) -> Tagged:
                 if not isinstance(row[column], list):
                     raise BadInput(f"{where}: {column} is {row[column]!r:.80}: give a list")
             if strange := [value for value in row[word] if not isinstance(value, str)]:
-                raise BadInput(f"{where}: {strange[0]!r:.80} is no word: give texts")
+                raise BadInput(f"{where}: {strange[0]!r:.80} is not a word: give texts")
             sentences.append(row[word])
             tags.append([_name(value, classes=classes, where=where) for value in row[tag]])
             if len(sentences[-1]) != len(tags[-1]):
@@ -296,11 +296,11 @@ def _name(value: Any, *, classes: Sequence[str] | None, where: str) -> str:
     if isinstance(value, int) and classes and 0 <= value < len(classes):
         return classes[value]
     valid = f"0 to {len(classes) - 1}" if classes else "texts, or numbers"
-    raise BadInput(f"{where}: {value!r} is no tag; valid: {valid}")
+    raise BadInput(f"{where}: {value!r} is not a tag; valid: {valid}")
 
 
 def _column(given: Column | None, *, names: Sequence[str], width: int, where: str) -> int:
-    """The place, from 0, of a column by its name or its number."""
+    """The place, from 0, of a column that is given by its name or its number (from 1)."""
     if isinstance(given, int) and given <= width:
         return given - 1
     if isinstance(given, str) and given in names:

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 LOOK_S = 2.0
-LINE_S = 300.0  # between two lines of a stage that only gets on
-ENDED = 3  # looks in a row that find nothing running: a job that is requeued ends for a moment
+LINE_S = 300.0  # between two lines of a stage whose state stays the same
+ENDED = 3  # looks in a row that must find nothing running: a requeued job is over for a moment
 QUESTION = "the jobs go on without this. [d]etach, [c]ancel them, or [w]atch on? "
 
 
 def follow(run_dir: Path) -> bool:
-    """Until every stage is done or one has failed; whether all are done.
+    """Watch a run until all stages are done or nothing runs; returns whether all are done.
 
-    Ctrl-C never ends a job by itself: on a terminal it asks, elsewhere it stops following.
+    Ctrl-C never ends a job by itself: on a terminal it asks, elsewhere it stops watching. The
+    result is then True.
     """
     from rich.live import Live
 
@@ -45,7 +46,7 @@ def follow(run_dir: Path) -> bool:
 
 
 def is_over(one: Standing) -> bool:
-    """Whether nothing more comes of a stage, as far as SLURM knows."""
+    """Whether a stage will do nothing more, as far as SLURM knows."""
     words = re.findall("[A-Z_]+", one.state)  # of an array: RUNNING 3, PENDING 5
     return one.state in (DONE, UNKNOWN) or (bool(words) and set(words) <= FINAL)
 
@@ -53,13 +54,13 @@ def is_over(one: Standing) -> bool:
 def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) -> bool:
     ended = 0
     while True:
-        found = standings(run_dir, now=time.time())
-        show(found)
-        if all(one.state == DONE for one in found):
+        stages = standings(run_dir, now=time.time())
+        show(stages)
+        if all(one.state == DONE for one in stages):
             return True
-        ended = ended + 1 if all(is_over(one) for one in found) else 0
+        ended = ended + 1 if all(is_over(one) for one in stages) else 0
         if ended >= ENDED:
-            for one in found:
+            for one in stages:
                 if one.state != DONE:
                     why = one.trouble or one.reason or "see its logs"
                     say_error(f"{one.stage}: {one.state}: {why}")
@@ -68,17 +69,17 @@ def _until_over(run_dir: Path, *, show: Callable[[Sequence[Standing]], None]) ->
 
 
 def _in_place(live: "Live") -> Callable[[Sequence[Standing]], None]:
-    return lambda found: live.update(table(found, width=live.console.width), refresh=True)
+    return lambda stages: live.update(table(stages, width=live.console.width), refresh=True)
 
 
 class _Lines:
-    """A line when a stage changes its state, and now and then while it gets on."""
+    """Prints a line when a stage changes its state, and every `LINE_S` while it progresses."""
 
     def __init__(self) -> None:
         self._said: dict[str, tuple[str, float]] = {}
 
-    def __call__(self, found: Sequence[Standing]) -> None:
-        for one in found:
+    def __call__(self, stages: Sequence[Standing]) -> None:
+        for one in stages:
             state, said_at = self._said.get(one.stage, ("", 0.0))
             now = time.monotonic()
             if state == one.state and (now - said_at < LINE_S or not one.done):
@@ -91,7 +92,7 @@ class _Lines:
 
 
 def _asked_to_go_on(run_dir: Path) -> bool:
-    """What the user wants done after Ctrl-C; whether to follow on."""
+    """Ask what to do after Ctrl-C, and do it; returns whether to go on watching."""
     answer = ""
     if sys.stdin.isatty():
         try:

@@ -20,9 +20,9 @@ CHECK = "check"
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
-    """A `BadInput`, a `RunFailed` or a full disk is an error line in the log. In a SLURM job it is
-    also the exit code of a door, where submitit would make 1 and a traceback of any exception."""
+def errors_as_lines() -> Iterator[None]:
+    """Turn a `BadInput`, a `RunFailed` or a full disk into an error line in the log. A SLURM job
+    then exits with a door's code, where submitit would exit with 1 and a traceback."""
     try:
         yield
     except Exception as error:
@@ -38,19 +38,19 @@ def told() -> Iterator[None]:
 
 
 class CheckJob:
-    """What `launch --check` has every rank do: all that a training stage looks at before its first
-    step, and no more."""
+    """The job of `launch --check`: every rank checks what a training stage checks before its first
+    step, and stops there."""
 
     def __init__(self, recipe: Mapping[str, Any]) -> None:
         self.recipe = dict(recipe)
 
     def __call__(self) -> str:
-        """Look; what is wrong is one line in the log."""
+        """Run the checks on this rank; a problem becomes one line in the log."""
         from toolkit.training.admission import check_ranks
 
         recipe = parse_recipe(self.recipe, source=CHECK)
         assert isinstance(recipe, TrainingRecipe)
-        with told():
+        with errors_as_lines():
             check_ranks(recipe, environ=os.environ)
         return CHECK
 
@@ -64,18 +64,18 @@ class StageJob:
         self.name = name
 
     def __call__(self) -> str:
-        """Run the stage; returns its name. What a person can mend is one line in the log."""
-        with told():
+        """Run the stage; returns its name. An error that a person can mend becomes one log line."""
+        with errors_as_lines():
             run_stage(parse_recipe(self.recipe, source=self.name), environ=os.environ)
         return self.name
 
     def checkpoint(self) -> DelayedSubmission:
-        """What submitit submits again when the job is told to go."""
+        """What submitit submits again when the job is preempted or out of time."""
         return DelayedSubmission(self)
 
 
 def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
-    """Run a recipe of any single kind. Programs are imported here: they bring torch."""
+    """Run a recipe of any single kind. Programs are imported here, since they import torch."""
     if isinstance(recipe, TrainingRecipe):
         from toolkit.training import entry
 
@@ -89,4 +89,4 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
 
         evaluation.run(recipe, environ=environ)
     else:
-        raise BadInput(f"a {recipe.kind} recipe is no single stage")
+        raise BadInput(f"a {recipe.kind} recipe is not a single stage")

@@ -30,7 +30,7 @@ from toolkit.settings.schema import (
 from toolkit.settings.training_checks import check_training
 from toolkit.training.steps import check_steps
 
-MOST_MTEB_TASKS = 56  # of a benchmark; to count them would take seconds
+MOST_MTEB_TASKS = 56  # of a benchmark; counting them would import mteb, which takes seconds
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
 HOW_TO_FETCH = (
     "fetch it on a node with a network: python -m toolkit.prefetch RECIPE (where jobs do reach the "
@@ -50,7 +50,7 @@ class PlannedJob:
 
     @property
     def is_training(self) -> bool:
-        """Whether it goes on from a checkpoint."""
+        """Whether it trains, and so resumes from a checkpoint."""
         return isinstance(self.recipe, TrainingRecipe)
 
 
@@ -61,8 +61,8 @@ def plan(
     arguments: argparse.Namespace,
     cluster: str,
 ) -> list[PlannedJob]:
-    """What each stage asks for. Training gets the whole allocation. An embedding gets one task per
-    GPU, and so does an evaluation, up to the number of its encoders times its tasks."""
+    """One job per stage, with what it asks for. Training gets the whole allocation. An embedding
+    gets one task per GPU, and so does an evaluation, up to its encoders times its tasks."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -88,12 +88,13 @@ def plan(
             name: text for name in site.OPTIONS if (text := getattr(arguments, name)) is not None
         },
     )
+    # Tasks of an array each claim work by themselves, so that one GPU is enough for each.
     one = dataclasses.replace(
         whole,
         nodes=1,
         tasks_per_node=1,
         gpus_per_node=min(gpus, 1),
-        mem_gib=arguments.mem_gib and max(1, arguments.mem_gib // ranks),  # its part of a node's
+        mem_gib=arguments.mem_gib and max(1, arguments.mem_gib // ranks),  # its share of a node's
     )
     jobs = []
     for name, recipe in stages.items():
@@ -144,7 +145,7 @@ def check(
     jobs: Sequence[PlannedJob], *, models_must_be_here: bool, inputs_must_be_here: bool = True
 ) -> None:
     """Refuse now what a job would refuse after hours in the queue. Where the inputs need not be
-    here, what is missing is a warning: the scripts can be looked at without it."""
+    here, a missing one is only a warning: the scripts can be printed without it."""
     stages = {job.name: job.recipe for job in jobs}
     for job in jobs:
         asked = job.resources
@@ -190,10 +191,10 @@ def check_inputs(
 def missing_inputs(
     stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
 ) -> Iterator[str]:
-    """What a stage reads and cannot, a line for each.
+    """One line for each input of a stage that cannot be read.
 
-    What an earlier stage will write cannot be looked at yet, so only the rest is. A model of the
-    hub that is not in this machine's cache is a warning where it need not be here.
+    What an earlier stage will write does not exist yet and is left out. A hub model that is not in
+    this machine's cache is only a warning where it need not be here.
     """
     recipe = stages[name]
     if isinstance(recipe, EvaluateRecipe):
@@ -210,17 +211,17 @@ def missing_inputs(
         except BadInput as error:
             yield str(error)
             continue
-        if told := not_here(model):
+        if problem := not_here(model):
             if os.path.isdir(model):
-                yield f"{name}: {told}; copy or download it again"
+                yield f"{name}: {problem}; copy or download it again"
             elif models_must_be_here:
-                yield f"{name}: {told}, and jobs run offline; {HOW_TO_FETCH}"
+                yield f"{name}: {problem}, and jobs run offline; {HOW_TO_FETCH}"
             else:
-                warn(f"{name}: {told}")
+                warn(f"{name}: {problem}")
 
 
 def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
-    """The models and the shards that a stage reads, but for what an earlier stage writes."""
+    """The models and the shards that a stage reads, except those that an earlier stage writes."""
     recipe = stages[name]
     if isinstance(recipe, TrainingRecipe):
         models, shards = [recipe.model.base], [recipe.data.train]
@@ -233,14 +234,14 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     before = list(stages)[: list(stages).index(name)]
     outputs = [output_of(stages[earlier]).absolute() for earlier in before]
     there = [
-        [path for path in found if not _comes_later(path, outputs=outputs)]
-        for found in (models, shards)
+        [path for path in paths if not _comes_later(path, outputs=outputs)]
+        for paths in (models, shards)
     ]
     return there[0], there[1]
 
 
 def _missing_files(recipe: EvaluateRecipe) -> list[str]:
-    """The files of local tasks that are not there; the job looks at what is in the others."""
+    """The files of local tasks that do not exist; the job checks the content of the others."""
     paths = [*recipe.sts.values(), *recipe.clustering.values(), *recipe.reranking.values()]
     paths += recipe.pair_classification.values()
     paths += [part for task in recipe.classification.values() for part in (task.train, task.test)]
@@ -253,9 +254,9 @@ def _missing_files(recipe: EvaluateRecipe) -> list[str]:
 def warn_if_too_large(
     jobs: Sequence[PlannedJob], *, gpu: Gpu, model_must_be_here: bool = True
 ) -> None:
-    """Say which training stage will not fit its GPUs, by `toolkit.plan`'s estimate.
+    """Warn of each training stage that will not fit its GPUs, by `toolkit.plan`'s estimate.
 
-    The first stage's model tells the shape: a later one trains what came of it.
+    Later stages train what the first one made of its model, so that this gives the shape of all.
     """
     trained = [(job, job.recipe) for job in jobs if isinstance(job.recipe, TrainingRecipe)]
     try:
@@ -263,26 +264,28 @@ def warn_if_too_large(
     except BadInput as error:
         if model_must_be_here:
             raise
-        warn(f"whether it fits cannot be told: {error}")
+        warn(f"cannot tell whether it fits: {error}")
         return
     for job, recipe in trained:
         assert shape
         asked = job.resources
+        # Memory does not depend on the network, whose speed is not known here.
         cluster = Cluster(asked.nodes, asked.tasks_per_node, gpu=gpu, network=float("inf"))
-        found = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
-        if not found.fits(gpu):
+        needed = need(shape, recipe, layout_name=recipe.deepspeed.config, cluster=cluster)
+        if not needed.fits(gpu):
             warn(
-                f"{job.name}: needs {found.total / GIB:.0f} GiB per GPU, and a GPU has "
+                f"{job.name}: needs {needed.total / GIB:.0f} GiB per GPU, and a GPU has "
                 f"{gpu.memory / GIB:.0f}; see python -m toolkit.plan"
             )
 
 
 def _check_writable(path: Path) -> None:
+    # The job makes the missing folders: the nearest one that exists decides whether it can.
     there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir():
         raise BadInput(f"{path}: {there} is a file; choose another directory")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: {there} is not yours to write; choose another directory")
+        raise BadInput(f"{path}: {there} cannot be written to by you; choose another directory")
 
 
 def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:

@@ -1,8 +1,7 @@
 """The quickstart:  python -m toolkit.quickstart [stage.key=value ...]   (make quickstart)
 
 Shards of the shipped encyclopedia, then the pipeline of recipes/quickstart.yaml on this machine,
-then a table of the four states and three searches. It goes through the doors that a cluster job
-goes through; nothing here is special to it.
+then a table of the four states and three searches. It uses the same commands as a job on a cluster.
 """
 
 import shutil

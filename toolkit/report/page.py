@@ -46,17 +46,18 @@ figcaption, .from { color: #666; font-size: .85rem } figure { margin: 1rem 0 }
 
 
 def report(run: Path, *, output: Path, now: float) -> None:
-    """Write the page, with the date `now` (seconds of 1970). Raises `BadInput` for what is no run,
-    and without matplotlib."""
+    """Write the page of a run, dated `now` (Unix seconds). Raises `BadInput` for a folder that is
+    no run, and when matplotlib is missing."""
     if importlib.util.find_spec("matplotlib") is None:
         raise BadInput("toolkit.report needs matplotlib: pip install matplotlib")
-    found = standings(run, now=now)
-    places = {one.name: Path(one.output) for one in read_launched(run)} or {found[0].stage: run}
-    body, pictures = [summary(found, places=places)], dict[str, bytes]()
-    for one in found:
+    stages = standings(run, now=now)
+    places = {one.name: Path(one.output) for one in read_launched(run)} or {stages[0].stage: run}
+    body, pictures = [summary(stages, places=places)], dict[str, bytes]()
+    for one in stages:
         for title, text, name, picture in sections(one, output=places[one.stage]):
             body.append(f"<h2>{in_html(title)}</h2>{text}")
             if picture:
+                # Two names of stages may become the same file name.
                 while name in pictures:
                     name = f"_{name}"
                 pictures[name] = picture
@@ -75,7 +76,7 @@ def report(run: Path, *, output: Path, now: float) -> None:
         f'<p class="from">The run as it was on {date(now)}.</p>{"".join(body)}</html>\n'
     )
     write_atomic(output / PAGE_FILE, page)
-    say(f"{output / PAGE_FILE}: {len(found)} stages, {len(pictures)} pictures")
+    say(f"{output / PAGE_FILE}: {len(stages)} stages, {len(pictures)} pictures")
 
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -83,7 +84,7 @@ Section = tuple[str, str, str, bytes]  # title, HTML, name of the picture, the p
 
 
 def sections(one: Standing, *, output: Path) -> Iterator[Section]:
-    """What there is to show of a stage; each names the file that it comes from."""
+    """The sections of a stage; each names the file that its numbers come from."""
     from toolkit.report import pictures
 
     if rows := [row for row in read_metrics(output) if row["step"] or len(row) > 2]:
@@ -106,7 +107,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
 
 
 def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
-    """A map of rows spread evenly over the corpus, and what some of them are next to."""
+    """A map of rows spread evenly over the corpus, and the nearest neighbours of a few."""
     from toolkit.encoding.store import VectorStore
     from toolkit.report import pictures
 
@@ -119,7 +120,7 @@ def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
     neighbours = []
     for row in np.linspace(0, len(rows) - 1, SAMPLES).astype(int):
         cosine = unit @ unit[row]
-        cosine[row] = -np.inf
+        cosine[row] = -np.inf  # a row is not its own neighbour
         best = np.argsort(-cosine)[:NEIGHBOURS]
         near = "; ".join(f"{names[k]} ({cosine[k]:.3f})" for k in best)
         neighbours.append({"document": names[row], f"nearest of {len(rows):,} (cosine)": near})
@@ -133,7 +134,7 @@ def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
 
 
 def shown(scores: Scores, *, main: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Of each encoder the tasks' main scores; all where it is not known which these are."""
+    """Each encoder's main scores, or all its scores where the main ones are not known."""
     return {
         encoder: {name: value for name, value in row.items() if name in main or not main}
         for encoder, row in scores.items()
@@ -141,7 +142,7 @@ def shown(scores: Scores, *, main: Sequence[str]) -> dict[str, dict[str, float]]
 
 
 def transposed(scores: Scores) -> list[dict[str, Any]]:
-    """A row a score, a column an encoder."""
+    """One row per score, one column per encoder."""
     names = dict.fromkeys(name for row in scores.values() for name in row)
     return [
         {"score": name, **{encoder: row.get(name, "-") for encoder, row in scores.items()}}
@@ -150,47 +151,47 @@ def transposed(scores: Scores) -> list[dict[str, Any]]:
 
 
 def names_of(store: Any, rows: Sequence[int]) -> list[str]:
-    """Titles, or ids where there are none."""
-    found, wanted = [], list(rows)
+    """The title of each row, or its id where it has no title."""
+    names, wanted = [], list(rows)
     for unit in store.units:
         here = [row - unit.start for row in wanted if unit.start <= row < unit.stop]
         if here:
             records = store.records(unit)
-            found += [str(records[row].get("title") or records[row]["id"]) for row in here]
-    return found
+            names += [str(records[row].get("title") or records[row]["id"]) for row in here]
+    return names
 
 
 def picture_name(one: Standing, what: str) -> str:
-    """Of a picture of a stage: a name, and no path to another folder."""
+    """The file name of a stage's picture, whatever characters the stage's name has."""
     stage = re.sub(r"[^\w.-]+", "_", one.stage)
     return f"{stage}-{what}.png"
 
 
 def date(seconds: float) -> str:
-    """A moment, to the second, as everybody reads it."""
+    """Unix seconds as a date and time in UTC."""
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def written(one: Standing, *, output: Path) -> tuple[str, str]:
-    """When a stage began and when it last wrote a result, by the times that its files have; empty
-    where there is none."""
+    """When a stage began and when it last wrote a result, by the times of its files; both empty if
+    it has written nothing."""
     patterns = {
         "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
         "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
     }.get(one.kind, (METRICS_FILE, f"{ENCODER_DIR}/{COMMIT_MARKER}"))
-    found = [path for pattern in patterns for path in output.glob(pattern)]
-    times = sorted(path.stat().st_mtime for path in found)
-    # Metrics are written again and again, and a start says when it was.
+    paths = [path for pattern in patterns for path in output.glob(pattern)]
+    times = sorted(path.stat().st_mtime for path in paths)
+    # The metrics file has the time of its last line; the first start tells when the run began.
     starts = [str(start.get("time", "")) for start in read_starts(output)]
     with contextlib.suppress(ValueError):
         times = [datetime.datetime.fromisoformat(s).timestamp() for s in starts[:1]] + times
     return (date(times[0]), date(times[-1])) if times else ("", "")
 
 
-def summary(found: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
-    """The stages in a table."""
-    dates = [written(one, output=places[one.stage]) for one in found]
-    told = [
+def summary(stages: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
+    """An HTML table with one row per stage."""
+    dates = [written(one, output=places[one.stage]) for one in stages]
+    rows = [
         {
             "stage": one.stage,
             "kind": one.kind,
@@ -202,24 +203,24 @@ def summary(found: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
             "last written": last,
             "trouble": one.trouble,
         }
-        for one, (began, last) in zip(found, dates, strict=True)
+        for one, (began, last) in zip(stages, dates, strict=True)
     ]
-    return table(told)
+    return table(rows)
 
 
 def starts_told(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each start of a run."""
+    """One table row per start of a run."""
     names = ("time", "step", "job", "world_size", "num_nodes", "device", "attention")
     return [{name: start.get(name, "") for name in names} for start in starts]
 
 
 def came_from(path: Path) -> str:
-    """Where the numbers are."""
+    """A line of HTML that names the file of the numbers."""
     return f'<p class="from">from {in_html(path)}</p>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same columns; fractions with four digits. Empty columns are left out."""
+    """Rows of the same columns as an HTML table, floats with four digits, without empty columns."""
     heads = [head for head in (rows[0] if rows else ()) if any(row.get(head) != "" for row in rows)]
     lines = ["".join(f"<th>{in_html(head)}</th>" for head in heads)]
     for row in rows:

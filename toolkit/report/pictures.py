@@ -1,7 +1,7 @@
 """Pictures of a run as PNG: curves of training, bars of scores, maps of embeddings.
 
-Knows matplotlib. Refuses to know where the numbers come from. Names are text of others: what is
-drawn of them is `in_picture`.
+Knows matplotlib. Refuses to know where the numbers come from. Names come from the data, so that
+they are drawn through `in_picture` alone.
 
 Shapes: N points, D width.
 """
@@ -32,8 +32,8 @@ DPI = 110
 
 
 def curves(rows: Sequence[Mapping[str, Any]], *, restarts: Sequence[int]) -> bytes:
-    """Every figure of the metrics that there is over steps; a dotted line where the run was started
-    again."""
+    """One curve over the steps for each of `CURVES` that was logged, with a dotted line at each
+    restart."""
     shown = [name for name in CURVES if any(row.get(name) is not None for row in rows)]
     columns = 3
     lines = -(-len(shown) // columns)
@@ -42,6 +42,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, restarts: Sequence[int]) -> byt
         axes = figure.add_subplot(lines, columns, place)
         points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
         steps, values = zip(*points, strict=True)
+        # Few points, as of a probe, would hardly be seen as a line alone.
         axes.plot(steps, values, "o-" if len(points) < 30 else "-", markersize=3, linewidth=1.2)
         for step in restarts:
             axes.axvline(step, linestyle=":", color="tab:red", linewidth=1)
@@ -54,7 +55,7 @@ def curves(rows: Sequence[Mapping[str, Any]], *, restarts: Sequence[int]) -> byt
 
 
 def bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
-    """Of each task a group of bars, one for each encoder."""
+    """One group of bars per task, with one bar per encoder."""
     tasks = list(dict.fromkeys(task for row in scores.values() for task in row))
     figure = Figure(figsize=(max(5.0, 1.2 + 2.2 * len(tasks)), 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -71,8 +72,8 @@ def bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
 
 
 def embedding_map(unit_ND: NDArray[np.float32], *, names: Sequence[str], named: int) -> bytes:
-    """The two directions in which the vectors of unit length differ most (principal components);
-    `named` of them, spread over the map, with their names."""
+    """Vectors of unit length along the two directions in which they differ most (principal
+    components); `named` of them, spread over the map, have their names beside them."""
     centred_ND = unit_ND - unit_ND.mean(axis=0)
     _, sizes, directions = np.linalg.svd(centred_ND, full_matrices=False)
     points_N2 = centred_ND @ directions[:2].T
@@ -88,24 +89,25 @@ def embedding_map(unit_ND: NDArray[np.float32], *, names: Sequence[str], named: 
 
 
 def heat_map(unit_ND: NDArray[np.float32], *, names: Sequence[str]) -> bytes:
-    """The cosine of every two vectors of unit length; those alike stand together (the order of the
-    first principal component)."""
+    """The cosine of every two vectors of unit length, sorted by the first principal component, so
+    that similar vectors are neighbours."""
     centred_ND = unit_ND - unit_ND.mean(axis=0)
     order = np.argsort(np.linalg.svd(centred_ND, full_matrices=False)[0][:, 0])
     cosine_NN = unit_ND[order] @ unit_ND[order].T
     figure = Figure(figsize=(8.5, 7), layout="constrained")
     axes = figure.add_subplot()
+    # Not from -1: a decoder's vectors often have cosines in a narrow range.
     lowest = float(cosine_NN.min())
     image = axes.imshow(cosine_NN, vmin=lowest, vmax=1.0, cmap="viridis")
-    told = [in_picture(names[row], chars=24) for row in order]
-    axes.set_xticks(range(len(told)), told, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(told)), told, fontsize=7)
+    labels = [in_picture(names[row], chars=24) for row in order]
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
     figure.colorbar(image, label="cosine", shrink=0.8)
     return _png(figure)
 
 
 def _spread(points_N2: NDArray[np.float32], *, number: int) -> list[int]:
-    """Points far from one another: each the farthest of those before (Gonzalez 1985)."""
+    """Points far from one another: each is the farthest from all before it (Gonzalez 1985)."""
     chosen = [0]
     distance_N = np.linalg.norm(points_N2 - points_N2[0], axis=1)
     while len(chosen) < min(number, len(points_N2)):

@@ -1,4 +1,4 @@
-"""What is known of runs from the outside: by their files, by SLURM, by arithmetic. No torch.
+"""What is known of runs from the outside: from their files, SLURM and arithmetic. No torch.
 
 `launched`: what was launched, and as which jobs. `records`: the metrics and the starts of a run.
 `standing`: how far each stage has come. `table`: standings as a table. `shapes`: the sizes of a

@@ -1,4 +1,4 @@
-"""What a training run will need: memory of a GPU, time, network. Arithmetic on shapes.
+"""What a training run will need: memory per GPU, time, network. Arithmetic on shapes.
 
 Knows shapes and bytes. Refuses to load anything: it runs on a login node, without torch.
 
@@ -20,7 +20,7 @@ GIB = 2**30
 BYTES = {"fp32": 4, "bf16": 2}
 # CUDA context, NCCL's buffers, and what the allocator cannot use.
 OVERHEAD_BYTES = 3 * GIB
-CHUNK_BYTES = 3 * 4 * 2**22
+CHUNK_BYTES = 3 * 4 * 2**22  # three fp32 copies of the logits that the loss takes at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,8 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Where it is to run. `network` are a node's bytes/s to the others."""
+    """The hardware of a run. `network` is the bytes/s that a node exchanges with the others,
+    `efficiency` the fraction of the GPU's peak that training reaches."""
 
     nodes: int
     gpus_per_node: int
@@ -56,15 +57,15 @@ class Cluster:
 
     @property
     def world(self) -> int:
-        """GPUs in all."""
+        """The number of GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What a GPU holds, in bytes by item, what a node's own memory holds for it, and how a run goes
-    on it: seconds of a step that the GPUs compute, that the network is busy meanwhile (`hidden_s`),
-    and that it is busy while they wait (`exposed_s`)."""
+    """What a run needs under a layout: bytes per GPU by item (`memory`), bytes of each node's own
+    memory (`host`), and seconds per step in which the GPUs compute (`compute_s`), the network is
+    busy meanwhile (`hidden_s`), and the GPUs wait for the network (`exposed_s`)."""
 
     layout: str
     memory: Mapping[str, float]
@@ -77,35 +78,35 @@ class Need:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step: max(compute, traffic beside it) + traffic that all wait for."""
+        """Seconds per step: max(computing, overlapping traffic) + traffic that all wait for."""
         return max(self.compute_s, self.hidden_s) + self.exposed_s
 
     @property
     def hours(self) -> float:
-        """Of the whole run."""
+        """Hours that all steps take together."""
         return self.steps * self.step_s / 3600
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all GPUs together."""
+        """Tokens per second of all GPUs together."""
         return self.tokens_per_step / self.step_s
 
     @property
     def total(self) -> float:
-        """Bytes of a GPU."""
+        """Bytes that each GPU holds."""
         return sum(self.memory.values())
 
     def fits(self, gpu: Gpu) -> bool:
-        """Whether it does, with a tenth to spare."""
+        """Whether a GPU holds it with a tenth of its memory to spare."""
         return self.total <= 0.9 * gpu.memory
 
 
 def partitioned(
     shape: Shape, recipe: TrainingRecipe, *, layout: Layout, world: int, per_node: int
 ) -> dict[str, float]:
-    """Bytes of a rank for what ZeRO partitions: weights, gradients, AdamW's state.
+    """Bytes per rank of what ZeRO partitions: weights, gradients, AdamW's state.
 
-    Rajbhandari et al. 2020 (ZeRO), section 5, for a frozen model with adapters too.
+    Rajbhandari et al. 2020 (ZeRO), section 5; also for a frozen model with adapters.
     """
     stage, width = layout.stage, BYTES[recipe.model.dtype]
     head = isinstance(recipe, MntpRecipe)
@@ -127,7 +128,8 @@ def partitioned(
 
 
 def offloaded(shape: Shape, recipe: TrainingRecipe, *, layout: Layout, nodes: int) -> float:
-    """Bytes of a node's memory: weights; fp32 masters, AdamW's state and gradients."""
+    """Bytes per node that are offloaded to its own memory: weights, and the optimizer's share, 16
+    bytes per trained parameter (fp32 master, gradient and AdamW's two moments)."""
     lora, head = recipe.model.lora, isinstance(recipe, MntpRecipe)
     trained = shape.adapters(lora) if lora else shape.weights(head=head)
     held = trained + (shape.weights(head=head) if lora else 0)
@@ -143,6 +145,7 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     )
     width = BYTES[recipe.model.dtype]
     micro, accumulation = batch_split(recipe.train, world_size=cluster.world)
+    # Texts per row: a block of MNTP, both views of SimCSE, or query, positive and negative.
     texts = 1 if isinstance(recipe, MntpRecipe) else 2 if isinstance(recipe, SimcseRecipe) else 3
     tokens = micro * texts * recipe.data.max_tokens
     if budget := recipe.train.micro_batch_tokens:
@@ -182,14 +185,14 @@ def traffic(
     accumulation: int,
     passes: int,
 ) -> tuple[float, float]:
-    """Seconds of a step that collectives take, beside the computing and after it.
+    """Seconds per step of traffic that overlaps computing, and of traffic that all ranks wait for.
 
     Rajbhandari et al. 2020 (ZeRO), section 7: a gather or a reduction of M bytes moves
     M (W - 1) / W through each rank, and through each node's network, since a ring crosses it once;
-    the slower of the two counts. Stage 3 gathers all weights for each of `passes` (hpZ: those of
-    the backward ones within the node) and reduces gradients in each of `accumulation`; stage 2
-    reduces so too, stages 0 and 1 once. That runs beside the computing; for the new weights after a
-    step of stages 1 and 2 everybody waits. Offloading to a node's memory is left out.
+    the slower of the two counts. Stage 3 gathers all weights in each of `passes` (with hpZ backward
+    passes gather within the node) and reduces gradients in each of `accumulation` micro-batches;
+    stage 2 reduces as often, stages 0 and 1 once per step. This overlaps computing. After a step of
+    stages 1 and 2 all ranks wait for the new weights. Offloading to a node's memory is left out.
     """
     world, width = cluster.world, BYTES[recipe.model.dtype]
     if world == 1:
@@ -197,7 +200,7 @@ def traffic(
     stage, head, lora = layout.stage, isinstance(recipe, MntpRecipe), recipe.model.lora
     trained = shape.adapters(lora) if lora else shape.weights(head=head)
     weights = shape.weights(head=head) + (trained if lora else 0)
-    within_s = width * (world - 1) / world / cluster.gpu.gather  # a parameter
+    within_s = width * (world - 1) / world / cluster.gpu.gather  # per parameter
     across_s = (
         within_s
         if cluster.nodes == 1
@@ -207,13 +210,14 @@ def traffic(
         near = accumulation if layout.has_node_copy else 0
         gathers_s = weights * ((passes - near) * across_s + near * within_s)
         return gathers_s + trained * accumulation * across_s, 0.0
+    # Stage 0 reduces and gathers (an all-reduce); from stage 1 on each rank reduces its share only.
     reductions = {0: 2, 1: 1, 2: accumulation}[stage]
     return trained * reductions * across_s, trained * across_s if stage else 0.0
 
 
 def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
-    """Of a decoder layer what the backward pass needs: the inputs of its maps, its attention, its
-    norms (in fp32), and with LoRA the inputs after dropout."""
+    """Bytes per rank of what the backward pass needs of the decoder layers: the inputs of their
+    maps, their attention, their norms (in fp32), and with LoRA the inputs after dropout."""
     width, hidden = BYTES[recipe.model.dtype], shape.hidden
     outputs = sum(columns for _, columns in shape.linear.values())
     inputs = sum(rows for rows, _ in shape.linear.values())
@@ -221,6 +225,7 @@ def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
     dropped = inputs * width if lora and lora.dropout else 0
     layer = tokens * (2 * outputs * width + 2 * hidden * (width + 4) + dropped)
     if recipe.model.activation_checkpointing:
+        # Every layer keeps its input; one layer at a time is computed again, in full.
         return float(shape.layers * tokens * hidden * width + layer)
     return float(shape.layers * layer)
 
@@ -228,12 +233,13 @@ def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
 def flops(
     shape: Shape, recipe: TrainingRecipe, *, attended: float, cached: bool
 ) -> tuple[float, float]:
-    """FLOPs per token: those of the model, and those of the hardware, which computes some again.
+    """FLOPs per token: those of the model, and those of the hardware, which computes some twice.
 
-    Forward 2N of the N weights that a token goes through and 4 x layers x width x `attended`, the
-    tokens that it attends to; backward the same through frozen maps, twice that through trained
-    ones; the head for masked tokens only. The hardware goes forward once more for activation
-    checkpointing, and once more for GradCache's first pass (`cached`).
+    The forward pass takes 2N for the N weights that a token passes, and 4 x layers x width x
+    `attended` for the tokens that it attends to. The backward pass takes as much through frozen
+    maps and twice as much through trained ones. The head counts for masked tokens only. The
+    hardware runs one more forward pass for activation checkpointing, and one more for GradCache's
+    first pass (`cached`).
     """
     forward = 2 * shape.active + 4 * shape.layers * shape.hidden * attended
     head = 0.0
@@ -244,7 +250,7 @@ def flops(
 
 
 def peak_of(device_name: str) -> float | None:
-    """The dense bf16 peak in FLOP/s of a GPU as its driver names it; None: not in our table."""
+    """The dense bf16 peak in FLOP/s of a GPU by its driver's name for it; None if not in `GPUS`."""
     words = re.split(r"[^a-z0-9]+", device_name.lower())
     return next((gpu.peak for name, gpu in GPUS.items() if name.partition("-")[0] in words), None)
 
@@ -260,8 +266,8 @@ def gpu_of(name: str) -> Gpu:
 def faster(
     shape: Shape, recipe: TrainingRecipe, *, asked: Need, cluster: Cluster
 ) -> list[tuple[str, Need]]:
-    """Overrides of the recipe that fit and would save a twentieth of its time or more, with what it
-    needs then; the fastest first. Each is one change, to be written as it stands."""
+    """Overrides that fit and would save at least a twentieth of the time, with what the recipe then
+    needs; the fastest first. Each is a single change, as it is written on the command line."""
     local = recipe.train.global_batch_rows // cluster.world
     tries = [(f"deepspeed.config={name}", recipe, name) for name in ("zero2", "zero3_hpz", "zero3")]
     rows = min(2 * recipe.train.micro_batch_rows, local)
@@ -270,15 +276,15 @@ def faster(
         other = recipe.model_copy(update={"train": train})
         tries.append((f"train.micro_batch_rows={rows}", other, asked.layout))
         rows = 0 if rows == local else min(2 * rows, local)
-    found = [
+    needs = [
         (what, need(shape, other, layout_name=name, cluster=cluster)) for what, other, name in tries
     ]
-    better = [it for it in found if it[1].fits(cluster.gpu) and it[1].hours < 0.95 * asked.hours]
+    better = [it for it in needs if it[1].fits(cluster.gpu) and it[1].hours < 0.95 * asked.hours]
     return sorted(better, key=lambda it: it[1].hours)
 
 
 def recommend(shape: Shape, recipe: TrainingRecipe, *, cluster: Cluster) -> Need | None:
-    """The first layout that fits, from the one that sends least over the network; None: none."""
+    """The first layout that fits, tried from the least traffic to the most; None if none fits."""
     names = ["zero2", "zero3_hpz" if cluster.nodes > 1 else "zero3", "zero3", "zero3_offload"]
     needs = (need(shape, recipe, layout_name=name, cluster=cluster) for name in names)
-    return next((found for found in needs if found.fits(cluster.gpu)), None)
+    return next((candidate for candidate in needs if candidate.fits(cluster.gpu)), None)

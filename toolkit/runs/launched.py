@@ -16,9 +16,9 @@ from toolkit.base.layout import LAUNCHED_FILE
 
 @dataclasses.dataclass(frozen=True)
 class Launched:
-    """A stage: its kind, the directory that it writes, that of its logs, the steps that it has to
-    do (None: it has none), and the jobs submitted for it, in order (none: it ran here), at `time`
-    (ISO 8601, of the file that it was read from)."""
+    """A launched stage: its kind, its output directory, the directory of its logs, its number of
+    steps (None where it has no steps), and the ids of its jobs in order (none if it ran on this
+    machine). `time` is when the record was written (ISO 8601)."""
 
     name: str
     kind: str
@@ -44,20 +44,20 @@ class _Told(TypedDict):
 
 
 def write_launched(run_dir: Path, stages: list[Launched]) -> None:
-    """Write what is known now; called again with more jobs."""
+    """Write what has been launched so far; called again after each job."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     shown = [dataclasses.asdict(stage) for stage in stages]
     for stage in shown:
         del stage["time"]
-    told = {"time": now, "stages": shown}
-    write_json(run_dir / LAUNCHED_FILE, told)
+    content = {"time": now, "stages": shown}
+    write_json(run_dir / LAUNCHED_FILE, content)
 
 
 def read_launched(run_dir: Path) -> list[Launched]:
-    """The stages of the last launch; none where there was none. `BadInput` for another file."""
+    """The stages of the last launch, if there was one. `BadInput` for a file of another kind."""
     if not (path := run_dir / LAUNCHED_FILE).is_file():
         return []
-    told = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
+    content = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
     return [
         Launched(
             stage["name"],
@@ -66,7 +66,7 @@ def read_launched(run_dir: Path) -> list[Launched]:
             logs=stage["logs"],
             steps=stage["steps"],
             jobs=tuple(stage["jobs"]),
-            time=told["time"],
+            time=content["time"],
         )
-        for stage in told["stages"]
+        for stage in content["stages"]
     ]

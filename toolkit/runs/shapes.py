@@ -46,7 +46,7 @@ class Shape:
         return self._maps(self.num_experts)
 
     def adapters(self, lora: Lora) -> int:
-        """Parameters of adapters on all targets (on those that are linear maps by themselves)."""
+        """Parameters of LoRA adapters on all targets that are linear maps of their own."""
         sizes = (sum(self.linear[name]) for name in lora.targets if name in self.linear)
         return self.layers * lora.rank * sum(sizes)
 
@@ -63,7 +63,7 @@ def shape_of(reference: str) -> Shape:
     Raises `BadInput` when its config.json is not here or says too little.
     """
     name = reference
-    if not (Path(reference) / "config.json").is_file():  # which is enough: no weights are needed
+    if not (Path(reference) / "config.json").is_file():  # no weights are needed
         name = resolve_model(reference).name
     path = cached_file(name, "config.json")
     if path is None:
@@ -72,7 +72,9 @@ def shape_of(reference: str) -> Shape:
     try:
         return read_shape(read_json(path))
     except KeyError as error:
-        raise BadInput(f"{path}: has no {error}: not a decoder whose size can be told") from error
+        raise BadInput(
+            f"{path}: lacks {error}, without which the size of a decoder cannot be told"
+        ) from error
 
 
 def read_shape(config: Mapping[str, Any]) -> Shape:
@@ -110,7 +112,7 @@ def _other(config: Mapping[str, Any], *, width: int, keys: int, experts: int) ->
     hidden, heads, kind = config["hidden_size"], config["num_attention_heads"], config["model_type"]
     norms = (4 if kind in ("gemma2", "gemma3_text") else 2) * hidden
     if kind in ("qwen3", "qwen3_moe", "gemma3_text"):
-        norms += 2 * width  # of queries and keys, a head
+        norms += 2 * width  # of queries and of keys, shared by all heads
     if kind == "olmo2":
         norms += (heads + keys) * width
     if config.get("attention_bias", kind == "qwen2"):

@@ -45,7 +45,7 @@ from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
 
 
 def _as_told(time: str) -> str:
-    datetime.datetime.fromisoformat(time)  # its ValueError is that of the document
+    datetime.datetime.fromisoformat(time)  # its ValueError becomes that of `checked`
     return time
 
 
@@ -63,21 +63,22 @@ class _Bounds(TypedDict):
 
 
 RECENT = 20  # logged steps or units that the speed is a median of
-QUIET_S = 120.0  # without a sign, and without a scheduler to ask, a run is not running
+QUIET_S = 120.0  # a run without a sign for so long has stopped, where no scheduler can be asked
 TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
 LOADING = "loads its model"
 UNREADABLE = "not readable"
-# What says most comes first: others tell only that something was wrong.
+# The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
 
 @dataclasses.dataclass
 class Standing:
-    """A stage of a run. `done` of `total` are steps or units; times in seconds: `left_s` to its
-    end at its present speed, `last_sign_s` since it wrote something. `heartbeats` are a line a node
-    that was heard while it runs: `node`, `seconds` since, and where a rank trains its `step` and
-    `phase`. `trouble` is the last line of its logs that tells of an error, with the log's name."""
+    """A stage of a run. `done` of `total` are steps or units. Times are in seconds: `left_s` to its
+    end at its present speed, `last_sign_s` since it wrote something. `heartbeats` has one entry per
+    node heard while the stage runs: `node`, `seconds` since then and, where a rank trains, `step`
+    and `phase`. `trouble` is the last line of its logs that reports an error, with the log's name.
+    """
 
     run: str
     stage: str
@@ -99,30 +100,30 @@ class Standing:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The runs, pipelines and encodings of a folder; not the stages of a pipeline once more."""
-    found: list[Path] = []
+    """The runs, pipelines and encodings in a folder; a pipeline's stages are not listed again."""
+    runs: list[Path] = []
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such directory")
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
             continue  # somebody else's
         if _is_run(path):
-            found.append(path)
+            runs.append(path)
         elif path.is_dir() and not path.name.startswith("."):
-            found += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
-    return found
+            runs += [inner for inner in sorted(path.iterdir()) if _is_run(inner)]
+    return runs
 
 
 def standings_below(folder: Path, *, now: float) -> list[Standing]:
-    """Of all runs of a folder; one that cannot be looked at has its reason for a state."""
-    found = []
+    """The standings of all runs in a folder; one that cannot be read is `UNREADABLE`, with why."""
+    stages = []
     for path in runs_below(folder):
         try:
-            found += standings(path, now=now)
+            stages += standings(path, now=now)
         except (BadInput, OSError) as error:
             why = str(error).removeprefix(f"{path}: ")
-            found.append(Standing(str(path), path.name, "", state=UNREADABLE, reason=why))
-    return found
+            stages.append(Standing(str(path), path.name, "", state=UNREADABLE, reason=why))
+    return stages
 
 
 def standings(path: Path, *, now: float) -> list[Standing]:
@@ -135,7 +136,7 @@ def standings(path: Path, *, now: float) -> list[Standing]:
 
 def is_running(state: str) -> bool:
     """Whether this is the state of a stage at work, by SLURM or by its files."""
-    # Of an array: some run, and others wait or are done.
+    # The state of an array names several: some tasks run while others wait or are done.
     words = re.findall("[A-Za-z_]+", state)
     return any(word in ("RUNNING", RUNNING, "COMPLETING") for word in words)
 
@@ -161,7 +162,7 @@ def _kind_of(path: Path) -> str:
         if starting := _starting(path):
             return starting["kind"]
         raise BadInput(
-            f"{path}: is no run: give the run_dir of toolkit.launch or toolkit.train, or the "
+            f"{path}: is not a run: give the run_dir of toolkit.launch or toolkit.train, or the "
             "output_dir of toolkit.encode or toolkit.evaluate"
         )
     recipe = load_recipe(str(path / CONFIG_FILE))
@@ -171,44 +172,45 @@ def _kind_of(path: Path) -> str:
 
 
 def _standing(stage: Launched, *, run: str, now: float) -> Standing:
-    found = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
+    standing = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
     output = Path(stage.output)
     if stage.kind == "embed":
-        finished = _look_at_encoding(output, found, now=now)
+        finished = _look_at_encoding(output, standing, now=now)
     elif stage.kind == "evaluate":
         finished = (output / SCORES_FILE).is_file()
     else:
-        finished = _look_at_training(output, found, steps=stage.steps, now=now)
+        finished = _look_at_training(output, standing, steps=stage.steps, now=now)
     starting = _starting(output)
     last = [*read_starts(output)[-1:], *([starting] if starting else [])]
-    if last and str(last[-1]["job"]) not in found.jobs and last[-1]["time"] > stage.time:
-        job = str(last[-1]["job"])  # started by other means since
-        found.jobs = () if job == LOCAL else (job,)
+    if last and str(last[-1]["job"]) not in standing.jobs and last[-1]["time"] > stage.time:
+        job = str(last[-1]["job"])  # started since then by other means
+        standing.jobs = () if job == LOCAL else (job,)
     if starting:
-        found.last_sign_s = _unheard_s(starting, now=now)
-        found.total = max(found.total, starting["steps"])
-        finished = finished and found.done >= found.total  # or it is to do more
-    _ask(found, finished=finished)
-    if is_running(found.state):
-        found.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
-        if starting and not found.reason:
-            found.reason, found.last_sign_s = LOADING, None
-    if found.state not in (DONE, NOT_BEGUN) and _may_tell_errors(found.state):
-        found.trouble = _trouble(Path(stage.logs), jobs=found.jobs)
-    return found
+        standing.last_sign_s = _unheard_s(starting, now=now)
+        standing.total = max(standing.total, starting["steps"])
+        # A finished run may start again to do more steps than before.
+        finished = finished and standing.done >= standing.total
+    _ask(standing, finished=finished)
+    if is_running(standing.state):
+        standing.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
+        if starting and not standing.reason:
+            standing.reason, standing.last_sign_s = LOADING, None
+    if standing.state not in (DONE, NOT_BEGUN) and _may_tell_errors(standing.state):
+        standing.trouble = _trouble(Path(stage.logs), jobs=standing.jobs)
+    return standing
 
 
 def _starting(output: Path) -> _Starting | None:
-    """What loads its model for this run, or did so when it was killed."""
+    """The record of the process that loads the model, or did so when it was killed."""
     try:
-        told = read_json(output / STARTING_FILE)
-        return checked(told, _Starting, source=output / STARTING_FILE, advice="remove it")
-    except BadInput:  # there is none, or it went while we looked, or it tells nothing
+        content = read_json(output / STARTING_FILE)
+        return checked(content, _Starting, source=output / STARTING_FILE, advice="remove it")
+    except BadInput:  # absent, removed while we looked, or unreadable
         return None
 
 
 def _unheard_s(starting: _Starting, *, now: float) -> float:
-    """Seconds since whoever loads was there: of a process of this host, whether it lives."""
+    """Seconds since the loading process gave a sign; 0 for a process of this host that lives."""
     silence_s = now - datetime.datetime.fromisoformat(starting["time"]).timestamp()
     if starting["job"] != LOCAL or starting["node"] != socket.gethostname():
         return silence_s
@@ -216,72 +218,72 @@ def _unheard_s(starting: _Starting, *, now: float) -> float:
 
 
 def _may_tell_errors(state: str) -> bool:
-    """Not while it is at work: what went wrong is over then. Of an array some tasks may have
-    failed while others run."""
+    """Whether errors in its logs still count. While a stage runs they are history, but some tasks
+    of an array may have failed while others run."""
     words = set(re.findall("[A-Za-z_]+", state))
     return not is_running(state) or bool(words & (FINAL - {"COMPLETED"}))
 
 
-def _look_at_training(output: Path, found: Standing, *, steps: int | None, now: float) -> bool:
-    found.unit = "steps"
+def _look_at_training(output: Path, standing: Standing, *, steps: int | None, now: float) -> bool:
+    standing.unit = "steps"
     if (output / CONFIG_FILE).is_file():
         recipe = load_recipe(str(output / CONFIG_FILE))
         if isinstance(recipe, TrainingRecipe):
             steps = recipe.train.steps if steps is None else steps
-    found.total = steps or 0
+    standing.total = steps or 0
     rows = [row for row in read_metrics(output) if row["step"]]
     if rows:
-        found.done, found.loss = rows[-1]["step"], rows[-1]["loss"]
+        standing.done, standing.loss = rows[-1]["step"], rows[-1]["loss"]
         recent = [row for row in rows[-RECENT:] if row.get("seconds")]
         if recent:
-            found.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)
+            standing.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)
             each_s = statistics.median(row["seconds"] for row in recent)
-            found.left_s = (found.total - found.done) * each_s
-        found.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
-    found.restarts = max(0, len(read_starts(output)) - 1)
+            standing.left_s = (standing.total - standing.done) * each_s
+        standing.last_sign_s = now - (output / METRICS_FILE).stat().st_mtime
+    standing.restarts = max(0, len(read_starts(output)) - 1)
     whole = is_committed(output / ENCODER_DIR)
-    return whole and found.done >= found.total
+    return whole and standing.done >= standing.total
 
 
-def _look_at_encoding(output: Path, found: Standing, *, now: float) -> bool:
-    found.unit = "units"
+def _look_at_encoding(output: Path, standing: Standing, *, now: float) -> bool:
+    standing.unit = "units"
     if not (output / PLAN_FILE).is_file():
         return False
     path = output / PLAN_FILE
     plan = checked(read_json(path), _Bounds, source=path, advice="remove it to encode anew")
-    found.total = len(plan["bounds"]) - 1
+    standing.total = len(plan["bounds"]) - 1
     times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
-    found.done = len(times)
+    standing.done = len(times)
     if times:
-        found.last_sign_s = now - times[-1]
+        standing.last_sign_s = now - times[-1]
         recent = times[-RECENT:]
         if len(recent) > 1:
             each_s = (recent[-1] - recent[0]) / (len(recent) - 1)
-            found.left_s = (found.total - found.done) * each_s
+            standing.left_s = (standing.total - standing.done) * each_s
     return (output / MANIFEST_FILE).is_file()
 
 
-def _ask(found: Standing, *, finished: bool) -> None:
-    """The state: what is whole is done, whatever became of its jobs."""
-    told = [] if finished or not found.jobs else job_states(found.jobs)
-    at_work = [one for one in told if not one.is_over and one.state != UNKNOWN]
+def _ask(standing: Standing, *, finished: bool) -> None:
+    """Set the state: a stage whose output is whole is done, whatever became of its jobs."""
+    states = [] if finished or not standing.jobs else job_states(standing.jobs)
+    at_work = [one for one in states if not one.is_over and one.state != UNKNOWN]
     if finished:
-        found.state, found.left_s = DONE, None
-    elif told and (at_work or told[-1].state != UNKNOWN):
-        shown: JobState = at_work[0] if at_work else told[-1]
-        found.state, found.reason, found.nodes = shown.state, shown.reason, shown.nodes
-    elif found.last_sign_s is None:
-        gone = bool(told) and told[-1].reason == FORGOTTEN
-        found.state, found.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
+        standing.state, standing.left_s = DONE, None
+    elif states and (at_work or states[-1].state != UNKNOWN):
+        shown: JobState = at_work[0] if at_work else states[-1]
+        standing.state, standing.reason, standing.nodes = shown.state, shown.reason, shown.nodes
+    elif standing.last_sign_s is None:
+        gone = bool(states) and states[-1].reason == FORGOTTEN
+        standing.state, standing.reason = (UNKNOWN, FORGOTTEN) if gone else (NOT_BEGUN, "")
     else:
-        found.state = RUNNING if found.last_sign_s < QUIET_S else STOPPED
-    if not is_running(found.state):
-        found.left_s = found.tokens_per_s = None
+        standing.state = RUNNING if standing.last_sign_s < QUIET_S else STOPPED
+    if not is_running(standing.state):
+        standing.left_s = standing.tokens_per_s = None
 
 
 def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
-    """The last line of the logs of these jobs (of the newest, without any) that tells of an error;
-    logs are named JOB_..."""
+    """The last line that reports an error in the logs of these jobs, or of the newest job if none
+    is given; logs are named JOB_..."""
     if not logs.is_dir():
         return ""
     files = [path for path in logs.iterdir() if path.suffix in (".out", ".err")]
@@ -291,8 +293,8 @@ def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
     tails = [(path, _tail(path)) for path in files[:16]]
     for starts in ERRORS:
         for path, lines in tails:
-            if told := [line for line in lines if line.startswith(starts)]:
-                return f"{told[-1][:500]}  [{path.name}]"
+            if errors := [line for line in lines if line.startswith(starts)]:
+                return f"{errors[-1][:500]}  [{path.name}]"
     return ""
 
 

@@ -17,34 +17,36 @@ if TYPE_CHECKING:
 SHOWN_NODES = 8
 
 
-def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
-    """A line a stage; below it what went wrong, when nodes were heard, and where the columns fill
-    the `width`, why a stage waits. A column that would be empty is left out, and so is the run's
-    where there is one only, in favour of a title; then as many as do not fit, which a last line
-    names."""
+def table(stages: Sequence[Standing], *, width: int) -> "RenderableType":
+    """One row per stage. Lines below it tell what went wrong, when nodes were last heard and, where
+    the columns fill the `width`, why a stage waits. Empty columns are left out. So is the run's
+    where there is only one run, which becomes the title. If the rest is too wide, `_DISPENSABLE`
+    columns go, and a last line names them."""
     from rich.console import Group
     from rich.text import Text
 
-    runs = {one.run for one in found}
+    runs = {one.run for one in stages}
     title = Text(visible(runs.pop()), style="bold") if len(runs) == 1 else None
     hidden = ["run"] * bool(title)
-    inline = _rows(found, hidden=hidden, reasons=True)
+    inline = _rows(stages, hidden=hidden, reasons=True)
     rows, left_out = inline, tuple[str, ...]()
-    told = list[tuple[Standing, str]]()
+    notes = list[tuple[Standing, str]]()
     if _width(inline) > width:
-        told += [(one, f"{one.state}: {one.reason}") for one in found if one.reason]
+        notes += [(one, f"{one.state}: {one.reason}") for one in stages if one.reason]
         for number in range(len(_DISPENSABLE) + 1):
             left_out = _DISPENSABLE[:number]
-            rows = _rows(found, hidden=[*hidden, *left_out], reasons=False)
+            rows = _rows(stages, hidden=[*hidden, *left_out], reasons=False)
             if _width(rows) <= width:
                 break
-    told += [(one, line) for one in found for line in (one.trouble, beats(one.heartbeats)) if line]
+    notes += [
+        (one, line) for one in stages for line in (one.trouble, beats(one.heartbeats)) if line
+    ]
     lines = [
         Text(visible(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}"))
-        for one, it in told
+        for one, it in notes
     ]
-    # An empty one would not be shown anywhere.
-    missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in found)]
+    # A column that is empty would not be shown in any width.
+    missed = [head for head in left_out if any(_cells(one, reason=False)[head] for one in stages)]
     if missed:
         lines.append(
             Text(visible(f"not shown: {', '.join(missed)} (a wider terminal, | cat or --json)"))
@@ -52,13 +54,13 @@ def table(found: Sequence[Standing], *, width: int) -> "RenderableType":
     return Group(*([title] if title else []), rows, *lines)
 
 
-def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
+def _rows(stages: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     rows = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    lines = [_cells(one, reason=reasons) for one in found]
+    lines = [_cells(one, reason=reasons) for one in stages]
     for head in _cells(Standing("", "", ""), reason=False):
         if head in hidden or not any(line[head] for line in lines):
             for line in lines:
@@ -74,7 +76,7 @@ def _rows(found: Sequence[Standing], *, hidden: Sequence[str], reasons: bool) ->
 
 
 def _width(rows: "Table") -> int:
-    """That it would like to have."""
+    """The columns of text that the table takes when nothing is folded."""
     from rich.measure import Measurement
 
     wide = rich_console(width=10_000)
@@ -82,7 +84,7 @@ def _width(rows: "Table") -> int:
 
 
 def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
-    """When each node was last heard; of many those that were heard longest ago."""
+    """When each node was last heard; of many nodes those that have been silent for longest."""
     oldest = sorted(heartbeats, key=lambda beat: -beat["seconds"])
     lines = []
     for beat in oldest[:SHOWN_NODES]:
@@ -94,7 +96,7 @@ def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:
-    """By the head of their columns; the state with its `reason`, or without."""
+    """The cells of a stage by column; the state has its reason beside it if `reason`."""
     from rich.text import Text
 
     state = Text(visible(one.state), style=_STYLES.get(one.state.partition(" ")[0], ""))
@@ -114,7 +116,7 @@ def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:
     }
 
 
-# What may be left out, the first first.
+# Columns that may be left out, in this order.
 _DISPENSABLE = ("tokens/s", "jobs", "restarts", "loss", "last sign", "left")
 _WORDS = ("run", "stage", "jobs", "state")  # the others are numbers
 _STYLES = {"done": "green", "RUNNING": "cyan", "running": "cyan", "PENDING": "yellow"}
@@ -122,7 +124,7 @@ _STYLES |= dict.fromkeys(("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stoppe
 
 
 def duration(seconds: float | None) -> str:
-    """In the two largest units: 3 d 4 h, 5 min 10 s."""
+    """Seconds in their two largest units, as in 3 d 4 h or 5 min 10 s."""
     if seconds is None:
         return ""
     left, parts = int(seconds), list[str]()

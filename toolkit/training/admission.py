@@ -1,7 +1,7 @@
-"""What is looked at before a run's first step: by each rank alone, then by all of them together.
+"""What is checked before a run's first step: by each rank alone, then by all ranks together.
 
-What one rank refuses all refuse, and each ends with it by itself: where rank 0 alone has read the
-shards, the others would else wait for it until somebody kills them.
+What one rank refuses, all ranks refuse, and each ends by itself. Otherwise, since rank 0 alone
+reads the shards, the other ranks would wait for it until somebody kills them.
 
 Knows what can be refused. Refuses to know what a run does.
 """
@@ -34,13 +34,13 @@ from toolkit.training.starts import check_progress, claim_run_dir
 from toolkit.training.steps import check_steps, newest, newest_step
 from toolkit.training.views import check_views
 
-CHECK_S = 60.0  # a rank that does not answer so long is not there
+CHECK_S = 60.0  # a rank that does not answer for so long is not there
 
 
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """What a rank that can start has found alone: the engine's settings, the base model, and what
-    the run grows from."""
+    """What a rank that can start has read by itself: the engine's settings, the base model, and the
+    origin of the run."""
 
     settings: zero.EngineSettings
     base: ModelSource
@@ -53,8 +53,8 @@ Problem = BadInput | RunFailed
 def look(
     recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]
 ) -> Admission | Problem:
-    """`check`, without its end: other ranks are to hear of what is wrong. Raised is what each sees
-    for itself, and a single rank."""
+    """`check`, but returning a problem, so that the other ranks can hear of it. Still raised are
+    problems that every rank sees for itself, and those of a run with a single rank."""
     check_training(recipe, world_size=topology.world_size)
     try:
         return check(recipe, topology=topology, environ=environ)
@@ -65,31 +65,31 @@ def look(
 
 
 def meet(
-    found: Admission | Problem, *, topology: Topology, timeout_s: float
+    result: Admission | Problem, *, topology: Topology, timeout_s: float
 ) -> tuple[Admission, torch.device]:
-    """Meet the other ranks, and hear what they have found; returns what we have, and our device.
+    """Meet the other ranks and exchange results; returns our own result and our device.
 
-    Raises on all of them what any has found. Collective.
+    Raises on all ranks the problem that any rank has. Collective.
     """
-    if isinstance(found, Admission):
+    if isinstance(result, Admission):
         device = join(topology, timeout_s=timeout_s)
         agree(None)
-        return found, device
+        return result, device
     try:
         join(topology, timeout_s=min(timeout_s, CHECK_S))
-    except BadInput:  # the others never came: their absence is the lesser news
-        raise found from None
-    agree(found)  # raises, on every rank
-    raise found
+    except BadInput:  # the others never came, but our own problem says more
+        raise result from None
+    agree(result)  # raises, on every rank
+    raise result
 
 
 def check_ranks(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
-    """Everything that is looked at before the first step, without a model: rank 0 prints what was
-    found. Raises `BadInput` for what would be refused."""
+    """Check everything that needs no model before the first step; rank 0 prints the result. Raises
+    `BadInput` for what a run would refuse."""
     topology = detect(environ)
-    found = look(recipe, topology=topology, environ=environ)
+    result = look(recipe, topology=topology, environ=environ)
     try:
-        admission, device = meet(found, topology=topology, timeout_s=CHECK_S)
+        admission, device = meet(result, topology=topology, timeout_s=CHECK_S)
         preflight(
             Path(recipe.run_dir),
             topology=topology,
@@ -114,10 +114,9 @@ def join(topology: Topology, *, timeout_s: float) -> torch.device:
 
 
 def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Admission:
-    """Everything that can be refused without ranks and without writing.
+    """Check everything that needs neither the other ranks nor a write.
 
-    The leading rank alone re-hashes the
-    shards and the base model; the others have no digest of the base.
+    Rank 0 alone hashes the shards and the base model again; the others have no digest of the base.
     """
     run_dir, world_size, leads = Path(recipe.run_dir), topology.world_size, topology.rank == 0
     micro, accumulation = check_training(recipe, world_size=world_size)
@@ -152,19 +151,19 @@ def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, s
 
 
 def check_exportable(base: ModelSource, *, trained: list[str]) -> None:
-    """Raise `BadInput` on all ranks where the weights that are trained cannot be merged afterwards,
-    which rank 0 looks at. Collective."""
+    """Raise `BadInput` on all ranks when the trained weights could not be merged afterwards, which
+    rank 0 checks. Collective."""
     _by_rank_0(lambda: check_mergeable(base_folder(base), trained=trained))
 
 
 def claim(recipe: TrainingRecipe) -> None:
-    """Make the run directory this recipe's own (`claim_run_dir`), which rank 0 does. Raises on all
-    ranks where it belongs to another recipe. Collective."""
+    """Have rank 0 claim the run directory for this recipe (`claim_run_dir`). All ranks raise
+    `BadInput` when it belongs to another recipe. Collective."""
     _by_rank_0(lambda: claim_run_dir(recipe))
 
 
 def _by_rank_0(action: Callable[[], None]) -> None:
-    """Have rank 0 do something, and all ranks raise the `BadInput` that it meets."""
+    """Have rank 0 do something. All ranks raise the `BadInput` that rank 0 meets."""
     problem = None
     if comm.rank() == 0:
         try:
@@ -175,8 +174,8 @@ def _by_rank_0(action: Callable[[], None]) -> None:
 
 
 def restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | None:
-    """The newest whole checkpoint, if there is one. Each rank checks a share of its files; what one
-    finds damaged is refused by all."""
+    """The newest whole checkpoint, if there is one. Each rank checks a share of its files, and all
+    ranks refuse it when one of them finds damage."""
     step, folder, problem = newest_step(run_dir), newest(run_dir), None
     comm.require_equal(step, what="the newest checkpoint's step", device=device)
     if folder is None:

@@ -1,6 +1,6 @@
 """The model card of an export: README.md with the front matter that the hub reads.
 
-Knows what is said to people. It names no path of this machine: folders by their last name.
+Knows what people are told. A card names no path of this machine, only the last name of a folder.
 """
 
 import dataclasses
@@ -21,8 +21,9 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """What a card says. `base` is what the export stands upon: of an adapter the model that it is
-    put on, else the first of all; `stages` is what was trained, first to last (`stage_of`)."""
+    """The facts on a card. `base` is the model that an adapter belongs to or, for a merged encoder,
+    the model that its first stage began with. `stages` are the training stages, first to last
+    (`stage_of`)."""
 
     form: str
     base: str
@@ -35,13 +36,13 @@ class CardFacts:
 
 
 def public_name(reference: str) -> str:
-    """A hub name as it is, which has a slash; a folder's last name, which has none."""
+    """A name for the public: a hub name unchanged (it has a slash), a folder by its last part."""
     path = Path(reference)
     return path.resolve().name if path.exists() or path.is_absolute() else reference
 
 
 def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str, Any]:
-    """A stage of training as origin.json keeps it, for the cards of what is trained upon it."""
+    """A training stage as origin.json keeps it, for the cards of all later stages."""
     lora = recipe.model.lora
     return {
         "kind": recipe.kind,
@@ -57,20 +58,20 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
 
 
 def read_scores(path: Path) -> Scores:
-    """The scores of toolkit.evaluate: a row of numbers for each encoder, or one row."""
-    found = read_json(path)
-    rows = found if isinstance(found, dict) else {}
+    """Read the scores of toolkit.evaluate: a row of numbers per encoder, or a single row."""
+    content = read_json(path)
+    rows = content if isinstance(content, dict) else {}
     if rows and not any(isinstance(row, dict) for row in rows.values()):
         rows = {"this encoder": rows}
     cells = [v for row in rows.values() for v in (row.values() if isinstance(row, dict) else [row])]
     known = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cells)
     if not cells or not known or not all(isinstance(row, dict) for row in rows.values()):
-        raise BadInput(f"{path}: are no scores; give the scores.json of toolkit.evaluate")
+        raise BadInput(f"{path}: holds no scores; give the scores.json of toolkit.evaluate")
     return rows
 
 
 def model_card(facts: CardFacts, *, name: str) -> str:
-    """The text of the card of the export `name`."""
+    """The Markdown of the card of the export `name`."""
     front = {
         "library_name": "peft" if facts.form == "peft" else "sentence-transformers",
         "pipeline_tag": "feature-extraction" if facts.form == "peft" else "sentence-similarity",
@@ -143,17 +144,17 @@ def _loading(facts: CardFacts, *, name: str) -> str:
     def filled(match: re.Match[str]) -> str:
         return as_python(values[match[1]]) if match[1] else as_code(facts.base)
 
-    # All at once: a name may hold what stands for another.
+    # All placeholders at once: a name may itself contain one.
     return re.sub('"<(NAME|BASE|PREFIX)>"|<BASE>', filled, text)
 
 
 def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
-    told = recipe.model_dump(mode="json")
-    told["run_dir"] = public_name(told["run_dir"])
-    told["model"]["base"] = public_name(told["model"]["base"])
-    told["data"]["train"] = public_name(told["data"]["train"])
-    told["deepspeed"]["config"] = Path(told["deepspeed"]["config"]).name
-    return told
+    settings = recipe.model_dump(mode="json")
+    settings["run_dir"] = public_name(settings["run_dir"])
+    settings["model"]["base"] = public_name(settings["model"]["base"])
+    settings["data"]["train"] = public_name(settings["data"]["train"])
+    settings["deepspeed"]["config"] = Path(settings["deepspeed"]["config"]).name
+    return settings
 
 
 _MERGED = """\

@@ -1,11 +1,10 @@
-"""Checkpoints as they lie on the disk: safetensors and JSON in committed directories, for any
-number of ranks.
+"""Checkpoints on disk: safetensors and JSON in committed directories, for any number of ranks.
 
     RUN/checkpoints/step-00001000/{weights/, optimizer/, state.json, COMMITTED}
 
-Knows the layout, its digests and what is kept. Refuses to know how values are partitioned
-(`parallel.zero`) and who writes what (`saver`). Nothing is ever unpickled: a checkpoint holds
-numbers only.
+Knows the layout, its digests and which checkpoints are kept. Refuses to know how values are
+partitioned (`parallel.zero`) and who writes what (`saver`). Nothing is ever unpickled: a checkpoint
+holds numbers only.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ _MEND = "remove its directory to resume from the checkpoint before it"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint: full fp32 tensors by stored name, each read when it is asked for."""
+    """A checkpoint: full fp32 tensors by stored name, each read from disk when it is used."""
 
     folder: Path
     step: int
@@ -44,8 +43,8 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a run grows from. Names may change; the digests, and how the data become samples
-    (`samples`), may not."""
+    """What a run starts from: its base model and its data. Their names may change from start to
+    start, but neither their digests nor the way data become `samples`."""
 
     base: str
     base_digest: str
@@ -54,7 +53,7 @@ class Origin:
 
 
 def check_origin(run_dir: Path, *, origin: Origin) -> None:
-    """Refuse to continue a run whose base model or shards are no longer what they were."""
+    """Raise `BadInput` for a run whose base model or shards have changed since its checkpoint."""
     folder = newest(run_dir)
     if folder is None:
         return
@@ -62,10 +61,10 @@ def check_origin(run_dir: Path, *, origin: Origin) -> None:
     for name, what in (("base_digest", "base model"), ("data_digest", "shards")):
         if state[name] != getattr(origin, name):
             raise BadInput(
-                f"{folder}: was trained with a {what} of other content; bring that back, or choose "
-                "another run_dir"
+                f"{folder}: its {what} changed after it was trained; bring back the old content, "
+                "or choose another run_dir"
             )
-    # Checkpoints of MNTP from before there was this key are of another packing too.
+    # MNTP checkpoints without this key are older, and were packed differently too.
     if state.get("samples", "") != origin.samples:
         raise BadInput(
             f"{folder}: was trained on blocks that another version of the toolkit packed, and this "
@@ -101,8 +100,8 @@ def check_files(folder: Path, *, part: int = 0, parts: int = 1) -> int:
 
 
 def load(folder: Path) -> Checkpoint:
-    """A checkpoint whose tensors are read one by one when they are asked for; `check_files` has
-    been at it."""
+    """A checkpoint whose tensors are read one by one, each when it is used. `check_files` must have
+    passed before."""
     state = _state(folder)
     names = sorted(state["sha256"])
 
@@ -121,7 +120,7 @@ def load(folder: Path) -> Checkpoint:
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    """state.json, which holds its own digest: it says which files there are."""
+    """state.json, which lists the files; its own digest shows that the list is whole."""
     path = folder / STATE_FILE
     state: dict[str, Any] = read_json(path)
     if state.pop("digest", None) != content_digest(state):
@@ -130,8 +129,8 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def prune(run_dir: Path, *, train: Train) -> None:
-    """Remove whole checkpoints but for the newest `keep_checkpoints`, those of every
-    `keep_every_steps`, and with `keep_best` the best by `_badness`."""
+    """Remove all whole checkpoints except the newest `keep_checkpoints`, those of every
+    `keep_every_steps` and, with `keep_best`, the one of lowest `_badness`."""
     parent = run_dir / CHECKPOINT_DIR
     whole = sorted(path for path in parent.glob(f"{STEP_PREFIX}*") if is_committed(path))
     kept = set(whole[-train.keep_checkpoints :])
@@ -146,8 +145,9 @@ def prune(run_dir: Path, *, train: Train) -> None:
 
 
 def _badness(path: Path) -> float | None:
-    """The probe's score turned round, or the held-out loss where nothing was probed."""
-    with contextlib.suppress(BadInput):  # damaged: not ours to judge, nor to end a run for
+    """The negated score of the probe, or the held-out loss where nothing was probed."""
+    # Pruning cannot judge a damaged checkpoint, and must not end a run for it.
+    with contextlib.suppress(BadInput):
         state = _state(path)
         score: float | None = state.get("probe")
         loss: float | None = state["held_out_loss"]
@@ -156,7 +156,7 @@ def _badness(path: Path) -> float | None:
 
 
 def by_parameter(values: Mapping[str, Tensor], *, names: Iterable[str]) -> Mapping[str, Tensor]:
-    """Stored tensors under their parameter names; `BadInput` when one is missing or of no use."""
+    """Stored tensors by parameter name. `BadInput` when one is missing or has no parameter."""
     wanted = {name: saved_name(name) for name in names}
     if missing := sorted(set(wanted.values()) - set(values)):
         raise BadInput(f"the checkpoint lacks {missing[0]!r}: was model.lora or the base changed?")

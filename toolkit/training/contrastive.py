@@ -1,9 +1,10 @@
 """A contrastive batch of any size in the memory of one micro-batch: GradCache.
 
 Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup". First
-all micro-batches are embedded without gradient; then the loss and its gradient with respect to the
-vectors alone; then each micro-batch again, with gradient, driven by its vectors' share. Exact: the
-sum over micro-batches is the gradient of the whole batch.
+all micro-batches are embedded without gradient. Then the loss gives its gradient with respect to
+the vectors alone. Then each micro-batch is embedded again, with gradient, and its vectors' share of
+that gradient is sent backward. This is exact: the sum over micro-batches is the gradient of the
+whole batch.
 
 Shapes: B rows of a micro-batch, D width.
 """
@@ -20,7 +21,7 @@ from toolkit.parallel import comm
 from toolkit.training.objective import Figures
 
 MAX_UNIFORMITY_ROWS = 1024
-GIVE_BACK_EVERY = 16  # micro-batches, a hundredth of whose time it takes
+GIVE_BACK_EVERY = 16  # micro-batches; giving back takes a hundredth of their time
 
 Batch = TypeVar("Batch")
 Loss = Callable[[Sequence[Tensor]], tuple[Tensor, Figures]]
@@ -29,13 +30,13 @@ Loss = Callable[[Sequence[Tensor]], tuple[Tensor, Figures]]
 def cached_terms(
     batches: Sequence[Batch], *, embed: Callable[[Batch], Tensor], loss: Loss
 ) -> Iterator[tuple[Tensor, Figures]]:
-    """A scalar to go backward from for each micro-batch, in order, and the figures to report.
+    """For each micro-batch in order a scalar to call backward on, and the figures to report.
 
-    `embed` gives vectors (B, D); `loss` the scalar loss of all micro-batches' vectors, over ranks
-    too, and its figures. A single micro-batch is not embedded twice.
+    `embed` gives vectors (B, D). `loss` gives the scalar loss of the vectors of all micro-batches,
+    with candidates of all ranks, and its figures. A single micro-batch is not embedded twice.
 
-    Dropout is seeded anew before each micro-batch, by its number: the second pass drops what the
-    first one dropped, on any device, without a generator's state being kept.
+    Dropout is seeded before each micro-batch by its number, so that the second pass drops what the
+    first one dropped, on any device, without saving the state of a generator.
     """
     seed = torch.initial_seed()
     if len(batches) == 1:
@@ -44,6 +45,7 @@ def cached_terms(
     gradients, figures = _vector_gradients(batches, embed=embed, loss=loss, seed=seed)
     give_back()
     for batch, gradient_BD in zip(_in_turn(batches, seed=seed), gradients, strict=True):
+        # The gradient of this scalar is the loss's gradient through these vectors (chain rule).
         yield (embed(batch) * gradient_BD).sum(), figures
         figures = {}
 
@@ -52,7 +54,7 @@ def _vector_gradients(
     batches: Sequence[Batch], *, embed: Callable[[Batch], Tensor], loss: Loss, seed: int
 ) -> tuple[list[Tensor], Figures]:
     """The gradient of the loss with respect to the vectors of each micro-batch, and its figures.
-    The vectors themselves are gone when this returns."""
+    The vectors themselves are freed when this returns."""
     with torch.no_grad():
         vectors = [embed(batch) for batch in _in_turn(batches, seed=seed)]
     leaves = [vector.detach().requires_grad_() for vector in vectors]
@@ -64,8 +66,8 @@ def _vector_gradients(
 def _in_turn(batches: Sequence[Batch], *, seed: int) -> Iterator[Batch]:
     """Each micro-batch, with dropout seeded by its number.
 
-    They differ in size, and the C library finds less and less room in what they leave free: it
-    gives that back now and then.
+    Micro-batches differ in size, so that the C library reuses less and less of the memory that
+    they free; now and then it is made to give that back.
     """
     for number, batch in enumerate(batches):
         torch.manual_seed(seed + number)
@@ -78,9 +80,12 @@ def _in_turn(batches: Sequence[Batch], *, seed: int) -> Iterator[Batch]:
 def contrastive_figures(
     loss: Tensor, *, correct: Tensor, query_BD: Tensor, positive_BD: Tensor
 ) -> Figures:
-    """Loss, accuracy, and what Wang and Isola 2020 call alignment and uniformity, summed over rows:
-    the squared distance of a query to its positive (lower is better), and the logarithm of the
-    mean of exp(-2 d^2) over pairs of queries of one rank (lower is more uniform)."""
+    """Loss, accuracy, and the alignment and uniformity of Wang and Isola 2020, summed over rows.
+
+    Alignment is the squared distance of a query to its positive (lower is better). Uniformity is
+    the logarithm of the mean of exp(-2 d^2) over pairs of queries of one rank (lower is more
+    uniform).
+    """
     query, positive = (F.normalize(part.float(), dim=-1) for part in (query_BD, positive_BD))
     some = query[:MAX_UNIFORMITY_ROWS]
     uniformity = torch.pdist(some).pow(2).mul(-2).exp().mean().log() * len(query)
@@ -93,6 +98,6 @@ def contrastive_figures(
 
 
 def gather_vectors(rows_BD: Tensor, *, low_precision: bool) -> Tensor:
-    """The vectors (N, D) of all ranks, with gradient, in fp32; sent as bf16 with `low_precision`,
-    which halves the traffic and costs no more than the model's own rounding."""
+    """The vectors (N, D) of all ranks, with gradient, in fp32. With `low_precision` they are sent
+    as bf16: half the traffic, and no more rounding than the model's own."""
     return comm.gather_rows(rows_BD.bfloat16() if low_precision else rows_BD).float()

@@ -1,6 +1,6 @@
 """What a training run reads: the tokenizer, the token files, the stream of samples.
 
-Knows which source each kind of recipe reads.
+Knows which data each kind of recipe reads.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ from toolkit.text.tokens import TextTokenizer
 
 
 def is_packed(recipe: TrainingRecipe) -> bool:
-    """Whether texts lie one after another, without padding."""
+    """Whether the texts of a batch follow one another in one row, without padding."""
     return recipe.model.attention == PACKED
 
 
 def open_tokenizer(recipe: TrainingRecipe, *, base: ModelSource) -> TextTokenizer:
-    """The base model's tokenizer, cutting at the recipe's length."""
+    """The base model's tokenizer, which cuts texts at the recipe's `data.max_tokens`."""
     return text_tokenizer(
         base,
         max_tokens=recipe.data.max_tokens,
@@ -42,12 +42,13 @@ def open_tokenizer(recipe: TrainingRecipe, *, base: ModelSource) -> TextTokenize
 
 
 def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
-    """Tokenise and pack the shards where that has not been done, each rank its part."""
+    """Tokenise and pack the shards unless that has been done, each rank a part. Collective."""
     if not isinstance(recipe, MntpRecipe):
         return
     files = token_files(recipe, tokenizer=tokenizer)
     complete, leads = files.is_complete(), comm.rank() == 0
-    # Not by what each rank sees alone: one that went on would wait for the others elsewhere.
+    # No rank writes until all have looked: one that found the files complete by then would skip
+    # the work, and its barriers would no longer match those of the others.
     comm.barrier()
     if not complete:
         part, parts = comm.rank(), comm.world_size()
@@ -61,8 +62,9 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
 
 
 def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
-    """What identifies the content of `data.train`. Raises `BadInput` when it is absent, damaged (of
-    files, with `verify`), or of the wrong kind, or lacks a data set that the recipe names."""
+    """The digest of the content of `data.train`. Raises `BadInput` when the data are absent, of the
+    wrong kind, or damaged (files are hashed with `verify` only), or lack a data set that the recipe
+    names."""
     directory = Path(recipe.data.train)
     with at_work(f"checks {directory}", shown=verify):
         return _digest_of(directory, recipe=recipe, verify=verify)
@@ -74,7 +76,7 @@ def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
         names = sorted(task.name for task in pairs.tasks)
         if unknown := sorted(set(recipe.supervised.scales) - set(names)):
             raise BadInput(
-                f"supervised.scales: {unknown[0]!r} is no data set of {directory}; it has "
+                f"supervised.scales: {unknown[0]!r} is not a data set of {directory}; it has "
                 f"{', '.join(names)}"
             )
         return pairs.digest
@@ -82,7 +84,7 @@ def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
 
 
 def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
-    """The samples of a recipe's data, which `admission.check` and `make_tokens` have been at."""
+    """The samples of a recipe's data, once `admission.check` and `make_tokens` have run."""
     if isinstance(recipe, SupervisedRecipe):
         pairs = open_pairs(Path(recipe.data.train), verify=False)
         return PairStream(pairs, seed=recipe.train.seed)
@@ -103,7 +105,7 @@ def held_out_by(recipe: TrainingRecipe) -> HeldOut:
 
 
 def form_of_samples(recipe: TrainingRecipe) -> str:
-    """What else decides which samples a step reads: how documents are packed into blocks."""
+    """The format of packed blocks, which also decides what a step reads; empty without packing."""
     return FORMAT if isinstance(recipe, MntpRecipe) else ""
 
 

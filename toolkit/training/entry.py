@@ -1,4 +1,4 @@
-"""Where a training run begins: what can be refused without torch is, before torch is imported.
+"""Where a training run begins: it refuses what it can before torch is imported.
 
 Knows recipes, shards and signals. Refuses to know what a run does; `training.program` does.
 """
@@ -17,7 +17,7 @@ from toolkit.text import pairs, shards
 
 def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
     """Train on the ranks that `environ` describes; see `training.program.run`."""
-    # Before torch is imported, which takes seconds: a signal would end the process meanwhile.
+    # Importing torch takes seconds, in which a signal would otherwise end the process.
     with StopSignal(environ) as stop:
         check_inputs(recipe, world_size=detect(environ).world_size)
         # Here and not above: neither the help text nor a refusal must wait for torch.
@@ -27,7 +27,7 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
 
 
 def check_inputs(recipe: TrainingRecipe, *, world_size: int) -> None:
-    """Raise `BadInput` for what can be told without torch; the program looks again, and closer."""
+    """Raise `BadInput` for what shows without torch; the program checks again, and more closely."""
     check_training(recipe, world_size=world_size)
     read_layout(recipe.deepspeed.config)
     resolve_model(recipe.model.base)

@@ -1,4 +1,4 @@
-"""What was trained, as a folder that others load: our encoder, sentence-transformers, plain
+"""A trained model as a folder that others load: our encoder, sentence-transformers, plain
 transformers, llm2vec, PEFT."""
 
 import dataclasses
@@ -52,8 +52,8 @@ Form = Literal["merged", "llm2vec", "peft"]
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """How an export is written: its format, the type of its weights (None: as was trained), and a
-    file of scores for its card."""
+    """How an export is written: its format, the type of its weights (None: as trained, or as the
+    base has them), and a file of scores for its card."""
 
     form: Form = "merged"
     dtype: DType | None = None
@@ -75,9 +75,11 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
         raise BadInput(f"{run_dir}: has no whole checkpoint to export; train it first")
     base = resolve_model(recipe.model.base)
     folder = base_folder(base)
+    # Adapters on other weights would make a model that nobody has trained.
     if model_digest(folder) != checkpoint.state["base_digest"]:
         raise BadInput(
-            f"{run_dir}: its base model {base.reference} has other content now; bring that back"
+            f"{run_dir}: its base model {base.reference} has changed since it was trained; "
+            "bring back the old content"
         )
     stage = stage_of(recipe, step=checkpoint.step, data_digest=checkpoint.state["data_digest"])
     stages = [*stages_of(folder), stage]
@@ -114,8 +116,8 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
 def write_chain(
     model: str, *, adapters: Sequence[str], out: Path, export: Export | None = None
 ) -> tuple[str, ...]:
-    """Merge adapters in PEFT's layout into their base, as `out`, all or nothing; returns the base
-    and the adapters. See `chain_of`.
+    """Merge adapters in PEFT's layout into their base and write `out`, all or nothing; returns the
+    names of the base and the adapters. See `chain_of`.
 
     Weights are bf16 where the base's are, else fp32, unless `export.dtype` says otherwise.
     """
@@ -153,15 +155,15 @@ def write_chain(
 
 
 def stages_of(folder: Path) -> list[dict[str, Any]]:
-    """What was trained to make an encoder, first to last; nothing where its folder does not say."""
+    """The training stages behind an encoder, first to last; none if its folder does not say."""
     origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).is_file() else {}
     stages: list[dict[str, Any]] = origin.get("stages", [])
     return stages
 
 
 def check_encoder(out: Path) -> None:
-    """Compare every file of an exported folder with its digest, but for its card, which people
-    edit; `BadInput` names the one that is damaged or missing."""
+    """Compare every file of an exported folder with its digest, except its card, which people
+    edit. `BadInput` names the file that is damaged or missing."""
     again = f"export it again to another folder, or copy {out} again"
     if not is_committed(out):
         raise BadInput(f"{out}: is not a whole encoder (no COMMITTED marker); {again}")
@@ -178,7 +180,7 @@ def check_encoder(out: Path) -> None:
 
 
 def encoder_step(out: Path) -> int | None:
-    """The training step whose weights an exported folder holds; None when there is none."""
+    """The training step whose weights an exported folder holds; None if it is no whole export."""
     if not is_committed(out) or not (out / ORIGIN_FILE).is_file():
         return None
     return int(read_json(out / ORIGIN_FILE)["step"])
@@ -189,7 +191,7 @@ def _max_tokens(config: PretrainedConfig) -> int:
 
 
 def _check_form(export: Export, *, config: PretrainedConfig) -> None:
-    """Before hours of merging: what a format cannot hold, and what it would leave aside."""
+    """Refuse, before hours of merging, what a format cannot hold and what it would ignore."""
     if export.form == "llm2vec":
         config_of_4_44(config.to_dict())
     if export.form == "peft" and export.dtype:
@@ -202,7 +204,7 @@ def _merge_checkpoint(
     if lora is None:
         merge_weights(folder, replaced=checkpoint.weights, dtype=dtype, out=out)
         return
-    scale = lora.alpha / lora.rank
+    scale = lora.alpha / lora.rank  # LoRA's own, as PEFT applies it
     adapter = Adapter.of(checkpoint.weights, scale=scale, source="the checkpoint")
     merge_weights(folder, adapters=[adapter], dtype=dtype, out=out)
 
@@ -216,6 +218,7 @@ def _write_adapter(
         raise BadInput(f"{run_dir}: trained all weights (model.lora is null): it has no adapter")
     shutil.copyfile(weights / ADAPTER_FILE, out / ADAPTER_FILE)
     settings = read_json(weights / ADAPTER_CONFIG)
+    # The checkpoint may name a relative path, which is another folder for whoever loads this.
     place = base.name if base.folder is None else str(base.folder.resolve())
     write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": place})
     load_tokenizer(base).save_pretrained(out)
@@ -231,8 +234,8 @@ def _write_files(
 
 
 def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
-    """The last files: what it came of, with the digests of all others, and the card."""
-    told = {
+    """Write the last files: the origin, with the digests of all other files, and the card."""
+    content = {
         **origin,
         "stages": list(facts.stages),
         "instruction_format": facts.instruction_format,
@@ -242,5 +245,5 @@ def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> 
             if path.is_file()
         },
     }
-    write_json(out / ORIGIN_FILE, {**told, "digest": content_digest(told)})
+    write_json(out / ORIGIN_FILE, {**content, "digest": content_digest(content)})
     write_atomic(out / CARD_FILE, model_card(facts, name=name))

@@ -1,4 +1,4 @@
-"""The loss on samples that are not trained on. Knows ranks; refuses to know when it is asked."""
+"""The loss on samples that are not trained on. Knows ranks. Refuses to know when it is asked."""
 
 import torch
 
@@ -12,9 +12,9 @@ from toolkit.training.loop import Trainer
 def evaluate(trainer: Trainer) -> dict[str, float]:
     """The objective's figures, as means over the units of all held-out samples, without dropout.
 
-    Empty when the stream holds nothing out. Collective: ranks take micro-batches in turn, and one
-    that has none left runs another's again, uncounted, since under ZeRO-3 all must run as many. The
-    result depends on the number of ranks by rounding only.
+    Empty when the stream holds nothing out. Collective: ranks take micro-batches in turn. A rank
+    that has none left runs the first one again without counting it, since under ZeRO-3 all ranks
+    must run equally many. The number of ranks changes the result by rounding only.
     """
     stream = trainer.stream
     if not isinstance(stream, Stream) or not stream.num_held_out:

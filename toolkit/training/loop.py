@@ -23,8 +23,8 @@ from toolkit.training.objective import Batch, Objective
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What one step did, over all ranks. A skipped one has changed nothing: its gradient was NaN or
-    infinite on some rank."""
+    """What one step did, over all ranks. A skipped step changed nothing, because its gradient was
+    NaN or infinite on some rank."""
 
     step: int
     figures: Mapping[str, float]
@@ -38,8 +38,8 @@ class Step:
     skipped: bool
 
     def row(self) -> dict[str, float]:
-        """The line of the metrics file. tokens are real tokens, padding a fraction; the figures of
-        the objective are means over its units."""
+        """The step's line in the metrics file. `tokens` counts real tokens, `padding` is a fraction
+        of all cells, and the objective's figures are means over its units."""
         return {
             "step": self.step,
             **self.figures,
@@ -54,7 +54,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What a run needs at every step; all of it fixed when the run starts."""
+    """What a run needs at every step. Nothing of it changes once the run has started."""
 
     engine: zero.Engine
     objective: Objective[Any, Any]
@@ -72,16 +72,16 @@ class Trainer:
         save: Callable[[int, bool], None],
         should_stop: Callable[[], bool] = lambda: False,
     ) -> int:
-        """Do steps first_step .. train.steps - 1; `save(n, last)` after n whole steps.
+        """Do steps first_step .. train.steps - 1, and call `save(n, last)` after n whole steps.
 
-        When `should_stop` holds on any rank, all ranks save together and stop at the end of the
+        When `should_stop` is true on any rank, all ranks save together and stop at the end of the
         step. Returns the number of whole steps.
         """
         for step in range(first_step, self.train.steps):
-            found = self.do_step(step, should_stop=should_stop())
-            on_step(found)
+            result = self.do_step(step, should_stop=should_stop())
+            on_step(result)
             done = step + 1
-            last = done == self.train.steps or found.told_to_stop
+            last = done == self.train.steps or result.told_to_stop
             if last or done % self.train.save_every_steps == 0:
                 save(done, last)
             if last:
@@ -96,10 +96,11 @@ class Trainer:
         units = sum(self.objective.num_units(batch) for batch in batches)
         counts = [num_tokens(batch.rows) for batch in batches]
         tokens, cells = (sum(numbers) for numbers in zip(*counts, strict=True))
-        # Whoever waits for others here is no longer busy with data of its own.
+        # A rank that waits here waits for others: its own data are ready.
         self.watchdog.enter("backward", step=step + 1)
-        # The wish to stop rides along: ranks get a signal at different moments, and must agree.
-        all_units, all_tokens, all_cells, told = comm.sum_over_ranks(
+        # The wish to stop is summed along with the counts: signals reach ranks at different
+        # moments, and all must stop after the same step.
+        all_units, all_tokens, all_cells, stop_votes = comm.sum_over_ranks(
             units, tokens, cells, should_stop, device=self.device
         )
         self._seed_dropout(step)
@@ -117,12 +118,12 @@ class Trainer:
             padding=1.0 - all_tokens / all_cells,
             micro_batches=len(batches),
             seconds=time.perf_counter() - began,
-            told_to_stop=told > 0,
+            told_to_stop=stop_votes > 0,
             skipped=not taken,
         )
 
     def sample_names(self, step: int) -> list[str]:
-        """Where the rows of the global batch of a step stand in the data, for people."""
+        """Readable names of the samples in the global batch of a step."""
         rows = self.train.global_batch_rows
         samples = self.stream.batch(step, global_rows=rows, start=0, stop=rows)
         return [self.stream.name(sample.index) for sample in samples]
@@ -140,11 +141,12 @@ class Trainer:
         ]
 
     def _micro_batches(self, tokens: Sequence[int]) -> list[list[int]]:
-        """Which of our rows are in which micro-batch; every rank makes the same number."""
+        """Which of our rows are in which micro-batch; all ranks make equally many micro-batches."""
         budget = self.train.micro_batch_tokens
         if budget is None:
             size = self.micro_batch_rows
             return [list(range(s, min(s + size, len(tokens)))) for s in range(0, len(tokens), size)]
+        # A step runs collectives per micro-batch, so that the rank with the most decides for all.
         wanted = len(best_fit(tokens, room=max(budget, *tokens)))
         (most,) = comm.max_over_ranks(wanted, device=self.device)
         return balanced_parts(tokens, num_parts=int(most))
@@ -152,9 +154,10 @@ class Trainer:
     def backward(self, batches: Sequence[Batch], *, all_units: float) -> dict[str, Tensor]:
         """Accumulate the gradient of the global mean; returns this rank's summed figures.
 
-        The engine averages gradients over ranks, so the local sum is scaled up by their number and
-        divided by the units of the whole global batch, wherever they lie. A loss that is not finite
-        makes its gradient NaN, even where it has one (a probability of 0 does): skip the step.
+        The engine averages gradients over ranks, so the local sum is multiplied by their number and
+        divided by the units of the whole global batch, on whatever ranks they are. A loss that is
+        not finite makes the gradient NaN, so that the step is skipped: an infinite loss (of a
+        probability of 0) may have a finite gradient.
         """
         scale = comm.world_size() / all_units
         total: dict[str, Tensor] = {}
@@ -168,13 +171,13 @@ class Trainer:
         return total
 
     def _seed_dropout(self, step: int) -> None:
-        """Dropout is a function of (seed, step, rank), so a restart needs no generator state."""
+        """Seed dropout by (seed, step, rank), so that a restart needs no generator state."""
         torch.manual_seed(hash((self.train.seed, step, comm.rank())) % 2**63)
 
 
 def balanced_parts(tokens: Sequence[int], *, num_parts: int) -> list[list[int]]:
-    """Rows in `num_parts` parts of nearly equal tokens, none empty: the largest row first, each
-    into the part with the fewest tokens (Graham 1969)."""
+    """Share rows among `num_parts` parts with nearly equal tokens, none of them empty: the largest
+    row first, each into the part with the fewest tokens (Graham 1969)."""
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     loads = [(0, part) for part in range(num_parts)]
     for row in sorted(range(len(tokens)), key=lambda row: -tokens[row]):
@@ -185,7 +188,7 @@ def balanced_parts(tokens: Sequence[int], *, num_parts: int) -> list[list[int]]:
 
 
 def learning_rate(train: Train, *, step: int) -> float:
-    """The rate of `step` (from 0): linear warm-up, then linear to zero at `horizon_steps`."""
+    """The rate of `step` (from 0): a linear warm-up, then a linear fall to 0 at `horizon_steps`."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     left = train.horizon_steps - step

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON line per logged step, RUN/metrics.jsonl, the truth of all views."""
+"""The record of a run, RUN/metrics.jsonl: one JSON line per logged step. All views show it."""
 
 import contextlib
 import json
@@ -15,18 +15,18 @@ from toolkit.runs.records import read_metrics
 
 
 class MetricsLog:
-    """Appends steps. Opened after a restart at `step`, it drops what came after that step, so that
-    no step stands twice; a line that a crash cut short is dropped too."""
+    """Appends steps. A restart at `step` opens it and drops all later steps, so that no step is
+    there twice; a line that a crash cut short is dropped too."""
 
     def __init__(self, run_dir: Path, *, step: int) -> None:
         self._path = run_dir / METRICS_FILE
-        # What a run that has no checkpoint yet says of step 0, it says again.
+        # A run without a checkpoint begins at step 0 again, and writes its line again.
         kept = [row for row in read_metrics(run_dir) if 0 < step >= int(row["step"])]
         write_atomic(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._waiting: dict[Path, list[str]] = {}
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one step. JSON has no NaN: what is not finite is null."""
+        """Append one step. JSON has no NaN: a number that is not finite becomes null."""
         self._append(self._path, row)
 
     def write_skipped(self, row: Mapping[str, Any], *, samples: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ class MetricsLog:
         self._append(self._path.with_name(SKIPPED_FILE), {**row, "samples": list(samples)})
 
     def _append(self, path: Path, row: Mapping[str, Any]) -> None:
-        """A disk that is full ends no run: the line waits until there is room, with a warning."""
+        """A full disk does not end the run: it warns, and the line waits until there is room."""
         finite = {name: value if _is_finite(value) else None for name, value in row.items()}
         waiting = self._waiting.setdefault(path, [])
         waiting.append(json.dumps(finite, ensure_ascii=False) + "\n")
@@ -51,7 +51,7 @@ class MetricsLog:
                 warn(f"{path}: {error.strerror}; lines wait")
 
     def close(self) -> None:
-        """Say which lines were never written."""
+        """Warn of the lines that could never be written."""
         for path, waiting in self._waiting.items():
             if waiting:
                 lost = f"{len(waiting)} lines could not be written, the first: {waiting[0].strip()}"

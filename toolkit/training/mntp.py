@@ -24,8 +24,8 @@ from toolkit.training.objective import Figures
 
 @dataclasses.dataclass(frozen=True)
 class MaskedBlock:
-    """The pieces of a block: their tokens with some hidden, where these are predicted, and what
-    they are."""
+    """The pieces of a block: their tokens with some hidden, the positions that predict the hidden
+    ones, and the hidden tokens themselves."""
 
     rows: list[NDArray[np.int64]]
     predict: list[NDArray[np.bool_]]
@@ -33,14 +33,14 @@ class MaskedBlock:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all pieces."""
+        """The number of tokens of all pieces."""
         return sum(map(len, self.rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class MntpBatch:
-    """Corrupted pieces of blocks: where a prediction is made, and, piece by piece, the token that
-    is to be predicted there."""
+    """Corrupted pieces of blocks: at which positions a token is predicted and, piece by piece, the
+    right token there."""
 
     rows: Rows
     predict_BT: Tensor
@@ -59,9 +59,10 @@ class MntpObjective:
     needs_head: bool = True
 
     def encode(self, samples: Sequence[Sample[Pieces]]) -> list[MaskedBlock]:
-        """Each block with some of its tokens hidden, by the sample's own random numbers."""
+        """Hide some tokens of each block, by random numbers that depend on the sample alone."""
         blocks = []
         for sample in samples:
+            # Seeded per sample: neither ranks, micro-batches nor a restart change what is hidden.
             entropy = sample_seed(seed=self.seed, epoch=sample.epoch, sample=sample.index)
             rng = np.random.default_rng(entropy)
             block = MaskedBlock([], [], [])
@@ -76,13 +77,14 @@ class MntpObjective:
                     rng=rng,
                 )
                 block.rows.append(corrupted_T)
-                block.predict.append(np.append(hidden_T[1:], False))  # i is predicted at i - 1
+                # Position i - 1 predicts token i, as in the decoder's own training.
+                block.predict.append(np.append(hidden_T[1:], False))
                 block.targets.append(ids_T[hidden_T])
             blocks.append(block)
         return blocks
 
     def collate(self, encoded: Sequence[MaskedBlock]) -> MntpBatch:
-        """The pieces of some blocks, in order."""
+        """The batch of the pieces of some blocks, in order."""
         rows = lay_out(
             [row for block in encoded for row in block.rows],
             tokenizer=self.tokenizer,
@@ -97,13 +99,13 @@ class MntpObjective:
         )
 
     def num_units(self, batch: MntpBatch) -> int:
-        """The number of hidden tokens."""
+        """The number of hidden tokens of a batch."""
         return len(batch.target_M)
 
     def terms(
         self, forward: Callable[..., Any], batches: Sequence[MntpBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
-        """Summed NLL of each micro-batch; logits exist at the hidden positions only."""
+        """Summed NLL of each micro-batch. Logits are computed at predicting positions only."""
         for batch in batches:
             output = forward(**model_arguments(batch.rows), logits_to_keep=batch.predict_BT)
             loss, correct = masked_token_nll(

@@ -1,7 +1,7 @@
 """What an objective is to the loop.
 
-An objective turns samples into a batch and a batch into a SUM of losses over its units (masked
-tokens, rows); the loop owns the normaliser, because only it sees the whole global batch.
+An objective turns samples into a batch, and a batch into a SUM of losses over its units (masked
+tokens, rows). The loop divides by the number of units, since only it sees the whole global batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from toolkit.batching.batch import Rows
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 
-# What to report, each figure summed over units: the loop divides by those of all ranks.
+# Figures to report, each summed over units: the loop divides by the units of all ranks.
 Figures = Mapping[str, Tensor]
 
 
@@ -26,11 +26,11 @@ class Encoded(Protocol):
 
 
 class Batch(Protocol):
-    """A micro-batch: a frozen data class of rows, and of what the objective needs beside them."""
+    """A micro-batch: a frozen data class of rows and what else the objective needs."""
 
     @property
     def rows(self) -> Rows:
-        """The tokens."""
+        """The token rows that go through the model."""
 
 
 AnyEncoded = TypeVar("AnyEncoded", bound=Encoded)
@@ -42,7 +42,7 @@ class Objective(Protocol[AnyEncoded, AnyBatch]):
 
     @property
     def tokenizer(self) -> TextTokenizer:
-        """That of the model."""
+        """The tokenizer of the model that is trained."""
 
     @property
     def needs_head(self) -> bool:
@@ -50,13 +50,13 @@ class Objective(Protocol[AnyEncoded, AnyBatch]):
 
     @property
     def packed(self) -> bool:
-        """Whether rows lie one after another, without padding."""
+        """Whether texts follow one another in one row, without padding."""
 
     def encode(self, samples: Sequence[Sample[Any]]) -> Sequence[AnyEncoded]:
-        """Each sample as tokens."""
+        """Tokenise samples of one global batch, one result per sample."""
 
     def collate(self, encoded: Sequence[AnyEncoded]) -> AnyBatch:
-        """The batch of some samples that `encode` gave, as CPU tensors."""
+        """The batch of some encoded samples, as CPU tensors."""
 
     def num_units(self, batch: AnyBatch) -> int:
         """How many terms the loss of this batch sums."""
@@ -64,8 +64,8 @@ class Objective(Protocol[AnyEncoded, AnyBatch]):
     def terms(
         self, forward: Callable[..., Any], batches: Sequence[AnyBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
-        """For each micro-batch in order a scalar, whose gradients add up to that of the SUM of
-        losses over this rank's units, and the figures to report with it, "loss" among them.
+        """For each micro-batch in order a scalar and the figures to report with it, such as "loss".
+        The gradients of the scalars add up to that of the SUM of losses over this rank's units.
 
-        The caller goes backward from a scalar before it asks for the next.
+        The caller must call backward on each scalar before it asks for the next.
         """

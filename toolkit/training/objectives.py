@@ -1,6 +1,6 @@
-"""The objective of a recipe.
+"""The objective of a recipe, by its kind.
 
-Knows all of them, so that a run need not. Refuses to know how any is computed.
+Knows all objectives, so that a run need not. Refuses to know how any is computed.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from toolkit.training.supervised import SupervisedObjective
 
 
 def check_objective(recipe: TrainingRecipe) -> None:
-    """Raise `BadInput` when what the objective needs is not on this machine."""
+    """Raise `BadInput` when a kernel that the objective needs is not on this machine."""
     if isinstance(recipe, MntpRecipe):
         check_kernel(recipe.mntp.cross_entropy)
 
@@ -28,7 +28,7 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
         mask_id = tokenizer.token_id(recipe.mntp.mask_token)
         if mask_id is None:
             raise BadInput(
-                f"mntp.mask_token={recipe.mntp.mask_token!r} is no token of this model; "
+                f"mntp.mask_token={recipe.mntp.mask_token!r} is not a token of this model; "
                 'use one that stands for itself, such as "_"'
             )
         tokenizer.check_largest(mask_id, where=f"mntp.mask_token={recipe.mntp.mask_token!r}")

@@ -1,9 +1,10 @@
-"""Before the first step: is every rank where it should be, and as good as the others?
+"""Before the first step: does every rank see the same code and data, and is it fast enough?
 
-Each rank tells what it sees (code, data, clock, disk, device, how fast it multiplies); all hear all
-and come to the same judgement. What would give wrong results or lose work is refused; what would
-only be slow is a warning that names rank and host, and a slow GPU's node is left out of the job's
-next start. A rank whose device cannot multiply ends the job at once. Takes a second or two.
+Each rank reports what it sees (code, data, clock, disk, device, how fast it multiplies). All ranks
+get all reports and come to the same verdict. What would give wrong results or lose work is refused.
+What would only be slow is a warning that names rank and host, and the node of a slow GPU is left
+out when the job starts again. A rank whose device cannot multiply ends the job at once. This takes
+a second or two.
 
 Knows files, clocks and devices. Refuses to know models.
 """
@@ -38,8 +39,9 @@ GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What a rank sees. Digests are hexadecimal; `clock_s` is its time of day when all had met;
-    `sees_run_dir`: rank 0's file is there; sizes in bytes, speeds in FLOP/s and bytes/s."""
+    """What a rank sees. `code` and `data` are hexadecimal digests, `clock_s` is its Unix time at a
+    common barrier, and `sees_run_dir` says whether it sees a file that rank 0 wrote. Sizes are in
+    bytes, speeds in FLOP/s and bytes/s."""
 
     rank: int
     host: str
@@ -56,7 +58,7 @@ class Facts:
 
     @property
     def name(self) -> str:
-        """Which rank, for people."""
+        """The rank and its host, for messages."""
         return f"rank {self.rank} on {self.host}"
 
 
@@ -68,11 +70,11 @@ def preflight(
     device: torch.device,
     alone_too: bool = False,
 ) -> dict[str, Any]:
-    """Check all ranks; rank 0 prints any warnings, and of several ranks (or `alone_too`) the
+    """Check all ranks. Rank 0 prints any warnings, and with several ranks (or `alone_too`) the
     summary. Collective.
 
-    Returns figures for the record. Raises `BadInput` on all ranks for what must not go on, and
-    `NodeFault` on a rank whose device does not work.
+    Returns figures for the record. All ranks raise `BadInput` for a problem that must stop the run;
+    a rank whose device does not work raises `NodeFault`.
     """
     mine = _look(run_dir, topology=topology, data_digest=data_digest, device=device)
     ranks = [Facts(**json.loads(text)) for text in comm.gather_texts(_to_json(mine))]
@@ -93,50 +95,50 @@ def preflight(
 
 
 def refusals(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
-    """What would give wrong results, or lose them."""
-    first, found = ranks[0], []
+    """The problems that would give wrong results, or lose them, one line each."""
+    first, problems = ranks[0], []
     for what, hint in (
         ("code", "is the checkout on a file system that all nodes share?"),
         ("data", "are the shards the same on all nodes?"),
     ):
         others = [one for one in ranks if getattr(one, what) != getattr(first, what)]
         if others:
-            found.append(f"{_names(others)}: another {what} than {first.name}; {hint}")
+            problems.append(f"{_names(others)}: {what} differs from that of {first.name}; {hint}")
     if blind := [one for one in ranks if not one.sees_run_dir]:
-        found.append(
+        problems.append(
             f"{_names(blind)}: does not see what {first.name} writes into run_dir={run_dir}; "
             "choose a directory that all nodes share"
         )
-    return found
+    return problems
 
 
 def warnings(ranks: Sequence[Facts], *, run_dir: Path) -> list[str]:
-    """What will be slow, or may run out."""
-    found = []
+    """What will be slow, or may run out of room, one line each."""
+    lines = []
     typical = _typical_flops(ranks)
     for one in ranks:
         if _is_slow(one, typical=typical):
-            found.append(
+            lines.append(
                 f"{one.name} multiplies at {one.flops / 1e12:.3g} TFLOP/s, the others at "
                 f"{typical / 1e12:.3g}: all will wait for it"
             )
         if abs(one.clock_s - ranks[0].clock_s) > MAX_SKEW_S:
-            found.append(
+            lines.append(
                 f"{one.name}: its clock is {one.clock_s - ranks[0].clock_s:+.0f} s off "
                 f"that of {ranks[0].name}"
             )
     kinds = {(one.device, one.device_bytes) for one in ranks}
     if len(kinds) > 1:
         shown = ", ".join(f"{name} of {size / 2**30:.0f} GiB" for name, size in sorted(kinds))
-        found.append(f"devices differ: {shown}; the slowest and smallest counts")
+        lines.append(f"devices differ: {shown}; the slowest and smallest counts")
     free, inodes = (min(getattr(one, f"free_{it}") for one in ranks) for it in ("bytes", "inodes"))
     if free < LOW_BYTES or inodes < LOW_INODES:
-        found.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files are left there")
-    return found
+        lines.append(f"{run_dir}: {free / GB:.1f} GB and {inodes:,} files of room are left")
+    return lines
 
 
 def slow_nodes(ranks: Sequence[Facts]) -> list[str]:
-    """The hosts of slow GPUs; ranks on CPUs may only be disturbed."""
+    """The hosts of slow GPUs. A slow CPU rank is left out: others may just be disturbing it."""
     typical = _typical_flops(ranks)
     slow = [one.host for one in ranks if one.device_bytes and _is_slow(one, typical=typical)]
     return sorted(set(slow))
@@ -151,7 +153,7 @@ def _is_slow(one: Facts, *, typical: float) -> bool:
 
 
 def summary(ranks: Sequence[Facts]) -> str:
-    """A line for the log."""
+    """The line about all ranks for the log."""
     hosts = len({one.host for one in ranks})
     slowest = min(ranks, key=lambda one: one.flops)
     speeds = f"matmul at least {slowest.flops / 1e12:.3g} TFLOP/s ({slowest.name})"
@@ -165,7 +167,7 @@ def summary(ranks: Sequence[Facts]) -> str:
 
 
 def code_digest() -> str:
-    """Of the toolkit's own files: what this process runs."""
+    """The digest of the toolkit's own files, which this process runs."""
     folder, digest = Path(toolkit.__file__).parent, hashlib.sha256()
     for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
         digest.update(f"{path.relative_to(folder)}\0".encode())
@@ -186,7 +188,7 @@ def _look(run_dir: Path, *, topology: Topology, data_digest: str, device: torch.
     comm.barrier()
     if topology.rank == 0:
         nonce.unlink()
-        if is_new:  # what is refused leaves nothing behind
+        if is_new:  # a refusal must leave nothing behind
             run_dir.rmdir()
     on_gpu = device.type == "cuda"
     return Facts(
@@ -207,10 +209,10 @@ def _look(run_dir: Path, *, topology: Topology, data_digest: str, device: torch.
 
 
 def _is_there(path: Path) -> bool:
-    """A network file system may need a moment to show another node's file."""
+    """Whether a file is there; a network file system may take seconds to show another node's."""
     for wait_s in (0.0, 0.2, 1.0, 3.0):
         time.sleep(wait_s)
-        os.listdir(path.parent) if path.parent.is_dir() else ()  # has NFS look again
+        os.listdir(path.parent) if path.parent.is_dir() else ()  # makes NFS look again
         if path.is_file():
             return True
     return False
@@ -234,8 +236,8 @@ def _matmul_flops(device: torch.device) -> float:
 
 
 def check_product(product: torch.Tensor) -> None:
-    """Raise `NodeFault` unless this is the product of two square matrices of ones, to a hundredth
-    (bf16 may be summed in parts)."""
+    """Raise `NodeFault` unless this is the product of two square matrices of ones, to within a
+    hundredth (bf16 may be summed in parts)."""
     size = product.shape[0]
     wrong = int((~((product - size).abs() <= 0.01 * size)).sum())  # NaN is wrong too
     if wrong:
@@ -246,14 +248,14 @@ def check_product(product: torch.Tensor) -> None:
 
 
 def _all_reduce_bandwidth(device: torch.device) -> float:
-    """Bytes of the tensor a second."""
+    """All-reduced bytes of a tensor per second."""
     size = 2**26 if device.type == "cuda" else 2**20
     values = torch.ones(size, device=device)
     return 4 * size / _seconds(lambda: comm.all_reduce(values), device=device)
 
 
 def _seconds(action: Any, *, device: torch.device) -> float:
-    """Of one call, the median of some after a first one."""
+    """Seconds per call: the median of some calls after a first one."""
     times = []
     for _ in range(1 + REPEATS):
         began = time.perf_counter()

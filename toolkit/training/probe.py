@@ -1,6 +1,6 @@
-"""A small task that is looked at during training: is the encoder getting better?
+"""A small task that is scored during training: is the model getting better?
 
-Knows ranks and the model as it is at the moment. Refuses to know when it is asked.
+Knows ranks and the model in training. Refuses to know when it is asked.
 
 Shapes: N texts, D width.
 """
@@ -29,26 +29,26 @@ SPEARMAN, NDCG = "probe_spearman", "probe_ndcg_at_10"
 
 @dataclasses.dataclass(frozen=True)
 class OpenProbe:
-    """A probe with its files read; of both tasks, the first judges checkpoints."""
+    """A probe with its files read. The first of its tasks judges checkpoints."""
 
     every_steps: int
     sts: StsTask | None
     retrieval: RetrievalTask | None
 
     def scores(self, trainer: Trainer) -> dict[str, float]:
-        """Spearman of the pairs, nDCG@10 of the retrieval task, without dropout. Collective; the
-        result depends on the number of ranks by rounding only."""
+        """Spearman of the pairs and nDCG@10 of the retrieval task, without dropout. Collective. The
+        number of ranks changes the result by rounding only."""
         embed = _Embed(trainer)
-        found = {}
+        scores = {}
         if self.sts:
-            found[SPEARMAN] = self.sts.scores(embed)[self.sts.main]
+            scores[SPEARMAN] = self.sts.scores(embed)[self.sts.main]
         if self.retrieval:
-            found[NDCG] = self.retrieval.scores(embed)[self.retrieval.main]
-        return found
+            scores[NDCG] = self.retrieval.scores(embed)[self.retrieval.main]
+        return scores
 
 
 def open_probe(asked: Probe | None) -> OpenProbe | None:
-    """Read the files of a probe; `BadInput` when they cannot be scored, or there are none."""
+    """Read the files of a probe. `BadInput` when they cannot be scored, or none are named."""
     if asked is None:
         return None
     if asked.sts is None and asked.retrieval is None:
@@ -59,8 +59,9 @@ def open_probe(asked: Probe | None) -> OpenProbe | None:
 
 
 class _Embed:
-    """Texts to vectors by the model in training. Ranks take micro-batches in turn; one that has
-    none left runs the first again, uncounted, since under ZeRO-3 all must run as many."""
+    """Texts to vectors by the model in training. Ranks take micro-batches in turn. A rank that has
+    none left runs the first one again without counting it, since under ZeRO-3 all ranks must run
+    equally many."""
 
     name, revision = "in training", ""
 
@@ -95,9 +96,10 @@ class _Embed:
         return vectors
 
     def _forward(self, **arguments: Any) -> Any:
-        """The last hidden states. Through the engine: under ZeRO-3 no part of it can run alone."""
+        """The last hidden states, by the whole engine: under ZeRO-3 no part of it can run alone."""
         trainer = self._trainer
         if not trainer.objective.needs_head:
             return trainer.engine(**arguments)
+        # The head must run, but for one position only: full logits would take too much memory.
         output = trainer.engine(**arguments, logits_to_keep=1, output_hidden_states=True)
         return SimpleNamespace(last_hidden_state=output.hidden_states[-1])

@@ -53,24 +53,25 @@ STALL_MARGIN_S = 60.0  # the watchdog knows which rank stalls; the collectives k
 
 
 def run(recipe: TrainingRecipe, *, environ: Mapping[str, str], stop: StopSignal) -> None:
-    """Train `recipe` on the ranks that `environ` describes, to its end or from where it stood; told
-    to `stop` while it loads, it does a step and saves.
+    """Train `recipe` on the ranks that `environ` describes, from its newest checkpoint if there is
+    one. A `stop` that arrives while it loads lets it do one step and save.
 
     Raises `BadInput` before anything is written when the recipe cannot run here.
     """
     topology = detect(environ)
-    found = look(recipe, topology=topology, environ=environ)
+    result = look(recipe, topology=topology, environ=environ)
     job = watched_job(recipe, topology=topology, environ=environ)
     watchdog = Watchdog(job, rank=topology.rank, host=topology.node_name)
     with watchdog:
         watchdog.enter("load", step=0)
         timeout_s = recipe.train.stall_s + STALL_MARGIN_S
-        admission, device = meet(found, topology=topology, timeout_s=timeout_s)
+        admission, device = meet(result, topology=topology, timeout_s=timeout_s)
         place = Place(topology=topology, environ=environ, device=device, watchdog=watchdog)
         try:
             done = _run_on_ranks(recipe, admission=admission, place=place, stop=stop)
         except BaseException:
-            # With others in a collective, leaving the group would wait for them; ending ends all.
+            # Leaving the group would wait for ranks that are in a collective. Ending this process
+            # ends theirs too.
             if topology.world_size > 1:
                 raise
             _stop()
@@ -88,7 +89,7 @@ def _stop() -> None:
 def _run_on_ranks(
     recipe: TrainingRecipe, *, admission: Admission, place: Place, stop: StopSignal
 ) -> int:
-    """Returns the number of whole steps."""
+    """Load, train, save and export; returns the number of whole steps."""
     run_dir, leads, origin = Path(recipe.run_dir), comm.rank() == 0, admission.origin
     if leads:
         ranks = f"{place.topology.world_size} ranks by {place.topology.launcher}"
@@ -114,11 +115,11 @@ def _run_on_ranks(
         check_exportable(admission.base, trained=trained)
         place.watchdog.enter("load", step=0)
         prove(recipe, engine=engine, vocab_size=vocab_size, device=place.device)
-        claim(recipe)  # only now: whatever can be refused above leaves nothing behind
+        claim(recipe)  # only now, so that what is refused above leaves nothing behind
         if leads:
             _tidy(run_dir, recipe=recipe)
-            told = {"attention": _attention(recipe, trainer), "preflight": figures}
-            record_start(run_dir, step=first_step, place=place, told=told)
+            facts = {"attention": _attention(recipe, trainer), "preflight": figures}
+            record_start(run_dir, step=first_step, place=place, facts=facts)
     done = train_and_save(
         recipe,
         trainer=trainer,
@@ -138,7 +139,7 @@ def _run_on_ranks(
 
 
 def _tidy(run_dir: Path, *, recipe: TrainingRecipe) -> None:
-    """Remove what a killed run has left: half-written files, checkpoints that it was to remove."""
+    """Remove what a killed run left behind: temporary files, and checkpoints it had to prune."""
     names = (CONFIG_FILE, METRICS_FILE, SKIPPED_FILE, STARTS_FILE, HEARTBEATS_FILE, STARTING_FILE)
     remove_temporaries(run_dir, *names, ENCODER_DIR, NONCE)
     remove_temporaries(run_dir / CHECKPOINT_DIR)
@@ -162,13 +163,13 @@ def build_trainer(
     device: torch.device,
     watchdog: Watchdog,
 ) -> Trainer:
-    """Tokens, samples, objective and engine, as a checkpoint left them if there is one.
+    """Build tokens, samples, objective and engine, in the state of the checkpoint if there is one.
     Collective: the ranks share the work of tokenising."""
     tokenizer = open_tokenizer(recipe, base=admission.base)
     objective = build_objective(recipe, tokenizer=tokenizer)
     make_tokens(recipe, tokenizer=tokenizer)
     stream = open_stream(recipe, tokenizer=tokenizer)
-    watchdog.enter("load", step=0)  # again, as after each long part of loading
+    watchdog.enter("load", step=0)  # restarts its clock, as after each long part of loading
     engine = build_engine(
         recipe,
         admission=admission,
@@ -190,7 +191,7 @@ def build_trainer(
 def _export(run_dir: Path, *, kind: str, step: int) -> None:
     out = run_dir / ENCODER_DIR
     if encoder_step(out) != step:
-        remove_committed(out)  # of this run when it was shorter
+        remove_committed(out)  # from the same run when it had fewer steps
         try:
             write_encoder(run_dir, out=out)
         except OSError as error:
@@ -207,9 +208,9 @@ def build_engine(
     restored: checkpoint.Checkpoint | None,
     device: torch.device | None = None,
 ) -> zero.Engine:
-    """Model, adapters, restored weights, engine, restored optimizer: in the only order that works.
+    """Build model, adapters, restored weights, engine and optimizer, in the only order that works.
 
-    Adapters are drawn from the recipe's seed, so that every rank and every world size start alike.
+    Adapters are drawn from the recipe's seed, so that all ranks, however many, start alike.
     """
     settings, base = admission.settings, admission.base
     torch.manual_seed(recipe.train.seed)
@@ -250,10 +251,8 @@ def build_engine(
 
 
 def prove(recipe: TrainingRecipe, *, engine: zero.Engine, vocab_size: int, device: Any) -> None:
-    """Prove on the engine itself, partitions and all, that attention runs in both directions.
-
-    Where rows are packed, also that they do not see each other.
-    """
+    """Prove on the engine itself, with its partitions, that attention runs in both directions, and
+    that packed rows do not attend to each other."""
 
     def run(**arguments: Any) -> Any:
         output = engine(**arguments)
@@ -273,13 +272,12 @@ def train_and_save(
     first_skipped: int,
     should_stop: Callable[[], bool],
 ) -> int:
-    """Run the loop with its record and checkpoints; returns the number of whole steps.
+    """Run the loop, record its steps and save checkpoints; returns the number of whole steps.
 
     Raises `RunFailed` on all ranks when more steps than `train.max_skipped_steps` were skipped, or
     the last state could not be saved.
     """
     recorder = Recorder(recipe, trainer=trainer, first_step=first_step, first_skipped=first_skipped)
-
     saver = Saver(recipe, engine=trainer.engine, origin=origin)
 
     def on_step(done: Step) -> None:

@@ -1,6 +1,6 @@
-"""What a run says of itself at every step: metrics, progress, held-out figures, skipped steps.
+"""What a run records at every step: metrics, progress, held-out figures, skipped steps.
 
-Every rank has one, since evaluating is collective; the leading rank's writes.
+Every rank has a recorder, since evaluation is collective; only rank 0's writes.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ class Recorder:
         self._recipe, self._trainer, self._train = recipe, trainer, recipe.train
         self._run_dir, leads = Path(recipe.run_dir), comm.rank() == 0
         self.skipped_steps = first_skipped
-        # By which the best checkpoint is told: of the last step, where it was looked at.
+        # What the best checkpoint is chosen by; None where the last step was not evaluated.
         self.judged: dict[str, float | None] = {"held_out_loss": None, "probe": None}
         self._evaluate_every = (
             recipe.mntp.evaluate_every_steps if isinstance(recipe, MntpRecipe) else None
@@ -50,22 +50,23 @@ class Recorder:
         )
         if leads and first_step:
             say(f"{recipe.kind}: goes on after step {first_step}")
-        if not first_step and (found := self._looked_at(0)):
-            self._write({"step": 0, **found})
+        # Figures before the first step show what training adds; a restart has them already.
+        if not first_step and (figures := self._looked_at(0)):
+            self._write({"step": 0, **figures})
 
     def on_step(self, done: Step) -> None:
-        """Take what a step did. Collective.
+        """Record what a step did. Collective.
 
         Raises `RunFailed` on all ranks when more than `train.max_skipped_steps` were skipped.
         """
         self.skipped_steps += done.skipped
-        found = self._looked_at(done.step)
+        figures = self._looked_at(done.step)
         used = self._utilisation.figures(done)
-        row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **found}
+        row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **figures}
         last = done.step == self._train.steps
         if done.skipped:
             self._write_skipped(done, row)
-        elif last or found or done.step % self._train.log_every_steps == 0:
+        elif last or figures or done.step % self._train.log_every_steps == 0:
             self._write(row)
         self._progress.advance(1, note=f"loss {done.figures['loss']:.4f}")
         if self.skipped_steps > self._train.max_skipped_steps:
@@ -77,7 +78,7 @@ class Recorder:
             )
 
     def close(self) -> None:
-        """Leave everything written."""
+        """End the progress line, and write everything that is still buffered."""
         self._progress.close()
         if self._metrics:
             self._metrics.close()
@@ -85,19 +86,19 @@ class Recorder:
             view.close()
 
     def _looked_at(self, step: int) -> dict[str, float]:
-        """The held-out figures and those of the probe, where it is time for them."""
-        found: dict[str, float] = {}
+        """The held-out and the probe's figures of `step`, where they are due."""
+        figures: dict[str, float] = {}
         self.judged = {"held_out_loss": None, "probe": None}
         if self._is_time(step, every=self._evaluate_every):
             self._trainer.watchdog.enter("evaluate", step=step)
-            found |= evaluate(self._trainer)
-            self.judged["held_out_loss"] = found.get("held_out_loss")
+            figures |= evaluate(self._trainer)
+            self.judged["held_out_loss"] = figures.get("held_out_loss")
         if self._probe and self._is_time(step, every=self._probe.every_steps):
             self._trainer.watchdog.enter("evaluate", step=step)
             scores = self._probe.scores(self._trainer)
-            found |= scores
+            figures |= scores
             self.judged["probe"] = next(iter(scores.values()))
-        return found
+        return figures
 
     def _is_time(self, step: int, *, every: int | None) -> bool:
         return bool(every) and (step % (every or 1) == 0 or step == self._train.steps)

@@ -1,4 +1,4 @@
-"""What can be said of a run and of a place for an export before torch is imported.
+"""Checks of a run and of the place of an export that need no torch.
 
 Knows the recipe of a run directory. Refuses to know tensors.
 """
@@ -24,6 +24,6 @@ def run_recipe(run_dir: Path) -> TrainingRecipe:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raise `BadInput` where something is already."""
+    """Raise `BadInput` if `out` is a finished export or a folder that is not empty."""
     if is_committed(out) or (out.is_dir() and any(out.iterdir())):
         raise BadInput(f"{out}: already there; export to another folder, or remove it first")

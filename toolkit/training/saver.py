@@ -1,11 +1,11 @@
-"""Writing checkpoints: every rank writes its share, at the same time, and rank 0 commits.
+"""Writing checkpoints: all ranks write their shares at the same time, and rank 0 commits.
 
     .step-00001000.tmp/   all ranks write here; then fsync, marker, one rename
 
 Knows who writes what and when. One full parameter at a time is put together from the partitions,
-and its owner alone keeps it: to write it at once, or with `train.background_save` in host memory,
-from which a thread writes while training goes on. A save that fails costs that checkpoint, not the
-run.
+and only its owner keeps it. The owner writes it at once or, with `train.background_save`, keeps it
+in host memory, from which a thread writes while training goes on. A failed save costs that
+checkpoint, not the run.
 """
 
 import contextlib
@@ -41,13 +41,13 @@ Put = Callable[[str, str, Tensor], None]  # (kind, stored name, value)
 
 @dataclasses.dataclass(frozen=True)
 class _Share:
-    """What this rank writes: for each kind of value a file and the shapes in it."""
+    """What this rank writes: for each kind of value its file and the shapes of its tensors."""
 
     files: Mapping[str, tuple[str, Mapping[str, tuple[int, ...]]]]
 
 
 class _Writer:
-    """Writes a share as its values come; remembers the first error, and does nothing after it."""
+    """Writes a share value by value; remembers the first error, and does nothing after it."""
 
     def __init__(self, folder: Path, *, share: _Share) -> None:
         self._folder, self._share = folder, share
@@ -74,7 +74,7 @@ class _Writer:
                 self._digests[file] = self._open.pop(kind).close()
 
     def finish(self) -> str:
-        """What rank 0 must know, as JSON: digests and error."""
+        """Close the files; returns their digests and the error as JSON, for rank 0."""
         for writer in self._open.values():
             writer.abandon()
         missing = {file for file, _ in self._share.files.values()} - set(self._digests)
@@ -103,12 +103,12 @@ class Saver:
         self._pending: _Pending | None = None
 
     def save(self, *, step: int, facts: Mapping[str, Any], last: bool) -> None:
-        """Save the state after `step`, with `facts` in its record. In the background it may not be
-        whole on return, unless it is the `last`.
+        """Save the state after `step`, with `facts` in its record. A background save may still be
+        going on at return, unless it is the `last`.
 
-        Values are fp32 masters, so that a bf16 run resumes bit for bit. A failure is reported;
-        of the last save it is raised as `RunFailed` on all ranks, and so it is when another job
-        has started in the run directory.
+        Values are fp32 masters, so that a bf16 run resumes bit for bit. A failed save is a warning.
+        All ranks raise `RunFailed` if the last save fails, or if another job has started in the
+        run directory.
         """
         self.settle(wait=True)
         self._end_if_another_job_has_started()
@@ -116,9 +116,10 @@ class Saver:
         writer = _Writer(folder, share=self._share)
         if self._leads:
             writer.make_folders()
-        comm.barrier()
+        comm.barrier()  # no rank writes before the folders are there
         if self._recipe.train.background_save and not last:
             held: list[tuple[str, str, Tensor]] = []
+            # Copies: the next step changes the masters while the thread still writes.
             self._gather(lambda *one: held.append((*one[:2], one[2].clone())))
             thread = threading.Thread(target=_write_all, args=(writer, held))
             thread.start()
@@ -138,8 +139,8 @@ class Saver:
             raise RunFailed(f"{self._run_dir}: {why}")
 
     def settle(self, *, wait: bool) -> str:
-        """Commit a save that all ranks have written; with `wait`, when they have. Returns the
-        error, empty if there was none."""
+        """Commit a save once all ranks have written it; with `wait`, wait for that. Returns the
+        error, or the empty string."""
         pending = self._pending
         if pending is None:
             return ""
@@ -150,10 +151,10 @@ class Saver:
         if not wait and any(comm.gather_texts("busy" if busy else "")):
             return ""
         self._pending = None
-        told = [json.loads(text) for text in comm.gather_texts(pending.writer.finish())]
-        errors = [one["error"] for one in told if one["error"]]
+        reports = [json.loads(text) for text in comm.gather_texts(pending.writer.finish())]
+        errors = [one["error"] for one in reports if one["error"]]
         if self._leads and not errors:
-            digests = {name: value for one in told for name, value in one["sha256"].items()}
+            digests = {name: value for one in reports for name, value in one["sha256"].items()}
             try:
                 self._commit(pending, digests=digests)
             except OSError as error:
@@ -164,7 +165,7 @@ class Saver:
         return errors[0] if errors else ""
 
     def _tidy(self, pending: "_Pending", *, error: str) -> None:
-        """Remove what failed, or what the new checkpoint makes superfluous."""
+        """Remove a failed save, or the checkpoints that the new one replaces."""
         if error:
             shutil.rmtree(pending.folder, ignore_errors=True)
             newest = newest_step(self._run_dir)
@@ -219,23 +220,23 @@ class _Pending:
 
 def _write_all(writer: _Writer, held: list[tuple[str, str, Tensor]]) -> None:
     while held:
-        writer.put(*held.pop(0))  # freed as it goes
+        writer.put(*held.pop(0))  # frees each value once it is written
 
 
 def _owners(shapes: Mapping[str, tuple[int, ...]], *, lora: bool) -> dict[str, dict[str, int]]:
-    """Which rank writes which value: neighbours, of like size for every rank. PEFT wants adapters
-    in one file: the last rank writes it, which has the least to do otherwise."""
+    """Which rank writes which value: each a run of neighbours, all of about the same size. PEFT
+    wants adapters in one file: the last rank writes it, since it has the least to do otherwise."""
     world_size = comm.world_size()
     sizes = {name: max(1, _numel(shape)) for name, shape in shapes.items()}
     total, before, shared = sum(sizes.values()), 0, {}
     for name, size in sizes.items():
-        # By its middle: every parameter falls to one rank, and ranks differ by less than one.
+        # The middle of a parameter decides its rank: shares differ by less than one parameter.
         shared[name] = (2 * before + size) * world_size // (2 * total)
         before += size
-    found = dict.fromkeys(KINDS, shared)
+    owners = dict.fromkeys(KINDS, shared)
     if lora:
-        found[WEIGHT_DIR] = dict.fromkeys(shapes, world_size - 1)
-    return found
+        owners[WEIGHT_DIR] = dict.fromkeys(shapes, world_size - 1)
+    return owners
 
 
 def _share_of(

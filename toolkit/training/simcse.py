@@ -28,19 +28,19 @@ from toolkit.training.objective import Figures
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """The tokens of a sentence."""
+    """One sentence as a row of token ids."""
 
     ids_T: NDArray[np.int64]
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of both views."""
+        """The number of tokens of both views."""
         return 2 * len(self.ids_T)
 
 
 @dataclasses.dataclass(frozen=True)
 class SimcseBatch:
-    """`num_sentences` sentences, and then all of them once more."""
+    """The rows of `num_sentences` sentences, and then the same rows once more."""
 
     rows: Rows
     num_sentences: int
@@ -62,17 +62,17 @@ class SimcseObjective:
         return [Sentence(ids_T) for ids_T in self.tokenizer.encode(texts)]
 
     def collate(self, encoded: Sequence[Sentence]) -> SimcseBatch:
-        """The sentences, twice.
+        """The batch of some sentences, each of them twice.
 
-        Both views in one forward pass: dropout draws anew for every row, and one pass of twice the
-        rows keeps a device busier than two.
+        Both views share a forward pass: dropout differs from row to row anyway, and one pass of
+        twice the rows keeps a device busier than two passes.
         """
         views = [sentence.ids_T for sentence in encoded] * 2
         rows = lay_out(views, tokenizer=self.tokenizer, packed=self.packed)
         return SimcseBatch(rows, num_sentences=len(encoded))
 
     def num_units(self, batch: SimcseBatch) -> int:
-        """The number of sentences."""
+        """The number of sentences in a batch."""
         return batch.num_sentences
 
     def terms(
@@ -85,7 +85,7 @@ class SimcseObjective:
         )
 
     def _loss_sum(self, vectors: Sequence[Tensor]) -> tuple[Tensor, Figures]:
-        """Of the vectors of each micro-batch: first views, then second views."""
+        """The loss of all micro-batches' vectors, each the first views and then the second."""
         first_BD, second_BD = (
             torch.cat(views) for views in zip(*(v.chunk(2) for v in vectors), strict=True)
         )

@@ -1,7 +1,7 @@
-"""Every start of a run: when, where, with what. RUN/starts.jsonl, a line a start.
+"""Every start of a run: when, where, with what. RUN/starts.jsonl has one line per start.
 
-It tells what ran (versions, device, attention), and whether restarts get anywhere: a chain of
-requeued jobs that makes no step is ended, where a count of restarts would end long runs too.
+It tells what ran (versions, device, attention), and whether restarts make progress: a chain of
+requeued jobs that makes no step is ended. A plain limit on restarts would end long runs too.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Place:
 
 
 def watched_job(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, str]) -> Job:
-    """What the watchdogs of all ranks agree on."""
+    """The facts of the job on which the watchdogs of all ranks agree."""
     return Job(
         world_size=topology.world_size,
         address=topology.main_address,
@@ -60,9 +60,9 @@ def watched_job(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[
 
 
 def is_automatic(environ: Mapping[str, str]) -> bool:
-    """Whether nobody has given this start: SLURM has requeued the job, or it is one of a chain."""
+    """Whether no person asked for this start: SLURM requeued the job, or it continues a chain."""
     restarted = environ.get("SLURM_RESTART_COUNT", "") not in ("", "0")
-    # The first of a chain was somebody's wish.
+    # A person submitted the first job of a chain.
     return restarted or environ.get(CHAIN_VARIABLE, "") not in ("", "0", "1")
 
 
@@ -83,8 +83,8 @@ def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> N
 
 
 def claim_run_dir(recipe: TrainingRecipe) -> None:
-    """Write config.yaml: of two recipes that arrive together in a new directory one has it. Raises
-    `BadInput` for the other, which found nothing when it looked, minutes ago."""
+    """Write config.yaml. If two recipes claim a new directory at the same time, one gets it, and
+    `BadInput` is raised for the other, although it found the directory free minutes ago."""
     path = Path(recipe.run_dir) / CONFIG_FILE
     if not create_atomic(path, to_yaml(recipe)):
         check_run_dir(recipe)
@@ -94,16 +94,16 @@ def claim_run_dir(recipe: TrainingRecipe) -> None:
 @contextlib.contextmanager
 def loading(recipe: TrainingRecipe, *, place: Place) -> Iterator[None]:
     """While entered, RUN/starting.json says who loads the model: a run that has not begun has no
-    other file. The leading rank writes it; it goes with the end of loading, and an error leaves no
-    directory that was not there before."""
+    other file. Rank 0 writes it, and removes it when loading ends. After an error it also removes
+    the run directory, if that is new."""
     if place.topology.rank:
         yield
         return
     run_dir, began = Path(recipe.run_dir), False
     is_new = not run_dir.exists()
-    told = {"kind": recipe.kind, "steps": recipe.train.steps, "pid": os.getpid(), **_who(place)}
+    content = {"kind": recipe.kind, "steps": recipe.train.steps, "pid": os.getpid(), **_who(place)}
     try:
-        write_json(run_dir / STARTING_FILE, told)
+        write_json(run_dir / STARTING_FILE, content)
         yield
         began = True
     finally:
@@ -122,8 +122,8 @@ def _who(place: Place) -> dict[str, Any]:
     }
 
 
-def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, Any]) -> None:
-    """Append the start of a run that goes on after `step`, and what else was `told` of it."""
+def record_start(run_dir: Path, *, step: int, place: Place, facts: Mapping[str, Any]) -> None:
+    """Append the start of a run that goes on after `step`, with further `facts` about it."""
     on_gpu, topology = place.device.type == "cuda", place.topology
     start: dict[str, Any] = {
         **_who(place),
@@ -134,7 +134,7 @@ def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, A
         "excluded": excluded_nodes(topology.job_id) if topology.job_id != LOCAL else "",
         "device": torch.cuda.get_device_name(place.device) if on_gpu else "cpu",
         "process": this_process(),
-        **told,
+        **facts,
         "versions": {
             "toolkit": toolkit.__version__,
             **{package: importlib.metadata.version(package) for package in PACKAGES},
@@ -144,7 +144,7 @@ def record_start(run_dir: Path, *, step: int, place: Place, told: Mapping[str, A
 
 
 def is_latest_start(run_dir: Path) -> bool:
-    """Whether no other process has started this run since ours: of two jobs in one run directory
-    the later goes on, since the earlier may be one that was taken for dead."""
+    """Whether no other process has started this run since ours. Of two jobs in one run directory
+    the later one goes on, since somebody may have taken the earlier one for dead."""
     starts = read_starts(run_dir)
     return not starts or starts[-1].get("process") in (None, this_process())

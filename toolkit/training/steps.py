@@ -22,12 +22,12 @@ def newest_step(run_dir: Path) -> int:
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint."""
+    """The step of a checkpoint, from its folder's name."""
     return int(path.name.removeprefix(STEP_PREFIX))
 
 
 def check_steps(run_dir: Path, *, steps: int) -> int:
-    """The step that the run has; `BadInput` where it is beyond `steps`, those that it is to do."""
+    """The step that a run has reached; `BadInput` if that is beyond `steps`, its new target."""
     done = newest_step(run_dir)
     if done > steps:
         raise BadInput(

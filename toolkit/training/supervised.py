@@ -1,8 +1,8 @@
 """Supervised contrastive training with hard negatives, instructions and candidates of all ranks.
 
-LLM2Vec (arXiv 2404.05961, section 4 and appendix G.1), with what its released code leaves out:
-duplicates are no negatives, symmetric tasks carry their instruction on both sides, and an
-instruction is never pooled, not even when the text is cut.
+LLM2Vec (arXiv 2404.05961, section 4 and appendix G.1), with three things that its released code
+leaves out: duplicates are no negatives, symmetric tasks have their instruction on both sides, and
+an instruction is never pooled, not even when the text is cut.
 
 Shapes: B local queries, n hard negatives of each, T tokens, D width, N candidates of all ranks.
 """
@@ -33,13 +33,13 @@ from toolkit.training.contrastive import (
 from toolkit.training.objective import Figures
 
 Row = tuple[NDArray[np.int64], NDArray[np.bool_]]
-NO_QUERY = 0  # the query that a hard negative answers
+NO_QUERY = 0  # stands for the query hash of a hard negative, which answers no query
 
 
 @dataclasses.dataclass(frozen=True)
 class PairTokens:
-    """Query, positive and hard negatives, each as its tokens and which of them are its own; the
-    hashes of these texts; and the scale of their data set."""
+    """The rows of a query, its positive and its hard negatives, each with the mask of its own
+    tokens; the hashes of these texts; and the scale of their data set."""
 
     rows: list[Row]
     hashes: tuple[int, ...]
@@ -47,14 +47,14 @@ class PairTokens:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all texts."""
+        """The number of tokens of all texts."""
         return sum(len(ids_T) for ids_T, _ in self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class PairBatch:
-    """Pairs of one data set: all queries, then all positives, then each negative in turn. hash_KB
-    are the hashes of these K = 2 + n texts of each pair, `scale` that of the data set."""
+    """Pairs of one data set: all queries, then all positives, then all first negatives, and so on.
+    `hash_KB` holds the hashes of the K = 2 + n texts of each pair, `scale` is the data set's."""
 
     rows: Rows
     hash_KB: Tensor
@@ -72,10 +72,11 @@ class SupervisedObjective:
     needs_head: bool = False
 
     def encode(self, samples: Sequence[Sample[TaskPair]]) -> list[PairTokens]:
-        """The texts of pairs of one data set as tokens.
+        """Tokenise pairs of one data set.
 
-        Where a pair has fewer negatives than its data set, the first token of its positive stands
-        in, a negative of nobody: every rank brings the same number of rows.
+        Every rank must bring the same number of rows. Where a pair has fewer negatives than its
+        data set allows, rows of one token (the positive's first) fill the gaps; `FILLER` as their
+        hash keeps them out of every loss.
         """
         task = samples[0].content.task
         num_negatives = min(self.settings.num_hard_negatives, task.max_negatives)
@@ -85,24 +86,24 @@ class SupervisedObjective:
             text for pair in pairs for text in (pair.positive, *pair.negatives[:num_negatives])
         ]
         documents = iter(self._encode(texts, task.document_instruction))
-        found = []
+        encoded = []
         for pair, query in zip(pairs, queries, strict=True):
             positive = next(documents)
             negatives = [next(documents) for _ in pair.negatives[:num_negatives]]
             missing = num_negatives - len(negatives)
             filler = (positive[0][:1], positive[1][:1])
             hashes = (*pair.negative_hashes[:num_negatives], *[FILLER] * missing)
-            found.append(
+            encoded.append(
                 PairTokens(
                     rows=[query, positive, *negatives, *[filler] * missing],
                     hashes=(pair.query_hash, pair.positive_hash, *hashes),
                     scale=self.settings.scales.get(task.name, self.settings.scale),
                 )
             )
-        return found
+        return encoded
 
     def collate(self, encoded: Sequence[PairTokens]) -> PairBatch:
-        """The texts of some pairs of one data set."""
+        """The batch of some pairs of one data set."""
         num_texts = len(encoded[0].rows)
         texts = [pair.rows[text] for text in range(num_texts) for pair in encoded]
         rows = lay_out([ids_T for ids_T, _ in texts], tokenizer=self.tokenizer, packed=self.packed)
@@ -114,7 +115,7 @@ class SupervisedObjective:
         )
 
     def num_units(self, batch: PairBatch) -> int:
-        """The number of queries."""
+        """The number of queries in a batch."""
         return batch.hash_KB.shape[1]
 
     def terms(
@@ -131,13 +132,15 @@ class SupervisedObjective:
     def _loss_sum(
         self, batches: Sequence[PairBatch], vectors: Sequence[Tensor]
     ) -> tuple[Tensor, Figures]:
+        # Each micro-batch is grouped by kind of text: regroup, so that all queries come first.
         hash_KB = torch.cat([batch.hash_KB for batch in batches], dim=1)
-        parts = [found.chunk(len(hash_KB)) for found in vectors]
+        parts = [vectors_of_batch.chunk(len(hash_KB)) for vectors_of_batch in vectors]
         query_BD, positive_BD, *negatives = (torch.cat(texts) for texts in zip(*parts, strict=True))
         candidate_ND = gather_vectors(
             torch.cat([positive_BD, *negatives]), low_precision=self.low_precision
         )
         num_rows, local = len(query_BD), len(query_BD) * (len(hash_KB) - 1)
+        # A candidate that answers the same query elsewhere in the global batch is no negative.
         answers_KB = torch.full_like(hash_KB[1:], NO_QUERY)
         answers_KB[0] = hash_KB[0]
         false = FalseNegatives(

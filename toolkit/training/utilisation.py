@@ -1,8 +1,8 @@
-"""How a run uses its device: the memory it took, and the part of a GPU's peak that it reaches.
+"""How a run uses its device: the memory it took, and the fraction of a GPU's peak it reaches.
 
-MFU: model FLOPs of the real tokens over seconds and the dense bf16 peak of all GPUs. HFU: with
-those that are computed again (checkpointed layers, GradCache's first pass). `planning.flops` states
-the count; attention's own products are left out, since documents differ in length, so that both
+MFU: model FLOPs of the real tokens, divided by seconds and the dense bf16 peak of all GPUs. HFU
+also counts FLOPs that are computed again (checkpointed layers, GradCache's first pass). The count
+is that of `estimate.flops` without attention's own products, since documents differ in length: both
 are lower bounds. Neither is given on a CPU, in fp32, or for a GPU that is not in the table.
 """
 
@@ -18,7 +18,7 @@ from toolkit.training.loop import Step
 
 
 class Utilisation:
-    """For a run on `world_size` devices like `device`."""
+    """The utilisation of a run on `world_size` devices like `device`."""
 
     def __init__(self, recipe: TrainingRecipe, *, world_size: int, device: torch.device) -> None:
         self._recipe, self._device, self._world_size = recipe, device, world_size
@@ -33,8 +33,8 @@ class Utilisation:
                 self._peak = None
 
     def figures(self, step: Step) -> dict[str, float]:
-        """memory_gib: the most that this rank has held so far (CUDA's allocator; the process on a
-        CPU); mfu and hfu, fractions, where they mean something."""
+        """memory_gib, the most that this rank has held so far (by CUDA's allocator, or by the whole
+        process on a CPU); and the fractions mfu and hfu where they can be told."""
         if self._device.type == "cuda":
             held = torch.cuda.max_memory_allocated(self._device)
         else:

@@ -1,6 +1,6 @@
-"""Where people look at a run: TensorBoard, Weights & Biases. metrics.jsonl stays the truth.
+"""Where people look at a run: TensorBoard, Weights & Biases. The record is metrics.jsonl.
 
-Knows both packages, which are optional, and imports one when it is asked for.
+Knows both packages, which are optional, and imports one when a recipe names it.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ class View(Protocol):
     """Something that shows figures by step."""
 
     def show(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take the figures of a step."""
+        """Show the figures of a step by name."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still buffered, and end the view."""
 
 
 class _TensorBoard:
     def __init__(self, run_dir: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What a run showed of steps after its checkpoint, it will show again.
+        # Steps after the checkpoint are done again, and would be shown twice.
         self._writer: Any = SummaryWriter(run_dir / TENSORBOARD_DIR, purge_step=step + 1)
 
     def show(self, step: int, figures: Mapping[str, float]) -> None:
