@@ -254,6 +254,28 @@ def test_files_and_functions_are_small() -> None:
     ] == []
 
 
+def short_docstrings(name: str, source: str) -> list[str]:
+    """Docstrings of public names that have at most four words."""
+    named = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        f"{name}: {node.name}: {docstring!r}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, named) and not node.name.startswith("_")
+        if (docstring := ast.get_docstring(node)) is not None and len(docstring.split()) <= 4
+    ]
+
+
+def test_docstrings_of_public_names_say_something() -> None:
+    sources = names_and_sources().items()
+    assert [f for name, source in sources for f in short_docstrings(name, source)] == []
+
+
+def test_docstring_guard_fails_on_a_planted_fault() -> None:
+    assert short_docstrings("a", 'def close():\n    """As the class says."""')
+    assert not short_docstrings("a", 'def close():\n    """Close the file and its lock."""')
+    assert not short_docstrings("a", 'def _close():\n    """Close it."""\ndef other(): ...')
+
+
 def test_no_twin_functions() -> None:
     assert twins(names_and_sources()) == []
 
