@@ -187,7 +187,7 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
+    """Parse the command line and convert; returns the exit code."""
     parser = Parser(
         description="Turn a test collection in TREC's format into files for toolkit.evaluate.",
         epilog=__doc__,
