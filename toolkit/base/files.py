@@ -234,7 +234,7 @@ def committed_directory(path: Path) -> Iterator[Path]:
             is_ours = publish(temporary, path)
         if not is_ours:
             raise BadInput(
-                f"{path}: somebody else has made one with other content; choose another, or remove "
+                f"{path}: another process has written other files there; choose another, or remove "
                 "it first"
             )
     finally:
@@ -275,7 +275,7 @@ def _refuse_foreign(path: Path) -> None:
     if is_committed(path) or not path.exists():
         return
     if not path.is_dir() or any(path.iterdir()):
-        raise BadInput(f"{path}: is there already and not ours to replace; choose another")
+        raise BadInput(f"{path}: exists already, and is not ours to replace; choose another")
 
 
 def is_committed(path: Path) -> bool:

@@ -56,7 +56,7 @@ def more_to_exclude(
         if num_out + 1 > total // LARGEST_PART:
             return chosen, f"{num_out} of {total} are left out already, at most {total // 4} may be"
         if len(set(up) - {*excluded, *chosen, node}) < wants:
-            return chosen, f"the job wants {wants} and would not find as many"
+            return chosen, f"the job wants {wants} and would not find that many"
         chosen.append(node)
     return chosen, ""
 

@@ -45,7 +45,9 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
         if number := recipe.data.held_out_documents:
-            raise BadInput(f"data.held_out_documents={number}: pairs are of no documents; give 0")
+            raise BadInput(
+                f"data.held_out_documents={number}: pairs do not come from documents; give 0"
+            )
     check_no_blocks(recipe)
     _check_schedule(recipe)
     check_run_dir(recipe)
