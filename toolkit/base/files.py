@@ -234,8 +234,7 @@ def committed_directory(path: Path) -> Iterator[Path]:
             is_ours = publish(temporary, path)
         if not is_ours:
             raise BadInput(
-                f"{path}: another process has written other files there; choose another, or remove "
-                "it first"
+                f"{path}: exists already with other content; choose another, or remove it first"
             )
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
