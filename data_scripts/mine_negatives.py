@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the pairs with their new negatives, and print what was left out."""
-    check(arguments)
+    check_arguments(arguments)
     from toolkit.encoding.snippets import corpus_of
     from toolkit.encoding.store import VectorStore
     from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise BadInput(
             f"{arguments.embeddings}: holds vectors of chunks; encode without corpus.chunk_tokens"
         )
-    with at_work("mine: checks the corpus"):
+    with at_work("mine: compares the corpus with its digests"):
         corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
     # Imported here, so that neither the help text nor a refusal waits for torch.
     from toolkit.encoding.encoder import encoder_of
@@ -137,7 +137,7 @@ def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
     )
 
 
-def check(arguments: argparse.Namespace) -> None:
+def check_arguments(arguments: argparse.Namespace) -> None:
     """Raise `BadInput` for numbers out of range, and for an output that exists."""
     for name, least in (("negatives", 1), ("depth", 1), ("skip", 0), ("batch", 1)):
         if getattr(arguments, name) < least:

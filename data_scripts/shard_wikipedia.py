@@ -146,6 +146,7 @@ def shard(arguments: argparse.Namespace) -> None:
     place = detect(os.environ)
     task, num_tasks = array_task(os.environ)
     by_mpi = arguments.mpi or place.launcher == "mpi"
+    # Under MPI rank 0 deals parts to all ranks; otherwise each process takes a fixed share.
     if by_mpi:
         share = (task, num_tasks)
     else:

@@ -73,6 +73,7 @@ def tokenize(arguments: argparse.Namespace) -> None:
     task, num_tasks = array_task(os.environ)
     part = task * place.world_size + place.rank
     parts = num_tasks * place.world_size
+    # One task compares all digests; if every task did, the shards would be read many times.
     open_shards(arguments.shards, verify=part == 0)
     # Imported here, because it takes seconds and invalid arguments are refused before it.
     from toolkit.batching.tokenizer import text_tokenizer, tokenize_shards

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     faults: list[Fault] = []
 
-    def check() -> None:
+    def run() -> None:
         if arguments.repair:
             inputs = find_inputs(arguments.source) if arguments.source else ()
             faults.extend(repair(arguments.directory, inputs=inputs))
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(f"{arguments.directory / fault.file}: {fault.problem}")
         say(f"{arguments.directory}: {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
 
-    return guarded(check) or (FAILED if faults else 0)
+    return guarded(run) or (FAILED if faults else 0)
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def _exclude_from(job: str, *, failed: Sequence[str], record: Mapping[str, str])
     if not chosen:
         return
     after = ",".join([*([before] if before else []), *chosen])
+    # SLURM refuses this as long as the job runs, and accepts it once the job is pending again.
     until = time.monotonic() + PATIENCE_S
     while error := _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={after}")[1]:
         if time.monotonic() > until:
