@@ -1,4 +1,4 @@
-"""Find hard negatives for training pairs: what an encoder finds near a query and is no answer.
+"""Find hard negatives for training pairs: texts that an encoder finds near a query, but no answers.
 
 Knows its command line and how to report. All the work is in toolkit.encoding and toolkit.text.
 """
@@ -21,9 +21,9 @@ EXAMPLES = """example:
       --output pairs/legal_hard
   python -m toolkit.train supervised_mistral_7b data.train=pairs/legal_hard
 
-The pairs get new negatives; their own are left out. Queries and positives are embedded with the
-instructions of their data set. Rows nearer than --max-ratio of the positive's cosine may be answers
-that nobody has marked, and are left out.
+The pairs get new negatives, which replace their own. Queries and positives are embedded with the
+instructions of their data set. Rows whose cosine with the query exceeds --max-ratio times that of
+the positive may be answers that nobody has marked, and are left out.
 """
 
 
@@ -46,10 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--depth",
         type=int,
         default=100,
-        help="nearest rows to look at per query; default %(default)s",
+        help="nearest rows to consider per query; default %(default)s",
     )
     parser.add_argument(
-        "--skip", type=int, default=0, help="nearest rows to leave out; default %(default)s"
+        "--skip",
+        type=int,
+        default=0,
+        help="nearest rows to leave out per query; default %(default)s",
     )
     parser.add_argument(
         "--max-ratio", type=float, default=0.95, help="see below; default %(default)s"
@@ -57,15 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batch", type=int, default=4096, help="queries per batch; default %(default)s"
     )
-    parser.add_argument("--model", help="the encoder's folder, if it was moved")
-    parser.add_argument("--corpus", type=Path, help="the corpus's shards, if they were moved")
+    parser.add_argument("--model", help="the folder of the encoder, if it was moved")
+    parser.add_argument("--corpus", type=Path, help="the shards of the corpus, if they were moved")
     arguments = parser.parse_args(argv)
     return guarded(lambda: run(arguments))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the pairs with their negatives and say what was left out."""
-    check(arguments)
+    """Write the pairs with their new negatives, and print what was left out."""
+    check_arguments(arguments)
     from toolkit.encoding.snippets import corpus_of
     from toolkit.encoding.store import VectorStore
     from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
@@ -73,10 +76,12 @@ def run(arguments: argparse.Namespace) -> None:
     pairs = open_pairs(arguments.pairs)
     store = VectorStore(arguments.embeddings)
     if store.has_chunks:
-        raise BadInput(f"{arguments.embeddings}: is of chunks; encode without corpus.chunk_tokens")
-    with at_work("mine: checks the corpus"):
+        raise BadInput(
+            f"{arguments.embeddings}: holds vectors of chunks; encode without corpus.chunk_tokens"
+        )
+    with at_work("mine: compares the corpus with its digests"):
         corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
-    # Here and not above: neither the help text nor a refusal must wait for torch.
+    # Imported here, so that neither the help text nor a refusal waits for torch.
     from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.negatives import Miner, MiningRules
 
@@ -119,8 +124,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
-    """What to do about pairs that have too few negatives where most candidates are too near; empty
-    where that is not the reason."""
+    """The advice if pairs have too few negatives because most candidates are too near to the query;
+    empty if that is not the reason."""
     from toolkit.encoding.negatives import TOO_NEAR
 
     num_near, num_all = left_out.get(TOO_NEAR, 0), num_found + sum(left_out.values())
@@ -132,8 +137,8 @@ def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
     )
 
 
-def check(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that cannot be meant, and an output that is there."""
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raise `BadInput` for numbers out of range, and for an output that exists."""
     for name, least in (("negatives", 1), ("depth", 1), ("skip", 0), ("batch", 1)):
         if getattr(arguments, name) < least:
             raise BadInput(f"--{name} {getattr(arguments, name)}: give a number from {least}")

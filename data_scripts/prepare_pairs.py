@@ -1,4 +1,4 @@
-"""Turn files of queries and what answers them into a directory of training pairs.
+"""Turn files of queries and their answers into a directory of training pairs.
 
 Knows its command line, instructions by name, and how to report. All the work is in toolkit.text.
 """
@@ -30,17 +30,17 @@ EXAMPLES = """examples:
   python data_scripts/prepare_pairs.py --input contracts.jsonl qa.parquet --output pairs/legal \\
       --instructions legal.yaml
 
-Each file is a data set, and batches hold pairs of one data set each. Columns: query, positive,
+Each file is a data set, and each batch has pairs of one data set only. Columns: query, positive,
 negative(s), under the names that E5, Echo, sentence-transformers, Tevatron and FlagEmbedding use;
 or premise, hypothesis, label. A file of instructions is YAML:
-  contracts: Given a clause, find clauses that say the same   (on the query)
+  contracts: Given a clause, find clauses that say the same   (for the query)
   qa: {query: Answer the question, document: ""}
   duplicates: {both: Find questions that mean the same}       (a symmetric task)
 """
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; argparse itself exits with code 2."""
+    """Parse the command line; argparse itself exits with code 2 if it is wrong."""
     parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
@@ -55,12 +55,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "folders with s1.PART, s2.PART, labels.PART",
     )
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
-    parser.add_argument("--instructions", help="a YAML file, or e5: those of the E5 data sets")
     parser.add_argument(
-        "--max-negatives", type=int, default=7, help="negatives per pair; default %(default)s"
+        "--instructions", help="a YAML file, or e5 for the instructions of the E5 data sets"
     )
     parser.add_argument(
-        "--max-bad-fraction", type=float, default=0.01, help="of the rows; default %(default)s"
+        "--max-negatives",
+        type=int,
+        default=7,
+        help="largest number of negatives per pair; default %(default)s",
+    )
+    parser.add_argument(
+        "--max-bad-fraction",
+        type=float,
+        default=0.01,
+        help="fail if a larger fraction of rows is bad; default %(default)s",
     )
     return parser.parse_args(argv)
 
@@ -72,21 +80,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    """Write the pairs and say what was done."""
+    """Write the pairs, and print what was done."""
     if arguments.max_negatives < 0:
         raise BadInput(f"--max-negatives {arguments.max_negatives}: give a number from 0")
     instructions = read_instructions(arguments.instructions)
     files = find_files(arguments.input)
     stamps = {path: stamps_of(path) for path in files.values()}
     quarantine: list[str] = []
-    # Of each data set what gave no pair: in the manifest too, so that every row is in a count.
+    # The rows of each data set that gave no pair; in the manifest too, so that all are counted.
     counts: dict[str, dict[str, Counter[str]]] = {}
 
     def pairs_of(name: str, path: Path) -> Iterator[Pair]:
-        told = counts[name] = {"left_out": Counter(), "quarantined": Counter()}
+        count_of = counts[name] = {"left_out": Counter(), "quarantined": Counter()}
 
         def on_bad(place: str, reason: str, note: str) -> None:
-            told["quarantined"][reason] += 1
+            count_of["quarantined"][reason] += 1
             entry = {"file": name, "place": place, "reason": reason, "note": note}
             quarantine.append(json.dumps(entry, ensure_ascii=False) + "\n")
 
@@ -95,15 +103,15 @@ def prepare(arguments: argparse.Namespace) -> None:
             path,
             max_negatives=arguments.max_negatives,
             on_bad=on_bad,
-            left_out=told["left_out"],
+            left_out=count_of["left_out"],
             on_row=lambda: next(read),
         )
-        told["left_out"] = +told["left_out"]  # without the reasons that no row had
-        # Otherwise the manifest would name the digest of another file than was read.
+        count_of["left_out"] = +count_of["left_out"]  # without the reasons that no row had
+        # If the file changed, the manifest would give the digest of another file than was read.
         if stamps_of(path) != stamps[path]:
             raise BadInput(f"{path}: has changed while it was read; start again when it is whole")
-        # Of the rows, not the pairs: a row may give a hundred pairs, or a tenth of one.
-        bad, rows = len(quarantine) - before, next(read) + told["left_out"][BLANK_LINE]
+        # A fraction of the rows, not of the pairs: one row may give many pairs, or many rows one.
+        bad, rows = len(quarantine) - before, next(read) + count_of["left_out"][BLANK_LINE]
         if bad > arguments.max_bad_fraction * rows:
             raise BadInput(
                 f"{path}: {bad} of {rows} rows are bad, more than --max-bad-fraction "
@@ -134,24 +142,24 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def find_files(paths: Sequence[Path]) -> dict[str, Path]:
-    """Each data set's name and file."""
-    found: list[Path] = []
+    """The file (or folder) of each data set, by the name of the data set."""
+    files: list[Path] = []
     for path in paths:
         if path.is_dir() and not list(path.glob("s1.*")):
             inside = [file for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
             if not inside:
                 raise BadInput(f"{path}: holds none of {', '.join(SUFFIXES)}")
-            found += inside
+            files += inside
         else:
             if not path.exists():
                 raise BadInput(f"{path}: no such file")
             if path.is_file() and not path.name.endswith(SUFFIXES):
                 raise BadInput(f"{path}: unknown kind of file; give {', '.join(SUFFIXES)}")
-            found.append(path)
-    names = [path.name.partition(".")[0] for path in found]
+            files.append(path)
+    names = [path.name.partition(".")[0] for path in files]
     if twice := {name for name in names if names.count(name) > 1}:
         raise BadInput(f"two data sets are called {sorted(twice)[0]!r}: rename a file")
-    return dict(zip(names, found, strict=True))
+    return dict(zip(names, files, strict=True))
 
 
 def files_in(path: Path) -> list[Path]:
@@ -166,18 +174,18 @@ def stamps_of(path: Path) -> dict[Path, tuple[int, int]]:
 
 
 def read_instructions(given: str | None) -> Mapping[str, Any]:
-    """Instructions by the name of a data set."""
+    """Read the instructions, by the name of the data set that they are for."""
     if given is None:
         return {}
     path = E5_INSTRUCTIONS if given == "e5" else Path(given)
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        instructions = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"--instructions {given}: cannot be read ({reason})") from error
-    if not isinstance(found, dict):
+    if not isinstance(instructions, dict):
         raise BadInput(f"--instructions {given}: wanted lines like name: instruction")
-    for name, value in found.items():
+    for name, value in instructions.items():
         sides = value if isinstance(value, dict) else {"query": value}
         for side, text in sides.items():
             if side not in ("query", "document", "both") or not isinstance(text, str):
@@ -185,11 +193,11 @@ def read_instructions(given: str | None) -> Mapping[str, Any]:
                     f"--instructions {given}: {name}: {side}: {text!r}; wanted a text, or texts "
                     "for query, document, both"
                 )
-    return found
+    return instructions
 
 
 def task_of(name: str, instructions: Mapping[str, Any]) -> PairTask:
-    """The task of a data set. allnli_split2 is asked what allnli is asked."""
+    """The task of a data set. allnli_split2 gets the instructions of allnli."""
     value = instructions.get(name, instructions.get(re.sub(r"_split\d+$", "", name), ""))
     sides: dict[str, str] = value if isinstance(value, dict) else {"query": value}
     both = sides.get("both", "")

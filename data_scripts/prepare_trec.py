@@ -1,4 +1,4 @@
-"""A test collection in TREC's format as the files that evaluation reads.
+"""Turn a test collection in TREC's format into the files that evaluation reads.
 
     python data_scripts/prepare_trec.py --documents cran.all.1400.xml --queries cran.qry.xml \
         --judgements cranqrel.trec.txt --output trec/cranfield
@@ -30,7 +30,8 @@ from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.command_line.door import Parser, guarded
 
-LEASE, LEASE_S = "prepare", 60.0  # of the three files, which are of one collection
+# One lease for all three files: two processes at once could mix two collections.
+LEASE, LEASE_S = "prepare", 60.0
 TEXT_FIELDS = ("text", "body")
 TITLE_FIELDS = ("title", "headline", "head")
 OPENED, TAG = re.compile(r"<(\w+)(?:\s[^<>]*)?>"), re.compile(r"</?\w+(?:\s[^<>]*)?>")
@@ -39,25 +40,26 @@ NUMBER = re.compile(r"(?:number\s*:)?\s*(\S+)", re.IGNORECASE)
 
 
 def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
-    """The fields of each <tag> of a file by their lower-case names; blanks are made one space.
+    """The fields of each <tag> element of a file, by lower-case names; each run of white space
+    becomes one space.
 
-    Raises `BadInput` for a file without one. TREC's files are no XML: they have no root, and
-    characters that XML does not allow.
+    Raises `BadInput` for a file without such an element. TREC's files are no XML: they have no root
+    element, and contain characters that XML does not allow.
     """
     try:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); write it in UTF-8") from error
-    found = list(_elements(content, tag=tag))
-    if not found:
+    elements = list(_elements(content, tag=tag))
+    if not elements:
         raise BadInput(f"{path}: no <{tag}> ... </{tag}> in it")
     num_opened = len(re.findall(rf"<{tag}>", content, re.IGNORECASE))
-    if num_opened != len(found):  # one that is not closed would take the next one into it
+    if num_opened != len(elements):  # one that is not closed would take the next one into it
         raise BadInput(
-            f"{path}: {num_opened} <{tag}> and {len(found)} that are closed by </{tag}>: close "
+            f"{path}: {num_opened} <{tag}> and {len(elements)} that are closed by </{tag}>: close "
             "every one; is the file whole?"
         )
-    for number, inner in enumerate(found, 1):
+    for number, inner in enumerate(elements, 1):
         fields: dict[str, str] = {}
         for name, value in _fields(inner):
             try:
@@ -72,7 +74,7 @@ def records(path: Path, *, tag: str) -> Iterator[dict[str, str]]:
 
 
 def _elements(content: str, *, tag: str) -> Iterator[str]:
-    """What stands between each <tag> and the next </tag>."""
+    """The content between each <tag> and the next </tag>."""
     begins, ends = (re.compile(f"<{slash}{tag}>", re.IGNORECASE) for slash in ("", "/"))
     place = 0
     while (opened := begins.search(content, place)) and (
@@ -83,9 +85,11 @@ def _elements(content: str, *, tag: str) -> Iterator[str]:
 
 
 def _fields(inner: str) -> Iterator[tuple[str, str]]:
-    """Each field at the top with what is in it, tags within it too. An old topic does not close its
-    fields: one ends where the next begins."""
-    ends: dict[str, list[re.Match[str]]] = {}  # the last first; not searched for again and again
+    """The name and content of each top-level field; the content may have tags. In old topics fields
+    are not closed: one ends where the next begins."""
+    # All closing tags by name, the last one first. Searching for the next one each time would take
+    # quadratic time.
+    ends: dict[str, list[re.Match[str]]] = {}
     for match in reversed([*CLOSED.finditer(inner)]):
         ends.setdefault(match.group(1).lower(), []).append(match)
     place = 0
@@ -102,7 +106,8 @@ def _fields(inner: str) -> Iterator[tuple[str, str]]:
 
 
 def documents(path: Path) -> tuple[list[dict[str, str]], int]:
-    """Documents with a text, and how many have none. Raises `BadInput` for one without a number."""
+    """The documents that have a text, and the number of those without. Raises `BadInput` for a
+    document without a <docno>."""
     kept, num_empty = [], 0
     for number, fields in enumerate(records(path, tag="doc"), 1):
         if not fields.get("docno"):
@@ -119,22 +124,22 @@ def documents(path: Path) -> tuple[list[dict[str, str]], int]:
 
 
 def queries(path: Path, *, in_order: bool) -> dict[str, str]:
-    """Queries by their number, or by their place from 1 with `in_order`."""
-    found: dict[str, str] = {}
+    """Queries by their number in the file or, with `in_order`, by their place from 1."""
+    texts: dict[str, str] = {}
     for place, fields in enumerate(records(path, tag="top"), 1):
         number = NUMBER.match(fields.get("num", ""))
         if not number or not fields.get("title"):
             raise BadInput(f"{path}: topic {place} lacks <num> or <title>")
         name = str(place) if in_order else number.group(1)
-        if name in found:
+        if name in texts:
             raise BadInput(f"{path}: two topics have the number {name}")
-        found[name] = fields["title"]
-    return found
+        texts[name] = fields["title"]
+    return texts
 
 
 def judgements(path: Path) -> list[tuple[str, str, int]]:
-    """Query, document and grade of each line."""
-    found = []
+    """The query, document and grade of each line of a file of judgements."""
+    rows = []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -142,14 +147,14 @@ def judgements(path: Path) -> list[tuple[str, str, int]]:
     for number, line in enumerate(lines, 1):
         try:
             query, _, document, grade = line.split()
-            found.append((query, document, int(grade)))
+            rows.append((query, document, int(grade)))
         except ValueError:
             raise BadInput(f"{path}, line {number}: is not like: query 0 document grade") from None
-    return found
+    return rows
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the three files; what does not fit together is said."""
+    """Write the three files, and warn if judgements and queries do not fit together."""
     kept, num_empty = documents(arguments.documents)
     asked = queries(arguments.queries, in_order=arguments.queries_in_order)
     judged = judgements(arguments.judgements)
@@ -158,8 +163,8 @@ def run(arguments: argparse.Namespace) -> None:
     say(f"{len(matched):,} of {len(judged):,} judgements are of these queries")
     if len(matched) < len(judged):
         warn(
-            "judgements of no query: they may number the queries in their order, and then "
-            "those that match are of other queries; --queries-in-order does so too"
+            "some judgements belong to no query. Perhaps they number queries by their order in the "
+            "file; then even those that match belong to other queries: give --queries-in-order"
         )
     output: Path = arguments.output
     with Leases(output / LEASE_DIR, lease_s=LEASE_S) as leases:
@@ -187,7 +192,11 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+<<<<<<< HEAD
     """Parse the command line and convert; returns the exit code."""
+=======
+    """Parse the command line and run; returns the exit code: 0 done, 2 the input cannot be used."""
+>>>>>>> prose1
     parser = Parser(
         description="Turn a test collection in TREC's format into files for toolkit.evaluate.",
         epilog=__doc__,
@@ -206,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--queries-in-order",
         action="store_true",
-        help="number queries by their place in the file, as Cranfield's judgements do",
+        help="number queries by their order in the file, as Cranfield's judgements do",
     )
     arguments = parser.parse_args(argv)
     return guarded(lambda: run(arguments))

@@ -1,6 +1,6 @@
 """Turn Wikipedia dumps, or any files of documents, into a directory of shards.
 
-Knows its command line, who works, and how to report. All the work is in toolkit.text.
+Knows its command line, which workers there are, and how to report. All the work is in toolkit.text.
 """
 
 import argparse
@@ -35,9 +35,9 @@ EXAMPLES = """examples:
   mpirun -n 16 python data_scripts/shard_wikipedia.py --input ... --output ...
   sbatch --array=0-15 slurm/shard_wikipedia.sh --input ... --output ...
 
-However many workers there are, the output is the same to the byte. The output is written to its
-end or not at all; a run that was killed goes on where it stood. Exit codes: 0 done, 2 the input
-cannot be used.
+The output is the same to the byte for any number of workers. It is written completely or not at
+all; a killed run continues where it stopped when it is started again. Exit codes: 0 done, 2 the
+input cannot be used.
 """
 NOUNS = {
     "dump": ("article", "page"),
@@ -47,7 +47,7 @@ NOUNS = {
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; argparse itself exits with code 2."""
+    """Parse the command line; argparse itself exits with code 2 if it is wrong."""
     parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
@@ -71,7 +71,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=int, default=1, help="number of processes; default %(default)s"
     )
     parser.add_argument(
-        "--mpi", action="store_true", help="workers are MPI ranks (set by itself under mpirun)"
+        "--mpi", action="store_true", help="workers are MPI ranks (automatic under mpirun)"
     )
     parser.add_argument(
         "--rows-per-shard",
@@ -89,12 +89,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--language", default="en", help="the language of sentence ends; default %(default)s"
     )
-    parser.add_argument("--limit", type=int, help="read only so many rows of each input")
+    parser.add_argument("--limit", type=int, help="read only this many rows of each input")
     parser.add_argument(
         "--max-bad-fraction",
         type=float,
         default=0.01,
-        help="a larger part of bad rows, or of bad files, is an error; default %(default)s",
+        help="fail if a larger fraction of rows, or of files, is bad; default %(default)s",
     )
     _add_filters(parser.add_argument_group("what is left out"))
     names = parser.add_argument_group("columns of .jsonl and .parquet files and data sets")
@@ -112,7 +112,7 @@ def _add_filters(group: Any) -> None:
         "--keep-languages", nargs="+", default=[], help="leave out all but en, de, ..."
     )
     group.add_argument(
-        "--quality", action="store_true", help="leave out what Gopher's rules call bad"
+        "--quality", action="store_true", help="leave out texts that break Gopher's quality rules"
     )
     group.add_argument(
         "--deduplicate",
@@ -125,19 +125,19 @@ def _add_filters(group: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code."""
+    """Parse the command line and run; returns the exit code."""
     arguments = parse_arguments(argv)
-    # SLURM ends a job with SIGTERM: leave through `finally`, which ends the workers.
+    # SLURM ends a job with SIGTERM. Exit through `finally` blocks, which end the workers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return guarded(lambda: shard(arguments))
     except KeyboardInterrupt:
-        say_beside("interrupted; the same command goes on from here")
+        say_beside("interrupted; the same command continues from here")
         return 128 + signal.SIGINT
 
 
 def shard(arguments: argparse.Namespace) -> None:
-    """Make this process's share of the shards, and commit them when all are there."""
+    """Make this process's share of the shards, and commit all shards once they exist."""
     work = work_of(arguments)
     if written(work):
         say(f"{work.output}: these shards are already there; nothing to do")
@@ -146,6 +146,7 @@ def shard(arguments: argparse.Namespace) -> None:
     place = detect(os.environ)
     task, num_tasks = array_task(os.environ)
     by_mpi = arguments.mpi or place.launcher == "mpi"
+    # Under MPI rank 0 deals parts to all ranks; otherwise each process takes a fixed share.
     if by_mpi:
         share = (task, num_tasks)
     else:
@@ -153,7 +154,7 @@ def shard(arguments: argparse.Namespace) -> None:
     with ThreadPoolExecutor(1) as beside, crew(arguments, by_mpi=by_mpi) as workers:
         if workers is None:
             return
-        loading = beside.submit(load_tokenizer, arguments)  # takes seconds
+        loading = beside.submit(load_tokenizer, arguments)  # takes seconds, so it runs meanwhile
         executor, num_workers = workers
         progress = Progress("shard", total=None, unit="rows")
         num_bytes = 0
@@ -175,7 +176,7 @@ def shard(arguments: argparse.Namespace) -> None:
 
 
 def tokenize(work: Work, *, tokenizer: Any) -> None:
-    """Make the tokens too, when there is a tokenizer."""
+    """Also tokenise the shards, if there is a tokenizer."""
     if tokenizer is not None:
         from toolkit.batching.tokenizer import tokenize_shards
 
@@ -183,7 +184,7 @@ def tokenize(work: Work, *, tokenizer: Any) -> None:
 
 
 def load_tokenizer(arguments: argparse.Namespace) -> Any:
-    """The tokenizer of --model; None when no model is named."""
+    """The tokenizer of --model; None if no model is given."""
     if not arguments.model:
         return None
     from toolkit.batching.tokenizer import text_tokenizer
@@ -193,7 +194,8 @@ def load_tokenizer(arguments: argparse.Namespace) -> Any:
 
 @contextlib.contextmanager
 def crew(arguments: argparse.Namespace, *, by_mpi: bool) -> Iterator[tuple[Executor, int] | None]:
-    """Who works, and how many; None for a process that has worked for another one."""
+    """The executor that makes parts, and the number of its workers; None in a process that has only
+    worked for another one."""
     if by_mpi:
         with mpi_crew() as ranks:
             yield ranks
@@ -203,7 +205,7 @@ def crew(arguments: argparse.Namespace, *, by_mpi: bool) -> Iterator[tuple[Execu
 
 
 def work_of(arguments: argparse.Namespace) -> Work:
-    """What is to be done. Raises `BadInput` for arguments that cannot be meant."""
+    """The work that the arguments describe. Raises `BadInput` for invalid arguments."""
     limits = {"limit": 1, "workers": 1, "min_chars": 0, "max_chars": 1, "max_tokens": 8}
     for name, least in limits.items():
         value = getattr(arguments, name)
@@ -213,7 +215,7 @@ def work_of(arguments: argparse.Namespace) -> Work:
     if not 0 <= arguments.max_bad_fraction <= 1:
         raise BadInput(f"--max-bad-fraction {arguments.max_bad_fraction}: from 0 to 1")
     if arguments.model:
-        resolve_model(arguments.model)  # not only when everything is sharded
+        resolve_model(arguments.model)  # a mistyped model is refused now, not after hours of work
     if bool(arguments.input) == bool(arguments.dataset):
         raise BadInput("give either --input or --dataset")
     if arguments.dataset:
@@ -256,7 +258,7 @@ def work_of(arguments: argparse.Namespace) -> Work:
 
 
 def report(work: Work, *, manifest: dict[str, Any]) -> None:
-    """Say what became of every row."""
+    """Print what became of the rows: kept, left out, or bad, with reasons."""
     summary = manifest["summary"]
     kind = work.inputs[0].kind
     kept, read = "article" if kind == "dump" else "document", noun_of(kind)

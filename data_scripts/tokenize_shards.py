@@ -1,7 +1,8 @@
-"""Tokenise and pack a directory of shards for a model, before a training job asks for it.
+"""Tokenise and pack a directory of shards for a model, before a training job needs it.
 
-Knows its command line and its share of the work. A training job does the same by itself when
-nothing is there, with its GPUs waiting: worth a job of its own from some gigabytes of text on.
+Knows its command line and its share of the work. A training job does the same by itself if the
+tokens do not exist, but its GPUs wait meanwhile. So for several gigabytes of text or more, this is
+worth a job of its own.
 """
 
 import argparse
@@ -23,13 +24,13 @@ EXAMPLES = """examples:
       --model mistralai/Mistral-7B-Instruct-v0.2 --max-tokens 512
   sbatch --array=0-7 --wrap "python data_scripts/tokenize_shards.py --shards ... --model ..."
 
-Tasks of a SLURM array, of srun and of mpiexec share the shards among them; one process uses all the
-processors it may. Killed and started again, it goes on: files that are there are kept.
+The tasks of a SLURM array, of srun or of mpiexec share the shards; one process uses all processors
+that it may. If it is killed and started again, it continues: files that exist are kept.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; argparse itself exits with code 2."""
+    """Parse the command line; argparse itself exits with code 2 if it is wrong."""
     parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
@@ -61,7 +62,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tokenize(arguments: argparse.Namespace) -> None:
-    """Do this task's share; the task that finds all shards done writes the manifest."""
+    """Do this task's share of the shards; the task that finds all shards done writes the
+    manifest."""
     if arguments.max_tokens < 8:
         raise BadInput(f"--max-tokens {arguments.max_tokens}: give a number from 8")
     if arguments.held_out_documents < 0 or arguments.seed < 0:
@@ -71,19 +73,20 @@ def tokenize(arguments: argparse.Namespace) -> None:
     task, num_tasks = array_task(os.environ)
     part = task * place.world_size + place.rank
     parts = num_tasks * place.world_size
+    # One task compares all digests; if every task did, the shards would be read many times.
     open_shards(arguments.shards, verify=part == 0)
-    # Imported here, so that what can be refused is refused at once.
+    # Imported here, because it takes seconds and invalid arguments are refused before it.
     from toolkit.batching.tokenizer import text_tokenizer, tokenize_shards
 
     tokenizer = text_tokenizer(resolve_model(arguments.model), max_tokens=arguments.max_tokens)
-    told = tokenize_shards(
+    summary = tokenize_shards(
         arguments.shards, tokenizer=tokenizer, part=part, parts=parts, held_out=held_out
     )
-    say(told)
+    say(summary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code: 0 done, 2 the input cannot be used."""
+    """Parse the command line and run; returns the exit code: 0 done, 2 the input cannot be used."""
     arguments = parse_arguments(argv)
     return guarded(lambda: tokenize(arguments))
 

@@ -1,4 +1,4 @@
-"""Check a directory of shards or of training pairs, and mend what can be mended.
+"""Verify a directory of shards or of training pairs, and repair what can be repaired.
 
 Knows its command line. All the work is in toolkit.text.
 """
@@ -18,12 +18,12 @@ EXAMPLES = """examples:
   python data_scripts/verify_shards.py shards/enwiki
   python data_scripts/verify_shards.py shards/enwiki --repair --source enwiki.xml.bz2
 
-Exit codes: 0 all is as it was written, 1 something is not, 2 it cannot be checked.
+Exit codes: 0 everything is as it was written, 1 something is not, 2 it cannot be verified.
 """
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; argparse itself exits with code 2."""
+    """Parse the command line; argparse itself exits with code 2 if it is wrong."""
     parser = Parser(
         description=__doc__.splitlines()[0] if __doc__ else None,
         epilog=EXAMPLES,
@@ -33,7 +33,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "directory", type=Path, help="made by shard_wikipedia.py or prepare_pairs.py"
     )
     parser.add_argument(
-        "--repair", action="store_true", help="make damaged files again, where that is possible"
+        "--repair", action="store_true", help="make damaged files again, if that is possible"
     )
     parser.add_argument(
         "--source",
@@ -46,21 +46,21 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code."""
+    """Parse the command line and run; returns the exit code: 0 no fault, 1 faults, 2 bad input."""
     arguments = parse_arguments(argv)
-    found: list[Fault] = []
+    faults: list[Fault] = []
 
-    def check() -> None:
+    def run() -> None:
         if arguments.repair:
             inputs = find_inputs(arguments.source) if arguments.source else ()
-            found.extend(repair(arguments.directory, inputs=inputs))
+            faults.extend(repair(arguments.directory, inputs=inputs))
         else:
-            found.extend(verify(arguments.directory))
-        for fault in found:
+            faults.extend(verify(arguments.directory))
+        for fault in faults:
             say(f"{arguments.directory / fault.file}: {fault.problem}")
-        say(f"{arguments.directory}: {len(found) or 'no'} fault{'' if len(found) == 1 else 's'}")
+        say(f"{arguments.directory}: {len(faults) or 'no'} fault{'' if len(faults) == 1 else 's'}")
 
-    return guarded(check) or (FAILED if found else 0)
+    return guarded(run) or (FAILED if faults else 0)
 
 
 if __name__ == "__main__":

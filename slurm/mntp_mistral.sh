@@ -1,6 +1,6 @@
 #!/bin/bash
 # Masked next token prediction.
-# Resources only: hyper-parameters are in the recipe, site settings in slurm/env.sh.
+# This file has resources only: hyper-parameters are in the recipe, site settings in slurm/env.sh.
 # Usage, from the top folder:   sbatch slurm/mntp_mistral.sh [key.path=value ...]
 #   another size:               sbatch --nodes=2 --time=4:00:00 slurm/mntp_mistral.sh
 #   another recipe:             RECIPE=my_recipe.yaml sbatch slurm/mntp_mistral.sh
@@ -10,8 +10,8 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
-# Two minutes before the end (and at a preemption, if the site sends it) each rank gets USR2:
-# save and requeue.
+# Two minutes before the time limit (and at a preemption, if the site sends it) each rank gets USR2:
+# the job saves and is requeued.
 #SBATCH --signal=USR2@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -21,7 +21,7 @@ cd "${SLURM_SUBMIT_DIR:?submit this file with sbatch}"
 # shellcheck source=slurm/env.sh
 source "${TOOLKIT_ENV_SH:-slurm/env.sh}"
 
-# What can be refused is refused here, by one process, before ranks start.
+# Invalid input is refused here, by one process, before ranks start.
 python -m toolkit.ready "${RECIPE:-mntp_mistral_7b}" "$@"
-# exec, and no launcher in between: signals reach Python. One dead rank ends all of them.
+# exec, and no launcher in between, so that signals reach Python. If one rank dies, srun ends all.
 exec srun --kill-on-bad-exit=1 python -m toolkit.train "${RECIPE:-mntp_mistral_7b}" "$@"

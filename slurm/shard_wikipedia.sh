@@ -1,16 +1,17 @@
 #!/bin/bash
-# Cut Wikipedia dumps, or any files of documents, into shards, on processors only.
+# Turn Wikipedia dumps, or any files of documents, into shards, without GPUs.
 # Site settings are in slurm/env.sh.
 # Usage, from the top folder:   sbatch slurm/shard_wikipedia.sh ARGUMENTS...
 #   more nodes:                 sbatch --array=0-7 slurm/shard_wikipedia.sh ARGUMENTS...
 #   the arguments are those of: python data_scripts/shard_wikipedia.py --help
-# One processor cleans 1 to 2 MB of a dump a second. The shards do not depend on how many there are.
+# One processor cleans 1 to 2 MB of a dump per second. The number of processors does not change the
+# shards.
 #SBATCH --job-name=shard
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --time=2-00:00:00
-# Killed or preempted, a task goes on from the shards that are there.
+# A task that was killed or preempted continues with the parts that exist.
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x_%j.log

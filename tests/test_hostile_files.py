@@ -175,10 +175,10 @@ def places_of(*entries: tuple[str, list[int], list[int]]) -> str:
         (places_of(("F32", [2], [4, 12])), "does not begin where"),
         (places_of(("F32", [3], [0, 12])), "its tensors end at"),
         (places_of(("F32", [5], [0, 20])), "its tensors end at"),
-        (places_of(("F32", [4], [0, 15])), "other bytes than its shape needs"),
-        (places_of(("F32", [2], [8, 0])), "data_offsets that are none"),
+        (places_of(("F32", [4], [0, 15])), "another number of bytes than its shape needs"),
+        (places_of(("F32", [2], [8, 0])), "invalid data_offsets"),
         (places_of(("F32", [0, 2**62, 2**62], [0, 0])), "too large"),
-        (places_of(("F32", [1] * 65, [0, 4])), "a shape that is none"),
+        (places_of(("F32", [1] * 65, [0, 4])), "an invalid shape"),
         (places_of(("F33", [4], [0, 16])), "unknown dtype"),
     ],
 )

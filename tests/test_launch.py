@@ -179,7 +179,7 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
         (["deepspeed.config=zero9"], "'zero9' is neither a file nor one of zero0, zero1"),
         (["--recipe", "supervised_mistral_7b"], "pairs/e5: no whole shard directory; make it with"),
         (['run_dir="a\\n#SBATCH --uid=0/b"'], "a path without % and \\ and line breaks"),
-        (["run_dir=runs/%j"], "runs/%j': a path without % and \\ and line breaks"),
+        (["run_dir=runs/%j"], "runs/%j': use a path without % and \\ and line breaks"),
     ],
 )
 def test_refused_in_one_line(arguments: list[str], message: str, folder: Path) -> None:

@@ -157,7 +157,7 @@ def test_what_cannot_be_had_is_named(hub: str, shards: Path, tmp_path: Path) -> 
         "toolkit.prefetch", "tiny_mntp", "model.base=somebody/absent", *given, environ=cache
     )
     assert done.returncode == 2
-    assert "model 'somebody/absent': not in the cache and not to be had" in done.stderr
+    assert "model 'somebody/absent': not in the cache, and cannot be downloaded" in done.stderr
     assert not (tmp_path / "run").exists()
     done = door("toolkit.prefetch", "tiny_mntp", "data.train=nowhere", environ=cache)
     assert (done.returncode, done.stderr[:15]) == (2, "error: nowhere:")

@@ -146,7 +146,7 @@ def test_the_first_of_two_writers_wins_and_the_other_is_told(
         caught = str(error)
     assert (target / "file").read_text() == theirs
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert ("somebody else has made one with other content" in caught) is not equal
+    assert ("exists already with other content" in caught) is not equal
 
 
 def other_process(target: Path, content: str) -> None:

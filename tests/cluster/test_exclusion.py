@@ -15,8 +15,8 @@ NODES = [f"n{number}" for number in range(1, 17)]
         ([], [], 4, [], ""),
         (["n5", "n6"], ["n1", "n2", "n3"], 4, ["n5"], "4 of 16 are left out already, at most 4"),
         (["n5"], ["n1", "n2", "n3", "n4"], 4, [], "4 of 16 are left out already, at most 4"),
-        (["n1"], [], 16, [], "the job wants 16 and would not find as many"),
-        (["n1", "n2"], ["n3"], 14, ["n1"], "the job wants 14 and would not find as many"),
+        (["n1"], [], 16, [], "the job wants 16 and would not find that many"),
+        (["n1", "n2"], ["n3"], 14, ["n1"], "the job wants 14 and would not find that many"),
     ],
 )
 def test_a_quarter_at_most_and_enough_is_left(

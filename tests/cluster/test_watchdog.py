@@ -410,7 +410,7 @@ def test_a_stall_names_who_is_furthest_behind() -> None:
     assert found.host == ""  # which of the two it is nobody knows
     assert verdict([ahead, late, done], job=dataclasses.replace(JOB, world_size=3), now=150).host
     line = verdict([ahead, late, done], job=JOB, now=150).line
-    assert line.startswith("rank 3 has never come; rank 1 on host n1 has been at ")
+    assert line.startswith("rank 3 has never reported; rank 1 on host n1 has been at ")
     assert verdict([done], job=JOB, now=1000) == Verdict()
 
 

@@ -469,7 +469,7 @@ def test_of_two_writers_that_arrive_together_one_is_told_that_it_has_not_written
 
         write_pairs([(PairTask("a"), pairs())], output=tmp_path / "p", sources=[], quarantine=[])
 
-    with pytest.raises(BadInput, match="somebody else has made one with other content"):
+    with pytest.raises(BadInput, match="exists already with other content"):
         write("ours", meanwhile="theirs")
     assert open_pairs(tmp_path / "p").pair(0, 0).query == "theirs"
     write("theirs", meanwhile="theirs")  # the same is all one

@@ -234,7 +234,7 @@ def test_any_number_of_documents_is_drawn_once_and_one_is_left(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tiny_supervised", "data.held_out_documents=3"], "pairs are of no documents"),
+        (["tiny_supervised", "data.held_out_documents=3"], "pairs do not come from documents"),
         (
             ["tiny_mntp", "mntp.held_out_blocks=9"],
             "whole documents are held out now, data.held_out_documents=N",

@@ -234,8 +234,7 @@ def committed_directory(path: Path) -> Iterator[Path]:
             is_ours = publish(temporary, path)
         if not is_ours:
             raise BadInput(
-                f"{path}: somebody else has made one with other content; choose another, or remove "
-                "it first"
+                f"{path}: exists already with other content; choose another, or remove it first"
             )
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -275,7 +274,7 @@ def _refuse_foreign(path: Path) -> None:
     if is_committed(path) or not path.exists():
         return
     if not path.is_dir() or any(path.iterdir()):
-        raise BadInput(f"{path}: is there already and not ours to replace; choose another")
+        raise BadInput(f"{path}: exists already, and is not ours to replace; choose another")
 
 
 def is_committed(path: Path) -> bool:

@@ -74,6 +74,6 @@ SCORES_FILE = "scores.json"
 REPRODUCTION_FILE = "reproduction.md"
 # MTEB's own results, written and read by `evaluation.mteb_tasks`.
 MTEB_DIR = "mteb"
-# OUT/words/ENCODER/TASK/: the trained probe of a task on words, written by
+# OUT/words/ENCODER/TASK/: the trained linear layer of a word task, written by
 # `evaluation.linear_probe`.
 WORD_DIR, PROBE_WEIGHTS_FILE, PROBE_FILE = "words", "probe.safetensors", "probe.json"

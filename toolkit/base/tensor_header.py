@@ -90,19 +90,19 @@ def places_in(header: bytes, *, file_bytes: int) -> dict[str, Place]:
 def _place(name: str, entry: object, start: int) -> Place:
     name.encode()  # a lone surrogate raises here; it could not be printed later
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {name!r} is not told by dtype, shape and data_offsets")
+        raise ValueError(f"tensor {name!r} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS:
         raise ValueError(f"tensor {name!r} has an unknown dtype")
     if not _counts(shape) or len(shape) > MOST_DIMENSIONS:
-        raise ValueError(f"tensor {name!r} has a shape that is none")
+        raise ValueError(f"tensor {name!r} has an invalid shape")
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {name!r} has data_offsets that are none")
+        raise ValueError(f"tensor {name!r} has invalid data_offsets")
     begin, end = offsets
     if math.prod(max(1, size) for size in shape) > MOST_NUMBERS:
         raise ValueError(f"tensor {name!r} has a shape that is too large")
     if math.prod(shape) * BITS[dtype] != (end - begin) * 8:
-        raise ValueError(f"tensor {name!r} has other bytes than its shape needs")
+        raise ValueError(f"tensor {name!r} has another number of bytes than its shape needs")
     return Place(dtype, tuple(shape), start + begin, start + end)
 
 

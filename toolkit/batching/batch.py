@@ -104,6 +104,7 @@ def to_device(batch: Held, *, device: torch.device) -> Held:
             return value.to(device)
         return to_device(value, device=device) if dataclasses.is_dataclass(value) else value
 
+    # Any, because the type variable does not say that it is a data class.
     whole: Any = batch
     fields = {one.name: moved(getattr(whole, one.name)) for one in dataclasses.fields(whole)}
     on_device: Held = dataclasses.replace(whole, **fields)

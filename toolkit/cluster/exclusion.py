@@ -56,7 +56,7 @@ def more_to_exclude(
         if num_out + 1 > total // LARGEST_PART:
             return chosen, f"{num_out} of {total} are left out already, at most {total // 4} may be"
         if len(set(up) - {*excluded, *chosen, node}) < wants:
-            return chosen, f"the job wants {wants} and would not find as many"
+            return chosen, f"the job wants {wants} and would not find that many"
         chosen.append(node)
     return chosen, ""
 
@@ -92,6 +92,7 @@ def _exclude_from(job: str, *, failed: Sequence[str], record: Mapping[str, str])
     if not chosen:
         return
     after = ",".join([*([before] if before else []), *chosen])
+    # SLURM refuses this as long as the job runs, and accepts it once the job is pending again.
     until = time.monotonic() + PATIENCE_S
     while error := _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={after}")[1]:
         if time.monotonic() > until:

@@ -47,6 +47,7 @@ def write_forever(path: Path, look: Callable[[], list[dict[str, Any]]], *, every
         while True:
             time.sleep(every_s)
             with contextlib.suppress(OSError):
+                # Written beside the file and renamed, so that readers never see half of it.
                 if (path.parent / CONFIG_FILE).exists():
                     temporary.write_text(json.dumps({"nodes": look()}))
                     os.replace(temporary, path)

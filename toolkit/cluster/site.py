@@ -116,6 +116,7 @@ def read_site(path: Path, *, parser: argparse.ArgumentParser) -> dict[str, Any]:
         ) from error
     if not isinstance(defaults, dict):
         raise BadInput(f"site file {path}: must hold lines such as 'partition: gpu'")
+    # Only options with one value: a switch has no default to set here.
     known = {
         action.dest: action
         for action in parser._actions

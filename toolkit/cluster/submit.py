@@ -238,7 +238,7 @@ def check_folder(folder: Path, *, what: str) -> None:
     backslash turns these replacements off for the whole path."""
     text = str(folder)
     if not text.isprintable() or set(text) & set(UNSAFE):
-        raise BadInput(f"{what} {text!r}: a path without % and \\ and line breaks, please")
+        raise BadInput(f"{what} {text!r}: use a path without % and \\ and line breaks")
 
 
 def make_private(folder: Path) -> None:

@@ -167,7 +167,7 @@ def verdict(seen: Collection[Seen], *, job: Job, now: float) -> Verdict:
     missing = sorted(set(range(job.world_size)) - {one.state.rank for one in seen})
     stall = _stall(present, job=job, now=now)
     if stall.line and missing:
-        return Verdict(f"rank {missing[0]} has never come; {stall.line}")
+        return Verdict(f"rank {missing[0]} has never reported; {stall.line}")
     return stall
 
 

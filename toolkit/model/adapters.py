@@ -127,7 +127,9 @@ def adapter_folder(reference: str) -> Path | None:
     try:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a dozen unrelated classes
-        raise BadInput(f"adapter {name!r}: not in the cache and not to be had ({error})") from error
+        raise BadInput(
+            f"adapter {name!r}: not in the cache, and cannot be downloaded ({error})"
+        ) from error
 
 
 def read_adapter(folder: Path) -> Adapter:

@@ -129,8 +129,8 @@ def load_backbone(
         # Under ZeRO-3 transformers raises what it otherwise reports, as a text of many lines.
         if "automatic conversion" in str(error):  # of the weights of experts, which it fuses
             raise BadInput(
-                f"model {reference!r}: weights are missing, or have another shape than their "
-                f"likes, so that transformers cannot put them together; {AGAIN}"
+                f"model {reference!r}: weights are missing, or differ in shape from those that "
+                f"transformers must put together with them; {AGAIN}"
             ) from error
         mismatch = re.search(r"size mismatch for ([^:\s]+):", str(error))
         if not mismatch:
@@ -254,7 +254,7 @@ def _check_files(name: str, *, config: PretrainedConfig) -> None:
     if num_layers > wanted + (getattr(config, "num_nextn_predict_layers", 0) or 0):
         raise BadInput(
             f"model {name!r}: has weights of {num_layers} layers, and num_hidden_layers of its "
-            f"config.json is {wanted}: correct that, or save the model with so many layers"
+            f"config.json is {wanted}: correct that, or save the model with that many layers"
         )
 
 

@@ -103,6 +103,7 @@ def prove_isolated(forward: Forward, *, vocab_size: int, device: torch.device) -
     For packed attention only: code that builds masks, or a kernel, may ignore the bounds of rows.
     Documents would then attend to each other, and nothing else would show it.
     """
+    # Only the middle row changes, so that a leak to either side shows.
     mask_BT = torch.ones(3, NUM_TOKENS, dtype=torch.long, device=device)
     ids_BT = (7 + 13 * torch.arange(mask_BT.numel(), device=device)).view(3, -1) % vocab_size
     other_BT = ids_BT.clone()
@@ -123,6 +124,7 @@ def influence(forward: Forward, *, mask_BT: Tensor, vocab_size: int, last: bool 
     All of them change, not only the last: a sliding window may be shorter than the row.
     """
     num_rows, num_tokens = mask_BT.shape
+    # Any ids will do; these are the same on all ranks, which may share one partitioned model.
     steps = torch.arange(num_rows * num_tokens, device=mask_BT.device)
     ids_BT = (7 + 13 * steps).view(num_rows, num_tokens) % vocab_size
     first_B = mask_BT.int().argmax(dim=1)

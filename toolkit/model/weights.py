@@ -77,7 +77,7 @@ def base_folder(source: ModelSource) -> Path:
         )
     except Exception as error:  # the hub client raises a dozen unrelated classes
         raise BadInput(
-            f"model {source.name!r}: not in the cache and not to be had ({error})"
+            f"model {source.name!r}: not in the cache, and cannot be downloaded ({error})"
         ) from error
 
 

@@ -122,6 +122,7 @@ def require_equal(value: int, *, what: str, device: torch.device) -> None:
     A shared file system may show two ranks different states of a directory. If they went on, they
     would wait in different collectives forever.
     """
+    # If the mean of all values and the mean of their squares are those of ours, all are equal.
     total, squares = sum_over_ranks(value, value * value, device=device)
     if total != value * world_size() or squares != value * value * world_size():
         raise RuntimeError(f"rank {rank()} sees {value} for {what}, others see something else")
@@ -159,6 +160,8 @@ def gather_to(part: Tensor, *, owner: int) -> list[Tensor] | None:
 
 def gather_texts(text: str) -> list[str]:
     """The text of every rank, in rank order. It is sent as plain bytes; torch would use pickle."""
+    # Ranks can gather only tensors of equal size, so texts are padded to the longest. An empty one
+    # becomes a blank, because torch makes no tensor of an empty buffer.
     data = torch.frombuffer(bytearray(text.encode() or b" "), dtype=torch.uint8)
     sizes = gather_values(torch.tensor([len(data)])).tolist()
     padded = torch.nn.functional.pad(data, (0, max(sizes) - len(data)))

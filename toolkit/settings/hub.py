@@ -38,6 +38,7 @@ def not_here(model: str) -> str:
     adapter = cached_file(model, ADAPTER_CONFIG)
     if config is None and adapter is None:
         return f"{model} is not in this machine's hub cache"
+    # An adapter has only its own weights; everything else is in its base, which may be an adapter.
     if config is None and adapter is not None:
         base = read_json(adapter).get("base_model_name_or_path") or ""
         if cached_file(model, "adapter_model.safetensors") is None:

@@ -68,6 +68,7 @@ def read_layout(name: str) -> Layout:
 
 
 def _check_keys(keys: Mapping[str, Any], *, path: Path) -> None:
+    # If both the recipe and the layout gave such a value, one of the two would be ignored.
     owned = {
         "train_batch_size": "train.global_batch_rows",
         "train_micro_batch_size_per_gpu": "train.micro_batch_rows",

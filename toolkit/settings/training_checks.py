@@ -45,14 +45,16 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
         if number := recipe.data.held_out_documents:
-            raise BadInput(f"data.held_out_documents={number}: pairs are of no documents; give 0")
+            raise BadInput(
+                f"data.held_out_documents={number}: pairs do not come from documents; give 0"
+            )
     check_no_blocks(recipe)
-    _check_schedule(recipe)
+    _check_steps(recipe)
     check_run_dir(recipe)
     return micro, accumulation
 
 
-def _check_schedule(recipe: TrainingRecipe) -> None:
+def _check_steps(recipe: TrainingRecipe) -> None:
     train = recipe.train
     if train.steps > train.horizon_steps:
         raise BadInput(
@@ -81,6 +83,7 @@ def batch_split(train: Train, *, world_size: int) -> tuple[int, int]:
             f"{math.ceil(train.global_batch_rows / world_size) * world_size}"
         )
     local = train.global_batch_rows // world_size
+    # DeepSpeed takes micro-batches of equal size only.
     micro = max(d for d in range(1, min(local, train.micro_batch_rows) + 1) if local % d == 0)
     return micro, local // micro
 
@@ -110,6 +113,7 @@ def check_run_dir(recipe: TrainingRecipe) -> None:
         near = did_you_mean(unknown[0], new)
         raise BadInput(f"train.may_differ: {unknown[0]!r} is no key of this recipe{near}")
     free = FREE_KEYS | set(recipe.train.may_differ)
+    # The keys of both recipes: one of another version may have keys that the other lacks.
     keys = [k for k in {**old, **new} if old.get(k) != new.get(k) and not _and_above(k) & free]
     if keys:
         differing = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:3]]

@@ -1,4 +1,4 @@
-"""The Arrow copy of a directory's Parquet files: made by `datasets`, checked by us.
+"""The Arrow copy of a directory's Parquet files: made by `datasets`, verified by us.
 
 Knows where the copy is, and the record beside it: the SHA-256 of each stretch (the bytes of one
 batch of rows) of its files. The record is written once the rows were compared with those of the

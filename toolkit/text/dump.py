@@ -271,7 +271,7 @@ def _decoder(start: bytes) -> codecs.IncrementalDecoder | None:
             raise LookupError
     except (LookupError, UnicodeError):
         raise Damaged(
-            f"is in an encoding that nobody knows, {encoding[:40]!r}; convert it to UTF-8, or "
+            f"is in an unknown encoding, {encoding[:40]!r}; convert it to UTF-8, or "
             "correct its first line"
         ) from None
     return None if name in ("utf-8", "ascii") else codecs.getincrementaldecoder(name)()

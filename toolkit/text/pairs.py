@@ -145,7 +145,7 @@ def write_pairs(
 
 
 def _write_set(pairs: Iterable[Pair], *, folder: Path, number: int) -> Iterator[dict[str, Any]]:
-    remaining = iter(pairs)
+    remaining = iter(pairs)  # lazy: a data set need not fit into memory, a shard must
     for shard in itertools.count():
         rows = list(itertools.islice(remaining, ROWS_PER_SHARD))
         if not rows:

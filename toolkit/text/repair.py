@@ -63,6 +63,7 @@ def _remake(directory: Path, *, manifest: Manifest, number: int, inputs: Sequenc
         work = _work(manifest, output=folder / directory.name, inputs=tuple(inputs))
         for file in work.files[group]:
             _check_input(manifest["sources"][file], given=inputs[file])
+        # Which rows are in a shard is known only after making its whole part.
         part = PartMaker(work).make(group=group, unit=unit)
         stem = work.stem(group=group, unit=unit)
         first = sum(int(shard["rows"]) for shard in part.shards[:piece])

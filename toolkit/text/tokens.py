@@ -132,9 +132,9 @@ class TextTokenizer:
         if number >= self._num_embeddings:
             token = self._tokenizer.id_to_token(number)
             raise BadInput(
-                f"{where}: holds the token {token!r} (id {number}), and the model has vectors of "
-                f"{self._num_embeddings} tokens (ids below that) alone; take the token out of the "
-                "tokenizer, or enlarge the model's embedding (resize_token_embeddings)"
+                f"{where}: holds the token {token!r} (id {number}), but the model has vectors only "
+                f"for ids below {self._num_embeddings}; take the token out of the tokenizer, or "
+                "enlarge the model's embedding (resize_token_embeddings)"
             )
 
     @property
