@@ -167,6 +167,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             say_lines(f"{to_yaml(recipe)}\n")
         return
     jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
+    # Jobs run offline by default: what this machine has not cached, they could not fetch.
     must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ, default="1")
     check(
         jobs,

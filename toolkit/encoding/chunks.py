@@ -56,6 +56,7 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
 
 def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRules) -> list[Chunk]:
     """Cut texts into chunks of at most `rules.tokens`; a text without tokens is one empty chunk."""
+    # Each chunk also gets the special tokens.
     size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
     chunks = []

@@ -103,6 +103,7 @@ class Encoder:
             attention=settings.attention,
             device=self.device,
         )
+        # Merged adapters cost nothing when texts are encoded.
         merge_into(self._model, adapters=self._chain.adapters())
         self._model.eval()
         if self.device.type == "cpu":

@@ -25,6 +25,7 @@ def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[s
     names: list[str] | None = None
     try:
         for where, row in _rows(path):
+            # The first row decides under which of its names each column goes.
             names = names or [_named(row, column, where=where) for column in columns]
             for values, name in zip(table, names, strict=True):
                 value = row.get(name)

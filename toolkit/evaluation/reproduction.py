@@ -99,6 +99,7 @@ def chain(model: str) -> Iterator[tuple[Path, TrainingRecipe]]:
     """The training runs that made a model, the last one first, as far as they are here."""
     run = Path(model)
     while True:
+        # RUN/encoder is the export of RUN.
         if run.name == ENCODER_DIR and not (run / CONFIG_FILE).is_file():
             run = run.parent
         if not (run / CONFIG_FILE).is_file():

@@ -235,6 +235,7 @@ def _write_files(
 
 def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
     """Write the last files: the origin, with the digests of all other files, and the card."""
+    # Last, since it records the digests of all files that are there by now.
     content = {
         **origin,
         "stages": list(facts.stages),
