@@ -41,7 +41,7 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
         return None
     if tokens > recipe.encoder.max_tokens:
         raise BadInput(
-            f"corpus.chunk_tokens={tokens}: the encoder takes encoder.max_tokens="
+            f"corpus.chunk_tokens={tokens}: the encoder takes at most encoder.max_tokens="
             f"{recipe.encoder.max_tokens}"
         )
     if recipe.encoder.text_format != TEXT_FORMAT:

@@ -185,7 +185,7 @@ class Encoder:
             if not isinstance(text, str):
                 raise BadInput(f"sentences[{number}] is {text!r}: give texts")
             if not is_unicode(text):
-                raise BadInput(f"sentences[{number}] is {text[:80]!r}: is not valid Unicode")
+                raise BadInput(f"sentences[{number}] is {text[:80]!r}, which is not valid Unicode")
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size={batch_size}: at least 1")
         progress = Progress("encode", total=len(texts), unit="rows", shown=show_progress_bar)

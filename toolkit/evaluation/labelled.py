@@ -54,7 +54,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                 try:
                     row = json.loads(line, object_pairs_hook=without_repeats)
                 except (ValueError, RecursionError) as error:
-                    raise BadInput(f"{where}: is no JSON ({error})") from error
+                    raise BadInput(f"{where}: is not JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise BadInput(f'{where}: is not like {{"text": "...", "label": "..."}}')
                 yield where, row

@@ -285,7 +285,7 @@ def _check_writable(path: Path) -> None:
     if not there.is_dir():
         raise BadInput(f"{path}: {there} is a file; choose another directory")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: {there} cannot be written to by you; choose another directory")
+        raise BadInput(f"{path}: you may not write in {there}; choose another directory")
 
 
 def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:

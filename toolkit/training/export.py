@@ -124,7 +124,7 @@ def write_chain(
     export = export or Export()
     refuse_taken(out)
     if export.form == "peft":
-        raise BadInput("--format peft: is of a run that trained an adapter; give its directory")
+        raise BadInput("--format peft: needs a run that trained an adapter; give its directory")
     chain = chain_of(model, adapters=adapters)
     folder, config = base_folder(chain.base), load_config(chain.base)
     chain.check(Use(causal=False))
