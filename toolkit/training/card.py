@@ -64,7 +64,7 @@ def read_scores(path: Path) -> Scores:
     if rows and not any(isinstance(row, dict) for row in rows.values()):
         rows = {"this encoder": rows}
     cells = [v for row in rows.values() for v in (row.values() if isinstance(row, dict) else [row])]
-    # In Python True is an int, but it is no score.
+    # In Python True is an int, but it is not a score.
     known = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cells)
     if not cells or not known or not all(isinstance(row, dict) for row in rows.values()):
         raise BadInput(f"{path}: holds no scores; give the scores.json of toolkit.evaluate")
