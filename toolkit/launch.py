@@ -23,7 +23,7 @@ from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.launching.follow import follow
 from toolkit.launching.jobs import CHECK, CheckJob, StageJob
-from toolkit.launching.stages import PlannedJob, check, plan, warn_if_too_large
+from toolkit.launching.stages import PlannedJob, check_jobs, jobs_of, warn_if_too_large
 from toolkit.runs.estimate import gpu_of
 from toolkit.runs.launched import Launched, write_launched
 from toolkit.settings.catalogue import recipes_text, shipped
@@ -166,9 +166,10 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             say(f"# {name}")
             say_lines(f"{to_yaml(recipe)}\n")
         return
-    jobs = plan(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
+    jobs = jobs_of(stages, run_dir=run_dir, arguments=arguments, cluster=cluster)
+    # Jobs run offline by default: what this machine has not cached, they could not fetch.
     must_be_here = cluster == "slurm" and not arguments.dry_run and is_offline(environ, default="1")
-    check(
+    check_jobs(
         jobs,
         models_must_be_here=must_be_here and not arguments.allow_missing_models,
         inputs_must_be_here=not arguments.dry_run,

@@ -129,6 +129,7 @@ def _time(hours: float) -> str:
 
 
 def _memory(asked: Need, *, best: Need | None) -> list[str]:
+    # The recommended layout stands beside the asked one, where it is another.
     shown = [asked] + ([best] if best and best.layout != asked.layout else [])
     names = list(dict.fromkeys(item for one in shown for item in one.memory))
     rows = [["GiB per GPU", *(one.layout for one in shown)]]

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None:
         check_stage(
             stages,
             name=name,
+            # Tasks of an array share an encoding or evaluation, but never a training run.
             workers=ranks if isinstance(recipe, TrainingRecipe) else ranks * tasks,
             models_must_be_here=is_offline(environ),
         )

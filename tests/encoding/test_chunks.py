@@ -265,7 +265,10 @@ def test_progress_counts_texts(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["corpus.chunk_tokens=17"], "chunk_tokens=17: the encoder takes encoder.max_tokens=16"),
+        (
+            ["corpus.chunk_tokens=17"],
+            "chunk_tokens=17: the encoder takes at most encoder.max_tokens=16",
+        ),
         (["corpus.chunk_overlap=2"], "chunk_overlap=2: needs corpus.chunk_tokens"),
         (["corpus.chunk_tokens=8", "corpus.chunk_overlap=5"], "at most half of chunk_tokens=8"),
         (["corpus.chunk_tokens=7"], "corpus.chunk_tokens"),

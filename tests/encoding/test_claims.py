@@ -232,7 +232,9 @@ def test_a_plan_whose_rows_are_not_those_of_its_units_is_refused(tmp_path: Path)
         changed = {**plan, "bounds": bounds}
         write_json(ours.directory / "plan.json", {**changed, "digest": facts_digest(changed)})
         as_before(ours.directory)
-        said = r"manifest\.json: (its units are not of its 6 rows|is damaged or not ours .'bounds)"
+        said = (
+            r"manifest\.json: (its units do not cover its 6 rows|is damaged or not ours .'bounds)"
+        )
         with pytest.raises(BadInput, match=said):
             VectorStore(ours.directory)
 
@@ -283,7 +285,7 @@ def test_chunks_that_are_not_of_the_rows_of_their_unit_are_found_by_verify(tmp_p
     ):
         output.write(output.units[1], vectors[4:], wrong)
         assert output.write_manifest() == []
-        with pytest.raises(BadInput, match=r"00001\.ids\.parquet: is of other rows than the plan"):
+        with pytest.raises(BadInput, match=r"00001\.ids\.parquet: has other rows than the plan"):
             VectorStore(tmp_path, verify=True)
 
 

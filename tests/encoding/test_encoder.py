@@ -339,7 +339,7 @@ def test_an_instruction_that_leaves_nothing_of_a_text_is_refused(encoders: list[
 
 
 def test_half_a_surrogate_pair_is_named(encoders: list[Encoder]) -> None:
-    with pytest.raises(BadInput, match=r"sentences\[1\] is '.udc00x': is not valid Unicode"):
+    with pytest.raises(BadInput, match=r"sentences\[1\] is '.udc00x', which is not valid Unicode"):
         encoders[0].encode(["a", "\udc00x"])
     with pytest.raises(BadInput, match=r"instruction .* is not valid Unicode"):
         encoders[0].encode(["a"], prompt="\udc00x")

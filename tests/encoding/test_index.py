@@ -198,7 +198,7 @@ def test_an_index_of_other_embeddings_is_refused_and_made_anew(
     write_all(output, clustered(ROWS, seed=9))
     shutil.copytree(store.directory / INDEX_DIR, tmp_path / "other" / INDEX_DIR)
     other = VectorStore(tmp_path / "other")
-    with pytest.raises(BadInput, match=r"is an index of other embeddings; build it with python"):
+    with pytest.raises(BadInput, match=r"was built from another encoding; build it with python"):
         Index(other, kind="hnsw")
     assert verify.run(other.directory) == 2
     build_index(other, kind="hnsw")

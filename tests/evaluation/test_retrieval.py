@@ -227,7 +227,9 @@ def test_judgements_of_other_queries_are_counted(
     assert read_judged(queries, judgements=qrels).grades == {"1": {"a": 1}}
     assert "2 of 3 judgements belong to no query" in capsys.readouterr().err
     queries, qrels = judged_files(tmp_path, judgements="7 0 b 1\n")
-    with pytest.raises(BadInput, match=r"none of 1 judgements is of a query .* '7' there and '1'"):
+    with pytest.raises(
+        BadInput, match=r"none of 1 judgements belongs to a query .* '7' there and '1'"
+    ):
         read_judged(queries, judgements=qrels)
 
 

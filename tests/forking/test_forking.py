@@ -177,7 +177,7 @@ def test_the_log_says_what_was_forked_and_why_the_rest_was_not(python: str, tmp_
 
 
 def test_what_only_the_child_reads_makes_no_real_start(python: str) -> None:
-    """As slurm/env.sh sets it for each job."""
+    """slurm/env.sh sets such a variable for each job."""
     environ = {"PYTHONUNBUFFERED": "1", "TRITON_CACHE_DIR": "/x", "TORCH_EXTENSIONS_DIR": "/x"}
     environ |= {"PYTHONPATH": f"{ROOT}:{ROOT}"}
     assert start(python, "-c", IS_FORKED, environ=environ).stdout == "True\n"
@@ -219,7 +219,7 @@ def test_a_sitecustomize_is_run_as_in_a_real_start(python: str, tmp_path: Path) 
 
 
 def test_another_server_has_another_environment(python: str) -> None:
-    """And ends with its block."""
+    """It ends with its `with` block."""
     environ = {**os.environ, "HF_HOME": "/there"}
     with forking(environ) as other:
         code = f"import os; print(os.environ['HF_HOME'])\n{IS_FORKED}"
@@ -230,7 +230,7 @@ def test_another_server_has_another_environment(python: str) -> None:
 
 
 def test_a_launcher_starts_forks(python: str, tmp_path: Path) -> None:
-    """Of all others `sys.executable` is the interpreter itself."""
+    """In any other child `sys.executable` is the interpreter itself."""
     (tmp_path / "rank.py").write_text(f"{IS_FORKED}\nprint(sys.executable)\n")
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     log = tmp_path / "log"

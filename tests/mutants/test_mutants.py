@@ -23,7 +23,7 @@ def bench() -> Iterator[Bench]:
 
 
 def test_every_fault_can_be_planted_and_its_tests_are_there() -> None:
-    """Whoever rewrites the source of a fault, or renames its test, mends the list."""
+    """Whoever rewrites the source of a fault, or renames its test, must update the list."""
     problems = {name: fault.problem(ROOT) for name, fault in FAULTS.items()}
     missing = {name: fault.missing_tests(ROOT) for name, fault in FAULTS.items()}
     assert {name: why for name, why in problems.items() if why} == {}
@@ -60,7 +60,7 @@ def test_what_no_test_notices_is_told(old: str, new: str, outcome: str, bench: B
 
 
 def test_what_fails_anyway_is_told_and_the_copy_is_what_runs(bench: Bench) -> None:
-    """And not the source that the environment was installed from."""
+    """The copy, and not the source that the environment was installed from."""
     lines = [
         "import pytest, toolkit",
         f"def test_it(): assert {str(bench.copy)!r} in toolkit.__file__",

@@ -67,7 +67,7 @@ def agreed_units(directory: Path, manifest: Mapping[str, Any]) -> list[Unit]:
     bounds, rows, markers = manifest["bounds"], manifest["rows"], manifest["units"]
     if not _cover(bounds, rows=rows):
         where = directory / MANIFEST_FILE
-        raise BadInput(f"{where}: its units are not of its {rows} rows; {ANEW}")
+        raise BadInput(f"{where}: its units do not cover its {rows} rows; {ANEW}")
     planned = units(bounds)
     for unit in planned:
         fault = marker_fault(
@@ -125,7 +125,7 @@ def _texts(
             row_C, chunk_C = (table[name].to_numpy() for name in ("row", "chunk"))
             if not _are_chunks(row_C, chunk_C, unit=unit):
                 where = directory / UNIT_DIR / f"{unit.name}.ids.parquet"
-                raise BadInput(f"{where}: is of other rows than the plan says; {ANEW}")
+                raise BadInput(f"{where}: has other rows than the plan says; {ANEW}")
             table = table.filter(pc.equal(table["chunk"], 0))
         yield unit, table["id"].to_pylist()
 

@@ -41,7 +41,7 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
         return None
     if tokens > recipe.encoder.max_tokens:
         raise BadInput(
-            f"corpus.chunk_tokens={tokens}: the encoder takes encoder.max_tokens="
+            f"corpus.chunk_tokens={tokens}: the encoder takes at most encoder.max_tokens="
             f"{recipe.encoder.max_tokens}"
         )
     if recipe.encoder.text_format != TEXT_FORMAT:
@@ -56,6 +56,7 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
 
 def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRules) -> list[Chunk]:
     """Cut texts into chunks of at most `rules.tokens`; a text without tokens is one empty chunk."""
+    # Each chunk also gets the special tokens.
     size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
     chunks = []

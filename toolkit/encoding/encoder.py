@@ -103,6 +103,7 @@ class Encoder:
             attention=settings.attention,
             device=self.device,
         )
+        # Merged adapters cost nothing when texts are encoded.
         merge_into(self._model, adapters=self._chain.adapters())
         self._model.eval()
         if self.device.type == "cpu":
@@ -184,7 +185,7 @@ class Encoder:
             if not isinstance(text, str):
                 raise BadInput(f"sentences[{number}] is {text!r}: give texts")
             if not is_unicode(text):
-                raise BadInput(f"sentences[{number}] is {text[:80]!r}: is not valid Unicode")
+                raise BadInput(f"sentences[{number}] is {text[:80]!r}, which is not valid Unicode")
         if batch_size is not None and batch_size < 1:
             raise BadInput(f"batch_size={batch_size}: at least 1")
         progress = Progress("encode", total=len(texts), unit="rows", shown=show_progress_bar)

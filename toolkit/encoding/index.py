@@ -286,13 +286,13 @@ def _checked(store: VectorStore, *, kind: str) -> Record:
         raise BadInput(f"{store.directory}: has no index of kind {kind}; {build}")
     record = _record(folder, kind=kind)
     if record.encoding != store.manifest[SELF_DIGEST]:
-        raise BadInput(f"{folder / record.file}: is an index of other embeddings; {build}")
+        raise BadInput(f"{folder / record.file}: was built from another encoding; {build}")
     if record.rows != store.num_rows:
         raise BadInput(
             f"{folder / record.file}: has {record.rows:,} of {store.num_rows:,} rows; {build}"
         )
     if record.parameters != parameters_of(kind, num_rows=store.num_rows, width=store.width):
-        raise BadInput(f"{folder / record.file}: is an index of other parameters; {build}")
+        raise BadInput(f"{folder / record.file}: was built with other parameters; {build}")
     path = folder / record.file
     if not path.is_file() or path.stat().st_size != record.bytes:
         raise _damaged(path, kind=kind)

@@ -75,6 +75,7 @@ class Miner:
             cosine_Q = cosines(queries_QD, positives_QD)
             nearest = zip(some, scores_QK, rows_QK, cosine_Q * self._rules.max_ratio, strict=True)
             for pair, scores_K, rows_K, limit in nearest:
+                # The corpus may also hold the query itself, as with questions in a forum.
                 known = {pair.query_hash, *answers[pair.query_hash]}
                 yield pair, self._choose(rows_K, scores_K, known=known, limit=float(limit))
 
@@ -91,6 +92,7 @@ class Miner:
                 continue
             text = self._text_of(row)
             digest = text_hash(text)
+            # By text, not by row: the corpus may hold the same text several times.
             if digest in known or digest in chosen:
                 self.left_out[ANSWER if digest in known else REPEATED] += 1
             else:

@@ -38,6 +38,7 @@ class Pipe(Generic[T]):
 
     def put(self, thing: T) -> bool:
         """Wait for room and pass `thing` on; False when nobody will read it."""
+        # With a single writer, there is still room when the lock is taken below.
         open_ = self.has_room()
         with self._changed:
             if open_:

@@ -74,6 +74,7 @@ def _work(
             work = Claims(output, leases=leases, first=first, should_stop=should_stop)
         else:
             work = Alone(output, should_stop=should_stop)
+        # Each worker checks a share: together they read all finished units once.
         work.check(share(list(output.units), index=index, count=count))
         num_done = len(output.finished())
         say(
@@ -85,6 +86,7 @@ def _work(
             num_left = work.num_left()
             if num_left and work.stopped():
                 return num_left
+            # Closing may find damaged markers: then there are units to do again.
             if not num_left and work.close():
                 break
         if way != schedule.MPI or topology.rank == 0:

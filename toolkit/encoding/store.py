@@ -154,6 +154,7 @@ class VectorStore:
         wanted = self._numbers(rows)
         numbers = [self._unit_of(row) for row in wanted.tolist()]
         tables = {number: self._records(self.units[number]) for number in sorted(set(numbers))}
+        # The rows of the units needed stand one after another in one table.
         offsets = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]), strict=False))
         places = [
             int(offsets[number]) + row - self._starts[number]

@@ -25,6 +25,7 @@ def read_columns(path: Path, *, columns: Sequence[Sequence[str]]) -> list[list[s
     names: list[str] | None = None
     try:
         for where, row in _rows(path):
+            # The first row decides under which of its names each column goes.
             names = names or [_named(row, column, where=where) for column in columns]
             for values, name in zip(table, names, strict=True):
                 value = row.get(name)
@@ -53,7 +54,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
                 try:
                     row = json.loads(line, object_pairs_hook=without_repeats)
                 except (ValueError, RecursionError) as error:
-                    raise BadInput(f"{where}: is no JSON ({error})") from error
+                    raise BadInput(f"{where}: is not JSON ({error})") from error
                 if not isinstance(row, dict):
                     raise BadInput(f'{where}: is not like {{"text": "...", "label": "..."}}')
                 yield where, row

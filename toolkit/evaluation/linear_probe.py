@@ -69,7 +69,8 @@ def load_probe(folder: Path) -> Probe:
     digest = hashlib.sha256(weights).hexdigest()
     if about.get("sha256", digest) != digest:  # older files have none
         raise BadInput(
-            f"{folder / PROBE_WEIGHTS_FILE}: is not of {PROBE_FILE} beside it; evaluate again"
+            f"{folder / PROBE_WEIGHTS_FILE}: does not belong to {PROBE_FILE} beside it; "
+            "evaluate again"
         )
     if not len(labels) == len(probe.weight_LD) == len(probe.bias_L):
         raise BadInput(f"{folder}: {len(labels)} labels, {len(probe.weight_LD)} rows of weights")

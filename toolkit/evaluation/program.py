@@ -59,6 +59,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         if recipe.mteb != Mteb() and is_offline(environ):
             check_mteb_data(tasks, wanted={p.task for p in missing})
         if missing:
+            # Loads the first encoder now: one of no use is refused before anything is written.
             scorer.load(missing[min(first, len(missing) - 1)])
         mine = parts.share(
             every,

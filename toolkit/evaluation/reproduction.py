@@ -58,7 +58,7 @@ def read_reference(name: str, *, encoders: Sequence[str]) -> Reference:
     if not path.is_file():
         valid = reference_names()
         near = did_you_mean(name, valid)
-        raise BadInput(f"reference={name}: a .yaml file, or one of {', '.join(valid)}{near}")
+        raise BadInput(f"reference={name}: give a .yaml file, or one of {', '.join(valid)}{near}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         hours = content.get("hours") or {}
@@ -99,6 +99,7 @@ def chain(model: str) -> Iterator[tuple[Path, TrainingRecipe]]:
     """The training runs that made a model, the last one first, as far as they are here."""
     run = Path(model)
     while True:
+        # RUN/encoder is the export of RUN.
         if run.name == ENCODER_DIR and not (run / CONFIG_FILE).is_file():
             run = run.parent
         if not (run / CONFIG_FILE).is_file():

@@ -79,7 +79,8 @@ def read_judged(path: Path, *, judgements: Path) -> Judged:
             f"{next(iter(every))!r} there and {next(iter(queries))!r} here"
         )
     if num_known < num:
-        warn(f"{num - num_known} of {num} judgements belong to no query of {path}: other ids?")
+        strangers = f"{num - num_known} of {num} judgements belong to no query of {path}"
+        warn(f"{strangers}: do both files use the same ids?")
     return Judged({name: queries[name] for name in known}, known)
 
 

@@ -96,6 +96,7 @@ def geometry(
     """
     first, second = unit(first_PD), unit(second_PD)
     near = grades_P >= grades_P.min() + 0.8 * np.ptp(grades_P)
+    # Each vector once: a text in several pairs would look like a cluster.
     vectors_ND = np.unique(np.concatenate([first, second]), axis=0)
     some = vectors_ND[np.linspace(0, len(vectors_ND) - 1, MOST_VECTORS).astype(int)]
     some = vectors_ND if len(vectors_ND) <= MOST_VECTORS else some

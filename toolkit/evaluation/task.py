@@ -57,7 +57,7 @@ def checked(vectors_ND: Vectors, *, texts: Sequence[str]) -> Vectors:
         row = int(np.flatnonzero(~finite_N)[0])
         raise BadInput(
             f"{int((~finite_N).sum())} of {len(finite_N)} vectors are not finite, the first that "
-            f"of {texts[row][:80]!r}: another dtype (fp32, bf16), or the model is damaged"
+            f"of {texts[row][:80]!r}: use another dtype (fp32, bf16), or another copy of the model"
         )
     return vectors_ND
 

@@ -121,6 +121,7 @@ def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
     shards = open_shards(Path(asked.corpus))
     records = shards.records(0, shards.num_rows)
     names = [record["title" if judged.by_title else "id"] for record in records]
+    # Documents that are not in the corpus would only lower all scores alike, unseen.
     check_corpus(name, judged, names=names)
     task = RetrievalTask(judged, names, [record["text"] for record in records])
     return task, _digest(files, extra=f"{shards.digest} {SCORING}")

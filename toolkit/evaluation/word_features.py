@@ -214,6 +214,7 @@ def word_features(
             fill(mapped, laid, encoder=encoder, shifts=shifts)
             with naming(path):
                 mapped.flush()
+            # The digest first: vectors without one would be taken for damaged.
             write_json(_note(path), {"sha256": sha256_of(temporary)})
             os.replace(temporary, path)
         finally:

@@ -86,6 +86,7 @@ def tag_scores(gold: Tagged, *, predicted_W: Sequence[str], scheme: str) -> dict
     if scheme == "none":
         scores["macro F1"] = float(f1_score(gold_W, predicted_W, average="macro", zero_division=0))
         return scores
+    # Predictions come word by word: cut them into sentences like the tags.
     words = iter(predicted_W)
     predicted = [[next(words) for _ in row] for row in gold.tags]
     given = [list(row) for row in gold.tags]

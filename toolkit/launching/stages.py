@@ -54,7 +54,7 @@ class PlannedJob:
         return isinstance(self.recipe, TrainingRecipe)
 
 
-def plan(
+def jobs_of(
     stages: Mapping[str, StageRecipe],
     *,
     run_dir: Path,
@@ -141,7 +141,7 @@ def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
     return gpus
 
 
-def check(
+def check_jobs(
     jobs: Sequence[PlannedJob], *, models_must_be_here: bool, inputs_must_be_here: bool = True
 ) -> None:
     """Refuse now what a job would refuse after hours in the queue. Where the inputs need not be
@@ -285,7 +285,7 @@ def _check_writable(path: Path) -> None:
     if not there.is_dir():
         raise BadInput(f"{path}: {there} is a file; choose another directory")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(f"{path}: {there} cannot be written to by you; choose another directory")
+        raise BadInput(f"{path}: you may not write in {there}; choose another directory")
 
 
 def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:

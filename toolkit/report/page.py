@@ -90,7 +90,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
     if rows := [row for row in read_metrics(output) if row["step"] or len(row) > 2]:
         starts = read_starts(output)
         restarts = [int(start["step"]) for start in starts[1:]]
-        text = came_from(output / METRICS_FILE) + table(starts_told(starts))
+        text = came_from(output / METRICS_FILE) + table(start_rows(starts))
         yield (
             f"{one.stage}: training",
             text,
@@ -208,7 +208,7 @@ def summary(stages: Sequence[Standing], *, places: Mapping[str, Path]) -> str:
     return table(rows)
 
 
-def starts_told(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def start_rows(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One table row per start of a run."""
     names = ("time", "step", "job", "world_size", "num_nodes", "device", "attention")
     return [{name: start.get(name, "") for name in names} for start in starts]

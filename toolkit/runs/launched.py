@@ -38,7 +38,7 @@ class _Stage(TypedDict):
     jobs: list[str]
 
 
-class _Told(TypedDict):
+class _Document(TypedDict):
     time: str
     stages: list[_Stage]
 
@@ -47,6 +47,7 @@ def write_launched(run_dir: Path, stages: list[Launched]) -> None:
     """Write what has been launched so far; called again after each job."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     shown = [dataclasses.asdict(stage) for stage in stages]
+    # One time for the file: all its stages were launched by one command.
     for stage in shown:
         del stage["time"]
     content = {"time": now, "stages": shown}
@@ -57,7 +58,7 @@ def read_launched(run_dir: Path) -> list[Launched]:
     """The stages of the last launch, if there was one. `BadInput` for a file of another kind."""
     if not (path := run_dir / LAUNCHED_FILE).is_file():
         return []
-    content = checked(read_json(path), _Told, source=path, advice="launch again, or remove it")
+    content = checked(read_json(path), _Document, source=path, advice="launch again, or remove it")
     return [
         Launched(
             stage["name"],

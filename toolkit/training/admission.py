@@ -73,6 +73,7 @@ def meet(
     """
     if isinstance(result, Admission):
         device = join(topology, timeout_s=timeout_s)
+        # Says that this rank has no problem, and raises the problem of any other rank.
         agree(None)
         return result, device
     try:
@@ -177,6 +178,7 @@ def restore(run_dir: Path, *, device: torch.device) -> checkpoint.Checkpoint | N
     """The newest whole checkpoint, if there is one. Each rank checks a share of its files, and all
     ranks refuse it when one of them finds damage."""
     step, folder, problem = newest_step(run_dir), newest(run_dir), None
+    # A shared file system may show ranks different states: all must resume from one step.
     comm.require_equal(step, what="the newest checkpoint's step", device=device)
     if folder is None:
         return None

@@ -64,6 +64,7 @@ def read_scores(path: Path) -> Scores:
     if rows and not any(isinstance(row, dict) for row in rows.values()):
         rows = {"this encoder": rows}
     cells = [v for row in rows.values() for v in (row.values() if isinstance(row, dict) else [row])]
+    # In Python True is an int, but it is not a score.
     known = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in cells)
     if not cells or not known or not all(isinstance(row, dict) for row in rows.values()):
         raise BadInput(f"{path}: holds no scores; give the scores.json of toolkit.evaluate")
@@ -79,6 +80,7 @@ def model_card(facts: CardFacts, *, name: str) -> str:
     }
     if facts.form != "peft":
         front["tags"] = ["sentence-transformers", *front["tags"]]
+    # Only a hub name has a slash (`public_name`): the hub could not find a folder.
     if "/" in facts.base:
         front |= {"base_model": [facts.base]}
         front |= {"base_model_relation": "adapter" if facts.form == "peft" else "finetune"}
@@ -130,6 +132,7 @@ def _scores(scores: Scores | None) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[in_markdown(cell) for cell in row] for row in (heads, *rows)]
+    # Markdown takes the row above this line for the header.
     cells.insert(1, ["---"] * len(heads))
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 

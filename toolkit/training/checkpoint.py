@@ -106,6 +106,7 @@ def load(folder: Path) -> Checkpoint:
     names = sorted(state["sha256"])
 
     def stored(stem: str) -> StoredTensors:
+        # Several ranks have written a file each, as in model-00001-of-00004.safetensors.
         pattern = re.compile(stem + r"(-\d+-of-\d+)?\.safetensors")
         return StoredTensors([folder / name for name in names if pattern.fullmatch(name)])
 
@@ -133,11 +134,13 @@ def prune(run_dir: Path, *, train: Train) -> None:
     `keep_every_steps` and, with `keep_best`, the one of lowest `_badness`."""
     parent = run_dir / CHECKPOINT_DIR
     whole = sorted(path for path in parent.glob(f"{STEP_PREFIX}*") if is_committed(path))
+    # Steps have leading zeros: the order of names is that of steps.
     kept = set(whole[-train.keep_checkpoints :])
     if train.keep_every_steps:
         kept |= {path for path in whole if step_of(path) % train.keep_every_steps == 0}
     if train.keep_best:
         judged = [(bad, path) for path in whole if (bad := _badness(path)) is not None]
+        # Of equally good checkpoints the earliest.
         kept |= {min(judged)[1]} if judged else set()
     for path in whole:
         if path not in kept:

@@ -54,6 +54,7 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
         part, parts = comm.rank(), comm.world_size()
         tokenize_part(files, part=part, parts=parts, title="tokenise", shown=leads)
     comm.barrier()
+    # The ranks have written parts; rank 0 joins them.
     if leads and not complete:
         assert finish_token_files(files)
     comm.barrier()

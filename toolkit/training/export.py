@@ -124,7 +124,7 @@ def write_chain(
     export = export or Export()
     refuse_taken(out)
     if export.form == "peft":
-        raise BadInput("--format peft: is of a run that trained an adapter; give its directory")
+        raise BadInput("--format peft: needs a run that trained an adapter; give its directory")
     chain = chain_of(model, adapters=adapters)
     folder, config = base_folder(chain.base), load_config(chain.base)
     chain.check(Use(causal=False))
@@ -235,6 +235,7 @@ def _write_files(
 
 def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
     """Write the last files: the origin, with the digests of all other files, and the card."""
+    # Last, since it records the digests of all files that are there by now.
     content = {
         **origin,
         "stages": list(facts.stages),

@@ -24,6 +24,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
     units = 0
     total: dict[str, torch.Tensor] = {}
     trainer.engine.eval()
+    # The number of turns is rounded up to a multiple of the ranks, so that all take equally many.
     for turn in range(comm.rank(), -(-len(starts) // world) * world, world):
         counts = turn < len(starts)
         start = starts[turn] if counts else 0

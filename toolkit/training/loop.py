@@ -166,12 +166,14 @@ class Trainer:
             finite = figures.get("loss", term).detach().isfinite()
             loss = term * torch.where(finite, scale, torch.nan)
             zero.backward(self.engine, loss, is_last=number == len(batches) - 1)
+            # Sums of many micro-batches: fp64 keeps what fp32 would lose.
             for name, value in figures.items():
                 total[name] = total[name] + value if name in total else value.double()
         return total
 
     def _seed_dropout(self, step: int) -> None:
         """Seed dropout by (seed, step, rank), so that a restart needs no generator state."""
+        # Integers have the same hash in every process.
         torch.manual_seed(hash((self.train.seed, step, comm.rank())) % 2**63)
 
 

@@ -48,7 +48,7 @@ class MetricsLog:
             with contextlib.suppress(OSError):
                 os.truncate(path, size)  # half a line would spoil the next
             if len(waiting) == 1:
-                warn(f"{path}: {error.strerror}; lines wait")
+                warn(f"{path}: {error.strerror}; lines wait until they can be written")
 
     def close(self) -> None:
         """Warn of the lines that could never be written."""

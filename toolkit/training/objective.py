@@ -64,8 +64,9 @@ class Objective(Protocol[AnyEncoded, AnyBatch]):
     def terms(
         self, forward: Callable[..., Any], batches: Sequence[AnyBatch]
     ) -> Iterator[tuple[Tensor, Figures]]:
-        """For each micro-batch in order a scalar and the figures to report with it, such as "loss".
-        The gradients of the scalars add up to that of the SUM of losses over this rank's units.
+        """For each micro-batch in order a scalar and the figures to report with it, of which "loss"
+        is always one. The gradients of the scalars add up to that of the SUM of losses over this
+        rank's units.
 
         The caller must call backward on each scalar before it asks for the next.
         """

@@ -182,6 +182,7 @@ def _look(run_dir: Path, *, topology: Topology, data_digest: str, device: torch.
         run_dir.mkdir(parents=True, exist_ok=True)
         nonce.write_text("seen")
     comm.barrier()
+    # All ranks have just met: their clocks should now agree.
     clock_s, sees = time.time(), _is_there(nonce)
     place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     room, files = shutil.disk_usage(place), os.statvfs(place)

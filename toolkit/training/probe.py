@@ -72,6 +72,7 @@ class _Embed:
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:  # noqa: ARG002
         trainer, world = self._trainer, comm.world_size()
         rows = trainer.objective.tokenizer.encode(texts)
+        # Rows of similar length share a batch; all ranks come to the same order.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         size = trainer.micro_batch_rows
         batches = [order[start : start + size] for start in range(0, len(order), size)]
@@ -91,6 +92,7 @@ class _Embed:
                 found_ND[torch.tensor(numbers, device=trainer.device)] = vectors_BD
         trainer.engine.train()
         assert found_ND is not None
+        # Each rank has filled its own rows and left the others at zero.
         comm.all_reduce(found_ND)
         vectors: Vectors = found_ND.cpu().numpy().astype(np.float32)
         return vectors

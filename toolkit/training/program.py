@@ -228,6 +228,7 @@ def build_engine(
     if recipe.model.activation_checkpointing:
         checkpoint_activations(model)
     if recipe.model.lora:
+        # Seeded again: it must not matter how many random numbers loading has drawn.
         torch.manual_seed(recipe.train.seed)
         model = add_lora(model, lora=recipe.model.lora)
     if restored:
@@ -245,6 +246,7 @@ def build_engine(
             moment: checkpoint.by_parameter(values, names=names)
             for moment, values in restored.moments.items()
         }
+        # Skipped steps have not moved the optimizer, which corrects its moments by this count.
         taken = restored.step - restored.skipped_steps
         zero.write_optimizer(engine, masters=masters, moments=moments, step=taken)
     return engine

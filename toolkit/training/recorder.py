@@ -112,6 +112,7 @@ class Recorder:
 
     def _write_skipped(self, done: Step, row: dict[str, float]) -> None:
         if self._metrics:
+            # Steps count from 1 in records, and from 0 in the stream.
             names = self._trainer.sample_names(done.step - 1)
             self._metrics.write_skipped(row, samples=names)
             loss = done.figures["loss"]

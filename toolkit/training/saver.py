@@ -70,6 +70,7 @@ class _Writer:
             if kind not in self._open:
                 self._open[kind] = TensorWriter(self._folder / file, shapes=shapes)
             self._open[kind].put(name, value)
+            # The last value of its file: closing it gives the digest.
             if name == list(shapes)[-1]:
                 self._digests[file] = self._open.pop(kind).close()
 
@@ -148,6 +149,7 @@ class Saver:
         if thread is not None and wait:
             thread.join()
         busy = thread is not None and thread.is_alive()
+        # All ranks must agree: one that is done may find another still writing.
         if not wait and any(comm.gather_texts("busy" if busy else "")):
             return ""
         self._pending = None

@@ -91,6 +91,7 @@ class SimcseObjective:
         )
         candidate_ND = gather_vectors(second_BD, low_precision=self.low_precision)
         num_rows = len(first_BD)
+        # The positive of a row is its second view, at the same place among the rows of this rank.
         target_B = torch.arange(num_rows, device=first_BD.device) + comm.rank() * num_rows
         loss, correct = info_nce(
             first_BD, candidate_ND=candidate_ND, target_B=target_B, scale=self.settings.scale

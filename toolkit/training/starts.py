@@ -70,6 +70,7 @@ def check_progress(run_dir: Path, *, step: int, environ: Mapping[str, str]) -> N
     """Raise `RunFailed` where the last restarts have not made a step beyond `step`."""
     if not is_automatic(environ):
         return
+    # Newest first: how many automatic starts in a row began at this very step?
     in_vain = 0
     for start in reversed(read_starts(run_dir)):
         if not start.get("automatic") or start["step"] != step:
