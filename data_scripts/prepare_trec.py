@@ -192,11 +192,7 @@ def _write_lines(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-<<<<<<< HEAD
-    """Parse the command line and convert; returns the exit code."""
-=======
     """Parse the command line and run; returns the exit code: 0 done, 2 the input cannot be used."""
->>>>>>> prose1
     parser = Parser(
         description="Turn a test collection in TREC's format into files for toolkit.evaluate.",
         epilog=__doc__,

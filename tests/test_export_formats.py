@@ -260,11 +260,7 @@ def test_what_a_format_cannot_hold_is_refused(
     out, form = tmp_path / "out", ("--format", "peft")
     said = refused(capsys, export.main, runs / "mntp", out, *form, "--dtype", "bf16")
     assert "--dtype bf16: an adapter is exported as it was trained" in said
-<<<<<<< HEAD
-    assert "is of a run that trained an adapter" in refused(
+    assert "needs a run that trained an adapter" in refused(
         capsys, export.main, tiny_model, out, *form
     )
-=======
-    assert "needs a run that trained an adapter" in refusal(capsys, tiny_model, out, *form)
->>>>>>> prose2
     assert not out.exists()
