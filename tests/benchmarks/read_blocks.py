@@ -47,7 +47,7 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
         samples = reader.batch(step, global_rows=rows, start=0, stop=rows)
         encoded = objective.encode(samples)
         batches.append(objective.collate(encoded))
-        tokens += num_tokens(batches[-1])[0]
+        tokens += num_tokens(batches[-1].rows)[0]
     found["collated_tokens_per_s"] = tokens / (time.perf_counter() - began)
 
     began = time.perf_counter()
@@ -67,7 +67,7 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
         for term, _ in objective.terms(model, [made]):
             term.backward()
         optimizer.step()
-        tokens += num_tokens(made)[0]
+        tokens += num_tokens(made.rows)[0]
     found["training_tokens_per_s"] = tokens / (time.perf_counter() - began)
     print(json.dumps(found))
 

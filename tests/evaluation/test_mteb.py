@@ -293,9 +293,7 @@ def test_names_that_mteb_does_not_have_are_refused() -> None:
         tasks_of(Mteb(benchmark="MTEB(klingon)"))
     with pytest.raises(BadInput, match=r"languages=\['fin'\]: STSBenchmark has nothing"):
         tasks_of(Mteb(tasks=("STSBenchmark",), languages=("fin",)))
-    with pytest.raises(
-        BadInput, match=r"languages=\['eng'\]: what MTEB\(deu, v1\) takes .* MTEB's"
-    ):
+    with pytest.raises(BadInput, match=r"languages=\['eng'\]: MTEB\(deu, v1\) itself chooses"):
         tasks_of(Mteb(benchmark="MTEB(deu, v1)", languages=("eng",)))
 
 

@@ -93,11 +93,13 @@ def test_the_time_limit_and_a_storm_of_signals(
         if newest_step(run_dir) or list(run_dir.rglob("*.tmp")):  # it saves
             slurm.run(["scancel", "--signal=USR2", job])
         time.sleep(0.02)
-    slurm.start_now(job)
+    # Before the second life begins: SLURM would signal it after five seconds.
+    slurm.wait_state(job, state="PENDING")
+    slurm.run(["scontrol", "update", f"jobid={job}", "timelimit=10"], check=True)
     done = newest_step(run_dir)
     first_life = read_metrics(run_dir)
+    slurm.start_now(job)
     assert 0 < done == first_life[-1]["step"] < STEPS
-    slurm.run(["scontrol", "update", f"jobid={job}", "timelimit=10"], check=True)
     assert slurm.wait(job, timeout_s=180) == "COMPLETED", logs(tmp_path)
     assert slurm.job(job)["Restarts"] == "1"
     assert steps_lost(run_dir, done=int(first_life[-1]["step"])) == 0
