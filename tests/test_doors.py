@@ -372,10 +372,14 @@ for door, *arguments in json.loads(sys.argv[1]):
         ("launch", ["tiny_pipeline", "mtnp.train.steps=3"], "mntp.train.steps"),
         ("launch", ["tiny_pipeline", "train.stpes=3"], "train.steps"),
         ("train", ["tiny_mntp", "train.stpes=3"], "train.steps"),
+        ("launch", ["tiny_pipeline", "stpes=3"], "train.steps"),
         ("train", ["tiny_mntp", "lr=1"], "train.lr"),
+        ("train", ["tiny_mntp", "stpes=3"], "train.steps"),
+        ("train", ["tiny_mntp", "model.dtype=fp23"], "fp32"),
         ("train", ["tiny_mntp", "deepspeed.config=zer3"], "zero3"),
         ("evaluate", ["quickstart_evaluate", "encoders.mine.modle=x"], "encoders.mine.model"),
         ("evaluate", ["quickstart_evaluate", "retreival.a=x"], "retrieval"),
+        ("evaluate", ["quickstart_evaluate", "sst.a=x"], "sts"),
     ],
 )
 def test_a_mistyped_recipe_or_key_is_recognised(
@@ -406,6 +410,15 @@ def test_a_mistyped_option_or_choice_is_recognised(
         main(door, *words)
     assert stop.value.code == 2
     assert capsys.readouterr().err.endswith(f"; did you mean {near!r}?\n")
+
+
+@pytest.mark.parametrize(("door", "needed"), [("train", "recipe"), ("search", "encoding")])
+def test_only_what_is_required_is_said_to_be(
+    door: str, needed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(door)
+    assert capsys.readouterr().err.endswith(f"arguments are required: {needed}\n")
 
 
 def test_a_mistyped_task_is_recognised(

@@ -223,9 +223,45 @@ def test_without_sbatch_nothing_is_submitted(
     assert capsys.readouterr().err == (
         "error: --cluster slurm: no sbatch and srun on PATH; submit from a login node\n"
     )
-    assert launch.main([*arguments, "--dry-run"]) == 2
-    assert "sinfo cannot be run (No such file or directory)" in capsys.readouterr().err
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("asked", [["--cluster", "slurm"], ["--nodes", "2"]])
+def test_a_dry_run_needs_no_slurm(
+    asked: list[str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PATH", str(folder))
+    before = sorted(folder.rglob("*"))
+    arguments = ["--recipe", "tiny_mntp", *asked, *paths(folder)[:2], "--dry-run"]
+    assert launch.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert "#SBATCH --gpus-per-node=1\n" in printed.out
+    assert printed.err == (
+        "warning: sinfo cannot be run (No such file or directory); the scripts ask for 1 GPU per "
+        "node, or give --gpus-per-node\n"
+    )
+    assert launch.main([*arguments, "--gpus-per-node", "4"]) == 0
+    printed = capsys.readouterr()
+    assert "#SBATCH --gpus-per-node=4\n" in printed.out and not printed.err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_slurm_that_does_not_answer_is_refused_with_what_to_do(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("sbatch", "srun", "sinfo"):
+        (programs / name).write_text(f"#!/bin/sh\necho {name}: no controller >&2\nexit 1\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    message = refusal("--recipe", "tiny_mntp", *paths(folder)[:2], folder=folder)
+    assert message.endswith(
+        "sinfo failed (sinfo: no controller); give --gpus-per-node, or --cluster local\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +272,7 @@ def test_without_sbatch_nothing_is_submitted(
         ("echo 'p|(null)'", 0),
         ("echo 'p*|gpu:a100:4,gpu:h100:8,nvme:2'", 8),
         ("true", r"partition 'p': has no nodes"),
-        ("echo sinfo: down >&2; exit 1", r"sinfo failed \(sinfo: down\); give --gpus-per-node"),
+        ("echo sinfo: down >&2; exit 1", r"sinfo failed \(sinfo: down\)$"),
     ],
 )
 def test_gpus_by_sinfo(

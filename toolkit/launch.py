@@ -157,7 +157,8 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
     is written, except for what sbatch alone can refuse: by then it has the scripts."""
     cluster = arguments.cluster
     if cluster == "auto":
-        cluster = "slurm" if submit.has_slurm() else "local"
+        several = arguments.dry_run and arguments.nodes > 1  # which only SLURM's scripts can have
+        cluster = "slurm" if submit.has_slurm() or several else "local"
     if cluster == "slurm" and not (arguments.dry_run or submit.has_slurm()):
         raise BadInput("--cluster slurm: no sbatch and srun on PATH; submit from a login node")
     whole, run_dir, stages = resolve(arguments.recipe, overrides=arguments.overrides)

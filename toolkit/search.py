@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("encoding", type=Path, help="the output_dir of toolkit.encode")
-    add("query", nargs="*", help="queries, each in quotes")
+    add("query", nargs="*", default=[], help="queries, each in quotes")
     add("--queries", type=Path, metavar="FILE", help="more queries, one per line")
     add("--top", type=int, default=5, help="hits per query (default 5)")
     add("--instruction", default="", help="put before each query, for encoders trained with one")

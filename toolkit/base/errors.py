@@ -37,10 +37,13 @@ class BadInput(Ending, ValueError):
 
 def did_you_mean(word: str, valid: Iterable[str]) -> str:
     """The end of an error message about a mistyped word: it names the closest valid word or, for a
-    key given without its section, the valid key that ends with it. Empty if nothing is close."""
+    key given without its section, the valid key whose end is closest. Empty if nothing is close."""
     names = list(valid)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
-    near += [name for name in names if name.endswith(f".{word}")]
+    # Two letters that are exchanged are a third of a short word, and so not close.
+    near += [name for name in names if sorted(name) == sorted(word)]
+    ends = {name.rpartition(".")[2]: name for name in reversed(names)}  # the first of a kind wins
+    near += [ends[end] for end in difflib.get_close_matches(word, ends, n=1, cutoff=0.7)]
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

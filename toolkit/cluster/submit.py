@@ -67,6 +67,10 @@ class Resources:
                 raise BadInput(f"{field} is {value}: at least 1")
 
 
+class NoSinfo(BadInput):
+    """SLURM cannot be asked from here. The message lacks what to do, which the caller knows."""
+
+
 def has_slurm() -> bool:
     """Whether this machine can submit jobs, for which submitit needs both sbatch and srun."""
     return all(shutil.which(program) for program in ("sbatch", "srun"))
@@ -74,7 +78,7 @@ def has_slurm() -> bool:
 
 def gpus_of_partition(partition: str | None) -> int:
     """The largest number of GPUs that sinfo gives for any node of the partition (None: of the
-    default partition)."""
+    default partition). Raises `NoSinfo` where it gives no answer."""
     if partition is not None:
         check_option("partition", partition, option=OPTIONS["partition"])
     # sinfo marks the default partition by a star at the end of its name.
@@ -82,10 +86,10 @@ def gpus_of_partition(partition: str | None) -> int:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True)
     except OSError as error:
-        raise BadInput(f"sinfo cannot be run ({error.strerror}); give --gpus-per-node") from error
+        raise NoSinfo(f"sinfo cannot be run ({error.strerror})") from error
     except subprocess.CalledProcessError as error:
         why = " ".join(error.stderr.split())
-        raise BadInput(f"sinfo failed ({why}); give --gpus-per-node") from error
+        raise NoSinfo(f"sinfo failed ({why})") from error
     if not answer.stdout.strip():  # sinfo succeeds for a name that it does not know
         raise BadInput(f"partition {partition!r}: has no nodes, says sinfo; see sinfo --summarize")
     lines = [line.partition("|") for line in answer.stdout.splitlines()]

@@ -95,7 +95,9 @@ def end_with(error: BadInput | RunFailed) -> int:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the arguments RECIPE and key=value to the parser of a door."""
     parser.add_argument("recipe", help="a recipe of the project by name, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in train.steps=100")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="as in train.steps=100"
+    )
 
 
 def recipe_door(

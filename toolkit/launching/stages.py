@@ -30,6 +30,7 @@ from toolkit.settings.schema import (
 from toolkit.settings.training_checks import check_training
 from toolkit.training.steps import check_steps
 
+GPUS_UNKNOWN = 1  # per node, in the scripts that a dry run prints where SLURM cannot be asked
 MOST_MTEB_TASKS = 56  # of a benchmark; counting them would import mteb, which takes seconds
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
 HOW_TO_FETCH = (
@@ -133,12 +134,19 @@ def num_parts(recipe: EvaluateRecipe) -> int:
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
     """GPUs per node: as many as are asked for, or else as many as are there."""
     gpus: int | None = arguments.gpus_per_node
-    if gpus is None:
-        local = cluster == "local"
-        return submit.gpus_here() if local else submit.gpus_of_partition(arguments.partition)
-    if gpus < 0:
-        raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
-    return gpus
+    if gpus is not None:
+        if gpus < 0:
+            raise BadInput(f"--gpus-per-node {gpus}: 0 or more")
+        return gpus
+    if cluster == "local":
+        return submit.gpus_here()
+    try:
+        return submit.gpus_of_partition(arguments.partition)
+    except submit.NoSinfo as error:
+        if not arguments.dry_run:
+            raise BadInput(f"{error}; give --gpus-per-node, or --cluster local") from error
+        warn(f"{error}; the scripts ask for {GPUS_UNKNOWN} GPU per node, or give --gpus-per-node")
+        return GPUS_UNKNOWN
 
 
 def check_jobs(

@@ -112,8 +112,10 @@ def _explain(error: ValidationError, *, model: type[Recipe]) -> str:
             parts.append(f"key {location!r} is missing")
         else:
             shown = json.dumps(item["input"])[:80]
+            choices = re.findall(r"'([^']+)'", item.get("ctx", {}).get("expected", ""))
+            near = did_you_mean(str(item["input"]), choices)
             parts.append(
-                f"key {location!r}: {item['msg'][:1].lower()}{item['msg'][1:]}, not {shown}"
+                f"key {location!r}: {item['msg'][:1].lower()}{item['msg'][1:]}, not {shown}{near}"
             )
     more = error.error_count() - len(parts)
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
