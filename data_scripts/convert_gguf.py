@@ -13,7 +13,7 @@ from toolkit.command_line.door import Parser, guarded
 
 EXAMPLES = """examples:
   python data_scripts/convert_gguf.py SmolLM2-135M-Instruct.Q4_1.gguf --output models/smollm2
-  python -m toolkit.launch mntp_sheared_llama model.base=models/smollm2
+  python -m toolkit.launch mntp_sheared_llama_1b model.base=models/smollm2
 
 Needs the package gguf (pip install gguf), and memory for all weights in fp32. The folder has no
 chat template. Exit codes: 0 the folder is written, 2 the file cannot be converted.

@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ROOT, run
 from tests.project_files import project_files
+from toolkit.__main__ import DOORS
 from toolkit.settings.catalogue import recipe_names
 from toolkit.settings.pipelines import resolve
 
@@ -258,6 +259,53 @@ def test_the_command_guard_fails_on_what_would_not_work(
     (found,) = commands(block)
     with pytest.raises((AssertionError, ValueError, ImportError, OSError)):
         check_command(found, parse)
+
+
+# --- examples in help texts ---
+
+PROGRAMS = [f"toolkit.{name}" for name in DOORS if name != "quickstart"]
+PROGRAMS += sorted(project_files(ROOT, "data_scripts/*.py"))
+
+
+def examples(help_text: str) -> Iterator[str]:
+    """The commands after "example:", without what follows a pipe or stands in brackets."""
+    _, _, tail = help_text.partition("\nexample")
+    for line in tail.replace("\\\n", " ").splitlines():
+        for command in re.split(r" (?:&&|[|>]) |  \(", line):
+            if (
+                re.match(r" *(?:\w+=\S+ )?(?:python (?!-c)|srun |sbatch )", command)
+                and "..." not in command
+            ):
+                yield " ".join(command.split())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_example_of_a_help_text_is_one_that_its_door_understands(
+    program: str,
+    parse: Callable[[str, list[str]], argparse.Namespace],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(AssertionError, match="exit 0"):
+        parse(program, ["--help"])
+    for command in examples(capsys.readouterr().out):
+        assert check_command(command, parse), command
+
+
+def test_the_examples_of_a_help_text_are_found() -> None:
+    text = """
+examples:
+  python -m toolkit.ready tiny_mntp run_dir=runs/a && \\
+    sbatch slurm/mntp_mistral.sh run_dir=runs/a
+  HF_HOME=/hub python -m toolkit.status --all --json | jq .
+  python -m toolkit.launch --nodes 4      (the whole pipeline)
+  python data_scripts/verify_shards.py ...
+"""
+    assert list(examples(text)) == [
+        "python -m toolkit.ready tiny_mntp run_dir=runs/a",
+        "sbatch slurm/mntp_mistral.sh run_dir=runs/a",
+        "HF_HOME=/hub python -m toolkit.status --all --json",
+        "python -m toolkit.launch --nodes 4",
+    ]
 
 
 # --- Python ---
