@@ -396,7 +396,7 @@ def test_a_tokenizer_larger_than_the_model_is_used_and_its_own_tokens_are_refuse
     wanted = encoder_of(tiny_model).encode(["A horse runs."])
     assert np.array_equal(encoder.encode(["A horse runs."]), wanted)
     with pytest.raises(
-        BadInput, match=rf"'A zebra runs\.'.* 'zebra' \(id {known}\), and the model"
+        BadInput, match=rf"'A zebra runs\.'.* 'zebra' \(id {known}\), but the model has"
     ):
         encoder.encode(["A horse runs.", "A zebra runs."])
     recipe = load_recipe(

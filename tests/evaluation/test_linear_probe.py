@@ -130,7 +130,9 @@ def test_a_probe_of_two_writers_is_refused_and_an_older_one_read(tmp_path: Path)
     Probe(LABELS, -trained().weight_LD, trained().bias_L).save(tmp_path / "b", about={})
     mine, theirs = (tmp_path / name / "probe.safetensors" for name in ("a", "b"))
     mine.write_bytes(theirs.read_bytes())
-    with pytest.raises(BadInput, match=r"probe\.safetensors: is not of probe\.json beside it"):
+    with pytest.raises(
+        BadInput, match=r"probe\.safetensors: does not belong to probe\.json beside it"
+    ):
         load_probe(tmp_path / "a")
     (tmp_path / "a" / "probe.json").write_text(json.dumps({"labels": LABELS}))
     assert load_probe(tmp_path / "a").labels == LABELS

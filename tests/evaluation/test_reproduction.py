@@ -42,7 +42,7 @@ def test_every_reference_reads_and_has_its_recipe() -> None:
     assert mistral.scores["bi_mntp_simcse"]["Average"] == 56.80
     with pytest.raises(BadInput, match=r"knows uni, bi_mntp, .*no encoder of the recipe"):
         read_reference("mistral_7b", encoders=["mine"])
-    with pytest.raises(BadInput, match=r"reference=gpt9: a \.yaml file, or one of llama2_7b"):
+    with pytest.raises(BadInput, match=r"reference=gpt9: give a \.yaml file, or one of llama2_7b"):
         read_reference("gpt9", encoders=["uni"])
 
 

@@ -212,7 +212,7 @@ def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(
     before = set(descendants(os.getpid()))
     monkeypatch.setattr("tests.slurm.cluster.NODE_LINE", "NodeName={name} NoSuchKey={port}")
     broken = Cluster()
-    with pytest.raises(ClusterError, match=r"slurmctld.*ended(?s:.)*NoSuchKey"), broken:
+    with pytest.raises(ClusterError, match=r"did not start: .* ended(?s:.)*NoSuchKey"), broken:
         pass
     assert set(descendants(os.getpid())) <= before
     assert not broken.folder.exists()
