@@ -82,8 +82,12 @@ def is_over(slurm: Cluster, job: str) -> bool:
     return slurm.job(job)["JobState"] in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED")
 
 
-def is_pending(slurm: Cluster, job: str) -> bool:
-    return slurm.job(job)["JobState"] == "PENDING"
+def is_requeued(slurm: Cluster, job: str) -> bool:
+    """Wait for the end of a life of a job; whether another one follows."""
+    wait_until(
+        lambda: is_over(slurm, job) or slurm.job(job)["JobState"] == "PENDING", what="end of a life"
+    )
+    return not is_over(slurm, job)
 
 
 def test_the_time_limit_and_a_storm_of_signals(
@@ -101,8 +105,7 @@ def test_the_time_limit_and_a_storm_of_signals(
             if newest_step(run_dir) or list(run_dir.rglob("*.tmp")):  # it saves
                 slurm.run(["scancel", "--signal=USR2", job])
             time.sleep(0.02)
-        wait_until(lambda: is_over(slurm, job) or is_pending(slurm, job), what="end of its life")
-        if is_pending(slurm, job):
+        if is_requeued(slurm, job):
             break
         # SLURM looks at limits every 30 s: this run was over before, or told so in its last step.
     # Before the second life begins, which SLURM would signal after five seconds.
