@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 
 from tests import times
+from tests.benchmarks.harness import REAL_DATA
 from tests.forking.start import check_servers, environ_of_starts, forked_python
 from toolkit.base import console
 
@@ -82,9 +83,8 @@ def _collections_pass_over_what_stays() -> None:
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data sets beside the checkout (TOOLKIT_REAL_DATA names another)."""
-    folder = Path(os.environ.get("TOOLKIT_REAL_DATA", ROOT.parent / "shared" / "data"))
-    need(folder.is_dir(), f"no real data in {folder}; name it with TOOLKIT_REAL_DATA")
-    return folder
+    need(REAL_DATA.is_dir(), f"no real data in {REAL_DATA}; name it with TOOLKIT_REAL_DATA")
+    return REAL_DATA
 
 
 @pytest.fixture(scope="session")

@@ -66,8 +66,8 @@ def write_models(folder: Path) -> None:
     """The shipped model as folders that all contenders read, bidirectional, in fp32."""
     (folder / "model").mkdir()
     merge_weights(MODEL, dtype="fp32", out=folder / "model")
-    config = load_config(resolve_model(str(MODEL)))
-    tokenizer = load_tokenizer(resolve_model(str(MODEL)))
+    source = resolve_model(str(MODEL))
+    config, tokenizer = load_config(source), load_tokenizer(source)
     given = {"config": config, "tokenizer": tokenizer, "max_tokens": MAX_TOKENS, "dtype": "fp32"}
     write_encoder_files(folder / "model", **given)
     arguments = [str(MODEL), str(folder / "llm2vec"), "--format", "llm2vec"]

@@ -25,7 +25,8 @@ TINY = Path(__file__).parents[2] / "toolkit" / "quickstart" / "tiny-mistral"
 
 
 def main(shards: str, max_tokens: str, batch: str) -> None:
-    tokenizer = text_tokenizer(resolve_model(str(TINY)), max_tokens=int(max_tokens))
+    source = resolve_model(str(TINY))
+    tokenizer = text_tokenizer(source, max_tokens=int(max_tokens))
     files = TokenFiles(shards=Path(shards), tokenizer=tokenizer, block_tokens=int(max_tokens))
     rows = int(batch)
 
@@ -55,8 +56,8 @@ def main(shards: str, max_tokens: str, batch: str) -> None:
     found["resume_s"] = time.perf_counter() - began
 
     model = load_backbone(
-        resolve_model(str(TINY)),
-        config=load_config(resolve_model(str(TINY))),
+        source,
+        config=load_config(source),
         head=True,
         dtype="fp32",
         attention="packed",

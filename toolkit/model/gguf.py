@@ -57,11 +57,11 @@ def read_gguf(path: Path) -> GgufFile:
         raise BadInput(f"{path}: is no GGUF file (it begins with {magic!r}, not {_MAGIC!r})")
     try:
         reader = GGUFReader(path)
-        told = {}
+        general = {}
         for key in ("architecture", "name", "license"):
             field = reader.get_field(f"general.{key}")
             is_text = field is not None and field.types == [GGUFValueType.STRING]
-            told[key] = str(field.contents()) if field is not None and is_text else ""
+            general[key] = str(field.contents()) if field is not None and is_text else ""
         tokens = reader.get_field("tokenizer.ggml.tokens")
         num_tokens = len(tokens.data) if tokens is not None else 0
     except Exception as error:  # of a damaged header: whatever numpy says of nonsense
@@ -69,7 +69,7 @@ def read_gguf(path: Path) -> GgufFile:
             f"{path}: is cut off or damaged, or has tensors of an unknown type "
             f"({first_line(error)}); download it again"
         ) from error
-    architecture = told["architecture"]
+    architecture = general["architecture"]
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         valid = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
         raise BadInput(f"{path}: architecture {architecture!r} cannot be read; valid: {valid}")
@@ -92,7 +92,7 @@ def read_gguf(path: Path) -> GgufFile:
             ) from error
     counts = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     types = dict(sorted(counts.items()))
-    return GgufFile(path, tensor_types=types, num_tokens=num_tokens, **told)
+    return GgufFile(path, tensor_types=types, num_tokens=num_tokens, **general)
 
 
 def convert_gguf(path: Path, *, output: Path, dtype: str = "fp32") -> GgufFile:
@@ -163,10 +163,10 @@ def _tokenizer(path: Path) -> Any:
 def _plain(model: Any, *, dtype: str) -> Any:
     """The same weights in a model that never was quantised: transformers refuses to save one that
     came of a GGUF file."""
-    told = model.config.to_dict()
+    settings = model.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype"):
-        told.pop(key, None)
-    config = type(model.config).from_dict(told)
+        settings.pop(key, None)
+    config = type(model.config).from_dict(settings)
     with torch.device("meta"):
         plain: nn.Module = type(model)(config)
     plain.load_state_dict(model.state_dict(), assign=True)
