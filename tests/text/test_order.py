@@ -44,7 +44,7 @@ def test_any_position_alone_equals_the_whole(data: st.DataObject) -> None:
     assert found.tolist() == whole[part].tolist()
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(shuffles(), st.data())
 def test_block_shuffle_is_one_sequence_for_any_world_size_and_restart(
     shuffle: BlockShuffle, data: st.DataObject

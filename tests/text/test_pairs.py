@@ -405,7 +405,7 @@ class Sizes:
         return number, row
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_batches_are_of_one_set_and_every_pair_comes_before_one_comes_again(
     data: st.DataObject,
