@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.model.test_attention import FAMILIES, batch, model_of, packed
 from toolkit.model.attention import PACKED
-from toolkit.model.onednn import lay_out_linears
+from toolkit.model.onednn import lay_out_linears, train_by_onednn
 
 
 @torch.inference_mode()
@@ -53,3 +53,38 @@ def test_other_layers_stay_as_they_are() -> None:
 def test_where_torch_lacks_the_operators_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert lay_out_linears(nn.Sequential(nn.Linear(3, 3))) == 0
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 0, 7), (2, 3, 7)])
+def test_gradients_are_those_of_torchs_linear(
+    shape: tuple[int, ...], bias: bool, frozen: bool
+) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(7, 5, bias=bias)
+    plain.requires_grad_(not frozen)
+    ours = copy.deepcopy(plain)
+    assert train_by_onednn(ours) == 1
+    assert isinstance(ours, nn.Linear)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    wanted, found = (torch.randn(shape).requires_grad_() for _ in range(2))
+    found.data.copy_(wanted.data)
+    for layer, input in ((plain, wanted), (ours, found)):
+        layer(input).square().sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad)
+    for one, other in zip(ours.parameters(), plain.parameters(), strict=True):
+        assert (one.grad is None) == frozen
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_of_training_is_that_of_torchs_linears(family: str) -> None:
+    plain = model_of(family, attention=PACKED)
+    ours = copy.deepcopy(plain)
+    assert train_by_onednn(ours) == len([one for one in plain.modules() if type(one) is nn.Linear])
+    ids_BT, mask_BT = batch()
+    for model in (plain, ours):
+        packed(model, ids_BT, mask_BT).square().sum().backward()
+    for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4, msg=name)

@@ -3,5 +3,6 @@
 Loading: `tokenizer`, `backbone`, `declared` (what a folder says about its vectors), `adapters`,
 `gguf` (turns files of llama.cpp into folders). Attention: `attention` over packed rows,
 `bidirectional` with its proof. Vectors and losses: `pooling`, `losses`. Weights on disk:
-`tensor_file`, `weights`, `llm2vec_format`. On a CPU: `memory`, `onednn`, `side_by_side`.
+`tensor_file`, `weights`, `llm2vec_format`. On a CPU: `memory`, `onednn`, `dropout`,
+`side_by_side`.
 """

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from toolkit.base.errors import BadInput
+from toolkit.model.dropout import dropout
 
 PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
@@ -302,7 +303,7 @@ def _by_hand(
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     # In fp32, as transformers' own attention does: a bf16 sum of many weights loses precision.
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = F.dropout(weights, p=rules.dropout)
+    weights = dropout(weights, p=rules.dropout)
     return (weights.view(*grouped.shape[:3], num_tokens) @ value).view_as(query)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     MODEL_MAPPING,
@@ -31,6 +32,7 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.base.tensor_header import read_header
 from toolkit.model.attention import register
+from toolkit.model.dropout import Dropout
 from toolkit.model.tokenizer import AGAIN, first_line
 from toolkit.settings.model_source import ModelSource
 from toolkit.settings.schema import Lora
@@ -187,6 +189,11 @@ def add_lora(model: Any, *, lora: Lora) -> Any:
         # Keep the adapters in the model's type. peft would make them fp32, and under ZeRO-3 their
         # products would stay fp32. DeepSpeed keeps fp32 masters of them anyway.
         adapted = get_peft_model(inner, settings, autocast_adapter_dtype=False)
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            for name, layer in module.lora_dropout.items():
+                if isinstance(layer, nn.Dropout):
+                    module.lora_dropout[name] = Dropout(layer.p)
     if inner is model:
         return adapted
     for parameter in model.parameters():

@@ -34,6 +34,7 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
+from toolkit.model.onednn import train_by_onednn
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
 from toolkit.settings.schema import TrainingRecipe
@@ -231,6 +232,7 @@ def build_engine(
         # Seeded again: it must not matter how many random numbers loading has drawn.
         torch.manual_seed(recipe.train.seed)
         model = add_lora(model, lora=recipe.model.lora)
+    train_by_onednn(model)
     if restored:
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         masters = checkpoint.by_parameter(restored.weights, names=names)
