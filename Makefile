@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-encode benchmark-scheduling lint clean test-mutants
+.PHONY: help install quickstart smollm2 test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -99,6 +99,9 @@ benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B sh
 
 benchmark-quality: install  ## every state on every local task over three seeds, tables and plots (three hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/quality
+
+benchmark-real: install smollm2  ## the real model through the whole recipe on real tasks; goes on where it was (a night)
+	$(BIN)/python -m tests.benchmarks.bench_real
 
 benchmark-encode: install $(LLM2VEC)  ## texts a second beside sentence-transformers and llm2vec; two workers; a million rows (three hours)
 	$(BIN)/python -m tests.benchmarks.bench_encode --runs 5 --peers $(LLM2VEC)

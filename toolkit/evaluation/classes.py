@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import random
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,25 @@ class ClassificationTask:
 
     def scores(self, embed: Embed) -> dict[str, float]:
         """The mean accuracy and macro F1 of all experiments, from 0 to 1."""
+        from sklearn.metrics import accuracy_score, f1_score
+
+        results = []
+        for predicted in self.predictions(embed):
+            f1 = f1_score(self.test[1], predicted, average="macro", zero_division=0)
+            results.append((accuracy_score(self.test[1], predicted), f1))
+        accuracy, f1 = np.mean(results, axis=0)
+        return {self.main: float(accuracy), "macro F1": float(f1)}
+
+    def predictions(self, embed: Embed) -> Iterator[NDArray[np.str_]]:
+        """The labels (N,) that each experiment gives the test texts."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegression
-        from sklearn.metrics import accuracy_score, f1_score
 
         draws = self._draws()
         used = sorted({row for rows in draws for row in rows})
         texts = [self.train[0][row] for row in used]
         vectors = dict(zip(used, checked(embed(texts), texts=texts), strict=True))
         test_ND = checked(embed(self.test[0]), texts=self.test[0])
-        results = []
         for rows in draws:
             model = LogisticRegression(max_iter=ITERATIONS, random_state=SEED)
             with warnings.catch_warnings():
@@ -54,11 +64,7 @@ class ClassificationTask:
                 model.fit(
                     np.stack([vectors[row] for row in rows]), [self.train[1][row] for row in rows]
                 )
-            predicted = model.predict(test_ND)
-            f1 = f1_score(self.test[1], predicted, average="macro", zero_division=0)
-            results.append((accuracy_score(self.test[1], predicted), f1))
-        accuracy, f1 = np.mean(results, axis=0)
-        return {self.main: float(accuracy), "macro F1": float(f1)}
+            yield model.predict(test_ND)
 
     def _draws(self) -> list[list[int]]:
         """The rows of each experiment. Like MTEB, shuffle the last order with the same seed."""

@@ -95,6 +95,16 @@ class RetrievalTask:
 
     def scores(self, embed: Embed) -> dict[str, float]:
         """Means over the queries with a relevant document; only queries have the instruction."""
+        rankings = self.rankings(embed)
+        return {
+            "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
+            "R@100": _mean(ranking.recall(DEPTH) for ranking in rankings),
+            "recall@3": _mean(ranking.recall(3) for ranking in rankings),
+            "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
+        }
+
+    def rankings(self, embed: Embed) -> list[Ranking]:
+        """The ranking of each query with a relevant document, in the order of the judgements."""
         judged = self.judged
         relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
         texts = [judged.queries[name] for name in relevant]
@@ -110,12 +120,7 @@ class RetrievalTask:
             score_QN = (query_QD[start : start + QUERY_BLOCK] @ vector_VD.T)[:, vector_N]
             for name, score_N in zip(relevant[start:], score_QN, strict=False):
                 rankings.append(documents.ranking(score_N, grades=judged.grades[name]))
-        return {
-            "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
-            "R@100": _mean(ranking.recall(DEPTH) for ranking in rankings),
-            "recall@3": _mean(ranking.recall(3) for ranking in rankings),
-            "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
-        }
+        return rankings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,219 @@
+"""SmolLM2-135M through the whole recipe, three times, on real tasks; and how much MNTP it needs.
+
+    make benchmark-real
+    python -m tests.benchmarks.bench_real --seeds 1 --only states
+    python -m tests.benchmarks.bench_real --show        only tables and figures, from what is scored
+
+States: causal; bidirectional, untrained; after MNTP; after MNTP and SimCSE; after MNTP and
+supervised training; after all three. A run is known by the digest of what decides it (settings,
+seed, texts, base, and the run before it). What is scored is in tests/benchmarks/real/scores, under
+that digest, and is not run again; weights are kept in .cache/study. So the study can be stopped at
+any time, and the same command goes on.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.harness import REAL_DATA, ROOT
+from tests.benchmarks.real import inputs
+from tests.benchmarks.real.report import write_report
+from tests.benchmarks.real.scoring import TASKS
+from toolkit.base.console import say
+from toolkit.base.files import is_committed, write_json
+from toolkit.settings.recipes import load_recipe
+
+BASE = ROOT / ".cache" / "smollm2-135m"
+KEPT = ROOT / ".cache" / "study"
+SCORES = ROOT / "tests" / "benchmarks" / "real" / "scores"
+SOME = ("STS-B dev", "STS-B", "EWT")  # of the runs that ask how much MNTP
+GRID = {  # rates and scales, chosen on the dev part of STS-B after seed 1
+    "mntp": [{"train.lr": "2e-4"}, {"train.lr": "1e-3"}],
+    "simcse": [{"train.lr": "1e-4"}, {"train.lr": "1e-3"}, {"simcse.scale": "10.0"}],
+    "supervised": [
+        {"train.lr": "1e-4"},
+        {"train.lr": "1e-3"},
+        {"supervised.scale": "10.0"},
+        {"supervised.scale": "50.0"},
+    ],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training run of one of the recipes, upon the run `after`, or upon the base itself; `kind`
+    is "causal" or "bidirectional" for the base as it is."""
+
+    state: str
+    kind: str
+    seed: int = 0
+    settings: tuple[tuple[str, str], ...] = ()
+    after: "Run | None" = None
+    tasks: tuple[str, ...] = tuple(TASKS)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training run."""
+        return self.kind not in ("causal", "bidirectional")
+
+    @property
+    def recipe(self) -> str:
+        """The recipe whose settings it changes."""
+        return f"{self.kind}_smollm2_135m"
+
+    def facts(self, data_digest: str) -> dict[str, Any]:
+        """All that decides the encoder."""
+        before = self.after.digest(data_digest) if self.after else None
+        recipe = load_recipe(self.recipe).model_dump_json() if self.trains else ""
+        return {
+            "kind": self.kind,
+            "recipe": _sha(recipe.encode())[:16],
+            "seed": self.seed,
+            "settings": dict(self.settings),
+            "after": before,
+            "inputs": data_digest if self.trains else None,
+        }
+
+    def digest(self, data_digest: str) -> str:
+        """The name of its score and of its run directory."""
+        return _sha(json.dumps(self.facts(data_digest), sort_keys=True).encode())[:16]
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def states(seeds: Sequence[int]) -> Iterator[Run]:
+    """The states of the paper; those that are not trained come last."""
+    for seed in seeds:
+        mntp = Run("MNTP", "mntp", seed)
+        simcse = Run("MNTP + SimCSE", "simcse", seed, after=mntp)
+        yield from (mntp, simcse)
+        yield Run("MNTP + supervised", "supervised", seed, after=mntp)
+        yield Run("MNTP + SimCSE + supervised", "supervised", seed, after=simcse)
+    yield Run("causal", "causal")
+    yield Run("bidirectional", "bidirectional")
+
+
+def grid(seed: int) -> Iterator[Run]:
+    """Other rates and scales, one at a time."""
+    mntp = Run("MNTP", "mntp", seed)
+    for kind, choices in GRID.items():
+        for choice in choices:
+            after = None if kind == "mntp" else mntp
+            told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in choice.items())
+            tasks = ("STS-B dev", "EWT") if kind == "mntp" else ("STS-B dev",)
+            yield Run(f"{kind}, {told}", kind, seed, tuple(choice.items()), after, tasks)
+
+
+def amounts(seed: int) -> Iterator[Run]:
+    """How much MNTP: by steps of LoRA and of all weights, with SimCSE upon them; by the share of
+    hidden tokens."""
+    full = (("model.lora", "null"), ("train.lr", "1e-4"))
+    for name, settings, steps in (("LoRA", (), (50, 100, 400)), ("all weights", full, (100, 400))):
+        for number in steps:
+            # The schedule is that of the longest run: fewer steps are a part of it.
+            given = (*settings, ("train.horizon_steps", "400"), ("train.steps", str(number)))
+            mntp = Run(f"MNTP, {name}, {number} steps", "mntp", seed, given, None, SOME)
+            yield mntp
+            if number >= 100:
+                yield Run(f"{mntp.state}, SimCSE", "simcse", seed, (), mntp, SOME)
+    yield Run("SimCSE alone", "simcse", seed, (), None, SOME)
+    for share in ("0.5", "0.8"):
+        yield Run(
+            f"MNTP, {share} hidden", "mntp", seed, (("mntp.mask_probability", share),), None, SOME
+        )
+
+
+def train(run: Run, *, digest: str, parents: str, data: Path) -> Path:
+    """Train a run unless it is there; returns its encoder. The run before it is there."""
+    folder = KEPT / "runs" / digest
+    if not is_committed(folder / "encoder"):
+        base = KEPT / "runs" / parents / "encoder" if run.after else BASE
+        settings = {"model.base": str(base), **dict(run.settings)}
+        settings |= {"run_dir": str(folder), "data.train": str(data), "train.seed": str(run.seed)}
+        command = [sys.executable, "-m", "toolkit.train", run.recipe]
+        command += [f"{key}={value}" for key, value in settings.items()]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return folder / "encoder"
+
+
+def do(run: Run, *, made: dict[str, Path], data_digest: str, real_data: Path) -> None:
+    """Train and score a run, and the run before it, unless they are."""
+    digest = run.digest(data_digest)
+    out = SCORES / f"{digest}.json"
+    known = json.loads(out.read_text()) if out.exists() else {}
+    if all(task in known.get("tasks", {}) for task in run.tasks):
+        return
+    if run.trains:
+        parents = ""
+        if run.after:
+            parents = run.after.digest(data_digest)
+            train_only(run.after, made=made, data_digest=data_digest)
+        say(f"study: {run.state}, seed {run.seed} ({digest})")
+        model = train(run, digest=digest, parents=parents, data=made[run.kind])
+    else:
+        model = BASE
+    scratch = KEPT / "scores" / f"{digest}.json"
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    scratch.write_text(json.dumps(known.get("tasks", {})))
+    command = [sys.executable, "-m", "tests.benchmarks.real.scoring", str(model), str(scratch)]
+    command += ["--data", str(real_data), *(["--causal"] if run.kind == "causal" else [])]
+    subprocess.run([*command, "--tasks", *run.tasks], cwd=ROOT, check=True)
+    about = {"state": run.state, **run.facts(data_digest)}
+    SCORES.mkdir(parents=True, exist_ok=True)
+    write_json(out, {**about, "tasks": json.loads(scratch.read_text())})
+
+
+def train_only(run: Run, *, made: dict[str, Path], data_digest: str) -> None:
+    """The encoder of a run that another begins with."""
+    parents = ""
+    if run.after:
+        parents = run.after.digest(data_digest)
+        train_only(run.after, made=made, data_digest=data_digest)
+    train(run, digest=run.digest(data_digest), parents=parents, data=made[run.kind])
+
+
+def inputs_digest(made: dict[str, Path]) -> str:
+    """The digest of all training inputs and of the base."""
+    manifests = [(made[kind] / "manifest.json").read_bytes() for kind in ("mntp", "supervised")]
+    base = (BASE / "gguf.json").read_bytes()
+    return _sha(b"".join([_sha(one).encode() for one in (*manifests, base)]))[:16]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write the tables and figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, default=REAL_DATA)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--only", choices=("states", "grid", "amounts"), action="append")
+    parser.add_argument("--show", action="store_true", help="run nothing")
+    given = parser.parse_args(argv)
+    if not given.show:
+        made = inputs.prepare(given.data, output=KEPT / "inputs")
+        digest = inputs_digest(made)
+        parts = {
+            "states": lambda: states(given.seeds),
+            "grid": lambda: grid(given.seeds[0]),
+            "amounts": lambda: amounts(given.seeds[0]),
+        }
+        for part in given.only or parts:
+            runs = list(parts[part]())
+            for run in runs if part == "states" else ():
+                if run.trains:  # first all encoders: to score one takes as long
+                    train_only(run, made=made, data_digest=digest)
+            for run in runs:
+                do(run, made=made, data_digest=digest, real_data=given.data)
+    write_report(SCORES, data=given.data)
+
+
+if __name__ == "__main__":
+    main()

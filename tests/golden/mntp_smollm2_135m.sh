@@ -1,0 +1,23 @@
+# ---- mntp ----
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=4
+#SBATCH --gpus-per-node=4
+#SBATCH --job-name=mntp_smollm2_135m-mntp
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=4
+#SBATCH --open-mode=append
+#SBATCH --output=/HERE/runs/mntp_smollm2_135m/logs/mntp/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+
+# setup
+source '/ROOT/slurm/env.sh'
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /HERE/runs/mntp_smollm2_135m/logs/mntp/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 /PYTHON -u -m submitit.core._submit /HERE/runs/mntp_smollm2_135m/logs/mntp
+
