@@ -246,3 +246,45 @@ def test_the_cuda_kernel_equals_the_rows_alone(window: int | None, causal: bool)
         module, *(part.float().cpu() for part in (query, key, value)), **settings
     )
     torch.testing.assert_close(fast.float().cpu(), slow, atol=2e-2, rtol=2e-2)
+
+
+VARLEN_OF = {  # the parameters behind the six that all versions have
+    "2.10": {"is_causal", "return_aux"},
+    "2.11": {"return_aux", "scale", "window_size"},
+    "2.12": {"return_aux", "scale", "window_size", "enable_gqa"},
+}
+
+
+@pytest.mark.parametrize("version", VARLEN_OF)
+def test_torchs_kernel_is_given_what_its_version_knows(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter that this torch lacks would be a TypeError in the first forward pass."""
+    given: dict[str, Any] = {}
+
+    def varlen_attn(query: Tensor, *others: Any, **named: Any) -> Tensor:
+        assert len(others) == 6
+        given.update(named)
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr(attention, "varlen_parameters", lambda: frozenset(VARLEN_OF[version]))
+    monkeypatch.setattr(attention, "kernel_for", lambda **_: attention.VARLEN)
+    asked = {"attention": PACKED, "dtype": torch.bfloat16, "on_gpu": True}
+    if version == "2.10":
+        with pytest.raises(BadInput, match=r"no scale and no window_size.*2\.11 or newer"):
+            attention.check_torch(**asked)
+        attention.check_torch(**{**asked, "attention": "sdpa"})
+        return
+    attention.check_torch(**asked)
+    query_1HTE, key_1KTE = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
+    bound_S = torch.tensor([0, 2, 6], dtype=torch.int32)
+    rows = {"cu_seq_lens_q": bound_S, "max_length_q": 4, "is_causal": False}
+    attention.packed_attention(torch.nn.Module(), query_1HTE, key_1KTE, key_1KTE, **rows)
+    assert set(given) <= VARLEN_OF[version]
+    assert given.get("enable_gqa", True) is True
+    assert given["window_size"] == (-1, -1)
+
+
+def test_the_kernel_of_this_torch_has_all_that_is_given() -> None:
+    assert {"scale", "window_size", "enable_gqa"} <= attention.varlen_parameters()

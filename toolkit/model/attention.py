@@ -9,6 +9,7 @@ Shapes: T tokens of all rows, S rows, H query heads, K key heads, E width of a h
 """
 
 import functools
+import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -115,6 +116,29 @@ def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: flo
         return VARLEN
     # On a CPU the fused kernels support neither soft capping nor dropout.
     return BY_HAND if softcap or dropout else SDPA
+
+
+@functools.cache
+def varlen_parameters() -> frozenset[str]:
+    """The names of the parameters of torch's `varlen_attn`, which grew from version to version;
+    none in a torch without it."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def check_torch(*, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
+    """Raise `BadInput` if this torch is too old for packed attention on a GPU."""
+    kernel = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=0.0, softcap=None)
+    if attention != PACKED or kernel != VARLEN:
+        return
+    if missing := sorted({"scale", "window_size"} - varlen_parameters()):
+        raise BadInput(
+            f"torch {torch.__version__}: its varlen_attn has no {' and no '.join(missing)}, which "
+            "packed attention on a GPU needs; install torch 2.11 or newer, or use attention=sdpa"
+        )
 
 
 def check_dropout(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
@@ -319,6 +343,10 @@ def _varlen(
     """torch's flash attention over rows of any lengths (CUDA, fp16 or bf16): (1, T, H, E)."""
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped: dict[str, Any] = {}
+    # torch 2.11 has no such parameter; its kernel takes fewer key heads all the same.
+    if "enable_gqa" in varlen_parameters():
+        grouped["enable_gqa"] = query.shape[1] != key.shape[1]
     if rules.dropout:
         raise ValueError(
             f"packed attention on CUDA has no attention dropout (here {rules.dropout}); "
@@ -335,7 +363,7 @@ def _varlen(
         max_length,
         scale=rules.scaling,
         window_size=rules.window,
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)
     return out.unsqueeze(0)

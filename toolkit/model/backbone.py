@@ -31,7 +31,7 @@ from toolkit.base.documents import FileName, checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.base.tensor_header import read_header
-from toolkit.model.attention import register
+from toolkit.model.attention import check_torch, register
 from toolkit.model.dropout import Dropout
 from toolkit.model.tokenizer import AGAIN, first_line
 from toolkit.settings.model_source import ModelSource
@@ -109,6 +109,7 @@ def load_backbone(
     are missing, damaged or of another shape: transformers would fill them at random and go on.
     """
     register()
+    check_torch(attention=attention, dtype=DTYPES[dtype], on_gpu=torch.cuda.is_available())
     factory = AutoModelForCausalLM if head else AutoModel
     reference, name = source.reference, source.name
     _check_files(name, config=config)
