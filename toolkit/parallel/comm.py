@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from toolkit.base.errors import BadInput
+from toolkit.base.errors import BadInput, NodeFault
 
 
 def start(
@@ -57,9 +57,31 @@ def start(
 
 def device_of(local_rank: int) -> torch.device:
     """The GPU for a local rank, or the CPU if there is none. A process may see all GPUs of the node
-    or only its own."""
+    or only its own.
+
+    Raises `NodeFault` when GPUs were allotted to this process and torch sees none of them: going on
+    without would leave the ranks on other nodes waiting for a CPU. Raises `BadInput` for more ranks
+    than GPUs, which would share one.
+    """
     count = torch.cuda.device_count()
-    return torch.device("cuda", local_rank % count) if count else torch.device("cpu")
+    allotted = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not count:
+        # -1 and NoDevFiles (SLURM's) say that there is none.
+        if torch.version.cuda and allotted not in ("", "-1", "NoDevFiles"):
+            raise NodeFault(
+                f"{socket.gethostname()}: GPUs {allotted} are allotted (CUDA_VISIBLE_DEVICES), and "
+                f"torch sees none: is the driver too old for CUDA {torch.version.cuda}? "
+                "See nvidia-smi"
+            )
+        return torch.device("cpu")
+    if count == 1:
+        return torch.device("cuda", 0)  # each rank sees its own GPU only, or there is one rank
+    if local_rank >= count:
+        raise BadInput(
+            f"local rank {local_rank} on {socket.gethostname()}: there are {count} GPUs here, and "
+            "each rank needs one of its own; start as many ranks per node as it has GPUs"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def stop() -> None:
