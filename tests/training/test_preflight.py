@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from tests.conftest import ROOT, free_port, need
 from tests.forking.start import forked_python
 from toolkit.base.errors import NodeFault
+from toolkit.training import preflight as preflight_module
 from toolkit.training.preflight import (
     Facts,
     check_product,
@@ -193,3 +195,15 @@ def test_the_figures_stand_in_the_record_of_starts(arguments: list[str], tmp_pat
     told = json.loads(line)["preflight"]
     assert len(told["matmul_tflops"]) == 2 and min(told["matmul_tflops"]) > 0
     assert told["all_reduce_gb_per_s"] > 0
+
+
+def test_a_gpu_is_busy_for_half_a_second_before_it_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    clock = iter(range(100))
+    eighths = SimpleNamespace(monotonic=lambda: next(clock) / 8)
+    monkeypatch.setattr(preflight_module, "time", eighths)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("waited"))
+    preflight_module._warm(lambda: calls.append("called"))
+    assert calls == ["called", "waited"] * 3, "at 1/8, 2/8 and 3/8 of a second"

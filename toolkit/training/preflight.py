@@ -16,7 +16,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ MAX_SKEW_S = 5.0
 SLOW, SLOW_CPU = 0.7, 0.25  # of the median speed; ranks on CPUs disturb each other
 LOW_BYTES, LOW_INODES = 2 * 2**30, 10_000
 REPEATS = 5
+WARM_S = 0.5  # of a GPU
 NONCE = "preflight"
 GB = 1e9
 
@@ -228,12 +229,23 @@ def _matmul_flops(device: torch.device) -> float:
 
     try:
         product = torch.mm(left, left)
+        if device.type == "cuda":
+            _warm(multiply)
         each_s = _seconds(multiply, device=device)
     except RuntimeError as error:  # CUDA's own among them
         why = str(error).partition("\n")[0]
         raise NodeFault(f"its device {device} cannot multiply: {why}") from error
     check_product(product)
     return 2 * size**3 / each_s
+
+
+def _warm(action: Callable[[], None]) -> None:
+    """Keep a GPU busy until its clocks have risen: from idle it would look slow, and its node would
+    be left out. Every rank does this for itself, so `action` must be no collective."""
+    until = time.monotonic() + WARM_S
+    while time.monotonic() < until:
+        action()
+        torch.cuda.synchronize()
 
 
 def check_product(product: torch.Tensor) -> None:
