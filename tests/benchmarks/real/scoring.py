@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tests.benchmarks.bench_cranfield import documents as read_documents
 from tests.benchmarks.harness import REAL_DATA
 from tests.evaluation.real_sets import read_cranfield
 from toolkit.base.console import say
@@ -35,15 +36,16 @@ from toolkit.settings.task_schema import WordTask
 
 MAX_TOKENS = 256
 NUM_PASSAGES = 1000  # of BoolQ: the first, each with its question
+BITS = "bits:"  # begins items that are yes or no, packed and in base64
 NUM_SENTENCES = 2000  # of EWT that the probe is trained on
 
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """The scores of a task by name, and its items: numbers, or bits as base64."""
+    """The scores of a task by name, and its items by the name of their score, as text."""
 
     scores: dict[str, float]
-    items: dict[str, Any]
+    items: dict[str, str]
 
 
 def sts(embed: Embed, *, data: Path, part: str) -> Scored:
@@ -54,7 +56,7 @@ def sts(embed: Embed, *, data: Path, part: str) -> Scored:
     )
     cosine_P = cosines(first_PD, second_PD=second_PD)
     score = spearman(cosine_P, grades_P=pairs.grades_P)
-    return Scored({"Spearman": score}, {"cosine": _rounded(cosine_P)})
+    return Scored({"Spearman": score}, {"cosine": rounded(cosine_P)})
 
 
 def retrieval(embed: Embed, *, task: RetrievalTask) -> Scored:
@@ -66,7 +68,7 @@ def retrieval(embed: Embed, *, task: RetrievalTask) -> Scored:
         "recall@3": [ranking.recall(3) for ranking in rankings],
     }
     scores = {name: float(np.mean(values)) for name, values in items.items()}
-    return Scored(scores, {name: _rounded(values) for name, values in items.items()})
+    return Scored(scores, {name: rounded(values) for name, values in items.items()})
 
 
 def classification(embed: Embed, *, data: Path) -> Scored:
@@ -80,7 +82,7 @@ def classification(embed: Embed, *, data: Path) -> Scored:
     )
     right = [np.asarray(labels) == np.array(task.test[1]) for labels in task.predictions(embed)]
     share_N = np.mean(right, axis=0)
-    return Scored({"accuracy": float(share_N.mean())}, {"accuracy": _rounded(share_N)})
+    return Scored({"accuracy": float(share_N.mean())}, {"accuracy": rounded(share_N)})
 
 
 def clustering(embed: Embed, *, data: Path) -> Scored:
@@ -104,7 +106,7 @@ def words(embed: EmbedTokens, *, data: Path) -> Scored:
     scores, items = {}, {}
     for name, right_W in _tagged(embed, WordData(some, known.test, known.scheme), task=task):
         scores[name] = float(right_W.mean())
-        items[name] = base64.b64encode(np.packbits(right_W)).decode()
+        items[name] = f"{BITS}{base64.b64encode(np.packbits(right_W)).decode()}"
     return Scored(scores, items)
 
 
@@ -126,9 +128,11 @@ def _tagged(embed: EmbedTokens, known: WordData, *, task: WordTask) -> Any:
 
 
 def cranfield(data: Path) -> RetrievalTask:
-    """Cranfield's documents that are not empty."""
-    documents, queries, grades = read_cranfield(data)
-    return RetrievalTask(Judged(queries, grades), list(documents), list(documents.values()))
+    """Cranfield's documents that are not empty, each with its title."""
+    _, queries, grades = read_cranfield(data)
+    documents = [one for one in read_documents(data / "cranfield") if one.text]
+    texts = [f"{document.title}\n{document.text}" for document in documents]
+    return RetrievalTask(Judged(queries, grades), [document.id for document in documents], texts)
 
 
 def boolq(data: Path) -> RetrievalTask:
@@ -202,8 +206,9 @@ class Plain:
         return self.encoder.vectors_of(texts)
 
 
-def _rounded(values: Any) -> list[float]:
-    return [round(float(value), 4) for value in values]
+def rounded(values: Any) -> str:
+    """Items as they are kept: numbers in one line."""
+    return " ".join(f"{float(value):.4g}" for value in values)
 
 
 if __name__ == "__main__":
