@@ -124,7 +124,7 @@ def pattern_table(results: Sequence[Result], *, data: Path) -> str:
             )
             cells = f"{mean:+.3f} | {low:+.3f} to {high:+.3f}"
             lines.append(f"| {first} | {second} | {task}, {name} | {cells} |")
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def paired_bootstrap(
