@@ -79,7 +79,7 @@ test-llm2vec: install $(LLM2VEC)  ## vectors, logits and loss beside llm2vec its
 LLAMA_CPP := $(CURDIR)/.venv-llama-cpp/bin/python
 $(LLAMA_CPP):
 	$(PYTHON) -m venv .venv-llama-cpp
-	$(LLAMA_CPP) -m pip install --quiet numpy llama-cpp-python
+	CMAKE_ARGS='-DLLAVA_BUILD=OFF' $(LLAMA_CPP) -m pip install --quiet numpy llama-cpp-python
 	touch $@
 
 test-smollm2: install $(LLAMA_CPP)  ## the converted real model beside llama.cpp (which is compiled first)
