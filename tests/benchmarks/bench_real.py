@@ -27,6 +27,7 @@ from tests.benchmarks.real.report import write_report
 from tests.benchmarks.real.scoring import TASKS
 from toolkit.base.console import say
 from toolkit.base.files import is_committed, write_json
+from toolkit.base.layout import ENCODER_DIR, MANIFEST_FILE
 from toolkit.settings.recipes import load_recipe
 
 BASE = ROOT / ".cache" / "smollm2-135m"
@@ -131,17 +132,22 @@ def amounts(seed: int) -> Iterator[Run]:
         )
 
 
-def train(run: Run, *, digest: str, parents: str, data: Path) -> Path:
-    """Train a run unless it is there; returns its encoder. The run before it is there."""
+def encoder_of(run: Run, *, made: dict[str, Path], data_digest: str) -> Path:
+    """The encoder of a run; it and those before it are trained unless they are there."""
+    if not run.trains:
+        return BASE
+    base = encoder_of(run.after, made=made, data_digest=data_digest) if run.after else BASE
+    digest = run.digest(data_digest)
     folder = KEPT / "runs" / digest
-    if not is_committed(folder / "encoder"):
-        base = KEPT / "runs" / parents / "encoder" if run.after else BASE
-        settings = {"model.base": str(base), **dict(run.settings)}
-        settings |= {"run_dir": str(folder), "data.train": str(data), "train.seed": str(run.seed)}
+    encoder = folder / ENCODER_DIR
+    if not is_committed(encoder):
+        say(f"study: {run.state}, seed {run.seed} ({digest})")
+        settings = {"model.base": str(base), **dict(run.settings), "run_dir": str(folder)}
+        settings |= {"data.train": str(made[run.kind]), "train.seed": str(run.seed)}
         command = [sys.executable, "-m", "toolkit.train", run.recipe]
         command += [f"{key}={value}" for key, value in settings.items()]
         subprocess.run(command, cwd=ROOT, check=True)
-    return folder / "encoder"
+    return encoder
 
 
 def do(run: Run, *, made: dict[str, Path], data_digest: str, real_data: Path) -> None:
@@ -151,15 +157,7 @@ def do(run: Run, *, made: dict[str, Path], data_digest: str, real_data: Path) ->
     known = json.loads(out.read_text()) if out.exists() else {}
     if all(task in known.get("tasks", {}) for task in run.tasks):
         return
-    if run.trains:
-        parents = ""
-        if run.after:
-            parents = run.after.digest(data_digest)
-            train_only(run.after, made=made, data_digest=data_digest)
-        say(f"study: {run.state}, seed {run.seed} ({digest})")
-        model = train(run, digest=digest, parents=parents, data=made[run.kind])
-    else:
-        model = BASE
+    model = encoder_of(run, made=made, data_digest=data_digest)
     scratch = KEPT / "scores" / f"{digest}.json"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     scratch.write_text(json.dumps(known.get("tasks", {})))
@@ -171,18 +169,9 @@ def do(run: Run, *, made: dict[str, Path], data_digest: str, real_data: Path) ->
     write_json(out, {**about, "tasks": json.loads(scratch.read_text())})
 
 
-def train_only(run: Run, *, made: dict[str, Path], data_digest: str) -> None:
-    """The encoder of a run that another begins with."""
-    parents = ""
-    if run.after:
-        parents = run.after.digest(data_digest)
-        train_only(run.after, made=made, data_digest=data_digest)
-    train(run, digest=run.digest(data_digest), parents=parents, data=made[run.kind])
-
-
 def inputs_digest(made: dict[str, Path]) -> str:
     """The digest of all training inputs and of the base."""
-    manifests = [(made[kind] / "manifest.json").read_bytes() for kind in ("mntp", "supervised")]
+    manifests = [(made[kind] / MANIFEST_FILE).read_bytes() for kind in ("mntp", "supervised")]
     base = (BASE / "gguf.json").read_bytes()
     return _sha(b"".join([_sha(one).encode() for one in (*manifests, base)]))[:16]
 
@@ -208,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for part in given.only or parts:
             runs = list(parts[part]())
             for run in runs if part == "states" else ():
-                if run.trains:  # first all encoders: to score one takes as long
-                    train_only(run, made=made, data_digest=digest)
+                # First all encoders: to score one takes as long.
+                encoder_of(run, made=made, data_digest=digest)
             for run in runs:
                 do(run, made=made, data_digest=digest, real_data=given.data)
     write_report(SCORES, data=given.data)

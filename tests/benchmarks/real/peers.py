@@ -23,11 +23,11 @@ from safetensors.numpy import load_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tests.benchmarks.harness import REAL_DATA
-from tests.benchmarks.real.scoring import Scored, boolq, cranfield, rounded, score
+from tests.benchmarks.real.scoring import boolq, cranfield, ranked, score
 from tests.text.tokenizers_at_hand import mistral
 from toolkit.base.files import read_json, write_json
 from toolkit.evaluation.labelled import read_labelled
-from toolkit.evaluation.ranking import best_rows, ranking_of
+from toolkit.evaluation.ranking import Ranking, best_rows, ranking_of
 from toolkit.evaluation.retrieval import RetrievalTask
 from toolkit.evaluation.sts import read_pairs
 
@@ -66,15 +66,15 @@ class TfIdf:
         return self._known.transform(texts).toarray().astype(np.float32)
 
 
-def bm25(task: RetrievalTask) -> dict[str, list[float]]:
-    """Robertson's BM25 over lower-case words: the scores of every query."""
+def bm25(task: RetrievalTask) -> list[Ranking]:
+    """Robertson's BM25 over lower-case words: the ranking of every query."""
     documents = [_words(text) for text in task.texts]
     counts = [Counter(words) for words in documents]
     mean = sum(map(len, documents)) / len(documents)
     length_N = np.array([len(words) for words in documents]) / mean
     holding = Counter(word for words in counts for word in words)
     number = {name: place for place, name in enumerate(task.names)}
-    found: dict[str, list[float]] = {"nDCG@10": [], "R@100": [], "recall@3": []}
+    rankings = []
     for name, grades in task.judged.grades.items():
         if max(grades.values()) == 0:
             continue
@@ -90,11 +90,8 @@ def bm25(task: RetrievalTask) -> dict[str, list[float]]:
         score32_N = score_N.astype(np.float32)
         rows = best_rows(score32_N, depth=100)
         wanted = [grade for grade in grades.values() if grade > 0]
-        ranking = ranking_of(score32_N[rows], grade_N=grade_N[rows], wanted=wanted)
-        found["nDCG@10"].append(ranking.ndcg(10))
-        found["R@100"].append(ranking.recall(100))
-        found["recall@3"].append(ranking.recall(3))
-    return found
+        rankings.append(ranking_of(score32_N[rows], grade_N=grade_N[rows], wanted=wanted))
+    return rankings
 
 
 def _texts(task: str, *, data: Path) -> list[str]:
@@ -119,12 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=REAL_DATA)
     given = parser.parse_args(argv)
     if given.peer == "bm25":
-        name, tasks = "BM25", {}
-        for task, read in RETRIEVAL.items():
-            items = bm25(read(given.data))
-            scores = {what: float(np.mean(values)) for what, values in items.items()}
-            kept = {what: rounded(values) for what, values in items.items()}
-            tasks[task] = dataclasses.asdict(Scored(scores, kept))
+        name = "BM25"
+        read = {task: ranked(bm25(of(given.data))) for task, of in RETRIEVAL.items()}
+        tasks = {task: dataclasses.asdict(scored) for task, scored in read.items()}
     else:
         with tempfile.TemporaryDirectory() as folder:
             scratch = Path(folder) / f"{given.peer}.json"

@@ -26,6 +26,7 @@ from toolkit.base.files import write_json
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.classes import read_classification, read_clustering
 from toolkit.evaluation.linear_probe import train_probe
+from toolkit.evaluation.ranking import Ranking
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
 from toolkit.evaluation.sts import cosines, read_pairs, spearman
 from toolkit.evaluation.task import Embed, EmbedTokens, checked
@@ -60,8 +61,12 @@ def sts(embed: Embed, *, data: Path, part: str) -> Scored:
 
 
 def retrieval(embed: Embed, *, task: RetrievalTask) -> Scored:
+    """The scores of a task's rankings."""
+    return ranked(task.rankings(embed))
+
+
+def ranked(rankings: Sequence[Ranking]) -> Scored:
     """nDCG@10, R@100 and recall@3 of every query."""
-    rankings = task.rankings(embed)
     items = {
         "nDCG@10": [ranking.ndcg(10) for ranking in rankings],
         "R@100": [ranking.recall(100) for ranking in rankings],
