@@ -3,6 +3,7 @@ is in test_export_llm2vec.py."""
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from tests.conftest import QUICKSTART, refused
@@ -56,7 +58,8 @@ def exported(runs: Path) -> Export:
     """Export a run with these arguments, once."""
 
     def call(run: str, *arguments: object) -> Path:
-        out = runs / "_".join([run, *map(str, arguments)]).replace("/", "-")[-80:]
+        words = [run, *(str(argument).rpartition("/")[2] for argument in arguments)]
+        out = runs / "_".join(words)
         if not out.exists():
             assert export.main([str(runs / run), str(out), *map(str, arguments)]) == 0
         return out
@@ -95,8 +98,78 @@ def test_an_adapter_alone_loads_in_peft(
     # Ours loads it as well: its base is found by its own configuration.
     assert float(np.abs(vectors(out, sentences) - ours).max()) <= 1e-5
     # And it is an adapter of the merged MNTP encoder, not of the base model.
-    other = vectors(tiny_model, sentences, adapters=[str(out)])
-    assert float(np.abs(other - ours).max()) > 1e-2
+    with pytest.raises(BadInput, match=r"upon other weights than those of .*it is stage 2 of its"):
+        vectors(tiny_model, sentences, adapters=[str(out)])
+
+
+def test_a_chain_of_rounded_adapters_stands_upon_the_first_base(
+    exported: Export, runs: Path, tiny_model: Path, tmp_path: Path, sentences: list[str]
+) -> None:
+    form = ("--format", "peft", "--dtype", "bf16", "--base-name", tiny_model)
+    chain = [exported(run, *form) for run in ("mntp", "simcse")]
+    for adapter in chain:
+        assert read_json(adapter / "adapter_config.json")["base_model_name_or_path"] == str(
+            tiny_model
+        )
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        assert verify.main([str(adapter)]) == 0
+    text = (chain[1] / "README.md").read_text()
+    assert "with the adapters of the stages before it" in text and "will not do" not in text
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.is_causal = False
+    model = AutoModel.from_pretrained(tiny_model, config=config, dtype=torch.float32)
+    for adapter in chain:
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    theirs = pooled(model.eval(), AutoTokenizer.from_pretrained(chain[1]), sentences)
+    both = [str(adapter) for adapter in chain]
+    ours = vectors(tiny_model, sentences, adapters=both)
+    assert float(np.abs(theirs - ours).max()) <= 1e-5
+    difference = float(np.abs(ours - vectors(runs / "simcse", sentences)).max())
+    assert 0 < difference < 0.05, "rounded once, to eight bits"
+    # An export of the chain knows both stages.
+    whole = tmp_path / "whole"
+    assert export.main([str(tiny_model), str(whole), "--adapters", *both, "--dtype", "fp32"]) == 0
+    assert float(np.abs(vectors(whole, sentences) - ours).max()) <= 1e-5
+    stages = read_json(whole / "origin.json")["stages"]
+    assert [stage["kind"] for stage in stages] == ["mntp", "simcse"]
+
+
+def test_an_adapter_upon_other_weights_is_refused(
+    exported: Export, runs: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    form = ("--format", "peft", "--dtype", "bf16", "--base-name", tiny_model)
+    mntp, simcse = (str(exported(run, *form)) for run in ("mntp", "simcse"))
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.norm.weight"][0] *= 1.01
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    for base, chain in (
+        (other, [mntp]),
+        (other, [mntp, simcse]),
+        (tiny_model, [simcse]),
+        (tiny_model, [simcse, mntp]),
+        (tiny_model, [mntp, mntp]),
+        (runs / "mntp" / "encoder", [mntp]),
+    ):
+        with pytest.raises(BadInput, match="was trained upon other weights than those of"):
+            Encoder.from_pretrained(str(base), adapters=chain, device="cpu")
+    with pytest.raises(BadInput, match="give the base of the first stage as the model, and the"):
+        Encoder.from_pretrained(simcse, device="cpu")
+    # The same weights in two files are the same base.
+    names = sorted(tensors)
+    (other / "model.safetensors").unlink()
+    tensors["model.norm.weight"] = load_file(tiny_model / "model.safetensors")["model.norm.weight"]
+    parts = {
+        "model-00001-of-00002.safetensors": names[:9],
+        "model-00002-of-00002.safetensors": names[9:],
+    }
+    for file, some in parts.items():
+        save_file({name: tensors[name] for name in some}, other / file, metadata={"format": "pt"})
+    places = {name: file for file, some in parts.items() for name in some}
+    write_json(other / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
+    Encoder.from_pretrained(str(other), adapters=[mntp, simcse], device="cpu")
 
 
 def test_an_adapter_upon_a_base_model_is_bidirectional_by_what_its_card_says(
@@ -258,8 +331,8 @@ def test_what_a_format_cannot_hold_is_refused(
     runs: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, form = tmp_path / "out", ("--format", "peft")
-    said = refused(capsys, export.main, runs / "mntp", out, *form, "--dtype", "bf16")
-    assert "--dtype bf16: an adapter is exported as it was trained" in said
+    said = refused(capsys, export.main, runs / "mntp", out, "--base-name", "x/y")
+    assert "--base-name x/y: goes with --format peft only" in said
     assert "needs a run that trained an adapter" in refused(
         capsys, export.main, tiny_model, out, *form
     )

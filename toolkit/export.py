@@ -65,6 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--scores", type=Path, metavar="FILE", help="scores.json for the model card"
     )
+    parser.add_argument(
+        "--base-name",
+        metavar="NAME",
+        help="with --format peft: what to call the model that the first stage began with (default: "
+        "the folder of the run's own base)",
+    )
     answer_shell(parser)
     arguments = parser.parse_args(argv)
     return guarded(lambda: run(arguments))
@@ -86,7 +92,12 @@ def run(arguments: argparse.Namespace) -> None:
     # Here and not above: neither the help text nor a refusal must wait for torch.
     from toolkit.training.export import Export, write_chain, write_encoder
 
-    export = Export(form=arguments.format, dtype=arguments.dtype, scores=arguments.scores)
+    export = Export(
+        form=arguments.format,
+        dtype=arguments.dtype,
+        scores=arguments.scores,
+        base_name=arguments.base_name,
+    )
     if is_model:
         merged = write_chain(source, adapters=arguments.adapters, out=out, export=export)
         say(f"export: {' + '.join(merged)} is in {out}")

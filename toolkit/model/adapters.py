@@ -7,6 +7,7 @@ own).
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ from toolkit.model.weights import (
     instruction_format_of,
     is_recorded,
     model_digest,
+    stages_of,
+    weights_digest,
 )
 from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, is_adapter, resolve_model
 
@@ -42,6 +45,10 @@ _UNKNOWN = (
 )
 # Initialisations that leave the base's weights alone. Others, such as PiSSA, subtract the initial
 # adapter from the base's weights whenever PEFT trains or loads it.
+_EARLIER = (
+    "it is stage {number} of its training: give the base of the first stage as the model, and the "
+    "adapters of all stages in order, or the merged encoder of the stage before"
+)
 _PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 
 
@@ -56,8 +63,15 @@ class Chain:
     tokenizer: ModelSource
 
     def check(self, use: Use) -> None:
-        """Raise `BadInput` if any of the folders says that its vectors are made in another way."""
+        """Raise `BadInput` if any of the folders says that its vectors are made in another way, or
+        records that its adapter was trained upon other weights."""
         check_declared([base_folder(self.base), *self.folders], tokenizer=self.tokenizer, use=use)
+        check_trained_upon(self)
+
+    @functools.cached_property
+    def base_digest(self) -> str:
+        """The digest of the base's weights; they are read once to compute it."""
+        return weights_digest(base_folder(self.base))
 
     def digest(self) -> str:
         """What identifies the merged model; without adapters, the digest of the base."""
@@ -111,6 +125,28 @@ def chain_of(model: str, *, adapters: Sequence[str] = ()) -> Chain:
         folders.append(added)
     whole = resolve_model(base)
     return Chain(whole, tuple(names), tuple(folders), tokenizer or whole)
+
+
+def check_trained_upon(chain: Chain) -> None:
+    """Raise `BadInput` for an adapter that records (in `origin.json`, as our exports do) that it
+    was trained upon another base, or upon other adapters, than those before it in the chain."""
+    below: dict[str, Any] = {}
+    for place, (name, folder) in enumerate(zip(chain.names, chain.folders, strict=True)):
+        *earlier, last = stages_of(folder) or [{}]
+        if place == 0:
+            wrong = last.get("base_digest", chain.base_digest) != chain.base_digest
+        else:
+            wanted = earlier[-1].get("adapter_digest") if earlier else None
+            is_known = "adapter_digest" in last and "adapter_digest" in below
+            wrong = is_known and wanted != below["adapter_digest"]
+        if wrong:
+            under = chain.names[place - 1] if place else chain.base.reference
+            raise BadInput(
+                f"adapter {name!r}: was trained upon other weights than those of {under!r}, upon "
+                f"{last.get('base')!r} (their digests differ); "
+                + (_EARLIER.format(number=len(earlier) + 1) if earlier else "give it that base")
+            )
+        below = last
 
 
 def adapter_folder(reference: str) -> Path | None:

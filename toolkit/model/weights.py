@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from huggingface_hub import snapshot_download
-from torch import Tensor
+from torch import Tensor, uint8
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.base.console import at_work
@@ -104,6 +104,26 @@ def model_digest(folder: Path) -> str:
             raise BadInput(f"{path}: is damaged (its SHA-256 differs); {_AGAIN}")
     parts = "".join(f"{name} {digest}\n" for name, digest in digests.items())
     return hashlib.sha256(parts.encode()).hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the names, types, shapes and numbers of a model's weights. Unlike
+    `model_digest`, it does not depend on how they are divided into files."""
+    stored, total = StoredTensors(weight_files(folder)), hashlib.sha256()
+    with at_work(f"reads the weights of {folder}"):
+        for name in sorted(stored):
+            tensor = stored[name]
+            total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(tensor.reshape(-1).view(uint8).numpy().data)
+    return total.hexdigest()
+
+
+def stages_of(folder: Path) -> list[dict[str, Any]]:
+    """The training stages behind an encoder or an adapter, first to last; none if its folder does
+    not say."""
+    origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).is_file() else {}
+    stages = origin.get("stages", []) if isinstance(origin, dict) else []
+    return [stage for stage in stages if isinstance(stage, dict)]
 
 
 def is_recorded(folder: Path) -> bool:

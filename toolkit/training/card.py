@@ -13,6 +13,7 @@ import yaml
 
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
+from toolkit.base.layout import ENCODER_DIR
 from toolkit.base.shown import as_code, as_code_block, as_python, as_yaml, in_markdown
 from toolkit.settings.schema import TrainingRecipe
 
@@ -23,7 +24,7 @@ Scores = Mapping[str, Mapping[str, float]]
 class CardFacts:
     """The facts on a card. `base` is the model that an adapter belongs to or, for a merged encoder,
     the model that its first stage began with. `stages` are the training stages, first to last
-    (`stage_of`)."""
+    (`stage_of`). `is_chained`: the adapters of earlier stages must be merged into `base` first."""
 
     form: str
     base: str
@@ -33,12 +34,17 @@ class CardFacts:
     instruction_format: str
     recipe: TrainingRecipe | None = None
     scores: Scores | None = None
+    is_chained: bool = False
 
 
 def public_name(reference: str) -> str:
-    """A name for the public: a hub name unchanged (it has a slash), a folder by its last part."""
+    """A name for the public: a hub name unchanged (it has a slash), a folder by its last part, the
+    encoder in a run directory by that of the run."""
     path = Path(reference)
-    return path.resolve().name if path.exists() or path.is_absolute() else reference
+    if not path.exists() and not path.is_absolute():
+        return reference
+    whole = path.resolve()
+    return whole.parent.name if whole.name == ENCODER_DIR else whole.name
 
 
 def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str, Any]:
@@ -80,8 +86,9 @@ def model_card(facts: CardFacts, *, name: str) -> str:
     }
     if facts.form != "peft":
         front["tags"] = ["sentence-transformers", *front["tags"]]
-    # Only a hub name has a slash (`public_name`): the hub could not find a folder.
-    if "/" in facts.base:
+    # The hub could not find a folder. Only a hub name has a slash (`public_name`), or a path that
+    # was given as the name of an adapter's base.
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", facts.base):
         front |= {"base_model": [facts.base]}
         front |= {"base_model_relation": "adapter" if facts.form == "peft" else "finetune"}
     parts = [
@@ -139,6 +146,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _loading(facts: CardFacts, *, name: str) -> str:
     text = _PEFT if facts.form == "peft" else _MERGED
+    if facts.form == "peft" and facts.is_chained:
+        text = _CHAIN
     if facts.form == "llm2vec":
         text += _LLM2VEC
     instruction = facts.instruction_format.format(instruction="INSTRUCTION").strip()
@@ -192,6 +201,31 @@ vectors = encoder.encode([["<PREFIX>", "a text"]])  # with an instruction
 
 Beyond the limit of tokens llm2vec cuts texts between words, so that its vectors of long texts
 differ.
+"""
+
+_CHAIN = """\
+The adapter stands upon <BASE> with the adapters of the stages before it (see the table) merged into
+it, in their order.
+
+```python
+from toolkit.encoding.encoder import Encoder
+
+encoder = Encoder.from_pretrained("<BASE>", adapters=["ADAPTER_OF_STAGE_1", "<NAME>"])
+```
+
+```python
+from peft import PeftModel
+from transformers import AutoConfig, AutoModel
+
+config = AutoConfig.from_pretrained("<BASE>")
+config.is_causal = False  # transformers >= 5.2
+model = AutoModel.from_pretrained("<BASE>", config=config)
+for adapter in ("ADAPTER_OF_STAGE_1", "<NAME>"):
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+```
+
+sentence-transformers loads the merged encoder:
+`python -m toolkit.export <BASE> OUT --adapters ADAPTER_OF_STAGE_1 THIS_ADAPTER`.
 """
 
 _PEFT = """\

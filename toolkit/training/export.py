@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from transformers import PretrainedConfig
 
 from toolkit.base.errors import BadInput
@@ -21,9 +22,10 @@ from toolkit.base.files import (
 from toolkit.base.layout import CARD_FILE, ORIGIN_FILE, WEIGHT_DIR
 from toolkit.base.sealed import content_digest
 from toolkit.model.adapters import chain_of
-from toolkit.model.backbone import load_config
+from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import Use
 from toolkit.model.llm2vec_format import config_of_4_44, rewrite_for_llm2vec
+from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.weights import (
     ADAPTER_FILE,
@@ -32,6 +34,8 @@ from toolkit.model.weights import (
     instruction_format_of,
     merge_weights,
     model_digest,
+    stages_of,
+    weights_digest,
     write_encoder_files,
 )
 from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, resolve_model
@@ -53,11 +57,13 @@ Form = Literal["merged", "llm2vec", "peft"]
 @dataclasses.dataclass(frozen=True)
 class Export:
     """How an export is written: its format, the type of its weights (None: as trained, or as the
-    base has them), and a file of scores for its card."""
+    base has them), and a file of scores for its card. `base_name`: what the configuration and the
+    card of an adapter call the model that the first stage began with."""
 
     form: Form = "merged"
     dtype: DType | None = None
     scores: Path | None = None
+    base_name: str | None = None
 
 
 def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> int:
@@ -82,11 +88,15 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
             "bring back the old content"
         )
     stage = stage_of(recipe, step=checkpoint.step, data_digest=checkpoint.state["data_digest"])
+    if recipe.model.lora is not None:
+        # An adapter is merged into these weights only, and stages after it know it by its digest.
+        stage["base_digest"] = weights_digest(folder)
+        stage["adapter_digest"] = sha256_of(checkpoint.folder / WEIGHT_DIR / ADAPTER_FILE)
     stages = [*stages_of(folder), stage]
     config = load_config(base)
     facts = CardFacts(
         form=export.form,
-        base=stage["base"] if export.form == "peft" else stages[0]["base"],
+        base=export.base_name or (stage if export.form == "peft" else stages[0])["base"],
         stages=stages,
         width=config.hidden_size,
         max_tokens=_max_tokens(config),
@@ -96,6 +106,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
             else instruction_format_of(folder)
         ),
         recipe=recipe,
+        is_chained=export.base_name is not None and len(stages) > 1,
         scores=read_scores(export.scores) if export.scores else None,
     )
     origin = {"kind": recipe.kind, "step": checkpoint.step}
@@ -103,7 +114,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     _check_form(export, config=config)
     with committed_directory(out) as exported:
         if export.form == "peft":
-            _write_adapter(exported, checkpoint=checkpoint, recipe=recipe, base=base)
+            _write_adapter(exported, checkpoint=checkpoint, recipe=recipe, base=base, export=export)
         else:
             _merge_checkpoint(
                 checkpoint, folder=folder, lora=recipe.model.lora, dtype=dtype, out=exported
@@ -133,8 +144,11 @@ def write_chain(
     dtype = export.dtype or ("bf16" if stored == "bfloat16" else "fp32")
     bases = [chain.base.reference, *chain.names]
     added = [
-        {"kind": f"adapter {public_name(name)}", "base": public_name(below)}
-        for below, name in zip(bases, chain.names, strict=False)
+        {
+            **(stages_of(place) or [{"kind": f"adapter {public_name(name)}"}])[-1],
+            "base": public_name(below),
+        }
+        for below, name, place in zip(bases, chain.names, chain.folders, strict=False)
     ]
     stages = [*stages_of(folder), *added]
     facts = CardFacts(
@@ -152,13 +166,6 @@ def write_chain(
         _write_files(exported, config=config, tokenizer=tokenizer, form=export.form, dtype=dtype)
         _seal(exported, name=out.name, origin={"kind": "merged", "step": 0}, facts=facts)
     return tuple(bases)
-
-
-def stages_of(folder: Path) -> list[dict[str, Any]]:
-    """The training stages behind an encoder, first to last; none if its folder does not say."""
-    origin = read_json(folder / ORIGIN_FILE) if (folder / ORIGIN_FILE).is_file() else {}
-    stages: list[dict[str, Any]] = origin.get("stages", [])
-    return stages
 
 
 def check_encoder(out: Path) -> None:
@@ -194,8 +201,8 @@ def _check_form(export: Export, *, config: PretrainedConfig) -> None:
     """Refuse, before hours of merging, what a format cannot hold and what it would ignore."""
     if export.form == "llm2vec":
         config_of_4_44(config.to_dict())
-    if export.form == "peft" and export.dtype:
-        raise BadInput(f"--dtype {export.dtype}: an adapter is exported as it was trained, in fp32")
+    if export.form != "peft" and export.base_name:
+        raise BadInput(f"--base-name {export.base_name}: goes with --format peft only")
 
 
 def _merge_checkpoint(
@@ -210,18 +217,35 @@ def _merge_checkpoint(
 
 
 def _write_adapter(
-    out: Path, *, checkpoint: Checkpoint, recipe: TrainingRecipe, base: ModelSource
+    out: Path,
+    *,
+    checkpoint: Checkpoint,
+    recipe: TrainingRecipe,
+    base: ModelSource,
+    export: Export,
 ) -> None:
     weights = checkpoint.folder / WEIGHT_DIR
     if recipe.model.lora is None:
         run_dir = checkpoint.folder.parents[1]
         raise BadInput(f"{run_dir}: trained all weights (model.lora is null): it has no adapter")
-    shutil.copyfile(weights / ADAPTER_FILE, out / ADAPTER_FILE)
+    if export.dtype in (None, "fp32"):  # as it was trained
+        shutil.copyfile(weights / ADAPTER_FILE, out / ADAPTER_FILE)
+    else:
+        _write_rounded(weights / ADAPTER_FILE, out=out / ADAPTER_FILE, dtype=DTYPES[export.dtype])
     settings = read_json(weights / ADAPTER_CONFIG)
     # The checkpoint may name a relative path, which is another folder for whoever loads this.
     place = base.name if base.folder is None else str(base.folder.resolve())
-    write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": place})
+    name = export.base_name or place
+    write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": name})
     load_tokenizer(base).save_pretrained(out)
+
+
+def _write_rounded(file: Path, *, out: Path, dtype: torch.dtype) -> None:
+    tensors = StoredTensors([file])
+    writer = TensorWriter(out, shapes={name: tensors.shape(name) for name in tensors}, dtype=dtype)
+    for name, tensor in tensors.items():
+        writer.put(name, tensor)
+    writer.close()
 
 
 def _write_files(
