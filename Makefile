@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
+.PHONY: help install quickstart smollm2 demo test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -26,6 +26,9 @@ quickstart: install  ## the whole pipeline on what the project ships, with a tab
 
 smollm2: install  ## a real model of 135 M parameters in .cache/smollm2-135m (93 MB to fetch)
 	$(BIN)/python -m toolkit.quickstart.smollm2
+
+demo: smollm2  ## a real encoder: the shipped adapters on that model, and searches with it (two minutes)
+	$(BIN)/python -m toolkit.quickstart.demo
 
 # Most tests fork their Python processes from one that has imported the libraries (tests/forking);
 # TOOLKIT_TEST_REAL_STARTS=1 starts each anew.

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import REAL_DATA, ROOT
-from tests.benchmarks.real import inputs
+from tests.benchmarks.real.inputs import prepare
 from tests.benchmarks.real.report import write_report
 from tests.benchmarks.real.scoring import TASKS
 from toolkit.base.console import say
@@ -68,9 +68,9 @@ class Run:
         """The recipe whose settings it changes."""
         return f"{self.kind}_smollm2_135m"
 
-    def facts(self, data_digest: str) -> dict[str, Any]:
-        """All that decides the encoder."""
-        before = self.after.digest(data_digest) if self.after else None
+    def facts(self, inputs: dict[str, str]) -> dict[str, Any]:
+        """All that decides the encoder; `inputs` are the digests of what each kind trains on."""
+        before = self.after.digest(inputs) if self.after else None
         recipe = load_recipe(self.recipe).model_dump_json() if self.trains else ""
         return {
             "kind": self.kind,
@@ -78,12 +78,12 @@ class Run:
             "seed": self.seed,
             "settings": dict(self.settings),
             "after": before,
-            "inputs": data_digest if self.trains else None,
+            "inputs": inputs[self.kind] if self.trains else None,
         }
 
-    def digest(self, data_digest: str) -> str:
+    def digest(self, inputs: dict[str, str]) -> str:
         """The name of its score and of its run directory."""
-        return _sha(json.dumps(self.facts(data_digest), sort_keys=True).encode())[:16]
+        return _sha(json.dumps(self.facts(inputs), sort_keys=True).encode())[:16]
 
 
 def _sha(content: bytes) -> str:
@@ -132,12 +132,12 @@ def amounts(seed: int) -> Iterator[Run]:
         )
 
 
-def encoder_of(run: Run, *, made: dict[str, Path], data_digest: str) -> Path:
+def encoder_of(run: Run, *, made: dict[str, Path], inputs: dict[str, str]) -> Path:
     """The encoder of a run; it and those before it are trained unless they are there."""
     if not run.trains:
         return BASE
-    base = encoder_of(run.after, made=made, data_digest=data_digest) if run.after else BASE
-    digest = run.digest(data_digest)
+    base = encoder_of(run.after, made=made, inputs=inputs) if run.after else BASE
+    digest = run.digest(inputs)
     folder = KEPT / "runs" / digest
     encoder = folder / ENCODER_DIR
     if not is_committed(encoder):
@@ -150,30 +150,32 @@ def encoder_of(run: Run, *, made: dict[str, Path], data_digest: str) -> Path:
     return encoder
 
 
-def do(run: Run, *, made: dict[str, Path], data_digest: str, real_data: Path) -> None:
+def do(run: Run, *, made: dict[str, Path], inputs: dict[str, str], real_data: Path) -> None:
     """Train and score a run, and the run before it, unless they are."""
-    digest = run.digest(data_digest)
+    digest = run.digest(inputs)
     out = SCORES / f"{digest}.json"
     known = json.loads(out.read_text()) if out.exists() else {}
     if all(task in known.get("tasks", {}) for task in run.tasks):
         return
-    model = encoder_of(run, made=made, data_digest=data_digest)
+    model = encoder_of(run, made=made, inputs=inputs)
     scratch = KEPT / "scores" / f"{digest}.json"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     scratch.write_text(json.dumps(known.get("tasks", {})))
     command = [sys.executable, "-m", "tests.benchmarks.real.scoring", str(model), str(scratch)]
     command += ["--data", str(real_data), *(["--causal"] if run.kind == "causal" else [])]
     subprocess.run([*command, "--tasks", *run.tasks], cwd=ROOT, check=True)
-    about = {"state": run.state, **run.facts(data_digest)}
+    about = {"state": run.state, **run.facts(inputs)}
     SCORES.mkdir(parents=True, exist_ok=True)
     write_json(out, {**about, "tasks": json.loads(scratch.read_text())})
 
 
-def inputs_digest(made: dict[str, Path]) -> str:
-    """The digest of all training inputs and of the base."""
-    manifests = [(made[kind] / MANIFEST_FILE).read_bytes() for kind in ("mntp", "supervised")]
+def inputs_digests(made: dict[str, Path]) -> dict[str, str]:
+    """For each kind of run the digest of what it trains on and of the base."""
     base = (BASE / "gguf.json").read_bytes()
-    return _sha(b"".join([_sha(one).encode() for one in (*manifests, base)]))[:16]
+    return {
+        kind: _sha((folder / MANIFEST_FILE).read_bytes() + base)[:16]
+        for kind, folder in made.items()
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -187,8 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--show", action="store_true", help="run nothing")
     given = parser.parse_args(argv)
     if not given.show:
-        made = inputs.prepare(given.data, output=KEPT / "inputs")
-        digest = inputs_digest(made)
+        made = prepare(given.data, output=KEPT / "inputs")
+        digests = inputs_digests(made)
         parts = {
             "states": lambda: states(given.seeds),
             "grid": lambda: grid(given.seeds[0]),
@@ -198,9 +200,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs = list(parts[part]())
             for run in runs if part == "states" else ():
                 # First all encoders: to score one takes as long.
-                encoder_of(run, made=made, data_digest=digest)
+                encoder_of(run, made=made, inputs=digests)
             for run in runs:
-                do(run, made=made, data_digest=digest, real_data=given.data)
+                do(run, made=made, inputs=digests, real_data=given.data)
     write_report(SCORES, data=given.data)
 
 

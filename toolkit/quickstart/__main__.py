@@ -43,13 +43,18 @@ def run(overrides: Sequence[str]) -> None:
         # run_dir is emptied below: nobody's folder but the quickstart's own may be named here.
         raise BadInput(f"{own[0]}: the quickstart takes stage.key=value only; use toolkit.launch")
     shutil.rmtree(run_dir, ignore_errors=True)
-    dump = str(FOLDER / "encyclopedia.xml.bz2")
-    command = [sys.executable, str(SHARD_SCRIPT), "--input", dump, "--output", recipe.data.train]
-    _stop_if("shard_wikipedia.py", subprocess.run(command, check=False).returncode)
+    make_shards(recipe.data.train)
     arguments = ["--recipe", "quickstart", "--cluster", "local", "--gpus-per-node", "0"]
     _stop_if("the pipeline", launch.main([*arguments, *overrides]))
     say()
     search.run(run_dir / "embeddings", queries=list(QUERIES), settings=search.Settings(top=3))
+
+
+def make_shards(output: str) -> None:
+    """Shards of the shipped encyclopedia. Raises `BadInput` when they cannot be written."""
+    dump = str(FOLDER / "encyclopedia.xml.bz2")
+    command = [sys.executable, str(SHARD_SCRIPT), "--input", dump, "--output", output]
+    _stop_if("shard_wikipedia.py", subprocess.run(command, check=False).returncode)
 
 
 def _stop_if(what: str, code: int) -> None:

@@ -1,10 +1,12 @@
 """What the study trains on: text and pairs that are real and free, and in no test set.
 
 Text: the real Wikipedia dump, WikiText-2, the sentences of WikiSplit. Pairs: SNLI's triplets (dev
-and test part), WikiSplit (a sentence and its split), titles and first paragraphs of articles.
+and test part), WikiSplit (a sentence and its split), titles and first paragraphs of articles, a
+sentence and the rest of its paragraph (the inverse cloze task of Lee et al., ACL 2019).
 """
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import ROOT
+from toolkit.text.sentences import split_sentences
 from toolkit.text.shards import open_shards
 
 DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
@@ -20,6 +23,7 @@ SPLIT_PARTS = ("tune", "validation", "test")
 PAIRED_PARTS = ("tune",)  # all of them would be two thirds of the pairs
 UNKNOWN = "<unk>"
 LEAST_CHARS, MOST_CHARS = 80, 600  # of a first paragraph
+LEAST_REST = 200  # characters of a paragraph without its sentence
 
 
 def natural(text: str) -> str:
@@ -75,9 +79,10 @@ def prepare(data: Path, *, output: Path) -> dict[str, Path]:
             ({"query": a, "positive": b} for a, b in splits(data, parts=PAIRED_PARTS)),
         )
         _write(sets / "titles.jsonl", _first_paragraphs(shards))
+        _write(sets / "paragraphs.jsonl", _sentences_and_rests(shards))
         script = [sys.executable, "data_scripts/prepare_pairs.py", "--output", str(pairs)]
         script += ["--input", str(data / "snli_devtest")]
-        script += [str(sets / "wikisplit.jsonl"), str(sets / "titles.jsonl")]
+        script += [str(sets / f"{name}.jsonl") for name in ("wikisplit", "titles", "paragraphs")]
         subprocess.run(script, cwd=ROOT, check=True)
     return {"mntp": shards, "simcse": shards, "supervised": pairs}
 
@@ -89,6 +94,20 @@ def _first_paragraphs(shards: Path) -> Iterator[dict[str, str]]:
         first = opened.text(row).split("\n\n")[0][:MOST_CHARS]
         if title and len(first) >= LEAST_CHARS:
             yield {"query": str(title), "positive": first}
+
+
+def _sentences_and_rests(shards: Path) -> Iterator[dict[str, str]]:
+    """A sentence drawn from each paragraph of an article, and the paragraph without it."""
+    opened, draw = open_shards(shards), random.Random(0)
+    for row in range(opened.num_rows):
+        if not opened.record(row).get("title"):
+            continue
+        for paragraph in filter(None, opened.text(row).split("\n")):
+            sentences = split_sentences(paragraph)
+            number = draw.randrange(max(1, len(sentences)))
+            rest = " ".join(sentences[:number] + sentences[number + 1 :])
+            if len(rest) >= LEAST_REST:
+                yield {"query": sentences[number], "positive": rest[:MOST_CHARS]}
 
 
 def _twos(pieces: list[str]) -> Iterator[tuple[str, str]]:
