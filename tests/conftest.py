@@ -102,11 +102,11 @@ def shipped_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model() -> Path:
     """Two layers of the shipped tiny base model (tests/two_layers.py)."""
-    from tests.two_layers import write_two_layers
+    from tests.two_layers import two_layers
 
-    return write_two_layers(tmp_path_factory.mktemp("models") / "tiny-mistral")
+    return two_layers()
 
 
 @pytest.fixture(scope="session")

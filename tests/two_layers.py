@@ -4,9 +4,12 @@ What a step costs here is calls from Python, as many as there are layers. Two ha
 look at: a first and a last one, one after another, each with all its weights.
 """
 
+import atexit
+import functools
 import json
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 from tests.conftest import QUICKSTART
@@ -28,3 +31,12 @@ def write_two_layers(folder: Path) -> Path:
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@functools.cache
+def two_layers() -> Path:
+    """The folder of the model, which all tests of this process share."""
+    folder = Path(tempfile.mkdtemp(prefix="toolkit-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder.chmod(0o755)  # jobs of the test cluster may read it
+    return write_two_layers(folder / "tiny-mistral")

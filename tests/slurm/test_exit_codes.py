@@ -12,6 +12,7 @@ import pytest
 from tests.forking.start import forked_python
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, job_ids, launch, logs
+from tests.two_layers import two_layers
 from toolkit import train
 
 pytestmark = pytest.mark.usefixtures("idle")
@@ -19,10 +20,11 @@ BROKEN = ("train.max_skipped_steps=0", "train.lr=1e20", "train.warmup_steps=0", 
 
 
 @pytest.fixture(scope="module")
-def four_steps(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def four_steps(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has done four steps."""
     run_dir = tmp_path_factory.mktemp("four") / "run"
-    assert train.main(["tiny_mntp", f"data.train={shards}", f"run_dir={run_dir}", *STEPS]) == 0
+    given = [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={run_dir}"]
+    assert train.main(["tiny_mntp", *given, *STEPS]) == 0
     return run_dir
 
 
@@ -47,7 +49,7 @@ def ended(
     """The state and exit code of the shipped script on two nodes, and what it printed."""
     job = slurm.submit(
         *("--nodes=2", *ONE_RANK_A_NODE, f"--output={folder}/log", "slurm/mntp_mistral.sh"),
-        *map(str, arguments),
+        *map(str, [f"model.base={two_layers()}", *arguments]),
         environ=ENVIRON | {"RECIPE": recipe},
         cwd=REPOSITORY,
     )
@@ -99,6 +101,7 @@ def test_jobs_of_the_launcher_have_the_same_codes(
     data = damaged if what == "refused" else shards
     arguments = ["--recipe", "tiny_mntp", "--nodes", 2, "--cpus-per-task", 1, "--time-min", 10]
     arguments += [f"data.train={data}", f"run_dir={tmp_path / 'run'}"]
+    arguments += [f"model.base={two_layers()}"]
     arguments += BROKEN if what == "failed" else ()
     (job,) = job_ids(launch(slurm, *arguments).stdout).values()
     state = slurm.wait(job, timeout_s=150)

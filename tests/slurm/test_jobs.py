@@ -18,6 +18,7 @@ import torch
 from tests.conftest import run, torchrun
 from tests.forking.start import forked_environment, forked_python
 from tests.slurm.cluster import Cluster
+from tests.two_layers import two_layers
 from toolkit.base.files import read_json
 from toolkit.base.layout import STEP_PREFIX
 from toolkit.encoding.store import VectorStore
@@ -53,9 +54,11 @@ def launch(
 
 
 def pipeline(run_dir: Path, *, shards: Path, num_nodes: int) -> list[str]:
-    """The arguments that launch the tiny pipeline, one rank a node."""
+    """The arguments that launch the tiny pipeline, with two layers of its model, one rank a
+    node."""
     size = ["--nodes", str(num_nodes), "--cpus-per-task", "1", "--time-min", "10"]
     where = [f"run_dir={run_dir}", f"data.train={shards}", f"corpus.input={shards}"]
+    where.append(f"model.base={two_layers()}")
     return ["--recipe", "tiny_pipeline", *size, *where]
 
 
@@ -265,11 +268,12 @@ def test_sbatch_accepts_what_a_dry_run_prints(slurm: Cluster, shards: Path, tmp_
 
 
 def test_a_requeued_job_goes_on_from_its_checkpoint(
-    slurm: Cluster, shards: Path, tmp_path: Path
+    slurm: Cluster, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     arguments = ["--recipe", "tiny_mntp", "--nodes", "2", "--cpus-per-task", "1"]
     arguments += ["--time-min", "10", f"run_dir={run_dir}", f"data.train={shards}"]
+    arguments += [f"model.base={tiny_model}"]
     arguments += ["train.steps=400", "train.horizon_steps=400", "train.save_every_steps=5"]
     job = job_ids(launch(slurm, *arguments).stdout)["mntp"]
 
