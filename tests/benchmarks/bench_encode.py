@@ -3,13 +3,13 @@ bf16 beside them.
 
     python -m tests.benchmarks.bench_encode --runs 5 [--peers PYTHON]
 
-The shipped tiny model, in both directions. Texts: drawn from all real data sets as they are
-(natural); sentences or passages alone; the first eight words of the natural ones (short); sentences
-with a hundredth of texts of some 2,000 tokens among them (tail), which are cut to 1,024. Each
-contender is a whole process, in turn, as a user would start it: on all cores, or on as many as
-`OMP_NUM_THREADS` says. Counted is its `encode` alone, without the loading. Vectors must agree:
-cosine >= 0.9999, in bf16 0.999; with llm2vec, which pools other tokens of a text that it cuts, of
-texts that are whole.
+The shipped tiny model, in both directions, or the decoder that --model names. Texts: drawn from
+all real data sets as they are (natural); sentences or passages alone; the first eight words of the
+natural ones (short); sentences with a hundredth of texts of some 2,000 tokens among them (tail),
+which are cut to 1,024. Each contender is a whole process, in turn, as a user would start it: on all
+cores, or on as many as `OMP_NUM_THREADS` says. Counted is its `encode` alone, without the loading.
+Vectors must agree: cosine >= 0.9999, in bf16 0.999; with llm2vec, which pools other tokens of a
+text that it cuts, of texts that are whole.
 """
 
 import itertools
@@ -62,15 +62,15 @@ def texts_of(data: Path, *, kind: str, rows: int) -> list[str]:
     return found
 
 
-def write_models(folder: Path) -> None:
-    """The shipped model as folders that all contenders read, bidirectional, in fp32."""
+def write_models(folder: Path, *, model: Path = MODEL) -> None:
+    """The model as folders that all contenders read, bidirectional, in fp32."""
     (folder / "model").mkdir()
-    merge_weights(MODEL, dtype="fp32", out=folder / "model")
-    source = resolve_model(str(MODEL))
+    merge_weights(model, dtype="fp32", out=folder / "model")
+    source = resolve_model(str(model))
     config, tokenizer = load_config(source), load_tokenizer(source)
     given = {"config": config, "tokenizer": tokenizer, "max_tokens": MAX_TOKENS, "dtype": "fp32"}
     write_encoder_files(folder / "model", **given)
-    arguments = [str(MODEL), str(folder / "llm2vec"), "--format", "llm2vec"]
+    arguments = [str(model), str(folder / "llm2vec"), "--format", "llm2vec"]
     assert export.main(arguments) == 0
 
 
@@ -114,11 +114,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__, peers="llm2vec 0.2.3")
     parser.add_argument("--rows", type=int, help="texts; 20,000 natural ones, 1,000 of other kinds")
     parser.add_argument("--only", choices=SOURCES, action="append")
+    parser.add_argument("--model", type=Path, default=MODEL, help="a decoder's folder")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_models(folder)
-        tokenizer = text_tokenizer(resolve_model(str(MODEL)), max_tokens=2 * MAX_TOKENS)
+        write_models(folder, model=arguments.model)
+        tokenizer = text_tokenizer(resolve_model(str(arguments.model)), max_tokens=2 * MAX_TOKENS)
         for kind in arguments.only or SOURCES:
             rows = arguments.rows or (20_000 if kind == "natural" else 1000)
             texts = texts_of(arguments.data, kind=kind, rows=rows)

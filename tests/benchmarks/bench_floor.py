@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
 
-from tests.benchmarks.bench_encode import MAX_TOKENS, texts_of, write_models
+from tests.benchmarks.bench_encode import MAX_TOKENS, MODEL, texts_of, write_models
 from tests.benchmarks.harness import machine, options
 from toolkit.batching.batch import embed_rows, model_arguments
 from toolkit.encoding.encoder import Encoder, PreparedBatch
@@ -78,11 +78,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__)
     parser.add_argument("--rows", type=int, default=20000)
     parser.add_argument("--every", type=int, default=20)
+    parser.add_argument("--model", type=Path, default=MODEL, help="a decoder's folder")
     arguments = parser.parse_args(argv)
     texts = texts_of(arguments.data, kind="natural", rows=arguments.rows)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_models(folder)
+        write_models(folder, model=arguments.model)
         encoder = Encoder.from_pretrained(
             str(folder / "model"), max_tokens=MAX_TOKENS, device="cpu"
         )

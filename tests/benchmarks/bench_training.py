@@ -9,9 +9,14 @@ with activation checkpointing (as there) and without. SimCSE: 128 sentences a st
 1,024 with GradCache, 64 of them at a time; and ours alone at 1,024 and 16,384 rows of 8 tokens,
 for its memory, in one step (what is free at its end is given back). Each
 contender runs as a whole process; its first step, where there are more, is not counted.
+
+With --model FOLDER that decoder (of Llama's or Mistral's family) with its own weights instead: 16
+blocks of 128 tokens and 64 sentences of at most 32, as the recipes of SmolLM2-135M.
 """
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,12 +25,28 @@ from pathlib import Path
 
 from tests.benchmarks import corpora
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
+from toolkit.model.llm2vec_format import rewrite_for_llm2vec
+from toolkit.model.tokenizer import load_tokenizer
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.shards import open_shards
 
 TOKENIZER = "tokenizer_mistral/tokenizer.model.v1"
 PEERS = Path(__file__).with_name("peers")
-MAX_TOKENS, BLOCK_ROWS, SENTENCE_ROWS, LARGE_ROWS, MINI_ROWS = 512, 32, 128, 1024, 64
-SENTENCE_TOKENS = 128
+LARGE_ROWS, MINI_ROWS = 1024, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """What a step is made of, and the model."""
+
+    model: Path
+    theirs: Path  # the same, as llm2vec reads it
+    block_rows: int = 32
+    block_tokens: int = 512
+    sentence_rows: int = 128
+    sentence_tokens: int = 128
+
+
 KINDS = ("mntp", "recomputed", "simcse", "cached", "flat")
 LORA = ["model.lora.rank=16", "model.lora.alpha=32", "model.lora.dropout=0.05"]
 QUIET = ["train.warmup_steps=0", "train.save_every_steps=1000", "deepspeed.config=zero2"]
@@ -42,10 +63,21 @@ def theirs(name: str, python: str, script: str, *arguments: object) -> Contender
     return Contender(name, [python, str(PEERS / script), *map(str, arguments)])
 
 
-def prepare(data: Path, folder: Path, *, peers: str) -> None:
-    """The model; shards of the real dump; its documents and its sentences for the peers."""
-    model = [peers, str(PEERS / "llm2vec_model.py"), str(folder / "model"), str(data / TOKENIZER)]
-    subprocess.run(model, check=True)
+def prepare_model(data: Path, folder: Path, *, peers: str, model: Path | None) -> Sizes:
+    """A model with random weights, or a copy of the given one that llm2vec can read."""
+    copy = folder / "model"
+    if model is None:
+        script = [peers, str(PEERS / "llm2vec_model.py"), str(copy), str(data / TOKENIZER)]
+        subprocess.run(script, check=True)
+        return Sizes(copy, copy)
+    shutil.copytree(model, copy)
+    tokenizer = load_tokenizer(resolve_model(str(model)))
+    rewrite_for_llm2vec(copy, tokenizer=tokenizer, max_tokens=128)
+    return Sizes(model, copy, 16, 128, 64, 32)
+
+
+def prepare(data: Path, folder: Path) -> None:
+    """Shards of the real dump; its documents and its sentences for the peers."""
     shard = [sys.executable, "data_scripts/shard_wikipedia.py", "--input", str(data / corpora.DUMP)]
     subprocess.run([*shard, "--output", str(folder / "shards")], cwd=ROOT, check=True)
     shards = open_shards(folder / "shards")
@@ -61,45 +93,50 @@ def prepare(data: Path, folder: Path, *, peers: str) -> None:
     (folder / "sentences.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
-def mntp(folder: Path, *, peers: str, steps: int, recompute: bool) -> list[Contender]:
+def mntp(folder: Path, *, sizes: Sizes, peers: str, steps: int, recompute: bool) -> list[Contender]:
     """One step is the paper's batch."""
-    sizes = [f"train.global_batch_rows={BLOCK_ROWS}", f"train.micro_batch_rows={BLOCK_ROWS}"]
-    given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
-    rest = [
-        f"data.max_tokens={MAX_TOKENS}",
-        f"model.activation_checkpointing={json.dumps(recompute)}",
-    ]
-    texts = folder / "texts.jsonl"
+    rows, tokens = sizes.block_rows, sizes.block_tokens
     return [
-        ours("tiny_mntp", *given, *sizes, *rest, steps=steps),
+        ours(
+            "tiny_mntp",
+            f"model.base={sizes.model}",
+            f"data.train={folder / 'shards'}",
+            f"train.global_batch_rows={rows}",
+            f"train.micro_batch_rows={rows}",
+            f"data.max_tokens={tokens}",
+            f"model.activation_checkpointing={json.dumps(recompute)}",
+            steps=steps,
+        ),
         theirs(
             "llm2vec (HF Trainer)",
             peers,
             "llm2vec_mntp.py",
-            *(folder / "model", texts, steps, BLOCK_ROWS, MAX_TOKENS, int(recompute)),
+            *(sizes.theirs, folder / "texts.jsonl", steps, rows, tokens, int(recompute)),
         ),
     ]
 
 
-def simcse(folder: Path, *, peers: str, steps: int, rows: int) -> list[Contender]:
+def simcse(folder: Path, *, sizes: Sizes, peers: str, steps: int, cached: bool) -> list[Contender]:
     """A plain batch against llm2vec, a cached one against sentence-transformers."""
-    cached = rows > SENTENCE_ROWS
+    rows = LARGE_ROWS if cached else sizes.sentence_rows
     micro = MINI_ROWS if cached else rows
-    given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
-    sizes = [f"train.global_batch_rows={rows}", f"train.micro_batch_rows={micro}"]
-    rest = [f"data.max_tokens={SENTENCE_TOKENS}", "simcse.scale=20.0"]
-    arguments = [folder / "model", folder / "sentences.txt", steps, rows, SENTENCE_TOKENS]
+    given = [f"model.base={sizes.model}", f"data.train={folder / 'shards'}"]
+    batch = [f"train.global_batch_rows={rows}", f"train.micro_batch_rows={micro}"]
+    rest = [f"data.max_tokens={sizes.sentence_tokens}", "simcse.scale=20.0"]
+    arguments = [folder / "sentences.txt", steps, rows, sizes.sentence_tokens]
     if cached:
         script = "sentence_transformers_cached.py"
-        peer = theirs("sentence-transformers", sys.executable, script, *arguments, MINI_ROWS)
+        every = [sizes.model, *arguments, MINI_ROWS]
+        peer = theirs("sentence-transformers", sys.executable, script, *every)
     else:
-        peer = theirs("llm2vec (HF Trainer)", peers, "llm2vec_simcse.py", *arguments)
-    return [ours("tiny_simcse", *given, *sizes, *rest, steps=steps), peer]
+        script = "llm2vec_simcse.py"
+        peer = theirs("llm2vec (HF Trainer)", peers, script, sizes.theirs, *arguments)
+    return [ours("tiny_simcse", *given, *batch, *rest, steps=steps), peer]
 
 
-def flat(folder: Path) -> list[Contender]:
+def flat(folder: Path, *, sizes: Sizes) -> list[Contender]:
     """The same micro-batches; sixteen times as many of them in a global batch."""
-    given = [f"model.base={folder / 'model'}", f"data.train={folder / 'shards'}"]
+    given = [f"model.base={sizes.model}", f"data.train={folder / 'shards'}"]
     given += [f"train.micro_batch_rows={MINI_ROWS}", "data.max_tokens=8"]
     return [
         ours("tiny_simcse", *given, f"train.global_batch_rows={rows}", steps=1, name=f"{rows:,}")
@@ -112,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = options(__doc__, peers="llm2vec 0.2.3", needed=True)
     parser.add_argument("--steps", type=int, default=4, help="a run; the first is not counted")
     parser.add_argument("--only", choices=KINDS, action="append")
+    parser.add_argument("--model", type=Path, help="a decoder's folder")
     arguments = parser.parse_args(argv)
     kinds = arguments.only or KINDS
     peers, steps = arguments.peers, arguments.steps
@@ -124,13 +162,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(arguments.data, folder, peers=peers)
+        given = {
+            "sizes": prepare_model(arguments.data, folder, peers=peers, model=arguments.model),
+            "peers": peers,
+        }
+        prepare(arguments.data, folder)
         made = {
-            "mntp": mntp(folder, peers=peers, steps=steps, recompute=False),
-            "recomputed": mntp(folder, peers=peers, steps=steps, recompute=True),
-            "simcse": simcse(folder, peers=peers, steps=steps, rows=SENTENCE_ROWS),
-            "cached": simcse(folder, peers=peers, steps=2, rows=LARGE_ROWS),
-            "flat": flat(folder),
+            "mntp": mntp(folder, **given, steps=steps, recompute=False),
+            "recomputed": mntp(folder, **given, steps=steps, recompute=True),
+            "simcse": simcse(folder, **given, steps=steps, cached=False),
+            "cached": simcse(folder, **given, steps=2, cached=True),
+            "flat": flat(folder, sizes=given["sizes"]),
         }
         for kind in kinds:
             found = compare(made[kind], runs=arguments.runs, warmup=0)

@@ -58,7 +58,8 @@ Form = Literal["merged", "llm2vec", "peft"]
 class Export:
     """How an export is written: its format, the type of its weights (None: as trained, or as the
     base has them), and a file of scores for its card. `base_name`: what the configuration and the
-    card of an adapter call the model that the first stage began with."""
+    card of an adapter call the model that the first stage began with, whose tokenizer is then not
+    written again."""
 
     form: Form = "merged"
     dtype: DType | None = None
@@ -237,7 +238,8 @@ def _write_adapter(
     place = base.name if base.folder is None else str(base.folder.resolve())
     name = export.base_name or place
     write_json(out / ADAPTER_CONFIG, {**settings, "base_model_name_or_path": name})
-    load_tokenizer(base).save_pretrained(out)
+    if export.base_name is None:  # otherwise whoever has that base has its tokenizer
+        load_tokenizer(base).save_pretrained(out)
 
 
 def _write_rounded(file: Path, *, out: Path, dtype: torch.dtype) -> None:

@@ -1,4 +1,4 @@
-"""MNTP as llm2vec trains it (experiments/run_mntp.py): its MistralBiForMNTP, peft, HF Trainer.
+"""MNTP as llm2vec trains it (experiments/run_mntp.py): its classes, peft, HF Trainer.
 
 usage: llm2vec_mntp.py MODEL TEXTS.jsonl STEPS ROWS MAX_TOKENS RECOMPUTE
 Prints real tokens a second over the steps after the first.
@@ -10,9 +10,9 @@ import sys
 import tempfile
 
 import torch
-from llm2vec.models import MistralBiForMNTP
+from llm2vec.models import LlamaBiForMNTP, MistralBiForMNTP
 from llm2vec_training import Clock, settings, with_lora
-from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer
+from transformers import AutoConfig, AutoTokenizer, DataCollatorForLanguageModeling, Trainer
 
 
 def main(model, texts, steps, rows, max_tokens, recompute):
@@ -26,7 +26,8 @@ def main(model, texts, steps, rows, max_tokens, recompute):
     flat = list(itertools.islice(ids, steps * rows * max_tokens))
     blocks = [flat[start : start + max_tokens] for start in range(0, len(flat), max_tokens)]
     data = [{"input_ids": block, "attention_mask": [1] * len(block)} for block in blocks]
-    decoder = MistralBiForMNTP.from_pretrained(
+    family = AutoConfig.from_pretrained(model).model_type
+    decoder = {"llama": LlamaBiForMNTP, "mistral": MistralBiForMNTP}[family].from_pretrained(
         model, torch_dtype=torch.float32, attn_implementation="sdpa"
     )
     decoder.model = with_lora(decoder.model, rank=16, dropout=0.05)
