@@ -224,6 +224,8 @@ def test_a_reference_is_a_hub_name_a_folder_or_a_run(
     monkeypatch.chdir(tmp_path / "below")
     with pytest.raises(BadInput, match="no such folder"):
         resolve_model("runs/mtnp")  # a slip, and no owner on the hub
+    with pytest.raises(BadInput, match="is not there yet; `make smollm2` makes it"):
+        resolve_model(load_recipe("mntp_smollm2_135m").model.base)
     with pytest.raises(BadInput, match=r"has no config\.json"):
         resolve_model(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")

