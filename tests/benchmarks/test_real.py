@@ -46,14 +46,17 @@ def test_with_grades_the_difference_is_that_of_rank_correlations() -> None:
 
 def test_each_run_has_a_digest_of_its_own_that_all_settings_and_those_before_it_decide() -> None:
     every = [*states([1, 2, 3]), *grid(1), *amounts(1)]
-    digests = {run.digest("data") for run in every}
+    inputs = {"mntp": "text", "simcse": "text", "supervised": "pairs"}
+    digests = {run.digest(inputs) for run in every}
     assert len(digests) == len(every)
     (last,) = [run for run in states([1]) if run.state == "MNTP + SimCSE + supervised"]
     assert last.after
     assert last.after.after
     earlier = dataclasses.replace(last.after.after, settings=(("train.lr", "1"),))
     changed = dataclasses.replace(last, after=dataclasses.replace(last.after, after=earlier))
-    assert changed.digest("data") != last.digest("data") != last.digest("other data")
+    other = {**inputs, "supervised": "other pairs"}
+    assert changed.digest(inputs) != last.digest(inputs) != last.digest(other)
+    assert every[0].digest(inputs) == every[0].digest(other), "it reads no pairs"
 
 
 def test_tables_are_made_from_committed_scores_alone(tmp_path: Path) -> None:

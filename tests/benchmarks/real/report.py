@@ -81,7 +81,12 @@ def read_results(folder: Path) -> list[Result]:
 def write_report(folder: Path, *, data: Path) -> None:
     """Print the tables, and write them beside the scores."""
     results = read_results(folder)
-    tables = [state_table(results), pattern_table(results, data=data), other_table(results)]
+    tables = [
+        state_table(results),
+        interval_table(results, data=data),
+        pattern_table(results, data=data),
+        other_table(results),
+    ]
     text = "\n\n".join(filter(None, tables))
     print(text)
     (folder.parent / "TABLES.md").write_text(text + "\n")
@@ -97,6 +102,28 @@ def state_table(results: Sequence[Result]) -> str:
         cells = [_spread([row.score(task, name) for row in rows]) for task, name, _ in COLUMNS]
         if rows:
             lines.append(f"| {state} | {len(rows)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval_table(results: Sequence[Result], *, data: Path) -> str:
+    """95 % intervals of the scores over draws of test items, each mean over the seeds."""
+    columns = [column for column in COLUMNS if column[0] != "clustering"]  # it has no items
+    heads = [head for _, _, head in columns]
+    lines = [f"| 95 % interval | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    grades_P = read_pairs(data / "stsbenchmark_en" / "stsb-en-test.csv").grades_P
+    for state in (*PEERS, *STATES):
+        cells = []
+        for task, name, _ in columns:
+            rows = [row for row in results if row.state == state and task in row.tasks]
+            if rows:
+                some = [row.items(task, name) for row in rows]
+                grades = grades_P if task == "STS-B" else None
+                low, high = bootstrap(some, grades_P=grades)[1:]
+                cells.append(f"{low:.3f} to {high:.3f}")
+            else:
+                cells.append("")
+        if any(cells):
+            lines.append(f"| {state} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -133,23 +160,38 @@ def paired_bootstrap(
     grades_P: NDArray[np.float64] | None = None,
 ) -> tuple[float, float, float]:
     """The difference of the second over the first, mean over pairs of runs, and its 95 % interval
-    over draws of test items (Efron and Tibshirani 1993). Items are averaged or, with grades, ranked
-    and correlated with them (Spearman)."""
+    over draws of test items (Efron and Tibshirani 1993). See `bootstrap`."""
+    firsts, seconds = zip(*pairs, strict=True)
+    return bootstrap(seconds, less=firsts, grades_P=grades_P)
+
+
+def bootstrap(
+    runs: Sequence[NDArray[np.float64]],
+    *,
+    less: Sequence[NDArray[np.float64]] = (),
+    grades_P: NDArray[np.float64] | None = None,
+) -> tuple[float, float, float]:
+    """The score of these items, mean over runs, less that of the runs `less`, and its 95 % interval
+    over draws of test items. Items are averaged or, with grades, ranked and correlated with them
+    (Spearman)."""
     random = np.random.default_rng(0)
-    number = len(pairs[0][0])
+    number = len(runs[0])
 
-    def difference(chosen_N: NDArray[np.int64]) -> float:
-        def value(items_N: NDArray[np.float64]) -> float:
-            if grades_P is None:
-                return float(items_N[chosen_N].mean())
-            ranks = rankdata(items_N[chosen_N]), rankdata(grades_P[chosen_N])
-            return float(np.corrcoef(*ranks)[0, 1])
+    def value(items_N: NDArray[np.float64], chosen_N: NDArray[np.int64]) -> float:
+        if grades_P is None:
+            return float(items_N[chosen_N].mean())
+        ranks = rankdata(items_N[chosen_N]), rankdata(grades_P[chosen_N])
+        return float(np.corrcoef(*ranks)[0, 1])
 
-        return statistics.mean(value(second) - value(first) for first, second in pairs)
+    def score(chosen_N: NDArray[np.int64]) -> float:
+        whole = statistics.mean(value(items_N, chosen_N) for items_N in runs)
+        return whole - (
+            statistics.mean(value(items_N, chosen_N) for items_N in less) if less else 0
+        )
 
-    drawn = [difference(random.integers(0, number, number)) for _ in range(DRAWS)]
+    drawn = [score(random.integers(0, number, number)) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return difference(np.arange(number)), float(low), float(high)
+    return score(np.arange(number)), float(low), float(high)
 
 
 def draw_amounts(results: Sequence[Result], path: Path) -> None:
