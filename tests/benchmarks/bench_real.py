@@ -96,8 +96,8 @@ def states(seeds: Sequence[int]) -> Iterator[Run]:
         mntp = Run("MNTP", "mntp", seed)
         simcse = Run("MNTP + SimCSE", "simcse", seed, after=mntp)
         yield from (mntp, simcse)
-        yield Run("MNTP + supervised", "supervised", seed, after=mntp)
         yield Run("MNTP + SimCSE + supervised", "supervised", seed, after=simcse)
+        yield Run("MNTP + supervised", "supervised", seed, after=mntp)
     yield Run("causal", "causal")
     yield Run("bidirectional", "bidirectional")
 

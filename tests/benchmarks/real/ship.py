@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.real.ship --seed 1
 
-MNTP, SimCSE upon it, supervised training upon it: in bf16, in PEFT's layout, with the scores of
+MNTP, SimCSE upon it, supervised training upon both: in bf16, in PEFT's layout, with the scores of
 every state and of what people would pick instead.
 """
 
@@ -25,7 +25,7 @@ ADAPTERS = ROOT / "toolkit" / "quickstart" / "adapters"
 SHIPPED = {
     "MNTP": "mntp",
     "MNTP + SimCSE": "simcse",
-    "MNTP + supervised": "supervised",
+    "MNTP + SimCSE + supervised": "supervised",
 }
 BASE_NAME = ".cache/smollm2-135m"
 ABOUT = """
