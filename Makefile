@@ -88,7 +88,7 @@ $(LLAMA_CPP):
 	touch $@
 
 test-smollm2: install $(LLAMA_CPP)  ## the converted real model beside llama.cpp (which is compiled first)
-	TOOLKIT_LLAMA_CPP_PYTHON=$(LLAMA_CPP) $(BIN)/python -m pytest -m slow tests/test_smollm2.py
+	TOOLKIT_LLAMA_CPP_PYTHON=$(LLAMA_CPP) $(BIN)/python -m pytest -m slow tests/test_smollm2.py tests/test_adapters_shipped.py
 
 benchmark-training: install $(LLM2VEC)  ## steps beside llm2vec and sentence-transformers (an hour)
 	$(BIN)/python -m tests.benchmarks.bench_training --peers $(LLM2VEC)

@@ -71,7 +71,10 @@ class Run:
     def facts(self, inputs: dict[str, str]) -> dict[str, Any]:
         """All that decides the encoder; `inputs` are the digests of what each kind trains on."""
         before = self.after.digest(inputs) if self.after else None
-        recipe = load_recipe(self.recipe).model_dump_json() if self.trains else ""
+        # Without keys that have their default: a new key of the toolkit leaves old runs as they are.
+        recipe = (
+            load_recipe(self.recipe).model_dump_json(exclude_defaults=True) if self.trains else ""
+        )
         return {
             "kind": self.kind,
             "recipe": _sha(recipe.encode())[:16],
