@@ -71,7 +71,7 @@ class Run:
     def facts(self, inputs: dict[str, str]) -> dict[str, Any]:
         """All that decides the encoder; `inputs` are the digests of what each kind trains on."""
         before = self.after.digest(inputs) if self.after else None
-        # Without keys that have their default: a new key of the toolkit leaves old runs as they are.
+        # Without defaults, so that a new key of the toolkit leaves the digests of old runs alone.
         recipe = (
             load_recipe(self.recipe).model_dump_json(exclude_defaults=True) if self.trains else ""
         )

@@ -36,7 +36,7 @@ The base is SmolLM2-135M-Instruct (Apache-2.0), as `make smollm2` converts it fr
 WikiText-2 and WikiSplit (CC BY-SA). Supervised training reads the dev and test part of SNLI (CC
 BY-SA), WikiSplit, and the titles, first paragraphs and sentences of those Wikipedia articles. No
 text or label of a test set in the table was read, and none of the encyclopedia that the project
-ships. The adapter is under the licence of this project.
+ships. The adapter's weights are CC BY-SA 4.0, as the texts.
 
 ## How it was made
 
@@ -68,7 +68,8 @@ def ship(run: Run, *, inputs: dict[str, str]) -> None:
         export = Export(form="peft", dtype="bf16", scores=scores, base_name=BASE_NAME)
         write_encoder(KEPT / "runs" / run.digest(inputs), out=out, export=export)
     card = out / CARD_FILE
-    card.write_text(card.read_text() + ABOUT.format(seed=run.seed))
+    text = card.read_text().replace("---\n", "---\nlicense: cc-by-sa-4.0\n", 1)
+    card.write_text(text + ABOUT.format(seed=run.seed))
     size = sum(path.stat().st_size for path in out.iterdir())
     say(f"{out}: {size / 1e6:.1f} MB")
 
