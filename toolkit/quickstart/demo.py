@@ -34,7 +34,7 @@ print(one @ other)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Embed, score and search."""
+    """The door `python -m toolkit.quickstart.demo`."""
     parser = Parser(
         prog="python -m toolkit.quickstart.demo",
         description="Search the shipped encyclopedia with SmolLM2-135M and the shipped adapters.",
@@ -73,7 +73,7 @@ def run(*, beside: Path | None = None) -> None:
     say()
     for store, found in zip(stores, titles, strict=True):
         hits = found[len(QUERIES) :]
-        share = recall(hits, wanted=[judged.grades[name] for name in names])
+        share = recall(hits, wanted=[list(judged.grades[name]) for name in names])
         say(f"recall@{TOP} over {len(names)} test queries: {share:.3f}  ({store.directory})")
     say()
     say("The same from Python:\n")

@@ -139,7 +139,7 @@ class Mntp(Section):
     def _without_what_is_gone(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         settings: dict[str, Any] = whole(self)
         if not self.held_out_blocks:
-            del settings["held_out_blocks"]
+            settings.pop("held_out_blocks", None)  # left out where defaults are
         return settings
 
 

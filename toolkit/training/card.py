@@ -88,7 +88,7 @@ def model_card(facts: CardFacts, *, name: str) -> str:
         front["tags"] = ["sentence-transformers", *front["tags"]]
     # The hub could not find a folder. Only a hub name has a slash (`public_name`), or a path that
     # was given as the name of an adapter's base.
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", facts.base):
+    if "/" in facts.base and not facts.base.startswith((".", "/")):
         front |= {"base_model": [facts.base]}
         front |= {"base_model_relation": "adapter" if facts.form == "peft" else "finetune"}
     parts = [
