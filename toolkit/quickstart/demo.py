@@ -76,9 +76,11 @@ def run(*, beside: Path | None = None) -> None:
         share = recall(hits, wanted=[list(judged.grades[name]) for name in names])
         say(f"recall@{TOP} over {len(names)} test queries: {share:.3f}  ({store.directory})")
     say()
-    say("The same from Python:\n")
+    say("The same from Python:")
+    say()
     adapters = list(recipe.encoder.adapters)
-    say(IN_PYTHON.format(model=recipe.encoder.model, adapters=adapters))
+    for line in IN_PYTHON.format(model=recipe.encoder.model, adapters=adapters).splitlines():
+        say(line)
 
 
 def titles_of(store: VectorStore, *, queries: Sequence[str]) -> list[list[str]]:
