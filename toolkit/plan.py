@@ -17,6 +17,7 @@ from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.catalogue import recipes_text
 from toolkit.settings.pipelines import resolve
 from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
+from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8
 KINDS = ("pipeline", "mntp", "simcse", "supervised")
@@ -58,8 +59,9 @@ def run(arguments: argparse.Namespace) -> None:
     shape = shape_of(base)
     total = f"{shape.weights(head=True) / 1e9:.2f} B parameters"
     say(f"{base}: {total}; {cluster.nodes} x {cluster.gpus_per_node} {arguments.gpu}")
-    for name, recipe in stages.items():
+    for name, asked in stages.items():
         say()
+        recipe = fit_to_ranks(asked, world_size=cluster.world, tell=say)
         say_lines(describe(name, recipe, shape=shape, cluster=cluster))
 
 
