@@ -28,6 +28,7 @@ FREE_KEYS |= {"train.micro_batch_rows", "train.micro_batch_tokens", "train.log_e
 FREE_KEYS |= {"train.save_every_steps", "train.keep_checkpoints", "train.keep_every_steps"}
 FREE_KEYS |= {"train.keep_best", "train.background_save", "train.probe", "train.max_skipped_steps"}
 FREE_KEYS |= {"train.heartbeat_s", "train.stall_s"}
+FREE_KEYS |= {"model.activation_checkpointing"}  # the gradients are the same
 FREE_KEYS |= {"mntp.evaluate_every_steps", "mntp.cross_entropy"}
 
 Training = TypeVar("Training", bound=TrainingRecipe)
