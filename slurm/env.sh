@@ -38,6 +38,13 @@ if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then
   export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK}"
 fi
 
+# --- Memory of GPUs ----------------------------------------------------------------------------
+# Micro-batches differ in size. Torch keeps what they free in segments of fixed sizes, and what no
+# segment can hold any more is out of memory, although there is room; these segments can grow.
+if [[ -z "${PYTORCH_ALLOC_CONF:-}${PYTORCH_CUDA_ALLOC_CONF:-}" ]]; then
+  export PYTORCH_ALLOC_CONF=expandable_segments:True
+fi
+
 # --- Network -----------------------------------------------------------------------------------
 # On most clusters compute nodes have no internet, and a library that contacts the hub waits for its
 # time-out on every rank. Fetch models on the login node first; HF_HUB_OFFLINE=0 overrides this.

@@ -2,12 +2,12 @@
 # Masked next token prediction.
 # This file has resources only: hyper-parameters are in the recipe, site settings in slurm/env.sh.
 # Usage, from the top folder:   sbatch slurm/mntp_mistral.sh [key.path=value ...]
-#   another size:               sbatch --nodes=2 --time=4:00:00 slurm/mntp_mistral.sh
+#   another size:               sbatch --gpus-per-node=8 --ntasks-per-node=8 slurm/mntp_mistral.sh
 #   another recipe:             RECIPE=my_recipe.yaml sbatch slurm/mntp_mistral.sh
 #SBATCH --job-name=mntp
 #SBATCH --nodes=1
-#SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-node=8
+#SBATCH --ntasks-per-node=4
+#SBATCH --gpus-per-node=4
 #SBATCH --cpus-per-task=8
 #SBATCH --time=12:00:00
 # Two minutes before the time limit (and at a preemption, if the site sends it) each rank gets USR2:

@@ -262,8 +262,10 @@ def test_ranks_that_do_not_divide_the_batch(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     refused: Refused,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Found out before the ranks look for each other: two of the three do not exist."""
+    """Found out before the ranks look for each other: two of the three do not exist. A recipe that
+    fits any ranks takes a larger batch, and says so once."""
     from toolkit.training import program
 
     def started(*_arguments: object, **_settings: object) -> None:
@@ -271,14 +273,20 @@ def test_ranks_that_do_not_divide_the_batch(
 
     # A watchdog that fails ends its process, which here would be pytest's own.
     monkeypatch.setattr(program, "Watchdog", started)
-    ranks = {"RANK": 1, "WORLD_SIZE": 3, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3}
+    ranks = {"RANK": 0, "WORLD_SIZE": 3, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 3}
     for variable, value in ranks.items():
         monkeypatch.setenv(variable, str(value))
-    line = refused("train", *command("tiny_mntp"))
+    line = refused("train", *command("tiny_mntp"), "train.fit_ranks=false")
     assert "train.global_batch_rows=8 cannot be dealt to 3 ranks; use a multiple of 3" in line
     assert not (tmp_path / "out").exists()
     with pytest.raises(AssertionError, match="the ranks look for each other"):
         main("train", *command("tiny_mntp"), "train.global_batch_rows=9")
+    capsys.readouterr()
+    for rank, said in ((0, ["mntp: train.global_batch_rows is 9 instead of 8"]), (1, [])):
+        monkeypatch.setenv("RANK", str(rank))
+        with pytest.raises(AssertionError, match="the ranks look for each other"):
+            main("train", *command("tiny_mntp"))
+        assert [line.partition(",")[0] for line in capsys.readouterr().out.splitlines()] == said
 
 
 @pytest.mark.parametrize("name", ["tiny_mntp", "encode", "evaluate"])

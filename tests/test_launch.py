@@ -165,8 +165,14 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
         (["--mem-gib", "0"], "mem_gib is 0: at least 1"),
         (["--time-min", "0"], "time_min is 0: at least 1"),
         (["--gpus-per-node", "-1"], "--gpus-per-node -1: 0 or more"),
-        (["--nodes", "3"], "train.global_batch_rows=8 cannot be dealt to 3 ranks"),
-        (["mntp.train.global_batch_rows=6", "--nodes", "4"], "use a multiple of 4, such as 8"),
+        (
+            ["--nodes", "3", "train.fit_ranks=false"],
+            "train.global_batch_rows=8 cannot be dealt to 3 ranks",
+        ),
+        (
+            ["mntp.train.global_batch_rows=6", "--nodes", "4", "mntp.train.fit_ranks=false"],
+            "use a multiple of 4, such as 8",
+        ),
         (["data.train=shards/absent"], "mntp: shards/absent: no whole shard directory"),
         (["corpus.input=."], "embed: .: no whole shard directory; make it with data_scripts/"),
         (["model.base=./absent"], "model './absent': no such folder"),
@@ -186,6 +192,22 @@ def test_refused_in_one_line(arguments: list[str], message: str, folder: Path) -
     given_first = ["--recipe", "tiny_pipeline", "--cluster", "slurm", "--gpus-per-node", "1"]
     own = [] if "supervised_mistral_7b" in arguments else paths(folder)
     assert message in refusal(*given_first, *own, *arguments, folder=folder)
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(2, 8), (3, 8), (5, 4), (2, 0)])
+def test_the_pipeline_for_trying_a_cluster_fits_any(
+    nodes: int, gpus: int, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["--cluster", "slurm", "--nodes", str(nodes), "--gpus-per-node", str(gpus)]
+    found = dry_run("tiny_pipeline", *shape, *paths(folder), folder=folder)
+    assert found.count(f"--ntasks-per-node={max(1, gpus)}\n") >= 2
+    ranks = nodes * max(1, gpus)
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {stage}: train.global_batch_rows is {-(-own // ranks) * ranks} "
+        f"instead of {own}, which {ranks} ranks cannot share evenly (train.fit_ranks=true)"
+        for stage, own in {"mntp": 8, "simcse": 16}.items()
+        if own % ranks
+    ]
 
 
 @settings(deadline=None)  # each example reads three recipes
@@ -528,5 +550,5 @@ def test_a_dry_run_names_every_missing_file_of_an_evaluation(
 
 def test_a_dry_run_still_refuses_what_no_data_would_mend(folder: Path) -> None:
     shape = ["--cluster", "slurm", "--gpus-per-node", "3", "--dry-run"]
-    message = refusal("tiny_pipeline", *shape, "data.train=no/shards", folder=folder)
+    message = refusal("quickstart", *shape, "data.train=no/shards", folder=folder)
     assert "cannot be dealt to 3 ranks" in message

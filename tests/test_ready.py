@@ -33,7 +33,7 @@ def test_what_would_run_is_ready_and_nothing_is_written(
     ("more", "message"),
     [
         (["train.stpes=1"], "unknown key 'train.stpes'"),
-        (["--ranks", "3"], "cannot be dealt to 3 ranks"),
+        (["--ranks", "3", "train.fit_ranks=false"], "cannot be dealt to 3 ranks"),
         (["--ranks", "0"], "--ranks 0: at least 1"),
         (["data.train=nowhere"], "mntp: nowhere: no whole shard directory; make it with"),
         (["model.base=runs/absent/model"], "no such folder"),

@@ -1,7 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """The launcher: a recipe or a pipeline of recipes becomes jobs, each waiting for the one before.
 
-    python -m toolkit.launch --nodes 4                        (Mistral-7B, the whole pipeline)
+    python -m toolkit.launch                                  (Mistral-7B, the whole pipeline)
     python -m toolkit.launch tiny_pipeline --dry-run
 
 Runs on a login node: nothing here imports torch.
@@ -34,7 +34,7 @@ from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
 EXAMPLES = """examples:
-  python -m toolkit.launch --nodes 4 run_dir=runs/a data.train=shards/wikipedia
+  python -m toolkit.launch run_dir=runs/a data.train=shards/wikipedia
   python -m toolkit.launch tiny_pipeline --cluster local mntp.train.steps=20
   python -m toolkit.launch simcse_mistral_7b --nodes 2 --dry-run
 

@@ -12,11 +12,22 @@ from toolkit.base.console import say, say_lines
 from toolkit.base.errors import BadInput
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, add_recipe, guarded
-from toolkit.runs.estimate import GIB, GPUS, Cluster, Need, faster, gpu_of, need, recommend
+from toolkit.runs.estimate import (
+    GIB,
+    GPUS,
+    Cluster,
+    Need,
+    busy_rows,
+    faster,
+    gpu_of,
+    need,
+    recommend,
+)
 from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.catalogue import recipes_text
 from toolkit.settings.pipelines import resolve
 from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
+from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8
 KINDS = ("pipeline", "mntp", "simcse", "supervised")
@@ -27,8 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m toolkit.plan",
         description="Estimate the memory per GPU, the time and the network that training stages "
-        "will need (what ZeRO partitions is exact). A step takes the longer of computing and "
-        "of the traffic that overlaps it, plus the traffic that all ranks wait for.",
+        "will need (what ZeRO partitions is exact). A step takes the longest of computing, the "
+        "host's work and the traffic that overlaps them, plus the traffic that all ranks wait for.",
         epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
         f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -58,8 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
     shape = shape_of(base)
     total = f"{shape.weights(head=True) / 1e9:.2f} B parameters"
     say(f"{base}: {total}; {cluster.nodes} x {cluster.gpus_per_node} {arguments.gpu}")
-    for name, recipe in stages.items():
+    for name, asked in stages.items():
         say()
+        recipe = fit_to_ranks(asked, world_size=cluster.world, tell=say)
         say_lines(describe(name, recipe, shape=shape, cluster=cluster))
 
 
@@ -105,22 +117,35 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
         *_memory(asked, best=best),
         f"  {verdict(asked, best=best, cluster=cluster)}",
     ]
-    changes = faster(shape, recipe, asked=asked, cluster=cluster)
     # Less than a twentieth of the step is within the error of the estimate.
     if asked.step_s > 1.05 * asked.compute_s:
+        cause = "the network slows it down"
+        if asked.is_host_bound:
+            cause = f"host-bound: starting operations takes longer than {asked.tokens:,.0f} tokens"
+        changes = faster(shape, recipe, asked=asked, cluster=cluster)
         options = "; ".join(f"{what}: {_time(needed.hours)}" for what, needed in changes[:3])
-        lines.append(
-            f"  the network slows it down; {options or 'no other layout or micro-batch helps'}"
-        )
+        lines.append(f"  {cause}; {options or _too_small(asked, recipe, cluster=cluster)}")
     return "\n".join(lines)
 
 
+def _too_small(asked: Need, recipe: TrainingRecipe, *, cluster: Cluster) -> str:
+    """What would help where no other layout and micro-batch does: fewer GPUs, or a larger batch."""
+    rows, whole = busy_rows(asked, recipe=recipe, cluster=cluster), recipe.train.global_batch_rows
+    if rows is None:
+        return "no other layout or micro-batch helps"
+    return (
+        f"the batch of {whole} rows is too small for {cluster.world} GPUs: "
+        f"{max(1, whole // rows)} would do, or another run with "
+        f"train.global_batch_rows={rows * cluster.world}"
+    )
+
+
 def _step(asked: Need) -> str:
-    """The seconds of one step: max(computing, overlapping traffic) + traffic afterwards."""
+    """The seconds of one step: the longest of what overlaps, and the traffic afterwards."""
     after = f", and {asked.exposed_s:.3g} s after it" if asked.exposed_s else ""
     return (
-        f"per step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, "
-        f"{asked.hidden_s:.3g} s of network beside it{after}"
+        f"per step: {asked.step_s:.3g} s; {asked.compute_s:.3g} s of computing, beside it "
+        f"{asked.host_s:.3g} s of the host and {asked.hidden_s:.3g} s of network{after}"
     )
 
 

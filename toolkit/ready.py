@@ -30,8 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Check whether a recipe, or every stage of a pipeline, could start: keys, "
         "shards, models, directories, steps. If not, one line says why, and the exit code is 2.",
         epilog="example:\n"
-        "  python -m toolkit.ready mntp_mistral_7b run_dir=runs/a --ranks 16 && \\\n"
-        "    sbatch --nodes=2 slurm/mntp_mistral.sh run_dir=runs/a\n\n"
+        "  python -m toolkit.ready mntp_mistral_7b run_dir=runs/a --ranks 4 && \\\n"
+        "    sbatch slurm/mntp_mistral.sh run_dir=runs/a\n\n"
         f"{recipes_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -23,7 +23,7 @@ from toolkit.settings.schema import (
     Train,
     TrainingRecipe,
 )
-from toolkit.settings.training_checks import batch_split
+from toolkit.settings.training_checks import batch_split, fit_to_ranks
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -194,6 +194,23 @@ def test_a_layout_that_says_too_much_is_refused(
         read_layout(str(path))
     with pytest.raises(BadInput, match="neither a file nor one of zero0, zero1"):
         read_layout("zero9")
+
+
+@pytest.mark.parametrize("name", ["tiny_mntp", "tiny_simcse", "tiny_supervised", "mntp_mistral_7b"])
+def test_a_recipe_for_trying_a_cluster_fits_any_ranks(name: str) -> None:
+    recipe = load_recipe(name)
+    assert isinstance(recipe, TrainingRecipe)
+    own, grows = recipe.train.global_batch_rows, name.startswith("tiny_")
+    for ranks in (*range(1, 130), 1000, 4096):
+        lines: list[str] = []
+        fitted = fit_to_ranks(recipe, world_size=ranks, tell=lines.append)
+        rows = fitted.train.global_batch_rows
+        assert (not lines) == (fitted == recipe) == (not grows or own % ranks == 0)
+        if grows:
+            assert rows % ranks == 0 and own <= rows < own + ranks
+            # Whoever continues the run on these ranks gets the same recipe, without a line.
+            assert fit_to_ranks(fitted, world_size=ranks, tell=lines.append) is fitted
+            assert len(lines) < 2
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 16))

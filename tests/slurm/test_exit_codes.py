@@ -66,7 +66,10 @@ def test_what_can_be_refused_is_refused_before_any_rank_starts(
         "unknown recipe 'tiny_mtnp'": ([data], "tiny_mtnp"),
         "has step 4 already": ([data, f"run_dir={four_steps}", "train.steps=2", STEPS[1]], ""),
         "no whole shard directory": ([f"data.train={tmp_path / 'absent'}"], "tiny_mntp"),
-        "cannot be dealt to 2 ranks": ([data, "train.global_batch_rows=9"], "tiny_mntp"),
+        "cannot be dealt to 2 ranks": (
+            [data, "train.global_batch_rows=9", "train.fit_ranks=false"],
+            "tiny_mntp",
+        ),
     }
     for number, (message, (arguments, recipe)) in enumerate(cases.items()):
         folder = tmp_path / str(number)

@@ -227,7 +227,11 @@ def test_a_failed_stage_takes_its_dependants_with_it(
 @pytest.mark.parametrize(
     ("arguments", "message", "written"),
     [
-        (["mntp.train.global_batch_rows=6"], "cannot be dealt to 4 ranks", False),
+        (
+            ["mntp.train.global_batch_rows=6", "train.fit_ranks=false"],
+            "cannot be dealt to 4 ranks",
+            False,
+        ),
         (["--partition", "absent"], "partition 'absent': has no nodes", False),
         # Only SLURM knows this one, by which time the job's files are there.
         (["--mem-gib", "999"], "sbatch refused the job run-mntp: Memory spec", True),

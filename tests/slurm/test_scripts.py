@@ -20,15 +20,16 @@ DIRECTIVES = {
     **{
         name: {
             "nodes": "1",
-            "ntasks-per-node": "8",
-            "gpus-per-node": "8",
+            "ntasks-per-node": gpus,
+            "gpus-per-node": gpus,
             "cpus-per-task": "8",
             "signal": "USR2@120",
             "requeue": "",
             "open-mode": "append",
             "output": "%x_%j.log",
         }
-        for name in TRAINING
+        # The batch of 32 rows of MNTP keeps four GPUs busy.
+        for name, gpus in zip(TRAINING, ("4", "8", "8"), strict=True)
     },
     "embed_corpus": {
         "array": "0-3",
@@ -149,6 +150,7 @@ def test_env_sh_sets_what_every_task_needs() -> None:
     assert found["SRUN_CPUS_PER_TASK"] == "7"
     assert found["PYTHONUNBUFFERED"] == "1"
     assert found["HF_HUB_OFFLINE"] == "1"
+    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert found["PYTHONPATH"] == str(REPOSITORY)
     cache = f"/scratch/toolkit-{os.getuid()}/12"
     assert found["TORCH_EXTENSIONS_DIR"] == f"{cache}/torch_extensions"
@@ -162,6 +164,9 @@ def test_env_sh_leaves_what_the_user_decides() -> None:
     assert found["PYTHONPATH"] == f"{REPOSITORY}:/mine"
     assert found["OMP_NUM_THREADS"] == "1"
     assert "SRUN_CPUS_PER_TASK" not in found
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):  # the second is its older name
+        found = sourced(**{name: "max_split_size_mb:64"})
+        assert [found[n] for n in found if n.endswith("ALLOC_CONF")] == ["max_split_size_mb:64"]
 
 
 def test_env_sh_activates_the_virtual_environment(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 usage: gradients.py OUT.safetensors BASE SHARDS PAIRS kind:stage[:no-gather-gradient] ...
 """
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 from safetensors.torch import save_file
 
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
+from toolkit.model import norms
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
@@ -38,6 +42,7 @@ VARIANTS = {
     "recomputed": ["model.activation_checkpointing=true"],
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
+    "fused": [],  # the norms of a GPU
 }
 
 
@@ -91,6 +96,21 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
     )
 
 
+@contextlib.contextmanager
+def norms_of_a_gpu() -> Iterator[None]:
+    """What is built meanwhile has the norms that it would have on a GPU, and must have some."""
+    counts: list[int] = []
+
+    def fuse(model: torch.nn.Module, *, device: torch.device) -> int:
+        assert norms.fuse_norms(model, device=device) == 0
+        counts.append(norms.fuse_norms(model, device=torch.device("cuda")))
+        return counts[-1]
+
+    with mock.patch.object(program, "fuse_norms", fuse):
+        yield
+    assert counts == [5]  # two in each of two layers, and the last
+
+
 def start_rank() -> torch.device:
     """Join the ranks that the environment describes."""
     return admission.join(detect(os.environ), timeout_s=120)
@@ -105,9 +125,10 @@ def main(out: str, base: str, shards: str, pairs: str, cases: list[str]) -> None
         gather = comm.gather_rows
         if broken:
             comm.gather_rows = lambda rows: gather(rows).detach()  # noqa: B023
-        trainer = trainer_of(
-            case_recipe(kind, shards=shards, base=base, stage=stage, pairs=pairs), device=device
-        )
+        recipe = case_recipe(kind, shards=shards, base=base, stage=stage, pairs=pairs)
+        fused = "fused" in kind.split("-")
+        with norms_of_a_gpu() if fused else contextlib.nullcontext():
+            trainer = trainer_of(recipe, device=device)
         batches = trainer.batches(0)
         units = sum(trainer.objective.num_units(batch) for batch in batches)
         (all_units,) = comm.sum_over_ranks(units, device=device)

@@ -49,6 +49,29 @@ def measured(trainer: Any) -> dict[str, int]:
     }
 
 
+def watch_buckets(zero: Any) -> list[int]:
+    """Where the bytes of its gradient buckets will be: at stages 1 and 2 DeepSpeed allocates them
+    in each backward pass and frees them after it."""
+    found: list[int] = []
+
+    def note() -> None:
+        buffers = [bucket.buffer for bucket in zero.ipg_buckets.values()]
+        found.append(bytes_of(b for some in buffers for b in (some if shared else [some])))
+
+    shared = hasattr(zero, "setup_buckets")
+    if not shared:  # stage 3
+        note()
+        return found
+    whole = zero.setup_buckets
+
+    def watched() -> None:
+        whole()
+        note()
+
+    zero.setup_buckets = watched
+    return found
+
+
 def main(base: str, shards: str, cases: list[str]) -> None:
     """Raises `AssertionError` where plan and measurement differ by more than padding."""
     device = start_rank()
@@ -58,7 +81,9 @@ def main(base: str, shards: str, cases: list[str]) -> None:
         if stage != "0":
             model = recipe.model.model_copy(update={"dtype": "bf16"})
             recipe = recipe.model_copy(update={"model": model})
-        found = measured(trainer_of(recipe, device=device))
+        trainer = trainer_of(recipe, device=device)
+        buckets = watch_buckets(trainer.engine.optimizer) if stage != "0" else [0]
+        found = measured(trainer)
         planned = partitioned(
             shape_of(base),
             recipe,
@@ -68,6 +93,8 @@ def main(base: str, shards: str, cases: list[str]) -> None:
         )
         if stage == "1":  # whole while they are made, and only a part is kept
             assert found.pop("gradients") <= planned.pop("gradients")
+        layout = read_layout(recipe.deepspeed.config)
+        assert max(buckets) == 2 * layout.staged, f"{case}: {buckets}"  # bf16
         assert found == pytest.approx(planned, rel=0.01), f"{case}: {found} {planned}"
     comm.barrier()
     comm.stop()

@@ -26,6 +26,7 @@ CASES = (
     *("supervised-matryoshka:3", "supervised-cached-matryoshka:3"),
     *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
     *("mntp-recomputed:3", "simcse-cached-recomputed:3"),
+    *("mntp-fused:2", "mntp-fused-full:3", "simcse-cached-fused-recomputed:3"),
 )
 # A rank of four has two rows: GradCache needs micro-batches of one.
 FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
@@ -154,6 +155,9 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
     [
         ("mntp-recomputed:3", "mntp:3"),
         ("simcse-cached-recomputed:3", "simcse:3"),
+        ("mntp-fused:2", "mntp:2"),
+        ("mntp-fused-full:3", "mntp-full:3"),
+        ("simcse-cached-fused-recomputed:3", "simcse:3"),
         ("simcse-cached-full:3", "simcse-full:3"),
         ("simcse-cached-full:0", "simcse-full:3"),
         ("supervised-cached-full:3", "supervised-full:1"),
@@ -161,7 +165,8 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
     ],
 )
 def test_cached_equals_whole_otherwise_too(case: str, whole: str, one: Found, two: Found) -> None:
-    """All weights; vectors cut to several widths, and candidates left out by a margin."""
+    """All weights; vectors cut to several widths, and candidates left out by a margin; the norms of
+    a GPU under partitioned weights and recomputation."""
     for found in (one, two):
         assert largest_difference(of_case(found, case), of_case(one, whole)) <= TOLERANCE
 

@@ -171,7 +171,7 @@ class Dealt:
         self._dealing.fail(unit.number)
 
     def holds(self, unit: Unit) -> bool:  # noqa: ARG002
-        """True: a rank is not told when it is taken for lost, and others write the same bytes."""
+        """True: a rank is not told when it is taken for lost, and others write the same rows."""
         return True
 
     def num_left(self) -> int:

@@ -27,7 +27,7 @@ from toolkit.settings.schema import (
     SupervisedRecipe,
     TrainingRecipe,
 )
-from toolkit.settings.training_checks import check_training
+from toolkit.settings.training_checks import check_training, fit_to_ranks
 from toolkit.training.steps import check_steps
 
 GPUS_UNKNOWN = 1  # per node, in the scripts that a dry run prints where SLURM cannot be asked
@@ -110,6 +110,7 @@ def jobs_of(
             asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
         if isinstance(recipe, TrainingRecipe):
             asked = dataclasses.replace(whole, chained=int(arguments.chain > 1))
+            recipe = fit_to_ranks(recipe, world_size=workers, tell=warn)
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / LOG_DIR / name).absolute()))
     return jobs
@@ -178,6 +179,7 @@ def check_stage(
 def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
     """Raise `BadInput` for what `workers` processes of a stage would refuse, whatever they read."""
     if isinstance(recipe, TrainingRecipe):
+        recipe = fit_to_ranks(recipe, world_size=workers)
         check_training(recipe, world_size=workers)
         check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
     elif isinstance(recipe, EmbedRecipe) and recipe.schedule == "alone" and workers > 1:

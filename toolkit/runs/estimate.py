@@ -21,6 +21,11 @@ BYTES = {"fp32": 4, "bf16": 2}
 # CUDA context, NCCL's buffers, and what the allocator cannot use.
 OVERHEAD_BYTES = 3 * GIB
 CHUNK_BYTES = 3 * 4 * 2**22  # three fp32 copies of the logits that the loss takes at once
+# Seconds in which the host starts the operations of one layer with LoRA, forward and backward, on
+# one slow core, and how many times longer the other cases take (2026-11; 32 layers of a small
+# model). Without these the GPU has nothing to compute, however few tokens there are.
+HOST_S = 0.006
+GATHERED, WITHOUT_LORA, RECOMPUTED, FORWARD_ALONE = 4.4, 0.4, 2.0, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,22 +69,31 @@ class Cluster:
 @dataclasses.dataclass(frozen=True)
 class Need:
     """What a run needs under a layout: bytes per GPU by item (`memory`), bytes of each node's own
-    memory (`host`), and seconds per step in which the GPUs compute (`compute_s`), the network is
-    busy meanwhile (`hidden_s`), and the GPUs wait for the network (`exposed_s`)."""
+    memory (`host`), tokens per GPU of a micro-batch (`tokens`), and seconds per step in which the
+    GPUs compute (`compute_s`), their hosts start operations (`host_s`) and the network is busy
+    (`hidden_s`) at the same time, and in which the GPUs wait for the network (`exposed_s`)."""
 
     layout: str
     memory: Mapping[str, float]
     host: float
     steps: int
+    tokens: float
     tokens_per_step: float
     compute_s: float
+    host_s: float
     hidden_s: float
     exposed_s: float
 
     @property
     def step_s(self) -> float:
-        """Seconds per step: max(computing, overlapping traffic) + traffic that all wait for."""
-        return max(self.compute_s, self.hidden_s) + self.exposed_s
+        """Seconds per step: the longest of computing, the host's work and overlapping traffic, and
+        then the traffic that all wait for."""
+        return max(self.compute_s, self.host_s, self.hidden_s) + self.exposed_s
+
+    @property
+    def is_host_bound(self) -> bool:
+        """Whether GPUs and network wait for the hosts."""
+        return self.host_s > max(self.compute_s, self.hidden_s)
 
     @property
     def hours(self) -> float:
@@ -149,13 +163,15 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     texts = 1 if isinstance(recipe, MntpRecipe) else 2 if isinstance(recipe, SimcseRecipe) else 3
     tokens = micro * texts * recipe.data.max_tokens
     if budget := recipe.train.micro_batch_tokens:
-        accumulation, tokens = math.ceil(accumulation * tokens / budget), budget
+        local = accumulation * tokens
+        accumulation, tokens = math.ceil(local / budget), min(local, budget)
     if layout.shares_weights:
         memory["gathered layers"] = (2 * shape.layer + shape.vocab * shape.hidden) * width
     memory["activations"] = _activations(shape, recipe, tokens=tokens)
     if isinstance(recipe, MntpRecipe):
         logits = tokens * recipe.mntp.mask_probability * shape.vocab
         memory["logits"] = logits * width + CHUNK_BYTES
+    memory["gradient buckets"] = 0 if layout.optimizer_on_cpu else layout.staged * width
     memory["overhead"] = OVERHEAD_BYTES
     cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
     _, work = flops(shape, recipe, attended=recipe.data.max_tokens, cached=cached)
@@ -169,11 +185,31 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
         memory=memory,
         host=offloaded(shape, recipe, layout=layout, nodes=cluster.nodes),
         steps=recipe.train.steps,
+        tokens=tokens,
         tokens_per_step=step,
         compute_s=step * work / (cluster.gpu.peak * cluster.efficiency * cluster.world),
+        host_s=accumulation * host_seconds(shape, recipe, layout=layout, cached=cached),
         hidden_s=hidden,
         exposed_s=exposed,
     )
+
+
+def host_seconds(shape: Shape, recipe: TrainingRecipe, *, layout: Layout, cached: bool) -> float:
+    """Seconds in which the host starts all operations of a micro-batch. Stage 3 adds those that
+    gather weights; `cached` is GradCache's first pass."""
+    passes = (RECOMPUTED if recipe.model.activation_checkpointing else 1) + FORWARD_ALONE * cached
+    layer = HOST_S * (1 if recipe.model.lora else WITHOUT_LORA)
+    return shape.layers * layer * passes * (GATHERED if layout.shares_weights else 1)
+
+
+def busy_rows(asked: Need, *, recipe: TrainingRecipe, cluster: Cluster) -> int | None:
+    """The rows per GPU, doubled from those of a host-bound step in one micro-batch, from which on
+    computing takes longer than the host's work. None where the GPUs are busy already, or where
+    other micro-batches would help."""
+    local = recipe.train.global_batch_rows // cluster.world
+    if not asked.is_host_bound or asked.tokens * cluster.world < asked.tokens_per_step:
+        return None
+    return int(local * 2 ** math.ceil(math.log2(asked.host_s / asked.compute_s)))
 
 
 def traffic(
@@ -268,14 +304,20 @@ def faster(
 ) -> list[tuple[str, Need]]:
     """Overrides that fit and would save at least a twentieth of the time, with what the recipe then
     needs; the fastest first. Each is a single change, as it is written on the command line."""
-    local = recipe.train.global_batch_rows // cluster.world
     tries = [(f"deepspeed.config={name}", recipe, name) for name in ("zero2", "zero3_hpz", "zero3")]
-    rows = min(2 * recipe.train.micro_batch_rows, local)
-    while rows > recipe.train.micro_batch_rows and not recipe.train.micro_batch_tokens:
-        train = recipe.train.model_copy(update={"micro_batch_rows": rows})
+    if recipe.model.activation_checkpointing:
+        model = recipe.model.model_copy(update={"activation_checkpointing": False})
+        other = recipe.model_copy(update={"model": model})
+        tries.append(("model.activation_checkpointing=false", other, asked.layout))
+    key, most = "micro_batch_rows", recipe.train.global_batch_rows // cluster.world
+    if recipe.train.micro_batch_tokens:
+        key, most = "micro_batch_tokens", math.ceil(asked.tokens_per_step / cluster.world)
+    size = getattr(recipe.train, key)
+    while size < most:
+        size = min(2 * size, most)
+        train = recipe.train.model_copy(update={key: size})
         other = recipe.model_copy(update={"train": train})
-        tries.append((f"train.micro_batch_rows={rows}", other, asked.layout))
-        rows = 0 if rows == local else min(2 * rows, local)
+        tries.append((f"train.{key}={size}", other, asked.layout))
     needs = [
         (what, need(shape, other, layout_name=name, cluster=cluster)) for what, other, name in tries
     ]

@@ -15,6 +15,7 @@ from toolkit.settings.catalogue import shipped
 from toolkit.settings.recipes import flatten
 
 DEEPSPEED_DIR = shipped("ds_configs")
+DEEPSPEEDS_BUCKET = 500_000_000  # gradients that it sends at once, unless the layout says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +23,16 @@ class Layout:
     """What a layout means. `stage` is that of ZeRO (Rajbhandari et al. 2020): from stage 1 on the
     ranks partition AdamW's state, from 2 on the gradients too, from 3 on the weights too.
     `has_node_copy`: the ranks of each node also partition a second copy of the weights (hpZ).
-    `gradients` is the type in which gradients are summed, None for the model's own type. `keys` is
-    the content of the file, for DeepSpeed."""
+    `gradients` is the type in which gradients are summed, None for the model's own type.
+    `staged` is the number of gradients for which DeepSpeed has buffers, whatever is trained. `keys`
+    is the content of the file, for DeepSpeed."""
 
     stage: int
     has_node_copy: bool
     weights_on_cpu: bool
     optimizer_on_cpu: bool
     gradients: str | None
+    staged: int
     keys: Mapping[str, Any]
 
     @property
@@ -63,8 +66,16 @@ def read_layout(name: str) -> Layout:
         weights_on_cpu=zero.get("offload_param", {}).get("device") == "cpu",
         optimizer_on_cpu=zero.get("offload_optimizer", {}).get("device") == "cpu",
         gradients=keys.get("data_types", {}).get("grad_accum_dtype"),
+        staged=_staged(zero, stage=stage),
         keys=keys,
     )
+
+
+def _staged(zero: Mapping[str, Any], *, stage: int) -> int:
+    if stage == 0:
+        return 0
+    twice = stage < 3 and zero.get("overlap_comm", False)
+    return int(zero.get("reduce_bucket_size", DEEPSPEEDS_BUCKET)) * (2 if twice else 1)
 
 
 def _check_keys(keys: Mapping[str, Any], *, path: Path) -> None:

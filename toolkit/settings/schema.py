@@ -70,9 +70,11 @@ class Train(Section):
     stops at step `steps`, which may be much earlier, as in the reference.
 
     A micro-batch holds at most `micro_batch_rows` rows or, if `micro_batch_tokens` is given, as
-    many rows as have about that many tokens together (packed attention only). A step whose loss or
-    gradient is NaN or infinite is skipped; a run ends with an error after more than
-    `max_skipped_steps` of them. `views` also write the metrics for the tools that they name.
+    many rows as have about that many tokens together (packed attention only). The number of ranks
+    must divide `global_batch_rows`; with `fit_ranks` it may be any, and the batch becomes the next
+    multiple of it: for recipes that only try a cluster. A step whose loss or gradient is NaN or
+    infinite is skipped; a run ends with an error after more than `max_skipped_steps` of them.
+    `views` also write the metrics for the tools that they name.
 
     These checkpoints are kept: the newest `keep_checkpoints`, one per `keep_every_steps` steps and,
     with `keep_best`, the one with the best score of the `probe` or, without a probe, the lowest
@@ -88,6 +90,7 @@ class Train(Section):
     global_batch_rows: Count
     micro_batch_rows: Count
     micro_batch_tokens: Count | None = None
+    fit_ranks: bool = False
     seed: Seed
     lr: Positive
     warmup_steps: Natural = 0

@@ -4,7 +4,9 @@ Without torch, so that a launcher can check them before a job waits in a queue.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.base.layout import CONFIG_FILE
@@ -26,7 +28,10 @@ FREE_KEYS |= {"train.micro_batch_rows", "train.micro_batch_tokens", "train.log_e
 FREE_KEYS |= {"train.save_every_steps", "train.keep_checkpoints", "train.keep_every_steps"}
 FREE_KEYS |= {"train.keep_best", "train.background_save", "train.probe", "train.max_skipped_steps"}
 FREE_KEYS |= {"train.heartbeat_s", "train.stall_s"}
+FREE_KEYS |= {"model.activation_checkpointing"}  # the gradients are the same
 FREE_KEYS |= {"mntp.evaluate_every_steps", "mntp.cross_entropy"}
+
+Training = TypeVar("Training", bound=TrainingRecipe)
 
 
 def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int]:
@@ -68,6 +73,25 @@ def _check_steps(recipe: TrainingRecipe) -> None:
             f"train.keep_best=true: nothing says which checkpoint of {recipe.kind} is best; give "
             "train.probe, or of MNTP data.held_out_documents (in a pipeline, STAGE.train.keep_best)"
         )
+
+
+def fit_to_ranks(
+    recipe: Training, *, world_size: int, tell: Callable[[str], None] | None = None
+) -> Training:
+    """The recipe as `world_size` ranks run it: with `train.fit_ranks` the global batch becomes the
+    next multiple of the ranks, and `tell` gets a line that says so."""
+    train = recipe.train
+    rows = math.ceil(train.global_batch_rows / world_size) * world_size
+    if not train.fit_ranks or rows == train.global_batch_rows:
+        return recipe
+    if tell:
+        tell(
+            f"{recipe.kind}: train.global_batch_rows is {rows} instead of "
+            f"{train.global_batch_rows}, which {world_size} ranks cannot share evenly "
+            "(train.fit_ranks=true)"
+        )
+    larger = train.model_copy(update={"global_batch_rows": rows})
+    return recipe.model_copy(update={"train": larger})
 
 
 def batch_split(train: Train, *, world_size: int) -> tuple[int, int]:

@@ -6,12 +6,13 @@ Knows recipes, shards and signals. Refuses to know what a run does; `training.pr
 from collections.abc import Mapping
 from pathlib import Path
 
+from toolkit.base.console import say
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.schema import SupervisedRecipe, TrainingRecipe
-from toolkit.settings.training_checks import check_training
+from toolkit.settings.training_checks import check_training, fit_to_ranks
 from toolkit.text import pairs, shards
 
 
@@ -19,7 +20,10 @@ def run(recipe: TrainingRecipe, *, environ: Mapping[str, str]) -> None:
     """Train on the ranks that `environ` describes; see `training.program.run`."""
     # Importing torch takes seconds, in which a signal would otherwise end the process.
     with StopSignal(environ) as stop:
-        check_inputs(recipe, world_size=detect(environ).world_size)
+        topology = detect(environ)
+        tell = say if topology.rank == 0 else None
+        recipe = fit_to_ranks(recipe, world_size=topology.world_size, tell=tell)
+        check_inputs(recipe, world_size=topology.world_size)
         # Here and not above: neither the help text nor a refusal must wait for torch.
         from toolkit.training import program
 

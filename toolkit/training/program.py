@@ -34,6 +34,7 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
+from toolkit.model.norms import fuse_norms
 from toolkit.model.onednn import train_by_onednn
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
@@ -233,6 +234,8 @@ def build_engine(
         torch.manual_seed(recipe.train.seed)
         model = add_lora(model, lora=recipe.model.lora)
     train_by_onednn(model)
+    if device:
+        fuse_norms(model, device=device)
     if restored:
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         masters = checkpoint.by_parameter(restored.weights, names=names)

@@ -107,9 +107,9 @@ class Saver:
         """Save the state after `step`, with `facts` in its record. A background save may still be
         going on at return, unless it is the `last`.
 
-        Values are fp32 masters, so that a bf16 run resumes bit for bit. A failed save is a warning.
-        All ranks raise `RunFailed` if the last save fails, or if another job has started in the
-        run directory.
+        Values are fp32 masters, so that the state of a bf16 run is resumed bit for bit. A failed
+        save is a warning. All ranks raise `RunFailed` if the last save fails, or if another job has
+        started in the run directory.
         """
         self.settle(wait=True)
         self._end_if_another_job_has_started()
