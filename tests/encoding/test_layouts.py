@@ -300,6 +300,13 @@ def test_a_vector_depends_on_its_text_alone(
     assert np.abs(found - alone).max() <= 1e-5 * max(1.0, np.abs(alone).max())
 
 
+@pytest.mark.parametrize("name", ["e5_mistral", "embedding_gemma", "bert_cls"])
+def test_bf16_is_proven_too(name: str, layouts: Layouts, texts: list[str]) -> None:
+    found = ours(layouts(name), dtype="bf16").encode(texts[:40])
+    assert np.vecdot(found, ours(layouts(name)).encode(texts[:40])).min() >= 0.95
+    assert np.abs(np.linalg.norm(found, axis=1) - 1).max() <= 1e-5
+
+
 def test_a_text_without_tokens_gets_the_zero_vector(layouts: Layouts) -> None:
     """Even if a Dense would give it its bias; special tokens around it are tokens."""
     folder = shutil.copytree(layouts("joined"), layouts("joined").parent / "bare")
