@@ -30,12 +30,14 @@ be stopped and started again at any time.
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to search. `index`: the kind of index to use instead of the exact search. `corpus`,
+    """How to search. `prompt`: put before queries instead of what stood before the corpus's texts.
+    `index`: the kind of index to use instead of the exact search. `corpus`,
     `model`: where they are now, if they were moved. `every_chunk`: show all matching chunks of a
     document, not only the best. `verify`: first compare every file with its digest."""
 
     top: int = 5
     instruction: str = ""
+    prompt: str | None = None
     index: str | None = None
     model: str | None = None
     corpus: Path | None = None
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--queries", type=Path, metavar="FILE", help="more queries, one per line")
     add("--top", type=int, default=5, help="hits per query (default 5)")
     add("--instruction", default="", help="put before each query, for encoders trained with one")
+    add("--prompt", help="put before each query: the name of a prompt of the model, or a text")
     add("--build-index", choices=KINDS, help="make this index, or finish one that was begun")
     add("--index", choices=KINDS, help="search by this index: faster, but may miss rows")
     add("--model", help="the encoder's folder, if it was moved")
@@ -74,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(
         top=arguments.top,
         instruction=arguments.instruction,
+        prompt=arguments.prompt,
         index=arguments.index,
         model=arguments.model,
         corpus=arguments.corpus,
@@ -138,6 +142,8 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
     """
     if settings.top < 1:
         raise BadInput(f"--top {settings.top}: ask for at least one hit")
+    if settings.instruction and settings.prompt is not None:
+        raise BadInput("--prompt and --instruction: both stand before the query; give one of them")
     from toolkit.encoding.search import nearest
     from toolkit.encoding.store import VectorStore
 
@@ -149,7 +155,12 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
 
     with at_work("search: loads the model"):
         encoder = encoder_of(store, model=settings.model)
-    queries_QD = encoder.vectors_of(queries, instruction=encoder.before_text(settings.instruction))
+    prompt = settings.prompt
+    if prompt is not None:
+        prompt = encoder.prompt_of(prompt, asked_by="--prompt ")
+    queries_QD = encoder.vectors_of(
+        queries, instruction=encoder.before_text(settings.instruction), prompt=prompt
+    )
     with at_work("search: reads the vectors"):
         results = nearest(
             store,

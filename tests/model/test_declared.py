@@ -1,6 +1,8 @@
 """What a model folder says of its own vectors: computed as its makers meant, or refused by name.
 
-sentence-transformers itself writes the folders, and says what their vectors are.
+sentence-transformers itself writes the folders, and says what their vectors are. Training and
+exports know plain decoders only, and refuse by name what encoding computes
+(tests/encoding/test_layouts.py has the layouts of published models).
 """
 
 import contextlib
@@ -15,18 +17,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Transformer
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling, WordWeights
 from transformers import AutoTokenizer
 
+from tests.conftest import QUICKSTART
 from toolkit import evaluate, train
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.adapters import chain_of
 from toolkit.model.backbone import load_config
-from toolkit.model.declared import Use, check_declared, digest_of_base
+from toolkit.model.declared import Use, check_declared, digest_of_base, vector_rules
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import write_encoder_files
 from toolkit.settings.model_source import ModelSource, resolve_model
@@ -62,9 +66,9 @@ def save(plain: Path, tmp_path: Path) -> Save:
     return call
 
 
-def theirs(folder: Path) -> Any:
+def theirs(folder: Path, texts: list[str] = TEXTS) -> Any:
     options = {"dtype": "float32"}  # not as it is stored, in bf16
-    return SentenceTransformer(str(folder), device="cpu", model_kwargs=options).encode(TEXTS)
+    return SentenceTransformer(str(folder), device="cpu", model_kwargs=options).encode(texts)
 
 
 def ours(folder: Path, **options: Any) -> Any:
@@ -104,6 +108,15 @@ def test_what_is_computed_here_is_accepted_with_the_same_vectors(save: Save) -> 
     assert distance(theirs(folder), ours(folder)) <= 1e-5
 
 
+def refused_by_training(folder: Path, message: str) -> None:
+    """And by the export of an adapter upon it."""
+    with pytest.raises(BadInput, match=message) as refused:
+        digest_of_base(resolve_model(str(folder)))
+    assert "give a copy of the folder without modules.json" in str(refused.value)
+    with pytest.raises(BadInput, match=message):
+        chain_of(str(folder)).check(Use(causal=False))
+
+
 def test_word_weights_that_leave_out_special_tokens_are_accepted(
     save: Save, plain: Path, tiny_model: Path
 ) -> None:
@@ -115,18 +128,24 @@ def test_word_weights_that_leave_out_special_tokens_are_accepted(
     folder = save(WordWeights(words, weights), Pooling(WIDTH, "mean"), base=base)
     assert distance(theirs(folder), ours(folder)) <= 1e-5
     path = folder / "1_WordWeights" / "config.json"
-    write_json(path, {**read_json(path), "unknown_word_weight": 0.5})
+    whole = read_json(path)
+    write_json(path, {**whole, "unknown_word_weight": 0.5})
     with pytest.raises(BadInput, match=r"WordWeights gives '<unk>' the weight 0.5; valid: 0 for"):
         ours(folder)
-    write_json(path, {**read_json(path), "unknown_word_weight": 1, "word_weights": {}})
+    write_json(path, {**whole, "word_weights": {}})
     with pytest.raises(BadInput, match=r"WordWeights gives '<s>' the weight 1; valid: 0 for"):
+        ours(folder)
+    # Other poolings would take the zeros that they make of special tokens.
+    write_json(path, whole)
+    write_json(folder / "2_Pooling" / "config.json", {"pooling_mode": "max"})
+    with pytest.raises(BadInput, match=r"WordWeights stand before the pooling mode 'max', not"):
         ours(folder)
     # And without them, the begin token is in the mean.
     shutil.rmtree(folder)
     folder = save(base=base)
     assert distance(theirs(folder), ours(base)) > 0.05
-    with pytest.raises(BadInput, match=r"Pooling takes '<s>' into the mean, without WordWeights"):
-        ours(folder)
+    assert distance(theirs(folder), ours(folder)) <= 1e-5
+    refused_by_training(folder, r"Pooling takes '<s>' into the mean, without WordWeights")
 
 
 def test_exported_weights_are_of_special_tokens_alone(tiny_model: Path, tmp_path: Path) -> None:
@@ -169,23 +188,25 @@ def dense() -> Dense:
         ([Pooling(WIDTH, "mean"), LayerNorm(WIDTH)], "LayerNorm normalises each vector; valid: "),
     ],
 )
-def test_modules_that_are_not_computed_here_are_refused(
+def test_training_refuses_the_modules_that_encoding_computes(
     modules: list[Any], message: str, save: Save, plain: Path
 ) -> None:
-    """And rightly: the vectors are others."""
+    """And rightly: the vectors are others than those of a plain decoder."""
     folder = save(*modules)
     found, expected = ours(plain), theirs(folder)
     assert found.shape != expected.shape or distance(found, expected) > 0.05
-    with pytest.raises(BadInput, match=message) as refused:
-        ours(folder)
-    assert "give a copy of the folder without modules.json" in str(refused.value)
-    with pytest.raises(BadInput, match=message):
-        digest_of_base(resolve_model(str(folder)))
+    if isinstance(modules[-1], LayerNorm):
+        with pytest.raises(BadInput, match=message):
+            ours(folder)
+    else:
+        # Not every pooling makes numbers of about one.
+        assert distance(ours(folder), expected) <= 1e-5 * max(1.0, np.abs(expected).max())
+    refused_by_training(folder, message)
     (folder / "modules.json").unlink()  # what the message says
     assert distance(ours(folder), found) == 0.0
 
 
-def test_a_causal_model_is_causal_only_when_that_is_asked_for(save: Save, plain: Path) -> None:
+def test_a_folder_with_modules_says_whether_attention_is_causal(save: Save, plain: Path) -> None:
     base = shutil.copytree(plain, plain.parent / "causal")
     write_json(base / "config.json", {**read_json(base / "config.json"), "is_causal": True})
     folder = save(base=base)
@@ -194,9 +215,10 @@ def test_a_causal_model_is_causal_only_when_that_is_asked_for(save: Save, plain:
     for told in ({"is_causal": True}, {}):
         config = {key: value for key, value in read_json(path).items() if key != "is_causal"}
         write_json(path, config | told)
+        for options in ({}, {"causal": True}):
+            assert distance(theirs(folder), ours(folder, **options)) <= 1e-5
         with pytest.raises(BadInput, match=r"causal attention .*; .* give encoder\.causal=true;"):
-            ours(folder)
-        assert distance(theirs(folder), ours(folder, causal=True)) <= 1e-5
+            chain_of(str(folder)).check(Use(causal=False))  # an export would be bidirectional
     assert digest_of_base(resolve_model(str(folder)))  # training is to change it
     # A plain decoder says nothing of vectors.
     assert distance(ours(base), ours(plain)) == 0.0
@@ -216,12 +238,13 @@ def test_the_flag_of_gemma_makes_no_other_model_bidirectional(flag: Any, save: S
     config = {key: value for key, value in read_json(path).items() if key != "is_causal"}
     write_json(path, {**config, "use_bidirectional_attention": flag})
     assert distance(theirs(folder), wanted) > 0.05
+    assert distance(theirs(folder), ours(folder)) <= 1e-5
     message = (
         rf"use_bidirectional_attention={flag!r} and no is_causal=false: .* encoder\.causal=true; "
         '.* write "is_causal": false into'
     )
     with pytest.raises(BadInput, match=message):
-        ours(folder)
+        chain_of(str(folder)).check(Use(causal=False))
     assert distance(theirs(folder), ours(folder, causal=True)) <= 1e-5
     write_json(path, {**config, "use_bidirectional_attention": flag, "is_causal": False})
     assert distance(theirs(folder), ours(folder)) <= 1e-5
@@ -271,9 +294,11 @@ def test_the_first_settings_that_say_something_count(save: Save) -> None:
     with pytest.raises(BadInput, match=r"cut at 16 tokens .*sentence_distilbert_config\.json"):
         ours(folder)
     assert distance(theirs(folder), ours(folder, max_tokens=16)) <= 1e-5
+    wanted = theirs(folder)
     write_json(folder / "sentence_distilbert_config.json", {**other, "do_lower_case": True})
-    with pytest.raises(BadInput, match=r"sentence_distilbert_config\.json: do_lower_case is true"):
-        ours(folder, max_tokens=16)
+    assert distance(theirs(folder), wanted) > 0.05
+    assert distance(theirs(folder), ours(folder, max_tokens=16)) <= 1e-5
+    refused_by_training(folder, r"sentence_distilbert_config\.json: do_lower_case is true")
 
 
 def test_a_length_of_null_is_that_of_the_tokenizer(save: Save) -> None:
@@ -302,15 +327,38 @@ def test_a_length_that_is_none_is_refused(length: Any, save: Save) -> None:
         ({"truncate_dim": 16}, "truncate_dim keeps 16 numbers of each vector"),
     ],
 )
-def test_settings_of_the_whole_model_are_refused(
+def test_training_refuses_the_settings_that_encoding_follows(
     options: dict[str, Any], message: str, save: Save
 ) -> None:
     folder = save(**options)
-    with pytest.raises(BadInput, match=message):
-        ours(folder)
+    assert distance(ours(folder), theirs(folder)) <= 1e-5
+    refused_by_training(folder, message)
     if "truncate_dim" in options:
         settings = EncoderSettings(model=str(folder), max_tokens=1024)
+        assert Encoder(settings).width == 16
         assert distance(Encoder(settings, dims=16).encode(TEXTS), theirs(folder)) <= 1e-5
+        assert distance(Encoder(settings, dims=8).encode(TEXTS), theirs(folder)[:, :8]) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings_of_all", "message"),
+    [
+        ({"default_prompt_name": "b"}, "is 'b', which is none of its prompts; valid: 'a'"),
+        ({"default_prompt_name": 5}, "default_prompt_name is 5, not the name of a prompt"),
+        ({"prompts": {"a": 5}}, "the prompt 'a' is 5, not a text"),
+        ({"truncate_dim": 0}, "truncate_dim is 0; valid: a whole number from 1 on"),
+        ({"truncate_dim": 999}, "dims=999: the vectors of .* have 256 numbers"),
+        ({"model_type": "SparseEncoder"}, "another than 'SentenceTransformer'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    settings_of_all: dict[str, Any], message: str, save: Save
+) -> None:
+    folder = save(prompts={"a": "Say: "})
+    path = folder / "config_sentence_transformers.json"
+    write_json(path, {**read_json(path), **settings_of_all})
+    with pytest.raises(BadInput, match=message):
+        ours(folder)
 
 
 def test_a_chat_template_is_refused(save: Save, plain: Path) -> None:
@@ -348,9 +396,7 @@ def test_texts_are_not_cut_later_than_they_were_meant_to_be(save: Save) -> None:
             {},
             "'cls' and 'mean'",
         ),
-        ({"pooling_mode_new_tokens": True}, {}, "pooling_mode_new_tokens is True, an unknown"),
         ({}, {"do_lower_case": True}, "do_lower_case is true, which lowers a text's letters"),
-        ({}, {"model_args": {"subfolder": "x"}}, "model_args.subfolder is 'x', an unknown setting"),
     ],
 )
 def test_old_layouts_are_read_too(
@@ -358,7 +404,54 @@ def test_old_layouts_are_read_too(
 ) -> None:
     folder = save()
     as_before_6(folder, pooling=pooling, **changes)
+    assert distance(theirs(folder), ours(folder)) <= 1e-5
+    refused_by_training(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "changes", "message"),
+    [
+        ({"pooling_mode_new_tokens": True}, {}, "pooling_mode_new_tokens is True, an unknown"),
+        ({"pooling_mode": "median"}, {}, "the pooling mode is 'median'; valid: cls, max, mean"),
+        ({"pooling_mode": []}, {}, "the pooling mode is none; valid: cls, max, mean"),
+        ({}, {"model_args": {"subfolder": "x"}}, "model_args.subfolder is 'x', an unknown setting"),
+    ],
+)
+def test_unknown_settings_of_modules_are_refused(
+    pooling: dict[str, Any], changes: dict[str, Any], message: str, save: Save
+) -> None:
+    folder = save()
+    as_before_6(folder, pooling=pooling, **changes)
     with pytest.raises(BadInput, match=message):
+        ours(folder)
+    refused_by_training(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"in_features": 99}, "Dense takes vectors of 99 numbers, and gets 256"),
+        ({"out_features": 99}, r"holds .*, and its config\.json says .*99"),
+        ({"bias": False}, r"holds .*linear\.bias.*, and its config\.json says"),
+        ({"in_features": None}, r"are \[None, 256\]; valid: whole numbers from 1 on"),
+        ({"use_residual": True}, "use_residual is True, an unknown setting"),
+        ({"activation_function": "torch.nn.Softmax"}, "'torch.nn.Softmax'; valid, of torch.nn: "),
+        ({"activation_function": "mine.Tanh"}, "activation_function is 'mine.Tanh'; valid"),
+        ({"module_input_name": "token_embeddings"}, "another than 'sentence_embedding'"),
+    ],
+)
+def test_a_dense_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str, save: Save
+) -> None:
+    folder = save(Pooling(WIDTH, "mean"), dense())
+    path = folder / "2_Dense" / "config.json"
+    whole = read_json(path)
+    write_json(path, whole | changes)
+    with pytest.raises(BadInput, match=message):
+        ours(folder)
+    write_json(path, whole)
+    (folder / "2_Dense" / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"model\.safetensors: is missing; convert the weights of"):
         ours(folder)
 
 
@@ -371,6 +464,31 @@ def test_old_layouts_are_read_too(
         ),
         ([("sentence_transformers.models.Transformer", "")], "the modules are Transformer; valid"),
         ([], "the modules are none; valid"),
+        (
+            [
+                ("sentence_transformers.models.Transformer", ""),
+                ("sentence_transformers.models.Normalize", "2_Normalize"),
+                ("sentence_transformers.models.Pooling", "1_Pooling"),
+            ],
+            "the modules are Transformer, Normalize, Pooling; valid",
+        ),
+        *(
+            (
+                [
+                    ("sentence_transformers.models.Transformer", ""),
+                    ("sentence_transformers.models.Pooling", "1_Pooling"),
+                    (f"sentence_transformers.models.{kind}", f"2_{kind}"),
+                ],
+                message,
+            )
+            for kind, message in (
+                ("Router", "Router sends texts through different modules"),
+                ("CNN", "CNN is another way to a vector"),
+                ("LSTM", "LSTM is another way to a vector"),
+                ("Dropout", "Dropout drops numbers of each vector"),
+                ("WeightedLayerPooling", "WeightedLayerPooling is another way to a vector"),
+            )
+        ),
         (
             [
                 ("sentence_transformers.models.Transformer", "0_Transformer"),
@@ -420,9 +538,11 @@ def test_an_adapters_own_modules_count(save: Save, tiny_model: Path, tmp_path: P
         BadInput, match=r"adapter/1_Pooling/config\.json: the pooling mode is 'last"
     ):
         chain_of(str(adapter)).check(Use(causal=False))
+    rules = chain_of(str(adapter)).rules(EncoderSettings(model=str(adapter)))
+    assert rules.modes == ("lasttoken",)
 
 
-def test_doors_refuse_before_they_work(
+def test_training_refuses_before_it_works_and_evaluation_follows(
     save: Save, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = save(Pooling(WIDTH, "cls"))
@@ -436,10 +556,21 @@ def test_doors_refuse_before_they_work(
         "encoders": {"whole": {"model": str(folder)}},
         "sts": {"dev": str(tmp_path / "dev.tsv")},
     }
-    (tmp_path / "dev.tsv").write_text("1\ta\tb\n2\ta\tc\n")
+    lines = (QUICKSTART / "sts_dev.tsv").read_text().splitlines()[:40]
+    (tmp_path / "dev.tsv").write_text("\n".join(lines))
     (tmp_path / "scores.yaml").write_text(json.dumps(recipe))
-    assert evaluate.main([str(tmp_path / "scores.yaml")]) == 2
-    assert "the pooling mode is 'cls'" in capsys.readouterr().err
+    assert evaluate.main([str(tmp_path / "scores.yaml")]) == 0
+    (scores,) = read_json(tmp_path / "scores" / "scores.json").values()
+    golds, *sides = zip(*(line.split("\t") for line in lines), strict=True)
+    found = [theirs(folder, list(side)) for side in sides]
+    cosines = np.vecdot(*found) / np.prod([np.linalg.norm(side, axis=1) for side in found], axis=0)
+    expected = spearmanr(cosines, [float(gold) for gold in golds]).statistic
+    assert expected in [pytest.approx(score, abs=1e-3) for score in scores.values()] or any(
+        score == pytest.approx(100 * expected, abs=0.1) for score in scores.values()
+    )
+    write_json(folder / "1_Pooling" / "config.json", {"pooling_mode": "median"})
+    assert evaluate.main([str(tmp_path / "scores.yaml"), "output_dir=" + str(tmp_path / "b")]) == 2
+    assert "the pooling mode is 'median'" in capsys.readouterr().err
 
 
 def test_a_folder_of_the_hub_is_read_as_well(
@@ -492,3 +623,7 @@ def test_strange_values_are_refused_and_nothing_else(data: st.DataObject, tmp_pa
     with contextlib.suppress(BadInput):
         use = Use(causal=False, max_tokens=8, dims=None)
         check_declared([tmp_path], tokenizer=ModelSource.of_folder(tmp_path / "none"), use=use)
+    with contextlib.suppress(BadInput):
+        source = ModelSource.of_folder(tmp_path / "none")
+        asked = EncoderSettings(model=str(tmp_path), max_tokens=8)
+        vector_rules([tmp_path], tokenizer=source, settings=asked)

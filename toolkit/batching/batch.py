@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.model.attention import packed_arguments
-from toolkit.model.pooling import mean_pool, mean_pool_packed
+from toolkit.model.head import Head
+from toolkit.model.pooling import FlatTokens, flat_packed, flat_padded, mean_pool, mean_pool_packed
 from toolkit.text.tokens import TextTokenizer
 
 Held = TypeVar("Held")  # rows, or a data class with rows among its fields
@@ -117,13 +118,23 @@ def num_tokens(rows: Rows) -> tuple[int, int]:
     return (int(rows.mask_BT.sum()) if isinstance(rows, PaddedRows) else cells), cells
 
 
-def embed_rows(forward: Callable[..., Any], rows: Rows) -> Tensor:
-    """The mean-pooled vectors (B, D) of rows, in fp32; zeros for a row without own tokens.
-    `forward` is a decoder without its language-model head."""
+def embed_rows(forward: Callable[..., Any], rows: Rows, *, head: Head | None = None) -> Tensor:
+    """The vectors (B, D) of rows, in fp32, by `head` or by the mean; zeros for a row without own
+    tokens. `forward` is a model without its language-model head."""
     hidden_BTD = forward(**model_arguments(rows)).last_hidden_state
+    if head is not None:
+        return head(_flat(hidden_BTD, rows))
     if isinstance(rows, PaddedRows):
         return mean_pool(hidden_BTD, own_BT=rows.own_BT)
     return mean_pool_packed(hidden_BTD, own_BT=rows.own_BT, bound_S=rows.bound_S)
+
+
+def _flat(hidden_BTD: Tensor, rows: Rows) -> FlatTokens:
+    if isinstance(rows, PaddedRows):
+        return flat_padded(hidden_BTD, own_BT=rows.own_BT)
+    return flat_packed(
+        hidden_BTD, own_BT=rows.own_BT, position_BT=rows.position_BT, bound_S=rows.bound_S
+    )
 
 
 def token_states(forward: Callable[..., Any], rows: Rows) -> Tensor:

@@ -5,6 +5,8 @@ No weights are loaded for it.
 
 from pathlib import Path
 
+from tokenizers import normalizers
+
 from toolkit.base.console import Progress
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.settings.model_source import ModelSource
@@ -19,14 +21,23 @@ from toolkit.text.tokens import TextTokenizer
 
 
 def text_tokenizer(
-    source: ModelSource, *, max_tokens: int, num_embeddings: int | None = None
+    source: ModelSource,
+    *,
+    max_tokens: int,
+    num_embeddings: int | None = None,
+    lower_case: bool = False,
 ) -> TextTokenizer:
-    """The tokenizer of a model, which cuts texts at `max_tokens` tokens.
+    """The tokenizer of a model, which cuts texts at `max_tokens` tokens. `lower_case`: it first
+    puts a text into small letters.
 
     With `num_embeddings` it refuses ids for which the model has no vector (see `TextTokenizer`)."""
     tokenizer = load_tokenizer(source)
+    backend = tokenizer.backend_tokenizer
+    if lower_case:
+        others = [] if backend.normalizer is None else [backend.normalizer]
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *others])
     return TextTokenizer(
-        tokenizer.backend_tokenizer,
+        backend,
         special_ids=special_ids(tokenizer),
         pad_id=tokenizer.pad_token_id,
         max_tokens=max_tokens,

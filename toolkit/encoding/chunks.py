@@ -49,9 +49,19 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
             f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format, but queries "
             f"would have it (it is {recipe.encoder.text_format!r})"
         )
+    if recipe.encoder.prompt:
+        raise no_prompt(recipe.encoder.prompt)
     if overlap > tokens // 2:
         raise BadInput(f"corpus.chunk_overlap={overlap}: at most half of chunk_tokens={tokens}")
     return ChunkRules(tokens, overlap)
+
+
+def no_prompt(prompt: str) -> BadInput:
+    """The error for chunks of an encoder that puts a prompt before each text."""
+    return BadInput(
+        f"corpus.chunk_tokens: chunks have no prompt, and this encoder puts {prompt!r} before each "
+        'text; give encoder.prompt="", and toolkit.search --prompt for queries'
+    )
 
 
 def chunks_of(texts: Sequence[str], *, tokenizer: TextTokenizer, rules: ChunkRules) -> list[Chunk]:

@@ -11,27 +11,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
+from transformers import PretrainedConfig
 
-from toolkit.base.console import Progress
+from toolkit.base.console import Progress, say_beside
 from toolkit.base.errors import BadInput
 from toolkit.base.layout import MANIFEST_FILE
 from toolkit.batching.batch import Rows, embed_rows, lay_out, to_device, token_states, with_own
 from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.rows import RowMaker, token_batches
 from toolkit.encoding.store import VectorStore
 from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import (
+    attention_for,
     check_positions,
     load_backbone,
     load_config,
     num_embeddings,
 )
 from toolkit.model.bidirectional import prove_attention
-from toolkit.model.declared import Use
+from toolkit.model.head import Head
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
+from toolkit.model.plain_path import PROBES, plain_vectors, prove_vectors
 from toolkit.model.side_by_side import MOST_LANES, side_by_side
+from toolkit.model.tokenizer import load_tokenizer
+from toolkit.model.vector_rules import prompt_text
 from toolkit.parallel.comm import device_of
 from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderSettings
 from toolkit.text.tokens import is_unicode
@@ -75,8 +81,6 @@ class Encoder:
     ) -> None:
         """`dims`: keep only so many numbers of a vector, the first (of a Matryoshka model)."""
         self.settings = settings
-        self._packed = settings.attention == PACKED
-        self._before, self._after = settings.text_format.split("{text}")
         self.device = device or device_of(0)
         if self.device.type == "cpu":
             keep_large_blocks()
@@ -84,47 +88,99 @@ class Encoder:
         # An export records digests: compare it now, which takes 0.6 s of a core per GB.
         self._digest = self._chain.digest() if self._chain.is_recorded() else ""
         config = load_config(self._chain.base, causal=settings.causal)
-        self._chain.check(Use(settings.causal, max_tokens=settings.max_tokens, dims=dims))
+        self._rules = rules = self._chain.rules(settings, dims=dims)
+        if rules.as_configured:
+            config = load_config(self._chain.base, causal=None)
         check_positions(config, max_tokens=settings.max_tokens)
-        width = int(config.hidden_size)
-        if dims is not None and not 1 <= dims <= width:
-            raise BadInput(f"dims={dims}: the vectors of {settings.model} have {width} numbers")
-        self.width = width if dims is None else dims
+        hidden_size = int(config.hidden_size)
+        self._head = Head(rules, hidden_size=hidden_size, device=self.device)
+        dims, whole = rules.dims if dims is None else dims, self._head.width
+        if dims is not None and not 1 <= dims <= whole:
+            raise BadInput(f"dims={dims}: the vectors of {settings.model} have {whole} numbers")
+        self.width = whole if dims is None else dims
+        self.token_width = min(hidden_size, self.width) if dims else hidden_size
         self.tokenizer = text_tokenizer(
             self._chain.tokenizer,
             max_tokens=settings.max_tokens,
             num_embeddings=num_embeddings(config),
+            lower_case=rules.lower_case,
         )
-        self._model = load_backbone(
-            self._chain.base,
-            config=config,
-            head=False,
-            dtype=settings.dtype,
-            attention=settings.attention,
-            device=self.device,
-        )
-        # Merged adapters cost nothing when texts are encoded.
-        merge_into(self._model, adapters=self._chain.adapters())
-        self._model.eval()
-        if self.device.type == "cpu":
-            lay_out_linears(self._model)
+        self._maker = RowMaker(settings, tokenizer=self.tokenizer, rules=rules)
+        self._model = self._loaded(config)
         self._instruction_format = self._chain.instruction_format()
         prove_attention(
             self._hidden,
             packed=self._packed,
-            causal=settings.causal,
+            causal=rules.causal,
             vocab_size=self.tokenizer.vocab_size,
             device=self.device,
         )
+        if not rules.is_plain:
+            self._prove_vectors()
+
+    def _loaded(self, config: PretrainedConfig) -> Any:
+        """The model with its adapters. Sets whether rows are packed."""
+        settings, attention = self.settings, self.settings.attention
+        if not self._rules.is_plain:
+            attention = attention_for(config, asked=attention)
+        for line in self._maker.remarks(is_padded=attention != settings.attention):
+            say_beside(f"{settings.model}: {line}")
+        self._packed = attention == PACKED
+        model = load_backbone(
+            self._chain.base,
+            config=config,
+            head=False,
+            dtype=settings.dtype,
+            attention=attention,
+            device=self.device,
+        )
+        # Merged adapters cost nothing when texts are encoded.
+        merge_into(model, adapters=self._chain.adapters())
+        model.eval()
+        if self.device.type == "cpu":
+            lay_out_linears(model)
+        return model
+
+    def _prove_vectors(self) -> None:
+        """Raise `OtherVectors` unless a few texts get the vectors that the rules say."""
+        # The short ones together, with padding, and the long one alone: padding costs time, too.
+        plain = [
+            plain_vectors(
+                self._model,
+                tokenizer=load_tokenizer(self._chain.tokenizer),
+                rules=self._rules,
+                prompt=self._maker.prefix_of(),
+                texts=[self._maker.text_of(text) for text in some],
+                max_tokens=self.settings.max_tokens,
+            )[:, : self.width]
+            for some in (PROBES[:-1], PROBES[-1:])
+        ]
+        settings = self.settings
+        prove_vectors(
+            self.vectors_of(PROBES),
+            plain=np.concatenate(plain),
+            dtype=settings.dtype,
+            model=settings.model,
+        )
 
     def digest(self) -> str:
-        """The digest of the model (see `model_digest`); its weights are read once to compute it."""
+        """The digest of the model (see `model_digest`), and of what its folder declares, unless
+        that is a plain decoder. The weights are read once to compute it."""
         self._digest = self._digest or self._chain.digest()
-        return self._digest
+        return self._rules.digest(self._digest)
 
     def before_text(self, instruction: str) -> str:
         """What is put before a text with this instruction, in the model's instruction format."""
         return self._instruction_format.format(instruction=instruction) if instruction else ""
+
+    def prompt_of(self, prompt: str, *, asked_by: str) -> str:
+        """The declared prompt of that name, or the text itself (see `prompt_text`)."""
+        return prompt_text(prompt, prompts=dict(self._rules.prompts), asked_by=asked_by)
+
+    @property
+    def prompt(self) -> str:
+        """What is put before each text, unless something else is asked for."""
+        return self._rules.prompt
 
     @classmethod
     def from_pretrained(
@@ -175,8 +231,9 @@ class Encoder:
         """Vectors (N, D), fp32, in the order of `sentences`, as an array or a tensor on the CPU; a
         vector (D,) for a single text. The arguments have the names of sentence-transformers.
 
-        `prompt` is put before each text but, unlike there, is not pooled (LLM2Vec's instructions).
-        Batches are bounded by tokens, so that `batch_size` (most rows per batch) is seldom needed.
+        `prompt` is put before each text. Unlike there, a plain decoder does not pool it (LLM2Vec's
+        instructions); a folder of sentence-transformers says whether it is pooled. Batches are
+        bounded by tokens, so that `batch_size` (most rows per batch) is seldom needed.
         Raises `BadInput` for anything but texts of valid Unicode.
         """
         single = isinstance(sentences, str)
@@ -205,37 +262,31 @@ class Encoder:
         texts: Sequence[str],
         *,
         instruction: str = "",
+        prompt: str | None = None,
         max_rows: int | None = None,
         on_rows: Callable[[int, int], None] | None = None,
     ) -> Vectors:
         """Vectors (N, D), fp32, in the order of `texts`; calls `on_rows(rows, tokens)` per batch.
 
-        `instruction` is put before each text as it is, with its separator, and is not pooled. Rows
-        of similar length share a batch; a text without tokens gets the zero vector.
+        `instruction` is put before each text as it is, with its separator. A plain decoder does not
+        pool it; what a folder of sentence-transformers declares is followed, and it then replaces
+        the encoder's own prompt, as `prompt` always does. Rows of similar length share a batch; a
+        text without tokens gets the zero vector.
         """
-        prepared = self.prepare(texts, instruction=instruction, max_rows=max_rows)
+        prepared = self.prepare(texts, instruction=instruction, prompt=prompt, max_rows=max_rows)
         return self.embed(prepared, on_rows=on_rows)
 
     def prepare(
-        self, texts: Sequence[str], *, instruction: str = "", max_rows: int | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        instruction: str = "",
+        prompt: str | None = None,
+        max_rows: int | None = None,
     ) -> "Prepared":
         """Texts as batches in host memory: all work that needs no model. Any thread may call it."""
-        if self._before or self._after:
-            texts = [text.strip() + self._after for text in texts]
-            instruction = self._before + instruction
-        if not instruction:
-            return self.prepare_rows(self.tokenizer.encode(texts), max_rows=max_rows)
-        if not is_unicode(instruction):
-            raise BadInput(f"the instruction {instruction[:80]!r} is not valid Unicode")
-        limit = self.settings.max_tokens
-        if len(self.tokenizer.encode([instruction])[0]) >= limit:
-            raise BadInput(
-                f"an instruction of {len(instruction)} characters fills all of max_tokens={limit}: "
-                "no room is left for a text"
-            )
-        encoded = self.tokenizer.encode_after(instruction, texts)
-        rows, owns = [ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded]
-        return self.prepare_rows(rows, owns=owns, max_rows=max_rows)
+        made = self._maker.rows(texts, instruction=instruction, prompt=prompt)
+        return self.prepare_rows(made.rows, owns=made.owns, max_rows=max_rows)
 
     def prepare_rows(
         self,
@@ -245,7 +296,8 @@ class Encoder:
         max_rows: int | None = None,
     ) -> "Prepared":
         """Rows of token ids as batches of at most `max_rows` rows. `owns` marks the tokens that are
-        pooled; without it, all but special tokens are."""
+        pooled; without it, those of a text without a prompt are."""
+        owns = owns or self._maker.with_marks(rows).owns
         # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         batches = []
@@ -287,11 +339,13 @@ class Encoder:
         of all their tokens, row after row, with special tokens. A row must have at least one id."""
         for batch in self.prepare_rows(rows).batches:
             laid = to_device(batch.rows, device=self.device)
-            yield batch.numbers, token_states(self._model, laid)[:, : self.width]
+            yield batch.numbers, token_states(self._model, laid)[:, : self.token_width]
 
     @torch.inference_mode()
     def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
-        return embed_rows(self._model, to_device(batch.rows, device=self.device))
+        # A plain decoder's mean has a way of its own, which is faster.
+        head = None if self._rules.is_plain else self._head
+        return embed_rows(self._model, to_device(batch.rows, device=self.device), head=head)
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state
@@ -329,23 +383,3 @@ def _settings_of(store: VectorStore, *, model: str, adapters: tuple[str, ...]) -
     except (ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BadInput(f"{path}: does not say how texts were encoded ({reason})") from error
-
-
-def token_batches(
-    order: Sequence[int],
-    *,
-    rows: Sequence[NDArray[np.int64]],
-    batch_tokens: int,
-    max_rows: int | None = None,
-) -> list[list[int]]:
-    """Cut `order` (longest first) into batches of at most `batch_tokens` cells and `max_rows` rows,
-    each of at least one row."""
-    batches: list[list[int]] = []
-    for number in order:
-        longest = len(rows[batches[-1][0]]) if batches else 0
-        fits = bool(batches) and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens
-        if fits and (max_rows is None or len(batches[-1]) < max_rows):
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches

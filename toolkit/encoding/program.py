@@ -18,7 +18,7 @@ from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect, worker_of
 from toolkit.encoding import schedule
-from toolkit.encoding.chunks import rules_of
+from toolkit.encoding.chunks import no_prompt, rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
@@ -113,6 +113,8 @@ def _open(
     from toolkit.parallel.comm import device_of
 
     encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
+    if chunks and encoder.prompt:  # a default that the model's folder declares
+        raise no_prompt(encoder.prompt)
     facts = identity(
         recipe,
         corpus_digest=shards.digest,

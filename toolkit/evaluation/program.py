@@ -93,7 +93,6 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
 
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     from toolkit.model.adapters import chain_of
-    from toolkit.model.declared import Use
 
     made: list[Part] = []
     shown = [_shown(name) for name in recipe.encoders]
@@ -102,8 +101,8 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     for name, settings in recipe.encoders.items():
         chain = chain_of(settings.model, adapters=settings.adapters)
         # An encoder of no use must fail now, and not after hours of scoring the others.
-        chain.check(Use(settings.causal, max_tokens=settings.max_tokens))
-        made_by = {"model": chain.digest(), **settings.facts()}
+        rules = chain.rules(settings)
+        made_by = {"model": rules.digest(chain.digest()), **settings.facts()}
         for one in tasks:
             facts = {
                 "encoder": made_by,

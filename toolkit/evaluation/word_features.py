@@ -36,7 +36,7 @@ class TokenEncoder(Protocol):
 
     settings: EncoderSettings
     tokenizer: TextTokenizer
-    width: int
+    token_width: int
 
     def digest(self) -> str:
         """The digest that identifies the encoder's weights."""
@@ -197,7 +197,7 @@ def word_features(
     """The vectors of all words, in memory or in a mapped file in `folder`, which is used again for
     the same encoder, settings and words. See `fill`."""
     laid = lay_words(sentences, tokenizer=encoder.tokenizer)
-    shape = (len(shifts), len(laid.tokens_of_W), encoder.width)
+    shape = (len(shifts), len(laid.tokens_of_W), encoder.token_width)
     began = time.monotonic()
     if folder is None:
         vectors_AWD: NDArray[Any] = np.zeros(shape, dtype=DTYPES[dtype])
@@ -258,5 +258,5 @@ def _key(
     """The file name of vectors: a digest of all that they depend on."""
     words = hashlib.sha256(json.dumps(sentences).encode()).hexdigest()
     settings = encoder.settings.facts()
-    made_of = [encoder.digest(), encoder.width, settings, words, list(shifts), dtype]
+    made_of = [encoder.digest(), encoder.token_width, settings, words, list(shifts), dtype]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:32]

@@ -21,8 +21,9 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntr
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, sha256_of
 from toolkit.base.layout import ORIGIN_FILE
-from toolkit.model.declared import Use, check_declared
+from toolkit.model.declared import Use, check_declared, vector_rules
 from toolkit.model.tensor_file import StoredTensors
+from toolkit.model.vector_rules import VectorRules
 from toolkit.model.weights import (
     ADAPTER_FILE,
     Adapter,
@@ -35,6 +36,7 @@ from toolkit.model.weights import (
     weights_digest,
 )
 from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, is_adapter, resolve_model
+from toolkit.settings.schema import EncoderSettings
 
 MAX_LINKS = 8  # adapters on top of each other; more would be a circle
 # Settings that change the product B A, or train other weights; merging them is not supported.
@@ -63,10 +65,18 @@ class Chain:
     tokenizer: ModelSource
 
     def check(self, use: Use) -> None:
-        """Raise `BadInput` if any of the folders says that its vectors are made in another way, or
-        records that its adapter was trained upon other weights."""
+        """Raise `BadInput` if any of the folders says that its vectors are other than a plain
+        decoder's, or records that its adapter was trained upon other weights."""
         check_declared([base_folder(self.base), *self.folders], tokenizer=self.tokenizer, use=use)
         check_trained_upon(self)
+
+    def rules(self, settings: EncoderSettings, *, dims: int | None = None) -> VectorRules:
+        """How texts become vectors (see `vector_rules`). Raises `BadInput` for a folder that asks
+        for what is not computed, or records that its adapter was trained upon other weights."""
+        folders = [base_folder(self.base), *self.folders]
+        rules = vector_rules(folders, tokenizer=self.tokenizer, settings=settings, dims=dims)
+        check_trained_upon(self)
+        return rules
 
     @functools.cached_property
     def base_digest(self) -> str:

@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     PretrainedConfig,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 from typing_extensions import TypedDict
 
@@ -31,21 +32,22 @@ from toolkit.base.documents import FileName, checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.base.tensor_header import read_header
-from toolkit.model.attention import check_torch, register
+from toolkit.model.attention import PACKED, check_torch, register
 from toolkit.model.dropout import Dropout
 from toolkit.model.tokenizer import AGAIN, first_line
 from toolkit.settings.model_source import ModelSource
-from toolkit.settings.schema import Lora
+from toolkit.settings.schema import Attention, Lora
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
+UNREAD = "pooler."  # whose output nobody reads; many encoders are stored without it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_config(
-    source: ModelSource, *, causal: bool = False, attention_dropout: float | None = None
+    source: ModelSource, *, causal: bool | None = False, attention_dropout: float | None = None
 ) -> PretrainedConfig:
     """The model's configuration, with bidirectional attention unless `causal`, and with
-    `attention_dropout` if it is given.
+    `attention_dropout` if it is given. With `causal` None, config.json says what attention is.
 
     Every decoder of transformers >= 5.2 follows `config.is_causal`, in its mask and in its kernel.
     A model that brings its own code is refused: nothing in a model folder is executed.
@@ -60,13 +62,35 @@ def load_config(
         raise BadInput(
             f"model {source.reference!r} wants to run code of its own (auto_map): refused"
         )
-    config.is_causal = causal
+    if causal is not None:
+        config.is_causal = causal
     config.use_cache = False
     if attention_dropout is not None and hasattr(config, "attention_dropout"):
         config.attention_dropout = attention_dropout
     elif attention_dropout:
         raise BadInput(f"model.attention_dropout: {config.model_type} has no such setting")
     return config
+
+
+def attention_for(config: PretrainedConfig, *, asked: Attention) -> Attention:
+    """`asked`, or what a model is padded with if it cannot be packed as `packed_attention` knows
+    it. Raises `BadInput` for a model with a decoder beside its encoder."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise BadInput(f"model_type {config.model_type!r}: has an encoder and a decoder: refused")
+    model = inner_class(config)
+    if asked != PACKED or model is None:
+        return asked
+    # Encoders count positions from elsewhere (RoBERTa), or include the end of a window in other
+    # ways (ModernBERT), and so does Gemma 3 where its configuration makes it bidirectional.
+    is_encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    by_flag = getattr(config, "use_bidirectional_attention", None) and not _is_bidirectional(config)
+    if getattr(model, "_supports_attention_backend", False) and not (is_encoder or by_flag):
+        return asked
+    return "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
+
+
+def _is_bidirectional(config: PretrainedConfig) -> bool:
+    return getattr(config, "is_causal", None) is False
 
 
 def num_embeddings(config: PretrainedConfig) -> int | None:
@@ -139,7 +163,7 @@ def load_backbone(
         if not mismatch:
             raise
         raise BadInput(f"model {reference!r}: {_OTHER_SHAPE} ({mismatch[1]}, ...)") from error
-    missing = sorted(report["missing_keys"])
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNREAD))
     inside = f"{getattr(model, 'base_model_prefix', '')}."
     if head and missing and not any(key.startswith(inside) for key in missing):
         raise BadInput(

@@ -1,63 +1,45 @@
 """What a model folder itself says about how texts become vectors.
 
-Knows the files of sentence-transformers (the old formats and that of version 6) and of llm2vec.
-Refuses to follow them: a folder that asks for anything but what this toolkit computes (attention as
-requested, the mean over a text's own tokens, nothing before or after that) is refused, with the
-name of the setting. Vectors that differ from what its makers intended would not look wrong.
+Knows what can be computed where. Encoding follows a folder (`vector_rules`). Training and exports
+only know a plain decoder's vectors (attention as requested, the mean over a text's own tokens,
+nothing before or after that), and refuse a folder that asks for anything else, with the name of the
+setting (`check_declared`).
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from toolkit.base.errors import BadInput
-from toolkit.base.files import read_json
 from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
+from toolkit.model.modules import (
+    EFFECTS,
+    MODULES_FILE,
+    SETTINGS_FILE,
+    mapping,
+    read_modules,
+    read_settings,
+    refuse_unknown,
+    refused,
+    transformer_files,
+)
 from toolkit.model.tokenizer import load_tokenizer, special_ids
+from toolkit.model.vector_rules import VectorRules, prompt_text, with_pooling
 from toolkit.model.weights import base_folder, model_digest
 from toolkit.settings.model_source import ModelSource
+from toolkit.settings.schema import EncoderSettings
 
-MODULES_FILE = "modules.json"
-SETTINGS_FILE = "config_sentence_transformers.json"
-_WAY_OUT = (
-    "it is not computed here; to use the weights as those of a plain decoder, give a copy of the "
-    f"folder without {MODULES_FILE} and {LLM2VEC_CONFIG}"
-)
 _VALID_MODULES = "valid: Transformer, WordWeights (0 for special tokens), Pooling by the mean"
-_EFFECTS = {
-    "Normalize": "divides each vector by its length",
-    "Dense": "multiplies each vector with a matrix",
-    "LayerNorm": "normalises each vector",
-    "Dropout": "drops numbers of each vector",
-    "SpladePooling": "makes sparse vectors",
-    "Router": "sends texts through different modules",
-}
-_OLD_POOLING = {  # sentence-transformers before version 6 has one flag per mode
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
 # The prompts that encode_query and encode_document put before a text without being asked.
 _UNASKED_PROMPTS = ("query", "document", "passage", "corpus")
-_TRANSFORMER_FILES = [
-    f"sentence_{name}_config.json"
-    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-]
-_LAST_STATES = {"method": "forward", "method_output_name": "last_hidden_state"}
-# Arguments of from_pretrained that change no vector.
-_PLAIN_ARGUMENTS = {"dtype", "torch_dtype", "attn_implementation"}
-_ARGUMENT_KEYS = (
-    *("model_args", "tokenizer_args", "config_args"),
-    *("model_kwargs", "processor_kwargs", "config_kwargs"),
-)
+# The families that `use_bidirectional_attention` makes bidirectional; others ignore it.
+_BIDIRECTIONAL_BY_FLAG = ("gemma3", "gemma3_text")
+Loaded = Callable[[], PreTrainedTokenizerBase]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +55,7 @@ class Use:
 
 def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use) -> None:
     """Raise `BadInput` if the folder of a model, or of an adapter on top of it, says that its
-    vectors are computed differently than here.
+    vectors are other than a plain decoder's.
 
     `folders` are those of the model and its adapters; `tokenizer` is where their tokenizer is. A
     folder that says nothing (a plain decoder) passes.
@@ -81,15 +63,11 @@ def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use)
     # Loads the tokenizer at most once, and only if a folder says something about it.
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
-        if (folder / LLM2VEC_CONFIG).is_file():
-            _check_llm2vec(folder / LLM2VEC_CONFIG)
+        _check_folder(folder, loaded=loaded, max_tokens=use.max_tokens)
         if (folder / MODULES_FILE).is_file():
-            _check_modules(folder, loaded=loaded)
-            _check_settings(folder / SETTINGS_FILE, use=use)
-            _check_attention(folder, base=folders[0], use=use)
-        if any((folder / name).is_file() for name in (LLM2VEC_CONFIG, MODULES_FILE)):
-            _check_truncation(folder, tokenizer=loaded())
-        _check_length(folder, use=use)
+            _refuse_modules(folder, loaded=loaded)
+            _refuse_settings(folder / SETTINGS_FILE, use=use)
+            _refuse_causal(folder, base=folders[0], use=use)
 
 
 def digest_of_base(source: ModelSource) -> str:
@@ -100,131 +78,145 @@ def digest_of_base(source: ModelSource) -> str:
     return model_digest(folder)
 
 
-def _refused(path: Path, what: str) -> BadInput:
-    return BadInput(f"{path}: {what}: {_WAY_OUT}")
+def vector_rules(
+    folders: Sequence[Path],
+    *,
+    tokenizer: ModelSource,
+    settings: EncoderSettings,
+    dims: int | None = None,
+) -> VectorRules:
+    """How texts become vectors: as the last of `folders` with a modules.json declares it, else as
+    those of a plain decoder, with the changes that `settings` and `dims` ask for.
+
+    `folders` and `tokenizer` as in `check_declared`. Raises `BadInput`, with its name, for what a
+    folder declares and nobody computes here, and for settings that do not fit it.
+    """
+    loaded = functools.cache(lambda: load_tokenizer(tokenizer))
+    for folder in folders:
+        _check_folder(folder, loaded=loaded, max_tokens=settings.max_tokens)
+    rules, is_ours = VectorRules(causal=settings.causal), True
+    for folder in folders:
+        if (folder / MODULES_FILE).is_file():
+            rules = _declared_rules(folder, base=folders[0], loaded=loaded, settings=settings)
+            is_ours = (folder / ORIGIN_FILE).is_file()
+    if settings.prompt is not None:
+        prompts = dict(rules.prompts)
+        prompt = prompt_text(settings.prompt, prompts=prompts, asked_by="encoder.prompt=")
+        rules = dataclasses.replace(rules, prompt=prompt)
+    if is_ours:  # trained with instructions that are not pooled, whatever its files say
+        rules = dataclasses.replace(rules, include_prompt=False)
+    if dims is not None:  # it takes the place of truncate_dim
+        rules = dataclasses.replace(rules, dims=None)
+    if settings.pooling != "auto":
+        before, after = _around(loaded())
+        rules = with_pooling(rules, pooling=settings.pooling, prefix=before, suffix=after)
+    own = dataclasses.replace(rules, all_tokens=False)
+    # Without tokens around a text both are the same, except for a text with "</s>" in it.
+    return own if own.is_plain and rules.all_tokens and not _special_around(loaded()) else rules
+
+
+def _declared_rules(
+    folder: Path, *, base: Path, loaded: Loaded, settings: EncoderSettings
+) -> VectorRules:
+    modules = read_modules(folder, loaded=loaded)
+    path = folder / SETTINGS_FILE
+    whole = read_settings(path)
+    if whole.default_prompt is not None and whole.default_prompt not in whole.prompts:
+        valid = ", ".join(map(repr, whole.prompts)) or "none"
+        raise BadInput(
+            f"{path}: default_prompt_name is {whole.default_prompt!r}, which is none of its "
+            f"prompts; valid: {valid}"
+        )
+    has_prompt = whole.default_prompt or settings.prompt
+    if has_prompt and modules.has_weights and not modules.include_prompt:
+        what = "include_prompt is false, but WordWeights count the prompt's tokens"
+        raise refused(modules.pooling_file, what)
+    causal, as_configured = _attention(base / "config.json", asked=settings.causal)
+    return VectorRules(
+        modes=modules.modes,
+        all_tokens=not modules.has_weights,
+        include_prompt=modules.include_prompt,
+        prompt=whole.prompts[whole.default_prompt] if whole.default_prompt is not None else "",
+        lower_case=modules.lower_case,
+        after=modules.after,
+        dims=whole.dims,
+        causal=causal,
+        as_configured=as_configured,
+        prompts=tuple(whole.prompts.items()),
+    )
+
+
+def _attention(path: Path, *, asked: bool) -> tuple[bool, bool]:
+    """Whether attention is causal, and whether it is the configuration in `path` that decides so
+    (sentence-transformers follows it) rather than a setting of ours. A decoder is causal unless its
+    configuration says is_causal=false, and an encoder is not."""
+    config = mapping(path)
+    if asked or config.get("is_causal") is False:
+        return asked, False
+    kind = str(config.get("model_type"))
+    is_encoder = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder")
+    by_flag = kind in _BIDIRECTIONAL_BY_FLAG and config.get("use_bidirectional_attention")
+    return not (is_encoder or by_flag) or config.get("is_causal") is True, True
+
+
+def _check_folder(folder: Path, *, loaded: Loaded, max_tokens: int | None) -> None:
+    """Refuse what is computed nowhere here."""
+    if (folder / LLM2VEC_CONFIG).is_file():
+        _check_llm2vec(folder / LLM2VEC_CONFIG)
+    if any((folder / name).is_file() for name in (LLM2VEC_CONFIG, MODULES_FILE)):
+        _check_truncation(folder, tokenizer=loaded())
+    _check_length(folder, max_tokens=max_tokens)
 
 
 def _check_llm2vec(path: Path) -> None:
-    settings = _mapping(path)
+    settings = mapping(path)
     if (mode := settings.get("pooling_mode", "mean")) != "mean":
-        raise _refused(path, f"pooling_mode is {mode!r}, another pooling than 'mean'")
+        raise refused(path, f"pooling_mode is {mode!r}, another pooling than 'mean'")
     if not settings.get("skip_instruction", True):
-        raise _refused(path, "skip_instruction is false, which pools instructions too")
+        raise refused(path, "skip_instruction is false, which pools instructions too")
     known = ("pooling_mode", "skip_instruction", "max_length", "doc_max_length")
-    _refuse_unknown(path, settings, known=known)
+    refuse_unknown(path, settings, known=known)
 
 
-def _check_modules(folder: Path, *, loaded: Callable[[], PreTrainedTokenizerBase]) -> None:
-    """Refuse modules other than a Transformer, perhaps WordWeights, and a Pooling, in this
-    order."""
-    path = folder / MODULES_FILE
-    modules = read_json(path)
-    whole = isinstance(modules, list) and all(isinstance(module, dict) for module in modules)
-    if not whole or not all(isinstance(m.get(k), str) for m in modules for k in ("type", "path")):
-        raise BadInput(f"{path}: is no list of modules with a type and a path")
-    kinds = []
-    for module in modules:
-        package, _, kind = module["type"].rpartition(".")
-        kinds.append(kind)
-        if package.partition(".")[0] != "sentence_transformers":
-            raise _refused(path, f"{module['type']!r} is a module of its own; {_VALID_MODULES}")
-        if kind not in ("Transformer", "WordWeights", "Pooling"):
-            effect = f"{kind} {_EFFECTS.get(kind, 'is another way to a vector')}"
-            raise _refused(path, f"{effect}; {_VALID_MODULES}")
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "WordWeights", "Pooling"]):
-        raise _refused(path, f"the modules are {', '.join(kinds) or 'none'}; {_VALID_MODULES}")
-    if modules[0]["path"]:
-        raise _refused(path, f"the Transformer is in {modules[0]['path']!r}, not in this folder")
-    _check_transformer(folder)
-    _check_pooling(folder / modules[-1]["path"] / "config.json")
-    tokenizer = loaded()
-    if len(kinds) == 3:
-        _check_word_weights(folder / modules[1]["path"] / "config.json", tokenizer=tokenizer)
-    elif around := sorted({*tokenizer("")["input_ids"]} & {*special_ids(tokenizer)}):
-        tokens = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(around)))
+def _refuse_modules(folder: Path, *, loaded: Loaded) -> None:
+    """Refuse modules other than a Transformer, perhaps WordWeights, and a Pooling by the mean."""
+    modules, path = read_modules(folder, loaded=loaded), folder / MODULES_FILE
+    if modules.after:
+        kind = type(modules.after[0]).__name__
+        raise refused(path, f"{kind} {EFFECTS[kind]}; {_VALID_MODULES}")
+    if modules.lower_case:
+        (path,) = transformer_files(folder)
+        raise refused(path, "do_lower_case is true, which lowers a text's letters")
+    if modules.modes != ("mean",):
+        shown = " and ".join(map(repr, modules.modes))
+        what = f"the pooling mode is {shown}, another pooling than 'mean'"
+        raise refused(modules.pooling_file, what)
+    if not modules.has_weights and (around := _special_around(loaded())):
+        tokens = ", ".join(map(repr, loaded().convert_ids_to_tokens(around)))
         what = f"Pooling takes {tokens} into the mean, without WordWeights that leave it out"
-        raise _refused(path, what)
+        raise refused(path, what)
 
 
-def _check_transformer(folder: Path) -> None:
-    for path in _transformer_files(folder):
-        settings = _mapping(path)
-        if settings.get("do_lower_case"):
-            raise _refused(path, "do_lower_case is true, which lowers a text's letters")
-        if (task := settings.get("transformer_task", "feature-extraction")) != "feature-extraction":
-            raise _refused(path, f"transformer_task is {task!r}, another than 'feature-extraction'")
-        # "message" would put a text into the tokenizer's chat template.
-        for name, output in _part(path, settings, "modality_config").items():
-            if name != "text" or output != _LAST_STATES:
-                raise _refused(path, f"modality_config has {name!r}: {output}, not only plain text")
-        if (name := settings.get("module_output_name", "token_embeddings")) != "token_embeddings":
-            raise _refused(path, f"module_output_name is {name!r}, another than 'token_embeddings'")
-        for key in _ARGUMENT_KEYS:
-            # Even a value of False may change vectors, as is_causal does.
-            for name, value in _part(path, settings, key).items():
-                if name not in _PLAIN_ARGUMENTS:
-                    raise _refused(path, f"{key}.{name} is {value!r}, an unknown setting")
-        known = ("do_lower_case", "transformer_task", "modality_config", "module_output_name")
-        _refuse_unknown(
-            path, settings, known=(*known, "max_seq_length", "unpad_inputs", *_ARGUMENT_KEYS)
-        )
+def _refuse_settings(path: Path, *, use: Use) -> None:
+    settings = read_settings(path)
+    for name in (settings.default_prompt, *_UNASKED_PROMPTS):
+        if name is not None and settings.prompts.get(name):
+            is_default = name == settings.default_prompt
+            which = "the default prompt" if is_default else f"the prompt of {name!r}"
+            raise refused(path, f"{which} puts {settings.prompts[name]!r} before each text")
+    if settings.dims not in (None, use.dims):
+        raise refused(path, f"truncate_dim keeps {settings.dims} numbers of each vector")
 
 
-def _check_pooling(path: Path) -> None:
-    settings = _mapping(path)
-    flags = tuple(mode for key, mode in _OLD_POOLING.items() if settings.get(key))
-    modes = settings.get("pooling_mode", flags or ("mean",))
-    modes = tuple(modes) if isinstance(modes, list | tuple) else (modes,)
-    if modes != ("mean",):
-        shown = " and ".join(map(repr, modes))
-        raise _refused(path, f"the pooling mode is {shown}, another pooling than 'mean'")
-    # include_prompt matters only with a prompt, and `_check_settings` refuses prompts.
-    known = ("pooling_mode", "embedding_dimension", "word_embedding_dimension", "include_prompt")
-    _refuse_unknown(path, settings, known=(*known, *_OLD_POOLING))
-
-
-def _check_word_weights(path: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse weights other than 0 for special tokens and 1 for all others, looked up as
-    sentence-transformers does."""
-    settings = _mapping(path)
-    weights, default = _part(path, settings, "word_weights"), settings.get("unknown_word_weight", 1)
-    words, special = settings.get("vocab"), set(special_ids(tokenizer))
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise BadInput(f"{path}: vocab is no list of words")
-    for number, word in enumerate(words):
-        weight = weights.get(word, weights.get(word.lower(), default))
-        if weight != (number not in special):
-            problem = f"WordWeights gives {word!r} the weight {weight}"
-            raise _refused(path, f"{problem}; valid: 0 for special tokens, 1 for all others")
-
-
-def _check_settings(path: Path, *, use: Use) -> None:
-    settings = _mapping(path) if path.is_file() else {}
-    if (kind := settings.get("model_type") or "SentenceTransformer") != "SentenceTransformer":
-        raise _refused(path, f"model_type is {kind!r}, another than 'SentenceTransformer'")
-    prompts = _part(path, settings, "prompts")
-    default = str(settings.get("default_prompt_name"))
-    for name in (default, *_UNASKED_PROMPTS):
-        if prompts.get(name):
-            which = "the default prompt" if name == default else f"the prompt of {name!r}"
-            raise _refused(path, f"{which} puts {prompts[name]!r} before each text")
-    if (dims := settings.get("truncate_dim")) not in (None, use.dims):
-        raise _refused(path, f"truncate_dim keeps {dims} numbers of each vector")
-    known = ("model_type", "prompts", "default_prompt_name", "truncate_dim", "similarity_fn_name")
-    _refuse_unknown(path, settings, known=(*known, "requirements", "__version__"))
-
-
-def _check_attention(folder: Path, *, base: Path, use: Use) -> None:
+def _refuse_causal(folder: Path, *, base: Path, use: Use) -> None:
     """Refuse a folder for sentence-transformers whose attention would be causal there and
-    bidirectional here: sentence-transformers follows config.json, and a decoder is causal unless
-    that says is_causal=false.
+    bidirectional here.
 
     `use_bidirectional_attention` is not enough: most families ignore it, and Gemma 3 halves its
     sliding window by it, which does not happen here.
     """
     path = base / "config.json"
-    settings = _mapping(path)
-    # A recipe with encoder.causal=true asks for causal attention itself.
+    settings = mapping(path)
     if use.causal is not False or settings.get("is_causal") is False:
         return
     modules = folder / MODULES_FILE
@@ -247,58 +239,44 @@ def _check_truncation(folder: Path, *, tokenizer: PreTrainedTokenizerBase) -> No
     # The loaded tokenizer has taken both tokenizer_config.json and tokenizer.json into account.
     if (side := tokenizer.truncation_side) != "right":
         what = f"its tokenizer has truncation_side {side!r}, which cuts off a text's beginning"
-        raise _refused(folder, what)
+        raise refused(folder, what)
 
 
-def _check_length(folder: Path, *, use: Use) -> None:
+def _check_length(folder: Path, *, max_tokens: int | None) -> None:
     """Refuse to cut texts later than the folder does. In our own exports that length is only meant
     for other tools."""
-    if use.max_tokens is None or (folder / ORIGIN_FILE).is_file():
+    if max_tokens is None or (folder / ORIGIN_FILE).is_file():
         return
     places = [(folder / LLM2VEC_CONFIG, "max_length")]
     if (folder / MODULES_FILE).is_file():
         key = "max_seq_length"
         # null means that the file gives no length.
-        old = [path for path in _transformer_files(folder) if _mapping(path).get(key) is not None]
+        old = [path for path in transformer_files(folder) if mapping(path).get(key) is not None]
         for path in old:
-            limit = _mapping(path)[key]
+            limit = mapping(path)[key]
             if type(limit) is not int or limit < 1:
                 raise BadInput(f"{path}: {key} is {limit!r}; valid: a whole number from 1 on")
         places += [(path, key) for path in old]
-        places += [] if old else [(folder / "tokenizer_config.json", "model_max_length")]
+        if not old:
+            places.append((folder / "tokenizer_config.json", "model_max_length"))
+            places.append((folder / "config.json", "max_position_embeddings"))
     for path, key in places:
-        limit = _mapping(path).get(key) if path.is_file() else None
-        if isinstance(limit, int | float) and use.max_tokens > limit:
+        limit = mapping(path).get(key) if path.is_file() else None
+        if isinstance(limit, int | float) and limit != -1 and max_tokens > limit:
             raise BadInput(
-                f"max_tokens={use.max_tokens}: texts of this model are cut at {limit} tokens "
+                f"max_tokens={max_tokens}: texts of this model are cut at {limit} tokens "
                 f"({path}: {key}); give at most {limit}"
             )
 
 
-def _transformer_files(folder: Path) -> list[Path]:
-    """The file with the settings of the Transformer module (the first one that has any), as a list
-    of at most one."""
-    there = [path for name in _TRANSFORMER_FILES if (path := folder / name).is_file()]
-    return [path for path in there if _mapping(path)][:1]
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
+    """Whether the tokenizer puts a token before, and after, a text."""
+    whole: list[int] = tokenizer("a")["input_ids"]
+    inner: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    first = next(k for k in range(len(whole)) if whole[k : k + len(inner)] == inner)
+    return first > 0, len(whole) > first + len(inner)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: holds no settings (a mapping)")
-    return content
-
-
-def _part(path: Path, settings: dict[str, Any], key: str) -> dict[str, Any]:
-    """The settings under `key`; empty if they are absent or null."""
-    inner = settings.get(key) or {}
-    if not isinstance(inner, dict):
-        raise BadInput(f"{path}: {key} is {inner!r}, and should be a mapping")
-    return inner
-
-
-def _refuse_unknown(path: Path, settings: dict[str, Any], *, known: Collection[str]) -> None:
-    """Refuse a setting that we do not know, because it might change vectors; one that is false,
-    empty or null changes none."""
-    if strange := sorted(key for key, value in settings.items() if value and key not in known):
-        raise _refused(path, f"{strange[0]} is {settings[strange[0]]!r}, an unknown setting")
+def _special_around(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The special tokens that the tokenizer puts around a text."""
+    return sorted({*tokenizer("")["input_ids"]} & {*special_ids(tokenizer)})

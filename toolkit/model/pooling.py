@@ -1,5 +1,8 @@
 """From hidden states to one vector per text. Shapes: B rows, T tokens, D width, S packed rows."""
 
+import dataclasses
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,3 +34,117 @@ def mean_pool_packed(hidden_BTD: Tensor, *, own_BT: Tensor, bound_S: Tensor) -> 
     total_SD = zeros_SD.index_add(0, row_T, hidden_BTD[0].float() * weights_T1)
     count_S1 = zeros_SD[:, :1].index_add(0, row_T, weights_T1)
     return total_SD / count_S1.clamp(min=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FlatTokens:
+    """The states of tokens in a row, whether packed or padded: the row that each belongs to, its
+    place in that row from 0 on, and 1 for each that is pooled."""
+
+    hidden_TD: Tensor
+    own_T: Tensor
+    row_T: Tensor
+    place_T: Tensor
+    num_rows: int
+
+
+def flat_padded(hidden_BTD: Tensor, *, own_BT: Tensor) -> FlatTokens:
+    """All cells of padded rows, those of padding too."""
+    num_rows, num_tokens = own_BT.shape
+    step_T = torch.arange(num_tokens, device=own_BT.device)
+    row_B = torch.arange(num_rows, device=own_BT.device)
+    return FlatTokens(
+        hidden_TD=hidden_BTD.flatten(0, 1),
+        own_T=own_BT.flatten(),
+        row_T=row_B[:, None].expand(-1, num_tokens).reshape(-1),
+        place_T=step_T[None].expand(num_rows, -1).reshape(-1),
+        num_rows=num_rows,
+    )
+
+
+def flat_packed(
+    hidden_BTD: Tensor, *, own_BT: Tensor, position_BT: Tensor, bound_S: Tensor
+) -> FlatTokens:
+    """The tokens of rows that lie one after another, as in `mean_pool_packed`."""
+    num_rows = len(bound_S) - 1
+    row_T = torch.repeat_interleave(
+        torch.arange(num_rows, device=bound_S.device),
+        (bound_S[1:] - bound_S[:-1]).long(),
+        output_size=own_BT.shape[1],
+    )
+    return FlatTokens(hidden_BTD[0], own_BT[0], row_T, position_BT[0], num_rows)
+
+
+def pool(tokens: FlatTokens, *, modes: tuple[str, ...]) -> Tensor:
+    """The pooled vectors (S, D x modes), in fp32, joined in the order of `modes`, which have the
+    names of sentence-transformers; zeros for a row without a token to pool.
+
+    The weight of a token in the weighted mean is its place in its row, counted from 1, even if
+    tokens before it are not pooled.
+    """
+    return torch.cat([_POOLINGS[mode](tokens) for mode in modes], dim=1)
+
+
+def _summed(tokens: FlatTokens, weight_T: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted sum (S, D) of the tokens of each row, and the sum (S, 1) of their weights."""
+    weight_T1 = weight_T.unsqueeze(-1).float()
+    zeros_SD = tokens.hidden_TD.new_zeros(
+        tokens.num_rows, tokens.hidden_TD.shape[1], dtype=torch.float32
+    )
+    total_SD = zeros_SD.index_add(0, tokens.row_T, tokens.hidden_TD.float() * weight_T1)
+    return total_SD, zeros_SD[:, :1].index_add(0, tokens.row_T, weight_T1).clamp(min=1.0)
+
+
+def _mean(tokens: FlatTokens) -> Tensor:
+    total_SD, count_S1 = _summed(tokens, tokens.own_T)
+    return total_SD / count_S1
+
+
+def _mean_by_root(tokens: FlatTokens) -> Tensor:
+    total_SD, count_S1 = _summed(tokens, tokens.own_T)
+    return total_SD / count_S1.sqrt()
+
+
+def _weighted_mean(tokens: FlatTokens) -> Tensor:
+    total_SD, weight_S1 = _summed(tokens, tokens.own_T * (tokens.place_T + 1))
+    return total_SD / weight_S1
+
+
+def _max(tokens: FlatTokens) -> Tensor:
+    least = float("-inf")
+    state_TD = tokens.hidden_TD.float().masked_fill(~tokens.own_T.bool().unsqueeze(-1), least)
+    row_TD = tokens.row_T.unsqueeze(-1).expand_as(state_TD)
+    none_SD = state_TD.new_full((tokens.num_rows, state_TD.shape[1]), least)
+    most_SD = none_SD.scatter_reduce(0, row_TD, state_TD, reduce="amax")
+    return most_SD.masked_fill(most_SD == least, 0.0)
+
+
+def _chosen(tokens: FlatTokens, *, reduce: str, beyond: int) -> Tensor:
+    """The state of one pooled token per row: the first for "amin", the last for "amax". `beyond` is
+    where no token is, on the other side."""
+    index_T = torch.arange(len(tokens.row_T), device=tokens.row_T.device)
+    none_S = index_T.new_full((tokens.num_rows,), beyond)
+    chosen_S = none_S.scatter_reduce(
+        0, tokens.row_T, index_T.masked_fill(~tokens.own_T.bool(), beyond), reduce=reduce
+    )
+    is_none_S1 = (chosen_S == beyond).unsqueeze(-1)
+    last = len(index_T) - 1
+    return tokens.hidden_TD[chosen_S.clamp(0, last)].float().masked_fill(is_none_S1, 0.0)
+
+
+def _first(tokens: FlatTokens) -> Tensor:
+    return _chosen(tokens, reduce="amin", beyond=len(tokens.row_T))
+
+
+def _last(tokens: FlatTokens) -> Tensor:
+    return _chosen(tokens, reduce="amax", beyond=-1)
+
+
+_POOLINGS: dict[str, Callable[[FlatTokens], Tensor]] = {
+    "cls": _first,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_by_root,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last,
+}

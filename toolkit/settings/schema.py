@@ -25,6 +25,7 @@ TEXT_FORMAT = "{text}"
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
 Kernel = Literal["torch", "liger"]
+Pooling = Literal["auto", "mean", "cls", "last", "weighted_mean", "max"]
 VectorFormat = Literal["fp32", "fp16", "bf16", "int8", "binary"]
 
 
@@ -211,7 +212,13 @@ class EncoderSettings(Section):
     the text is treated like an instruction, what comes after it is pooled with it (LLM2Vec's chat
     formats).
 
-    attention "packed" puts rows one after another, without padding; the other values pad."""
+    A folder with a modules.json (of sentence-transformers) says itself how its texts become
+    vectors. `pooling` replaces its pooling, and `prompt` its default prompt: a text, or the name of
+    a prompt that the folder declares; "" is none. `causal` makes attention causal where the folder
+    does not say so.
+
+    attention "packed" puts rows one after another, without padding; the other values pad. A model
+    that cannot be packed is padded."""
 
     model: Text
     adapters: tuple[Text, ...] = ()
@@ -220,14 +227,16 @@ class EncoderSettings(Section):
     dtype: DType = "fp32"
     attention: Attention = "packed"
     causal: bool = False
+    pooling: Pooling = "auto"
+    prompt: str | None = None
     text_format: Annotated[str, Field(pattern=r"^[^{}]*\{text\}[^{}]*$")] = TEXT_FORMAT
 
     def facts(self) -> dict[str, Any]:
         """The settings that decide the vectors, besides the content of the model."""
         settings = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
-        if self.text_format == TEXT_FORMAT:  # left out in encodings made before the key existed
-            del settings["text_format"]
-        return settings
+        # Left out in encodings made before the keys existed.
+        unused = {"text_format": TEXT_FORMAT, "pooling": "auto", "prompt": None}
+        return {key: value for key, value in settings.items() if unused.get(key, ...) != value}
 
 
 class Corpus(Section):

@@ -1,0 +1,123 @@
+"""Texts to rows of token ids, with what stands before and after each text, and what is pooled; and
+rows to batches.
+
+Knows the tokenizer and the rules of a model. Refuses to know the model itself.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from toolkit.base.errors import BadInput
+from toolkit.model.vector_rules import VectorRules
+from toolkit.settings.schema import EncoderSettings
+from toolkit.text.tokens import Ids, TextTokenizer, is_unicode
+
+Own = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of token ids. `owns` marks the tokens that are pooled; None: all but special ones."""
+
+    rows: Sequence[Ids]
+    owns: Sequence[Own] | None
+
+
+class RowMaker:
+    """Makes the rows of texts, for an encoder."""
+
+    def __init__(
+        self, settings: EncoderSettings, *, tokenizer: TextTokenizer, rules: VectorRules
+    ) -> None:
+        self._before, self._after = settings.text_format.split("{text}")
+        self._tokenizer, self._rules, self._prompt = tokenizer, rules, settings.prompt
+
+    def remarks(self, *, is_padded: bool) -> list[str]:
+        """What nobody has asked for, and may not expect. `is_padded`: although it was to be
+        packed."""
+        lines = []
+        if is_padded:
+            lines.append("a model of this kind cannot be packed; texts are padded")
+        if "lasttoken" in self._rules.modes and not self._tokenizer.suffix_ids:
+            lines.append(
+                "its folder pools the last token, and its tokenizer puts no end token after a text"
+            )
+        names = ", ".join(name for name, text in self._rules.prompts if text)
+        if names and self._prompt is None and not self._rules.prompt:
+            lines.append(
+                f"declares prompts ({names}), none of them as the default: encoder.prompt puts one "
+                "before each text"
+            )
+        return lines
+
+    def text_of(self, text: str) -> str:
+        """A text with what the format puts behind it, as it is tokenised."""
+        return text.strip() + self._after if self._before or self._after else text
+
+    def prefix_of(self, *, instruction: str = "", prompt: str | None = None) -> str:
+        """What stands before each text: `prompt`, or else the instruction, or else the encoder's
+        own prompt, after what the format puts there."""
+        chosen = (instruction or self._rules.prompt) if prompt is None else prompt
+        return self._before + chosen
+
+    def rows(
+        self, texts: Sequence[str], *, instruction: str = "", prompt: str | None = None
+    ) -> Rows:
+        """The rows of texts. `prompt` replaces the encoder's own one, and `instruction` does unless
+        it is empty. A plain decoder never pools an instruction. Raises `BadInput` for what leaves
+        no room for a text."""
+        prefix = self.prefix_of(instruction=instruction, prompt=prompt)
+        whole = [self.text_of(text) for text in texts]
+        if not prefix:
+            return self.with_marks(self._tokenizer.encode(whole))
+        if not is_unicode(prefix):
+            raise BadInput(f"the instruction {prefix[:80]!r} is not valid Unicode")
+        limit = self._tokenizer.max_tokens
+        (prefix_T,) = self._tokenizer.encode([prefix])
+        if len(prefix_T) >= limit:
+            raise BadInput(
+                f"an instruction of {len(prefix)} characters fills all of max_tokens={limit}: "
+                "no room is left for a text"
+            )
+        rules = self._rules
+        if rules.include_prompt and not (rules.is_plain and prompt is None):
+            return self.with_marks(self._tokenizer.encode([prefix + text for text in whole]))
+        if rules.all_tokens:
+            rows = self._tokenizer.encode([prefix + text for text in whole])
+            # As sentence-transformers counts the prompt's tokens: without one that ends a text.
+            first = len(prefix_T) - (not self._tokenizer.is_own(prefix_T[-1:]).all())
+            return Rows(rows, [_from(first, row_T) for row_T in rows])
+        encoded = self._tokenizer.encode_after(prefix, whole)
+        return Rows([ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded])
+
+    def with_marks(self, rows: Sequence[Ids]) -> Rows:
+        """Rows of token ids without a prompt, with the marks of what is pooled."""
+        return Rows(rows, [_from(0, row_T) for row_T in rows] if self._rules.all_tokens else None)
+
+
+def _from(first: int, row_T: Ids) -> Own:
+    """Marks of all tokens from `first` on; a row without tokens gets one that is not pooled."""
+    return np.arange(len(row_T)) >= first if len(row_T) else np.zeros(1, dtype=np.bool_)
+
+
+def token_batches(
+    order: Sequence[int],
+    *,
+    rows: Sequence[NDArray[np.int64]],
+    batch_tokens: int,
+    max_rows: int | None = None,
+) -> list[list[int]]:
+    """Cut `order` (longest first) into batches of at most `batch_tokens` cells and `max_rows` rows,
+    each of at least one row."""
+    batches: list[list[int]] = []
+    for number in order:
+        longest = len(rows[batches[-1][0]]) if batches else 0
+        fits = bool(batches) and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens
+        if fits and (max_rows is None or len(batches[-1]) < max_rows):
+            batches[-1].append(number)
+        else:
+            batches.append([number])
+    return batches

@@ -1,0 +1,137 @@
+"""How the texts of a model become vectors, as its folder declares it or a recipe asks for it.
+
+Knows names and numbers. Refuses to know files (`declared` reads them) and tensors (`head` computes
+with them).
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from toolkit.base.errors import BadInput
+from toolkit.settings.schema import Pooling
+
+# What `encoder.pooling` says, in the names of sentence-transformers.
+ASKED_MODES: dict[Pooling, str] = {
+    "mean": "mean",
+    "cls": "cls",
+    "last": "lasttoken",
+    "weighted_mean": "weightedmean",
+    "max": "max",
+}
+# A prompt that is a text, not a name, ends with a blank, a colon or the like.
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """Each vector is divided by its length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """Each vector is multiplied with a matrix. `activation` is the name of a class of torch.nn;
+    `weights` is a file of safetensors, and `digest` its SHA-256."""
+
+    weights: Path = dataclasses.field(compare=False)
+    digest: str
+    in_features: int
+    out_features: int
+    bias: bool
+    activation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorRules:
+    """How a text becomes a vector. The values here are those of a plain decoder: bidirectional
+    attention, and the mean over a text's own tokens.
+
+    `modes` are the poolings, in the names of sentence-transformers, whose vectors are joined.
+    `all_tokens`: special tokens are pooled as well. `include_prompt`: so is what is put before a
+    text. `after`: what is done to the pooled vector. `dims`: how many numbers of it are kept.
+    `prompts` are all that the folder declares, by name, and `prompt` is the one in use.
+
+    `as_configured`: config.json decides on causal attention; it makes it `causal`, or not.
+    """
+
+    modes: tuple[str, ...] = ("mean",)
+    all_tokens: bool = False
+    include_prompt: bool = False
+    prompt: str = ""
+    lower_case: bool = False
+    after: tuple[Normalize | Dense, ...] = ()
+    dims: int | None = None
+    causal: bool = False
+    as_configured: bool = False
+    prompts: tuple[tuple[str, str], ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether vectors are those of a plain decoder, which `encoder.causal` may make causal."""
+        return dataclasses.replace(self, causal=False, include_prompt=False) == VectorRules()
+
+    @property
+    def is_causal_as_asked(self) -> bool | None:
+        """What to set `config.is_causal` to; None: leave it as config.json says."""
+        return None if self.as_configured else self.causal
+
+    def digest(self, model: str) -> str:
+        """What identifies vectors by these rules, given the digest of their model; for plain rules
+        that digest itself, as in encodings made before there were other rules."""
+        if self.is_plain:
+            return model
+        # Only what differs from the defaults, so that a new field changes no digest.
+        facts = {
+            field.name: _plain(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.compare and getattr(self, field.name) != field.default
+        }
+        return hashlib.sha256(json.dumps([model, facts], sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON; a step after the pooling has its name with it."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = [field.name for field in dataclasses.fields(value) if field.compare]
+    return {"step": type(value).__name__, **{name: getattr(value, name) for name in fields}}
+
+
+def prompt_text(prompt: str, *, prompts: dict[str, str], asked_by: str) -> str:
+    """The prompt that a name stands for, or the text itself. Raises `BadInput` for what is neither;
+    `asked_by` is the setting, in the words of the error."""
+    if prompt in prompts:
+        return prompts[prompt]
+    if _NAME.fullmatch(prompt):
+        valid = ", ".join(map(repr, prompts)) or "none"
+        raise BadInput(
+            f"{asked_by}{prompt!r}: the model declares no prompt of that name; valid: {valid}, or "
+            'a text that ends with a blank or a sign, such as "query: "'
+        )
+    return prompt
+
+
+def with_pooling(
+    rules: VectorRules, *, pooling: Pooling, prefix: bool, suffix: bool
+) -> VectorRules:
+    """`rules` with the pooling that a recipe asks for. `prefix` and `suffix`: whether the tokenizer
+    puts a token before and after a text. Raises `BadInput` for a pooling that needs such a token
+    where there is none."""
+    if pooling == "auto":
+        return rules
+    for asked, there, place in (("cls", prefix, "before"), ("last", suffix, "after")):
+        if pooling == asked and not there:
+            others = ", ".join(name for name in ("auto", *ASKED_MODES) if name != asked)
+            raise BadInput(
+                f"encoder.pooling={pooling}: takes the state of a special token, and the tokenizer "
+                f"puts none {place} a text; valid: {others}"
+            )
+    changed = dataclasses.replace(rules, modes=(ASKED_MODES[pooling],))
+    if pooling in ("cls", "last"):
+        return dataclasses.replace(changed, all_tokens=True, include_prompt=True)
+    return changed
