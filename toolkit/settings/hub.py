@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from toolkit.base.files import read_json
-from toolkit.settings.model_source import ADAPTER_CONFIG
+from toolkit.settings.model_source import ADAPTER_CONFIG, HUB_NAME
 
 INDEX = "model.safetensors.index.json"
 
@@ -25,6 +25,8 @@ def cached_file(model: str, name: str) -> Path | None:
     if os.path.isdir(model):
         path = Path(model) / name
         return path if path.is_file() else None
+    if not HUB_NAME.fullmatch(model):
+        return None  # a folder that is not there
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model, name)
@@ -37,7 +39,8 @@ def not_here(model: str) -> str:
     config = cached_file(model, "config.json")
     adapter = cached_file(model, ADAPTER_CONFIG)
     if config is None and adapter is None:
-        return f"{model} is not in this machine's hub cache"
+        where = "in this machine's hub cache" if HUB_NAME.fullmatch(model) else "there"
+        return f"{model} is not {where}"
     # An adapter has only its own weights; everything else is in its base, which may be an adapter.
     if config is None and adapter is not None:
         base = read_json(adapter).get("base_model_name_or_path") or ""

@@ -152,12 +152,19 @@ def _loading(facts: CardFacts, *, name: str) -> str:
         text += _LLM2VEC
     instruction = facts.instruction_format.format(instruction="INSTRUCTION").strip()
     values = {"NAME": name, "BASE": facts.base, "PREFIX": instruction}
+    earlier = [f"ADAPTER_OF_STAGE_{number}" for number in range(1, len(facts.stages))]
+    lists = {
+        "<EARLIER>": ", ".join(map(as_python, earlier)),
+        "<EARLIER_FOLDERS>": " ".join(earlier),
+    }
 
     def filled(match: re.Match[str]) -> str:
+        if match[0] in lists:
+            return lists[match[0]]
         return as_python(values[match[1]]) if match[1] else as_code(facts.base)
 
     # All placeholders at once: a name may itself contain one.
-    return re.sub('"<(NAME|BASE|PREFIX)>"|<BASE>', filled, text)
+    return re.sub('"<(NAME|BASE|PREFIX)>"|<(?:BASE|EARLIER|EARLIER_FOLDERS)>', filled, text)
 
 
 def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
@@ -210,7 +217,7 @@ it, in their order.
 ```python
 from toolkit.encoding.encoder import Encoder
 
-encoder = Encoder.from_pretrained("<BASE>", adapters=["ADAPTER_OF_STAGE_1", "<NAME>"])
+encoder = Encoder.from_pretrained("<BASE>", adapters=[<EARLIER>, "<NAME>"])
 ```
 
 ```python
@@ -220,12 +227,15 @@ from transformers import AutoConfig, AutoModel
 config = AutoConfig.from_pretrained("<BASE>")
 config.is_causal = False  # transformers >= 5.2
 model = AutoModel.from_pretrained("<BASE>", config=config)
-for adapter in ("ADAPTER_OF_STAGE_1", "<NAME>"):
+for adapter in (<EARLIER>, "<NAME>"):
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
 ```
 
-sentence-transformers loads the merged encoder:
-`python -m toolkit.export <BASE> OUT --adapters ADAPTER_OF_STAGE_1 THIS_ADAPTER`.
+For sentence-transformers, merge them into a folder:
+
+```
+python -m toolkit.export "<BASE>" OUT --adapters <EARLIER_FOLDERS> "<NAME>"
+```
 """
 
 _PEFT = """\
