@@ -217,7 +217,8 @@ it, in their order.
 ```python
 from toolkit.encoding.encoder import Encoder
 
-encoder = Encoder.from_pretrained("<BASE>", adapters=[<EARLIER>, "<NAME>"])
+adapters = [<EARLIER>, "<NAME>"]
+encoder = Encoder.from_pretrained("<BASE>", adapters=adapters)
 ```
 
 ```python
