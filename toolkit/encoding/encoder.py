@@ -144,10 +144,11 @@ class Encoder:
     def _prove_vectors(self) -> None:
         """Raise `OtherVectors` unless a few texts get the vectors that the rules say."""
         # The short ones together, with padding, and the long one alone: padding costs time, too.
+        tokenizer = load_tokenizer(self._chain.tokenizer)
         plain = [
             plain_vectors(
                 self._model,
-                tokenizer=load_tokenizer(self._chain.tokenizer),
+                tokenizer=tokenizer,
                 rules=self._rules,
                 prompt=self._maker.prefix_of(),
                 texts=[self._maker.text_of(text) for text in some],

@@ -47,11 +47,11 @@ _UNKNOWN = (
 )
 # Initialisations that leave the base's weights alone. Others, such as PiSSA, subtract the initial
 # adapter from the base's weights whenever PEFT trains or loads it.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 _EARLIER = (
     "it is stage {number} of its training: give the base of the first stage as the model, and the "
     "adapters of all stages in order, or the merged encoder of the stage before"
 )
-_PLAIN_STARTS = ("gaussian", "orthogonal", "eva", "mica")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from toolkit.model.pooling import FlatTokens, pool
 from toolkit.model.tensor_file import StoredTensors
 from toolkit.model.vector_rules import Dense, VectorRules
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda given: given,
     "Tanh": torch.tanh,
     "ReLU": F.relu,
@@ -67,5 +67,5 @@ def _dense(step: Dense, *, device: torch.device) -> Callable[[Tensor], Tensor]:
         raise BadInput(f"{step.weights}: holds {found}, and its config.json says {shapes}")
     weight = tensors["linear.weight"].float().to(device)
     bias = tensors["linear.bias"].float().to(device) if step.bias else None
-    activation = _ACTIVATIONS[step.activation]
+    activation = ACTIVATIONS[step.activation]
     return lambda vector_SV: activation(F.linear(vector_SV, weight, bias))

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, sha256_of
+from toolkit.model.head import ACTIVATIONS
 from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
 from toolkit.model.tokenizer import special_ids
 from toolkit.model.vector_rules import Dense, Normalize
@@ -43,7 +44,6 @@ _OLD_POOLING = {  # sentence-transformers before version 6 has one flag per mode
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 _TRANSFORMER_FILES = [
     f"sentence_{name}_config.json"
     for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -60,9 +60,8 @@ _ARGUMENT_KEYS = (
 @dataclasses.dataclass(frozen=True)
 class Modules:
     """The modules of a folder, and their settings. `has_weights`: WordWeights leave out special
-    tokens. `kinds` are the names of the modules, `pooling_file` is where the modes are."""
+    tokens. `pooling_file` is where the modes are."""
 
-    kinds: tuple[str, ...]
     lower_case: bool
     has_weights: bool
     modes: tuple[str, ...]
@@ -108,7 +107,7 @@ def read_modules(folder: Path, *, loaded: Callable[[], PreTrainedTokenizerBase])
         _read_normalize(place) if kind == "Normalize" else _read_dense(place)
         for kind, place in zip(after, places[number + 1 :], strict=True)
     )
-    return Modules(kinds, lower_case, has_weights, modes, include_prompt, steps, places[number])
+    return Modules(lower_case, has_weights, modes, include_prompt, steps, places[number])
 
 
 def read_settings(path: Path) -> Settings:
@@ -249,9 +248,9 @@ def _read_dense(path: Path) -> Dense:
         )
     name = settings.get("activation_function", "torch.nn.modules.activation.Tanh")
     package, _, activation = str(name).rpartition(".")
-    if package.partition(".")[0] != "torch" or activation not in _ACTIVATIONS:
+    if package.partition(".")[0] != "torch" or activation not in ACTIVATIONS:
         problem = f"activation_function is {name!r}"
-        raise refused(path, f"{problem}; valid, of torch.nn: {', '.join(_ACTIVATIONS)}")
+        raise refused(path, f"{problem}; valid, of torch.nn: {', '.join(ACTIVATIONS)}")
     weights = path.parent / "model.safetensors"
     if not weights.is_file():
         raise BadInput(f"{weights}: is missing; convert the weights of Dense to safetensors")

@@ -23,17 +23,20 @@ def mean_pool_packed(hidden_BTD: Tensor, *, own_BT: Tensor, bound_S: Tensor) -> 
 
     `hidden_BTD` is (1, T, D), `own_BT` (1, T), and row s spans bound_S[s] to bound_S[s + 1].
     """
-    lengths_S = (bound_S[1:] - bound_S[:-1]).long()
-    row_T = torch.repeat_interleave(
-        torch.arange(len(lengths_S), device=bound_S.device),
-        lengths_S,
-        output_size=own_BT.shape[1],  # without it torch would wait for the device to know the size
+    row_T = rows_of_packed(bound_S, num_tokens=own_BT.shape[1])
+    total_SD, count_S1 = _sums(
+        hidden_BTD[0], weight_T=own_BT[0], row_T=row_T, num_rows=len(bound_S) - 1
     )
-    weights_T1 = own_BT[0].unsqueeze(-1).float()
-    zeros_SD = hidden_BTD.new_zeros(len(lengths_S), hidden_BTD.shape[-1], dtype=torch.float32)
-    total_SD = zeros_SD.index_add(0, row_T, hidden_BTD[0].float() * weights_T1)
-    count_S1 = zeros_SD[:, :1].index_add(0, row_T, weights_T1)
-    return total_SD / count_S1.clamp(min=1.0)
+    return total_SD / count_S1
+
+
+def rows_of_packed(bound_S: Tensor, *, num_tokens: int) -> Tensor:
+    """The row (T,) of each token of rows that lie one after another."""
+    return torch.repeat_interleave(
+        torch.arange(len(bound_S) - 1, device=bound_S.device),
+        (bound_S[1:] - bound_S[:-1]).long(),
+        output_size=num_tokens,  # without it torch would wait for the device to know the size
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +69,8 @@ def flat_packed(
     hidden_BTD: Tensor, *, own_BT: Tensor, position_BT: Tensor, bound_S: Tensor
 ) -> FlatTokens:
     """The tokens of rows that lie one after another, as in `mean_pool_packed`."""
-    num_rows = len(bound_S) - 1
-    row_T = torch.repeat_interleave(
-        torch.arange(num_rows, device=bound_S.device),
-        (bound_S[1:] - bound_S[:-1]).long(),
-        output_size=own_BT.shape[1],
-    )
-    return FlatTokens(hidden_BTD[0], own_BT[0], row_T, position_BT[0], num_rows)
+    row_T = rows_of_packed(bound_S, num_tokens=own_BT.shape[1])
+    return FlatTokens(hidden_BTD[0], own_BT[0], row_T, position_BT[0], len(bound_S) - 1)
 
 
 def pool(tokens: FlatTokens, *, modes: tuple[str, ...]) -> Tensor:
@@ -85,14 +83,19 @@ def pool(tokens: FlatTokens, *, modes: tuple[str, ...]) -> Tensor:
     return torch.cat([_POOLINGS[mode](tokens) for mode in modes], dim=1)
 
 
-def _summed(tokens: FlatTokens, weight_T: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum (S, D) of the tokens of each row, and the sum (S, 1) of their weights."""
+def _sums(
+    hidden_TD: Tensor, *, weight_T: Tensor, row_T: Tensor, num_rows: int
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum (S, D) of the tokens of each row, and the sum (S, 1) of their weights, which
+    is 1 where there are none."""
     weight_T1 = weight_T.unsqueeze(-1).float()
-    zeros_SD = tokens.hidden_TD.new_zeros(
-        tokens.num_rows, tokens.hidden_TD.shape[1], dtype=torch.float32
-    )
-    total_SD = zeros_SD.index_add(0, tokens.row_T, tokens.hidden_TD.float() * weight_T1)
-    return total_SD, zeros_SD[:, :1].index_add(0, tokens.row_T, weight_T1).clamp(min=1.0)
+    zeros_SD = hidden_TD.new_zeros(num_rows, hidden_TD.shape[-1], dtype=torch.float32)
+    total_SD = zeros_SD.index_add(0, row_T, hidden_TD.float() * weight_T1)
+    return total_SD, zeros_SD[:, :1].index_add(0, row_T, weight_T1).clamp(min=1.0)
+
+
+def _summed(tokens: FlatTokens, weight_T: Tensor) -> tuple[Tensor, Tensor]:
+    return _sums(tokens.hidden_TD, weight_T=weight_T, row_T=tokens.row_T, num_rows=tokens.num_rows)
 
 
 def _mean(tokens: FlatTokens) -> Tensor:

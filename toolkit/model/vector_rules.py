@@ -73,11 +73,6 @@ class VectorRules:
         """Whether vectors are those of a plain decoder, which `encoder.causal` may make causal."""
         return dataclasses.replace(self, causal=False, include_prompt=False) == VectorRules()
 
-    @property
-    def is_causal_as_asked(self) -> bool | None:
-        """What to set `config.is_causal` to; None: leave it as config.json says."""
-        return None if self.as_configured else self.causal
-
     def digest(self, model: str) -> str:
         """What identifies vectors by these rules, given the digest of their model; for plain rules
         that digest itself, as in encodings made before there were other rules."""
