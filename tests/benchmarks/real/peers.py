@@ -10,9 +10,7 @@ it runs); a text's vector is the mean of the rows of its tokens (Llama 2's, from
 
 import argparse
 import dataclasses
-import math
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from safetensors.numpy import load_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tests.benchmarks.harness import REAL_DATA
+from tests.benchmarks.real.bm25 import BM25
 from tests.benchmarks.real.scoring import boolq, cranfield, ranked, score
 from tests.text.tokenizers_at_hand import mistral
 from toolkit.base.files import read_json, write_json
@@ -33,7 +32,6 @@ from toolkit.evaluation.sts import read_pairs
 
 SENTENCES = ("STS-B dev", "STS-B", "banking77", "clustering")
 RETRIEVAL = {"Cranfield": cranfield, "BoolQ": boolq}
-K1, B = 0.9, 0.4  # of BM25, as Anserini has them
 
 
 class WordLlama:
@@ -68,26 +66,17 @@ class TfIdf:
 
 def bm25(task: RetrievalTask) -> list[Ranking]:
     """Robertson's BM25 over lower-case words: the ranking of every query."""
-    documents = [_words(text) for text in task.texts]
-    counts = [Counter(words) for words in documents]
-    mean = sum(map(len, documents)) / len(documents)
-    length_N = np.array([len(words) for words in documents]) / mean
-    holding = Counter(word for words in counts for word in words)
+    scored = BM25(task.texts)
     number = {name: place for place, name in enumerate(task.names)}
     rankings = []
     for name, grades in task.judged.grades.items():
         if max(grades.values()) == 0:
             continue
-        score_N = np.zeros(len(documents))
-        for word in _words(task.judged.queries[name]):
-            times_N = np.array([count[word] for count in counts])
-            rare = math.log(1 + (len(documents) - holding[word] + 0.5) / (holding[word] + 0.5))
-            score_N += rare * times_N / (times_N + K1 * (1 - B + B * length_N))
-        grade_N = np.zeros(len(documents), dtype=np.int64)
+        grade_N = np.zeros(len(task.texts), dtype=np.int64)
         for document, grade in grades.items():
             if document in number:
                 grade_N[number[document]] = grade
-        score32_N = score_N.astype(np.float32)
+        score32_N = scored.scores(task.judged.queries[name]).astype(np.float32)
         rows = best_rows(score32_N, depth=100)
         wanted = [grade for grade in grades.values() if grade > 0]
         rankings.append(ranking_of(score32_N[rows], grade_N=grade_N[rows], wanted=wanted))
@@ -101,10 +90,6 @@ def _texts(task: str, *, data: Path) -> list[str]:
         pairs = read_pairs(data / "stsbenchmark_en" / f"stsb-en-{part}.csv")
         return [*pairs.first, *pairs.second]
     return read_labelled(data / "banking77" / "train.csv")[0]
-
-
-def _words(text: str) -> list[str]:
-    return "".join(one if one.isalnum() else " " for one in text.lower()).split()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
