@@ -48,11 +48,16 @@ def test_queries_and_pairs_are_judged_against_it(shards: Path) -> None:
         seen |= set(pairs.first)
 
 
-def test_the_whole_way_with_fewer_steps(tmp_path: Path) -> None:
+def test_the_whole_way_with_fewer_steps_and_shorter_texts(tmp_path: Path) -> None:
     """Real starts, of the quickstart, of the jobs that submitit runs here, and of their ranks."""
-    command = [sys.executable, "-m", "toolkit.quickstart"]
-    printed = run([*command, "mntp.train.steps=2", "simcse.train.steps=2"], cwd=tmp_path, real=True)
-    for state in ("base causal", "bidirectional untrained", "after MNTP", "after SimCSE"):
+    states = ("base causal", "bidirectional untrained", "after MNTP", "after SimCSE")
+    encoders = ["embed.encoder"]
+    encoders += [f"evaluate.encoders.{state.replace(' ', '_')}" for state in states]
+    given = [f"{stage}.train.steps=2" for stage in ("mntp", "simcse")]
+    given += [f"{encoder}.max_tokens=32" for encoder in encoders]
+    command = [sys.executable, "-m", "toolkit.quickstart", *given]
+    printed = run(command, cwd=tmp_path, real=True)
+    for state in states:
         assert state in printed
     assert printed.count("  3. ") == 3, "three searches, three titles each"
     assert (tmp_path / "runs" / "quickstart" / "simcse" / "encoder" / "COMMITTED").is_file()

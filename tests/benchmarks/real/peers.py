@@ -31,6 +31,7 @@ from toolkit.evaluation.retrieval import RetrievalTask
 from toolkit.evaluation.sts import read_pairs
 
 SENTENCES = ("STS-B dev", "STS-B", "banking77", "clustering")
+VOCABULARY = Path("tokenizer_llama2") / "tokenizer.model"  # in the real data
 RETRIEVAL = {"Cranfield": cranfield, "BoolQ": boolq}
 
 
@@ -111,8 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 if given.peer == "tf-idf":
                     embed: Any = TfIdf(_texts(task, data=given.data))
                 else:
-                    vocabulary = given.data / "tokenizer_llama2" / "tokenizer.model"
-                    embed = WordLlama(given.table, vocabulary=vocabulary)
+                    embed = WordLlama(given.table, vocabulary=given.data / VOCABULARY)
                 score(embed, data=given.data, out=scratch, tasks=[task])
             name, tasks = embed.name, read_json(scratch)
     write_json(given.out, {"state": name, "kind": "peer", "seed": 0, "tasks": tasks})
