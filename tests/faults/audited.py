@@ -50,7 +50,8 @@ def audited(
 ) -> tuple[str, set[str]]:
     """Run a command that must succeed; what it printed, and what was unpickled meanwhile.
 
-    Its environment is ours, unless `environ` is given. Without `is_real` its Python processes are forks, in which nothing of an import is seen.
+    Its environment is ours, unless `environ` is given. Without `is_real` its Python processes are
+    forks, in which nothing of an import is seen.
     """
     file.unlink(missing_ok=True)
     python = sys.executable if is_real else forked_python()

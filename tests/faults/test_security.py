@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICKSTART, ROOT, need, torchrun
+from tests.conftest import QUICKSTART, need, torchrun
 from tests.faults.audited import MESSAGES, MPI, SUBMITIT, audited, in_one_process
 from tests.mpi import mpi_command
 
