@@ -8,15 +8,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.conftest import ROOT, need
-from tests.forking.start import environ_of_starts, forked_python, forking
+from tests.forking.start import environ_of_starts, forking
 from tests.model.test_adapters import make_adapter
+from toolkit import encode, prefetch
 from toolkit.base.files import read_json, write_json
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -103,10 +106,27 @@ def hub(tiny_model: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what this process asks of the hub's client."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+
+
+def prefetch_from(address: str, *arguments: str) -> int:
+    """The door, in this process, with this hub; its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        return prefetch.main([*arguments])
+
+
 def door(
-    *arguments: str, environ: dict[str, str], before: tuple[str, ...] = (), python: str = ""
+    *arguments: str, environ: dict[str, str], python: str, before: tuple[str, ...] = ()
 ) -> subprocess.CompletedProcess[str]:
-    command = [*before, python or forked_python(), "-m", *arguments]
+    command = [*before, python, "-m", *arguments]
     path = os.pathsep.join(filter(None, [environ.get("PYTHONPATH", ""), str(ROOT)]))
     environ = {**os.environ, **environ, "PYTHONPATH": path}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
@@ -119,9 +139,8 @@ def test_fetched_here_and_run_where_there_is_no_network(
     cache = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
     given = [f"run_dir={tmp_path / 'run'}", f"model.base={MODEL}", f"data.train={shards}"]
     given += [f"corpus.input={shards}", "train.steps=1"]
-    done = door(
-        "toolkit.prefetch", "tiny_pipeline", *given, environ={**cache, "HF_HUB_OFFLINE": "0"}
-    )
+    online = {**cache, "HF_HUB_OFFLINE": "0"}
+    done = door("toolkit.prefetch", "tiny_pipeline", *given, environ=online, python=sys.executable)
     assert done.returncode == 0, done.stderr
     told = read_json(tmp_path / "run" / "prefetched.json")
     assert list(told["models"]) == [MODEL]  # what an earlier stage makes is not looked for
@@ -144,17 +163,16 @@ def test_fetched_here_and_run_where_there_is_no_network(
     assert outside == []
 
 
-def test_what_cannot_be_had_is_named(hub: str, shards: Path, tmp_path: Path) -> None:
-    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub, "HF_HUB_OFFLINE": "0"}
+def test_what_cannot_be_had_is_named(
+    hub: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = [f"run_dir={tmp_path / 'run'}", f"data.train={shards}"]
-    done = door(
-        "toolkit.prefetch", "tiny_mntp", "model.base=somebody/absent", *given, environ=cache
-    )
-    assert done.returncode == 2
-    assert "model 'somebody/absent': not in the cache, and cannot be downloaded" in done.stderr
+    assert prefetch_from(hub, "tiny_mntp", "model.base=somebody/absent", *given) == 2
+    said = capsys.readouterr().err
+    assert "model 'somebody/absent': not in the cache, and cannot be downloaded" in said
     assert not (tmp_path / "run").exists()
-    done = door("toolkit.prefetch", "tiny_mntp", "data.train=nowhere", environ=cache)
-    assert (done.returncode, done.stderr[:15]) == (2, "error: nowhere:")
+    assert prefetch_from(hub, "tiny_mntp", "data.train=nowhere") == 2
+    assert capsys.readouterr().err[:15] == "error: nowhere:"
 
 
 def test_adapters_are_fetched_with_the_base_that_they_name(
@@ -169,13 +187,10 @@ def test_adapters_are_fetched_with_the_base_that_they_name(
         folders[name] = folder
     given = ["tiny_embed", f"corpus.input={shards}", f"encoder.model={names[1]}"]
     given += [f"encoder.adapters=[{names[2]}]", f"output_dir={tmp_path / 'out'}"]
-    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     with serving(folders) as address:
-        environ = {**cache, "HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"}
-        done = door("toolkit.prefetch", *given, environ=environ)
-    assert done.returncode == 0, done.stderr
+        assert prefetch_from(address, *given) == 0
     assert list(read_json(tmp_path / "out" / "prefetched.json")["models"]) == names
-    done = door("toolkit.encode", *given, environ={**cache, "HF_HUB_OFFLINE": "1"})
-    assert done.returncode == 0, done.stderr
+    assert constants.HF_HUB_OFFLINE
+    assert encode.main(given) == 0
     plan = read_json(tmp_path / "out" / "plan.json")
     assert (plan["model_path"], plan["adapter_paths"]) == (names[1], names[2:])

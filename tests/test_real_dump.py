@@ -46,7 +46,7 @@ def pipeline(folder: Path, *, shards: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("mntp_steps", "simcse_steps", "least"),
-    [(8, 12, 5), pytest.param(100, 200, 7, marks=pytest.mark.slow)],
+    [(4, 8, 5), pytest.param(100, 200, 7, marks=pytest.mark.slow)],
 )
 def test_ten_queries_on_the_real_dump(
     mntp_steps: int,

@@ -1,6 +1,7 @@
 """The command line: what it prints, its exit codes, and that it leaves nothing half made."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import os
@@ -171,40 +172,80 @@ def test_numbers_that_cannot_be_meant(
     fails(tmp_path / "small.xml", message, option, value, capfd=capfd)
 
 
-def many_pages(path: Path, *, count: int) -> None:
+def many_pages(path: Path, *, count: int, sentences: int = 40) -> None:
     pages = (
         f"<page><title>P{n}</title><ns>0</ns><id>{n}</id><revision><id>1</id>"
-        f"<text>{'Some [[prose|words]] of it. ' * 40}{n}</text></revision></page>\n"
+        f"<text>{'Some [[prose|words]] of it. ' * sentences}{n}</text></revision></page>\n"
         for n in range(count)
     )
     path.write_bytes(bz2.compress(f"<mediawiki>{''.join(pages)}</mediawiki>".encode()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The arguments that name a dump and the size of its parts, and the shards that one process
+    makes of it without a break."""
+
+    arguments: tuple[str, ...]
+    whole: dict[str, bytes]
+    printed: str
+
+
+def source_of(path: Path, *, rows: int, folder: Path, limit: int | None = None) -> Source:
+    arguments = ("--input", str(path), "--rows-per-shard", str(rows))
+    arguments += ("--limit", str(limit)) if limit else ()
+    done = run(*arguments, "--output", "whole", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return Source(arguments, contents(folder / "whole"), done.stdout)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """600 short pages in sixty parts."""
+    folder = tmp_path_factory.mktemp("pages")
+    many_pages(folder / "x.xml.bz2", count=600, sentences=12)
+    return source_of(folder / "x.xml.bz2", rows=10, folder=folder)
+
+
+@pytest.fixture(scope="module")
+def real_dump(real_data: Path) -> Path:
+    (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
+    return path
+
+
+@pytest.fixture(scope="module")
+def beginning(real_dump: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """90 pages of the real dump in 45 parts."""
+    return source_of(real_dump, rows=2, limit=90, folder=tmp_path_factory.mktemp("beginning"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_was_ended_goes_on_and_gives_the_same_bytes(
-    tmp_path: Path, number: signal.Signals
+    tmp_path: Path, number: signal.Signals, pages: Source
 ) -> None:
     """Twice with one worker and twice with two."""
-    many_pages(tmp_path / "x.xml.bz2", count=600)
-    ended_at_random(tmp_path / "x.xml.bz2", number=number, times=4, rows=20)
+    ended_at_random(pages, number=number, times=4, tmp_path=tmp_path)
 
 
-@pytest.mark.parametrize("times", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_the_real_dump_ended_at_random_moments_gives_the_same_bytes(
-    times: int, real_data: Path, tmp_path: Path
+    beginning: Source, tmp_path: Path
 ) -> None:
-    (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
-    ended_at_random(path, folder=tmp_path, number=signal.SIGKILL, times=times, rows=3)
+    """Its beginning: the whole of it below."""
+    ended_at_random(beginning, number=signal.SIGKILL, times=4, tmp_path=tmp_path)
 
 
-def ended_at_random(
-    path: Path, *, number: signal.Signals, times: int, rows: int, folder: Path | None = None
+@pytest.mark.slow
+def test_the_whole_real_dump_ended_twenty_times_gives_the_same_bytes(
+    real_dump: Path, tmp_path: Path
 ) -> None:
+    source = source_of(real_dump, rows=3, folder=tmp_path)
+    ended_at_random(source, number=signal.SIGKILL, times=20, tmp_path=tmp_path)
+
+
+def ended_at_random(source: Source, *, number: signal.Signals, times: int, tmp_path: Path) -> None:
     """Ended `times` times, with one and two workers in turn, it gives what one run gives."""
-    tmp_path = folder or path.parent
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    arguments = ("--input", path, "--rows-per-shard", str(rows), "--output")
-    assert run(*arguments, "whole", cwd=tmp_path).returncode == 0
+    arguments = (*source.arguments, "--output")
     chance = random.Random(int(number))
     parts = 0
     for attempt in range(times):
@@ -228,7 +269,7 @@ def ended_at_random(
     assert attempt == times - 1 and parts >= times
     done = run(*arguments, "made", "--workers", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "made") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "made") == source.whole
     assert not list(tmp_path.glob(".made*"))
 
 
@@ -259,14 +300,15 @@ def test_workers_end_with_their_parent(tmp_path: Path, number: signal.Signals) -
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_mpi_gives_the_same_bytes(tmp_path: Path, ranks: int) -> None:
-    many_pages(tmp_path / "x.xml.bz2", count=200)
-    arguments = ("--input", tmp_path / "x.xml.bz2", "--rows-per-shard", "20", "--output")
-    assert run(*arguments, "whole", cwd=tmp_path).returncode == 0
-    done = run_with_mpi(*arguments, "mpi", ranks=ranks, cwd=tmp_path)
+def test_mpi_gives_the_same_bytes(tmp_path: Path, ranks: int, pages: Source) -> None:
+    by_mpi(pages, ranks=ranks, tmp_path=tmp_path)
+
+
+def by_mpi(source: Source, *, ranks: int, tmp_path: Path) -> None:
+    done = run_with_mpi(*source.arguments, "--output", "mpi", ranks=ranks, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("articles kept") == 1
-    assert contents(tmp_path / "mpi") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "mpi") == source.whole
 
 
 def run_with_mpi(*arguments: object, ranks: int, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -293,23 +335,18 @@ def test_help_shows_an_example(tmp_path: Path) -> None:
     assert done.returncode == 0 and "--input enwiki-latest-pages-articles.xml.bz2" in done.stdout
 
 
-def test_a_real_dump_end_to_end(real_data: Path, tmp_path: Path) -> None:
-    """206 pages, by 1 and 4 processes, and by 3 MPI ranks."""
-    (path,) = (real_data / "mediawiki_dump").glob("enwiki-latest-*.bz2")
-    found = []
-    for workers in (1, 4):
-        arguments = ("--input", path, "--output", f"by{workers}", "--rows-per-shard", "40")
-        done = run(*arguments, "--workers", str(workers), cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert "206 pages read" in done.stdout
-        assert "100 left out: redirect" in done.stdout
-        assert "106 articles kept" in done.stdout
-        found.append(contents(tmp_path / f"by{workers}"))
-    arguments = ("--input", path, "--output", "byMPI", "--rows-per-shard", "40")
-    done = run_with_mpi(*arguments, ranks=3, cwd=tmp_path)
+def test_a_real_dump_end_to_end(real_dump: Path, beginning: Source, tmp_path: Path) -> None:
+    """206 pages by one and by three processes; the first of them by three MPI ranks."""
+    source = source_of(real_dump, rows=40, folder=tmp_path)
+    done = run(*source.arguments, "--output", "by3", "--workers", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert found[0] == found[1] == contents(tmp_path / "byMPI")
-    shards = open_shards(tmp_path / "by1")
+    for printed in (source.printed, done.stdout):
+        assert "206 pages read" in printed
+        assert "100 left out: redirect" in printed
+        assert "106 articles kept" in printed
+    assert contents(tmp_path / "by3") == source.whole
+    by_mpi(beginning, ranks=3, tmp_path=tmp_path)
+    shards = open_shards(tmp_path / "by3")
     assert shards.record(0)["title"] == "Anarchism"
     assert shards.num_sentences.sum() > 20_000
-    assert len(list((tmp_path / "by1").glob("shard-*"))) == 6
+    assert len(list((tmp_path / "by3").glob("shard-*"))) == 6

@@ -1,5 +1,6 @@
 """Long documents in chunks: their tokens, their vectors, their places, and the search in them."""
 
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -142,6 +143,13 @@ MARKED += [
 ]
 
 
+@functools.cache
+def normalising(kind: str, name: str, *, max_tokens: int) -> TextTokenizer:
+    inner = TRAINED_ONCE[kind]
+    inner.normalizer = NORMALIZERS[name]
+    return as_ours(inner, max_tokens=max_tokens)  # a copy
+
+
 @pytest.mark.parametrize("name", NORMALIZERS)
 @pytest.mark.parametrize("kind", ["shipped", "word_piece"])
 @settings(deadline=None, max_examples=25)
@@ -153,9 +161,7 @@ MARKED += [
 def test_chunks_cover_every_character_whatever_the_normaliser_makes_of_it(
     name: str, kind: str, text: str, size: int, data: st.DataObject
 ) -> None:
-    inner = TRAINED_ONCE[kind]
-    inner.normalizer = NORMALIZERS[name]
-    tokenizer = as_ours(inner, max_tokens=size)
+    tokenizer = normalising(kind, name, max_tokens=size)
     overlap = data.draw(st.integers(0, (size - tokenizer.num_added) // 2))
     chunks = chunks_of([text], tokenizer=tokenizer, rules=ChunkRules(size, overlap))
     ends = [0, *(chunk.end for chunk in chunks)]

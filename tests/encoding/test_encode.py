@@ -333,10 +333,10 @@ def test_a_disk_that_is_full_or_read_only_costs_no_whole_unit(
 def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inputs) -> None:
     output = tmp_path / "mpi"
     line = [sys.executable, "-m", "toolkit.encode", "tiny_embed", f"output_dir={output}"]
-    printed = run(mpi_command([[*line, "encoder.max_tokens=16", *inputs]] * 3))
+    printed = run(mpi_command([[*line, "encoder.max_tokens=16", *inputs]] * 2))
     assert contents(output) == contents(whole)
-    for worker in (1, 2, 3):
-        assert f"embed: worker {worker} of 3 (mpi): 11 units" in printed
+    for worker in (1, 2):
+        assert f"embed: worker {worker} of 2 (mpi): 11 units" in printed
     assert printed.count("all 170 rows are in") == 1
 
 

@@ -1,5 +1,6 @@
 """MTEB's own tasks on local data, run with our model by MTEB: the scores that our tasks give."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from toolkit.evaluation.mteb_tasks import (
 )
 from toolkit.evaluation.program import Embedder
 from toolkit.evaluation.retrieval import Judged, RetrievalTask
-from toolkit.evaluation.sts import StsTask, cosines, read_pairs, spearman
+from toolkit.evaluation.sts import Pairs, StsTask, cosines, read_pairs, spearman
 from toolkit.settings.recipes import parse_recipe
 from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
 from toolkit.settings.task_schema import Mteb
@@ -123,8 +124,12 @@ class Remembering:
 
 
 @pytest.fixture(scope="module")
-def embed(shipped_model: Path) -> Remembering:
-    settings = EncoderSettings(model=str(shipped_model), max_tokens=32)
+def embed(tiny_model: Path) -> Remembering:
+    return remembering(tiny_model)
+
+
+def remembering(model: Path) -> Remembering:
+    settings = EncoderSettings(model=str(model), max_tokens=32)
     return Remembering(Embedder(Encoder(settings), name="tiny model", instruction="Find it."))
 
 
@@ -139,7 +144,8 @@ def by_mteb(task: Any, embed: Remembering, folder: Path) -> dict[str, float]:
 
 
 def test_sts_scores_are_those_of_mteb(embed: Remembering, real_data: Path, tmp_path: Path) -> None:
-    pairs = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-test.csv")
+    whole = read_pairs(real_data / "stsbenchmark_en" / "stsb-en-test.csv")
+    pairs = Pairs(whole.first[:ROWS], whole.second[:ROWS], whole.grades_P[:ROWS])
     columns = {"sentence1": pairs.first, "sentence2": pairs.second, "score": pairs.grades_P}
     task = with_data(LocalSTS(), {"test": Dataset.from_dict(columns)})
     theirs = by_mteb(task, embed, tmp_path)
@@ -148,11 +154,21 @@ def test_sts_scores_are_those_of_mteb(embed: Remembering, real_data: Path, tmp_p
     assert 0.1 < ours["Spearman"] < 0.9
 
 
+def of_intents(rows: tuple[list[str], list[str]], *, count: int) -> tuple[list[str], list[str]]:
+    """The texts and labels of the first so many labels."""
+    wanted = sorted(set(rows[1]))[:count]
+    chosen = [number for number, label in enumerate(rows[1]) if label in wanted]
+    return [rows[0][number] for number in chosen], [rows[1][number] for number in chosen]
+
+
 def test_classification_scores_are_those_of_mteb(
     embed: Remembering, real_data: Path, tmp_path: Path
 ) -> None:
-    train = read_labelled(real_data / "banking77" / "train.csv")
-    test = tuple(column[::20] for column in read_labelled(real_data / "banking77" / "test.csv"))
+    train, test = (
+        of_intents(read_labelled(real_data / "banking77" / f"{name}.csv"), count=20)
+        for name in ("train", "test")
+    )
+    test = test[0][::5], test[1][::5]
     number = {label: place for place, label in enumerate(sorted(set(train[1])))}
     splits = {
         name: Dataset.from_dict({"text": texts, "label": [number[label] for label in labels]})
@@ -162,7 +178,7 @@ def test_classification_scores_are_those_of_mteb(
     ours = ClassificationTask(train, test, samples_per_label=8, experiments=3).scores(embed)
     assert ours["accuracy"] == pytest.approx(theirs["accuracy"], abs=1e-6)
     assert ours["macro F1"] == pytest.approx(theirs["f1"], abs=1e-6)
-    assert ours["accuracy"] > 3 / 77
+    assert 3 / 20 < ours["accuracy"] < 1.0
 
 
 def test_clustering_scores_are_those_of_mteb(
@@ -178,8 +194,10 @@ def test_clustering_scores_are_those_of_mteb(
 
 
 def test_pair_classification_scores_are_those_of_mteb(
-    embed: Remembering, real_data: Path, tmp_path: Path
+    shipped_model: Path, real_data: Path, tmp_path: Path
 ) -> None:
+    """Of a model that has learnt: where it is best to call no pair a match, MTEB calls one so."""
+    embed = remembering(shipped_model)
     first, second, matches = read_entailment(real_data, rows=ROWS)
     columns = {"sentence1": first, "sentence2": second, "labels": matches}
     task = with_data(LocalEntailment(), {"test": Dataset.from_dict(columns)})
@@ -192,8 +210,16 @@ def test_pair_classification_scores_are_those_of_mteb(
 def test_retrieval_scores_are_those_of_mteb(
     embed: Remembering, real_data: Path, tmp_path: Path
 ) -> None:
-    """Cranfield, its queries with an instruction; each text is embedded once for both ways."""
+    """500 documents of Cranfield, and the queries that they answer, with an instruction; each text
+    is embedded once for both ways."""
     documents, queries, grades = read_cranfield(real_data)
+    documents = dict(itertools.islice(documents.items(), 500))
+    grades = {
+        query: {name: grade for name, grade in graded.items() if name in documents}
+        for query, graded in grades.items()
+        if any(grade for name, grade in graded.items() if name in documents)
+    }
+    queries = {query: queries[query] for query in grades}
     split = {
         "corpus": Dataset.from_list([{"id": i, "text": t} for i, t in documents.items()]),
         "queries": Dataset.from_list([{"id": i, "text": t} for i, t in queries.items()]),
@@ -211,7 +237,7 @@ def test_retrieval_scores_are_those_of_mteb(
     for name, theirs_name in names.items():
         # MTEB rounds these to five digits.
         assert ours[name] == pytest.approx(theirs[theirs_name], abs=5.1e-6), name
-    assert 0.02 < ours["nDCG@10"] < 0.3
+    assert 0.02 < ours["nDCG@10"] < 0.6
 
 
 def test_what_is_scored_is_not_scored_again(

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.conftest import ROOT
@@ -41,17 +41,24 @@ def unpickled(file: Path) -> list[str]:
     return found
 
 
-def audited(command: Sequence[object], *, file: Path, is_real: bool = True) -> tuple[str, set[str]]:
+def audited(
+    command: Sequence[object],
+    *,
+    file: Path,
+    is_real: bool = True,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[str, set[str]]:
     """Run a command that must succeed; what it printed, and what was unpickled meanwhile.
 
-    Without `is_real` its Python processes are forks, in which nothing of an import is seen.
+    Its environment is ours, unless `environ` is given. Without `is_real` its Python processes are
+    forks, in which nothing of an import is seen.
     """
     file.unlink(missing_ok=True)
     python = sys.executable if is_real else forked_python()
     done = subprocess.run(
         [str(part).replace(sys.executable, python) for part in command],
         cwd=ROOT,
-        env={**os.environ, **environ_with_hook(file)},
+        env={**(os.environ if environ is None else environ), **environ_with_hook(file)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,23 +1,25 @@
 """Nothing is unpickled but what processes of one job tell each other; nobody outside is called."""
 
+import dataclasses
 import json
 import os
 import pickle
 import shutil
 import stat
-import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import QUICKSTART, ROOT, need, torchrun
+from tests.conftest import QUICKSTART, need, torchrun
 from tests.faults.audited import MESSAGES, MPI, SUBMITIT, audited, in_one_process
-from tests.forking.start import environ_of_starts, forking
 from tests.mpi import mpi_command
 
-SECRETS = ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD")
+SECRETS = {
+    name: f"{name.lower()}-4711"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "SOME_PASSWORD")
+}
 
 
 def test_the_hook_sees_a_pickle_and_who_reads_it(tmp_path: Path) -> None:
@@ -29,17 +31,43 @@ def test_the_hook_sees_a_pickle_and_who_reads_it(tmp_path: Path) -> None:
     assert found == {"collections.OrderedDict\t<string>"}
 
 
-def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> None:
-    """ZeRO-3 and LoRA on two ranks, resumed; then all other doors in one process."""
+@dataclasses.dataclass(frozen=True)
+class Doors:
+    """What doors have done: where they wrote, what they said, and what was unpickled."""
+
+    folder: Path
+    printed: str
+    found: set[str]
+
+
+def without_network() -> list[str]:
+    """What a command begins with to run with the loopback alone, or nothing where that cannot be
+    had."""
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "ip"))):
+        return []
+    outside = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
+    checked = f'! {sys.executable} -c "{outside}" 2> /dev/null'
+    return ["unshare", "--net", "bash", "-c", f'ip link set lo up && {checked} && exec "$@"', "-"]
+
+
+def with_secrets() -> dict[str, str]:
+    """Our environment with all secrets but the hub's, with which no start would be a fork."""
+    return {**os.environ, **{n: text for n, text in SECRETS.items() if n != "HF_TOKEN"}}
+
+
+@pytest.fixture(scope="module")
+def doors(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Doors:
+    """ZeRO-3 and LoRA on two ranks, resumed; then all other doors in one process, which is told
+    secrets, and nothing about being offline."""
+    tmp_path = tmp_path_factory.mktemp("doors")
     run_dir, vectors, encoder = tmp_path / "run", tmp_path / "vectors", tmp_path / "encoder"
     given = [f"data.train={shards}", f"model.base={tiny_model}"]
     audit = tmp_path / "audit"
     where = ["tiny_mntp", *given, f"run_dir={run_dir / 'tiny_mntp'}"]
     pieces = [["toolkit.train", *where, f"train.steps={steps}"] for steps in (1, 2)]
     ranks = [*torchrun(2), *in_one_process(pieces)[1:]]
-    printed, found = audited(ranks, file=audit, is_real=False)
+    printed, found_in_ranks = audited(ranks, file=audit, is_real=False, environ=with_secrets())
     assert printed.count("AUDITED ") == 2 * len(pieces) and "goes on after step 1" in printed
-    assert found == set()
     simcse = ["toolkit.train", "tiny_simcse", *given, "model.lora=null", f"run_dir={run_dir / 'c'}"]
     lines = [{"query": f"river {n}", "positive": f"A river {n}.", "negative": "x"} for n in (1, 2)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -93,9 +121,38 @@ def test_no_door_unpickles(shards: Path, tiny_model: Path, tmp_path: Path) -> No
         ["toolkit.prefetch", "tiny_mntp", *given, f"run_dir={tmp_path / 'launched'}"],
         ["toolkit.launch", "--recipe", "tiny_mntp", *given, *dry],
     ]
-    printed, found = audited(in_one_process(commands), file=audit)
+    told = ("HF_", "TRANSFORMERS_")
+    environ = {name: text for name, text in os.environ.items() if not name.startswith(told)}
+    command = [*without_network(), *in_one_process(commands)]
+    printed, found = audited(command, file=audit, environ={**environ, **SECRETS})
     assert printed.count("AUDITED ") == len(commands)
-    assert found == set()
+    return Doors(tmp_path, printed, found_in_ranks | found)
+
+
+def test_no_door_unpickles(doors: Doors) -> None:
+    assert doors.found == set()
+
+
+def test_no_door_needs_a_network(doors: Doors) -> None:
+    """They have run where there is none. (Jobs of a launcher, and several ranks: test_prefetch.)"""
+    need(bool(without_network()), "needs root, unshare and iproute2")
+    assert "AUDITED toolkit.evaluate" in doors.printed
+
+
+def test_no_file_of_a_door_tells_what_the_environment_holds(doors: Doors) -> None:
+    assert len(files_below(doors.folder)) > 30
+    assert_no_secret(doors.printed, doors.folder)
+
+
+def files_below(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def assert_no_secret(printed: str, folder: Path) -> None:
+    """No record, log or pickled job tells what the environment holds."""
+    for secret in SECRETS.values():
+        assert secret not in printed
+        assert [path for path in files_below(folder) if secret.encode() in path.read_bytes()] == []
 
 
 def test_what_is_unpickled_is_what_processes_of_one_command_say(tmp_path: Path) -> None:
@@ -110,59 +167,19 @@ def test_what_is_unpickled_is_what_processes_of_one_command_say(tmp_path: Path) 
     assert found == {MPI}
 
 
-def test_the_pipeline_runs_without_a_network(tiny_model: Path, tmp_path: Path) -> None:
-    """In a network namespace with the loopback alone, and nothing told about being offline. (Two
-    ranks without a network: test_prefetch.)"""
-    need(os.geteuid() == 0 and bool(shutil.which("unshare")), "needs root and unshare")
-    need(bool(shutil.which("ip")), "needs iproute2")
-    shards = tmp_path / "shards"
-    outside = "import socket; socket.create_connection(('192.0.2.1', 80), timeout=5)"
-    dump = QUICKSTART / "encyclopedia.xml.bz2"
-    pipeline = (
-        f"--recipe tiny_pipeline --cluster local --gpus-per-node 1 model.base={tiny_model} "
-        f"run_dir={tmp_path / 'run'} data.train={shards} corpus.input={shards} train.steps=2"
-    )
-    commands = [
-        "set -euo pipefail",
-        "ip link set lo up",
-        f'if PYTHON -c "{outside}" 2> /dev/null; then echo outside; exit 9; fi',
-        f"PYTHON data_scripts/shard_wikipedia.py --input {dump} --output {shards}",
-        f"PYTHON -m toolkit.launch {pipeline}",
-        f"PYTHON -m toolkit.search {tmp_path / 'run' / 'embeddings'} river",
-    ]
-    told = ("HF_", "TRANSFORMERS_")
-    environ = {k: v for k, v in environ_of_starts().items() if not k.startswith(told)}
-    secrets = {name: f"{name.lower()}-4711" for name in SECRETS}
-    environ |= {"OMP_NUM_THREADS": "1", **secrets}
-    with forking(environ) as python:
-        done = subprocess.run(
-            ["unshare", "--net", "bash", "-c", "\n".join(commands).replace("PYTHON", python)],
-            cwd=ROOT,
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "river" in done.stdout.splitlines()
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(written) > 30
-    for (
-        secret
-    ) in secrets.values():  # no record, log or pickled job tells what the environment holds
-        assert secret not in done.stdout + done.stderr
-        assert [path for path in written if secret.encode() in path.read_bytes()] == []
-
-
 @pytest.mark.parametrize("umask", [0o022, 0o002])
-def test_job_folders_are_their_owners(umask: int, shards: Path, tmp_path: Path) -> None:
+def test_job_folders_are_their_owners(
+    umask: int, shards: Path, tiny_model: Path, tmp_path: Path
+) -> None:
     """Logs and submitit's pickled job lie in the folder of a stage: 0700, whatever the umask."""
     command = f"umask {umask:o}; exec {sys.executable} -m toolkit.launch --recipe tiny_mntp"
     where = f"--cluster local data.train={shards} run_dir={tmp_path / 'run'} train.steps=1"
-    launch = f"{command} {where} model.base={QUICKSTART / 'tiny-mistral'}"
-    _, found = audited(["bash", "-c", launch], file=tmp_path / "audit", is_real=False)
+    launch = f"{command} {where} model.base={tiny_model}"
+    printed, found = audited(
+        ["bash", "-c", launch], file=tmp_path / "audit", is_real=False, environ=with_secrets()
+    )
     assert found == {SUBMITIT}
+    assert_no_secret(printed, tmp_path)
     folder = tmp_path / "run" / "logs" / "mntp"
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) & 0o077 != 0  # results are for others

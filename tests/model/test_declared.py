@@ -53,17 +53,30 @@ def plain(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def mean(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that most tests change: the mean after the model."""
+    return saved(tmp_path_factory.mktemp("mean") / "saved", [Pooling(WIDTH, "mean")], base=plain)
+
+
 @pytest.fixture
-def save(plain: Path, tmp_path: Path) -> Save:
+def save(plain: Path, mean: Path, tmp_path: Path) -> Save:
     """Have sentence-transformers save a folder of these modules after the model."""
 
     def call(*modules: Any, base: Path = plain, **options: Any) -> Path:
-        every = [Transformer(str(base)), *(modules or [Pooling(WIDTH, "mean")])]
-        model = SentenceTransformer(modules=every, device="cpu", **options)
-        model.save(str(tmp_path / "saved"), create_model_card=False)
-        return tmp_path / "saved"
+        if modules or base != plain or options:
+            given = [*(modules or [Pooling(WIDTH, "mean")])]
+            return saved(tmp_path / "saved", given, base=base, **options)
+        return shutil.copytree(mean, tmp_path / "saved")
 
     return call
+
+
+def saved(folder: Path, modules: list[Any], *, base: Path, **options: Any) -> Path:
+    every = [Transformer(str(base)), *modules]
+    model = SentenceTransformer(modules=every, device="cpu", **options)
+    model.save(str(folder), create_model_card=False)
+    return folder
 
 
 def theirs(folder: Path, texts: list[str] = TEXTS) -> Any:
