@@ -80,9 +80,11 @@ def test_pairs_of_a_case_worked_out_by_hand() -> None:
     found = task.scores(embed)
     assert found["AP"] == pytest.approx((1 / 1 + 2 / 3) / 2)
     assert found["accuracy"] == pytest.approx(2 / 3)
-    # No threshold parts equal cosines, and calling nothing a match may be best.
+    # A threshold parts cosines, so it calls a pair a match even where calling none is best.
+    none = PairTask(["1 0"] * 3, ["2 0", "4 3", "0 1"], np.array([0, 0, 1]))
+    assert none.scores(embed)["accuracy"] == pytest.approx(1 / 3)
     same = PairTask(["1 0"] * 4, ["2 0", "3 0", "4 0", "5 0"], np.array([1, 0, 0, 0]))
-    assert same.scores(embed)["accuracy"] == 0.75
+    assert same.scores(embed)["accuracy"] == 0.0
 
 
 def test_pairs_are_read_by_their_columns(tmp_path: Path) -> None:

@@ -171,10 +171,12 @@ def read_pair_task(path: Path) -> PairTask:
 
 
 def _best_accuracy(cosine_P: NDArray[np.float64], matches_P: NDArray[np.int64]) -> float:
-    """The best accuracy of all thresholds, if pairs above it match. None splits equal cosines."""
+    """The best accuracy of all thresholds, if pairs above it match. As in MTEB, a threshold parts
+    two cosines that differ, so that it calls some pairs a match and some not; without one it is 0.
+    """
     # With no pair above the threshold, all pairs that do not match are right. Lowering it past a
     # pair makes one more right if the pair matches, and one fewer if not.
     order = np.argsort(-cosine_P, kind="stable")
-    right = np.cumsum(np.where(matches_P[order] == 1, 1, -1))
-    ends = np.append(np.flatnonzero(np.diff(cosine_P[order])), len(order) - 1)
-    return float((max(right[ends].max(), 0) + (matches_P == 0).sum()) / len(order))
+    right = np.cumsum(np.where(matches_P[order] == 1, 1, -1)) + (matches_P == 0).sum()
+    ends = np.flatnonzero(np.diff(cosine_P[order]))
+    return float(right[ends].max() / len(order)) if len(ends) else 0.0
