@@ -12,6 +12,7 @@ wait status of each rank.
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tests.conftest import ROOT, free_port
+from tests.forking.server import preload
 
 SOURCE = Path(__file__).with_name("killer.c")
 END_TIMEOUT_S = 30.0
@@ -135,6 +137,7 @@ def _serve() -> None:
     # Answers alone go to the pipe: whatever is printed while importing must not be taken for one.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    preload()
     for line in sys.stdin:
         asked = json.loads(line)
         folder = Path(asked["folder"])
@@ -165,7 +168,7 @@ def _fork_rank(rank: int, *, asked: dict[str, Any]) -> int:
 
 
 def import_all(names: list[str]) -> None:
-    """What a child has imported, so that its successors need not: half of their time."""
+    """What a child has imported beyond that, so that its successors need not."""
     for name in names:
         if name not in sys.modules:
             with contextlib.suppress(Exception):  # not every module comes from a file
@@ -174,6 +177,7 @@ def import_all(names: list[str]) -> None:
     tasks = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
     others = {(path / "comm").read_text().strip() for path in tasks} - {"jemalloc_bg_thd"}
     assert not others, f"threads that a child would lack: {others}"
+    gc.freeze()  # DeepSpeed collects garbage for every engine
 
 
 def _be_the_rank(rank: int, *, asked: dict[str, Any]) -> NoReturn:

@@ -74,19 +74,22 @@ def told(
 ) -> Callable[[str], Story]:
     """Stories by name: a run that begins, and one that goes on from step 3, saves step 4, removes
     the checkpoints of 2 and 3, and replaces the encoder; the latter also on two ranks, one of which
-    is watched."""
+    is watched. Alone under ZeRO-1, which makes the same calls as ZeRO-3 in two thirds of the time.
+    """
     folder, known = tmp_path_factory.mktemp("stories"), dict[str, Story]()
     common = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
     common += [f"train.save_every_steps={SAVE_EVERY}"]
+    alone = ["deepspeed.config=zero1"]
 
     def told_first(name: str) -> Story:
         steps = 2 if name == "begins" else 4
         before = None if name == "begins" else folder / "before"
         if before and not before.exists():
-            prepared = [*common, "train.steps=3", "train.keep_checkpoints=2"]
+            prepared = [*common, *alone, "train.steps=3", "train.keep_checkpoints=2"]
             assert runs.train(Run(prepared, str(before))) == 0, runs.printed()
-        arguments = [*common, f"train.steps={steps}", "train.keep_checkpoints=1"]
         ranks, watched = {"rank 0 of 2": (2, 0), "rank 1 of 2": (2, 1)}.get(name, (1, 0))
+        arguments = [*common, f"train.steps={steps}", "train.keep_checkpoints=1"]
+        arguments += alone if ranks == 1 else []
         run_dir = copied(before, to=folder / name)
         run = Run(arguments, str(run_dir), 0, ranks, watched)
         assert runs.train(run) == 0, runs.printed()

@@ -1,17 +1,18 @@
-"""One of four ranks gets into trouble: who says so, how soon, how all end, and what is lost.
+"""One of several ranks gets into trouble: who says so, how soon, how all end, and what is lost.
 
 Whatever it was, the same command goes on and ends as the run that nothing happened to.
 """
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ from tests.conftest import need
 from tests.faults.killer import Run, Trainer
 from tests.faults.test_kills import Outcome, outcome
 from tests.faults.troubles import STEP, TROUBLES
+from tests.light import FEW_ADAPTERS
 from toolkit.cluster.watchdog import WATCHDOG_EXIT
 from toolkit.training import steps
 
-RANKS, CULPRIT, STEPS, SAVE_EVERY, HEARTBEAT_S, STALL_S = 4, 2, 8, 2, 2.0, 20.0
+RANKS, FEWER_RANKS = 4, 3  # of all troubles, and of a short version of two
+CULPRIT, STEPS, SAVE_EVERY, HEARTBEAT_S, STALL_S = 2, 8, 2, 2.0, 20.0
 LINE = re.compile(
     r"^(watchdog: |error: |warning: .* could not be saved|mntp: told to stop).*", re.M
 )
@@ -71,21 +74,28 @@ LIVED = {
     "read-only file system": Expected("step 6 could not be saved", 1, 1),
 }
 BY_RANK_0 = ("disk full at the last rename",)  # which alone renames
+Whole = Callable[[int], Outcome]  # by the number of ranks
 
 
 @pytest.fixture(scope="module")
 def arguments(shards: Path, tiny_model: Path) -> list[str]:
     given = [f"data.train={shards}", f"model.base={tiny_model}", f"train.steps={STEPS}"]
+    given.append(FEW_ADAPTERS)
     given += [f"train.heartbeat_s={HEARTBEAT_S}", f"train.stall_s={STALL_S}"]
     return ["tiny_mntp", *given, f"train.save_every_steps={SAVE_EVERY}", "deepspeed.config=zero3"]
 
 
 @pytest.fixture(scope="module")
-def whole(arguments: list[str], runs: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def whole(arguments: list[str], runs: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The run that nothing happens to."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    assert runs.codes(Run(arguments, str(run_dir), ranks=RANKS)) == [0] * RANKS, runs.printed()
-    return outcome(run_dir)
+
+    @functools.cache
+    def of(ranks: int) -> Outcome:
+        run_dir = tmp_path_factory.mktemp("whole") / "run"
+        assert runs.codes(Run(arguments, str(run_dir), ranks=ranks)) == [0] * ranks, runs.printed()
+        return outcome(run_dir)
+
+    return of
 
 
 @pytest.fixture
@@ -130,10 +140,11 @@ def suffer(runs: Trainer, run: Run) -> tuple[list[int], str, float]:
     return codes, watcher.line, watcher.seen - runs.time_of_trouble()
 
 
-def check(name: str, expected: Expected, *, arguments: list[str], runs: Trainer, disk: Path) -> str:
+def check(name: str, *, ranks: int, arguments: list[str], runs: Trainer, disk: Path) -> str:
     """The row of the table, once everything is as expected; the run has gone on to its end."""
+    expected = {**ENDED, **LIVED}[name]
     run_dir, culprit = disk / "run", 0 if name in BY_RANK_0 else CULPRIT
-    run = Run(arguments, str(run_dir), ranks=RANKS, watched=culprit, trouble=name)
+    run = Run(arguments, str(run_dir), ranks=ranks, watched=culprit, trouble=name)
     codes, line, seconds = suffer(runs, run)
     printed = runs.printed()
     assert codes.pop(culprit) == expected.code, printed
@@ -146,9 +157,9 @@ def check(name: str, expected: Expected, *, arguments: list[str], runs: Trainer,
         assert culprit_named or name == "stuck while others wait"
         assert len(re.findall("^watchdog: ", printed, flags=re.M)) == 1, printed
         stacks = re.findall("most recent call (?:first|last)", printed)
-        assert len(stacks) >= RANKS - 1  # of those that still could
+        assert len(stacks) >= ranks - 1  # of those that still could
     if expected.code == expected.others == 1:  # the last state is lost: the run's own failure
-        assert printed.count(f"error: {run_dir}: step {STEPS} could not be saved") == RANKS
+        assert printed.count(f"error: {run_dir}: step {STEPS} could not be saved") == ranks
     newest = steps.newest_step(run_dir)
     assert newest == expected.goes_on_after
     done = {1: STEPS, 0: STEPS, 75: newest}[expected.code] if name in LIVED else STEP - 1
@@ -158,10 +169,10 @@ def check(name: str, expected: Expected, *, arguments: list[str], runs: Trainer,
     return f"| {name} | {expected.code} | {shown} | {told} | {lost} |"
 
 
-def go_on(arguments: list[str], *, runs: Trainer, disk: Path) -> Outcome:
+def go_on(arguments: list[str], *, ranks: int, runs: Trainer, disk: Path) -> Outcome:
     (disk / "ballast").unlink(missing_ok=True)
-    run = Run(arguments, str(disk / "run"), ranks=RANKS)
-    assert runs.codes(run) == [0] * RANKS, runs.printed()
+    run = Run(arguments, str(disk / "run"), ranks=ranks)
+    assert runs.codes(run) == [0] * ranks, runs.printed()
     return outcome(disk / "run")
 
 
@@ -182,20 +193,19 @@ def test_every_trouble_is_expected() -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "disk full, then not"])
 def test_a_rank_in_trouble(
-    name: str, arguments: list[str], runs: Trainer, whole: Outcome, disk: Path
+    name: str, arguments: list[str], runs: Trainer, whole: Whole, disk: Path
 ) -> None:
-    expected = {**ENDED, **LIVED}[name]
-    print(check(name, expected, arguments=arguments, runs=runs, disk=disk))
-    assert_same(go_on(arguments, runs=runs, disk=disk), whole)
+    print(check(name, ranks=FEWER_RANKS, arguments=arguments, runs=runs, disk=disk))
+    end = go_on(arguments, ranks=FEWER_RANKS, runs=runs, disk=disk)
+    assert_same(end, whole(FEWER_RANKS))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*ENDED, *LIVED])
 def test_all_troubles_of_a_rank(
-    name: str, arguments: list[str], runs: Trainer, whole: Outcome, disk: Path
+    name: str, arguments: list[str], runs: Trainer, whole: Whole, disk: Path
 ) -> None:
-    expected = {**ENDED, **LIVED}[name]
-    print("\n" + check(name, expected, arguments=arguments, runs=runs, disk=disk))
+    print("\n" + check(name, ranks=RANKS, arguments=arguments, runs=runs, disk=disk))
     if name == "read-only file system":
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-    assert_same(go_on(arguments, runs=runs, disk=disk), whole)
+    assert_same(go_on(arguments, ranks=RANKS, runs=runs, disk=disk), whole(RANKS))

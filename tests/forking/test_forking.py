@@ -242,14 +242,16 @@ def test_a_launcher_starts_forks(python: str, tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in log.read_text().splitlines()] == ["forked"] * 3
 
 
-def test_what_a_child_leaves_behind_ends_with_the_server(tmp_path: Path) -> None:
+def test_what_a_child_leaves_behind_ends_with_the_server(python: str) -> None:
+    """Of a session of its own, whose server is a fork too: it has all imported."""
     leave = "import subprocess as s; n = s.DEVNULL\n"
     leave += "print(s.Popen(['sleep', '600'], stdout=n, stderr=n).pid)"
     session = (
-        "import subprocess as s, sys\nfrom tests.forking.start import forked_python\n"
+        "import subprocess as s, sys\nsys.executable = sys.argv[1]\n"
+        "from tests.forking.start import forked_python\n"
         f"print(s.run([forked_python(), '-c', {leave!r}], capture_output=True, text=True).stdout)"
     )
-    left = int(start(sys.executable, "-c", session, cwd=ROOT).stdout)
+    left = int(start(sys.executable, "-c", session, python, cwd=ROOT).stdout)
     assert not Path(f"/proc/{left}").exists()
 
 

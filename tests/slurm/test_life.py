@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.forking.start import forked_python
+from tests.light import FEW_ADAPTERS
 from tests.slurm.cluster import Cluster, ClusterError
 from tests.slurm.test_jobs import ENVIRON, ONE_RANK_A_NODE, REPOSITORY, logs, wait_until
 from toolkit.base.files import read_json_lines
@@ -23,14 +24,28 @@ from toolkit.training.steps import newest_step
 pytestmark = pytest.mark.usefixtures("idle")
 
 Door = Callable[..., str]
-STEPS = 60
+STEPS = 30
 INTERVAL = 10
+# A first life must last until SLURM looks at its limits, every 30 s, or whatever else ends it.
+LONG_FIRST_LIFE = """
+import os, time
+from toolkit.training.loop import Trainer
+
+do_step = Trainer.do_step
+
+def long_step(*arguments, **rest):
+    time.sleep(1.2)
+    return do_step(*arguments, **rest)
+
+if "SLURM_RESTART_COUNT" not in os.environ:
+    Trainer.do_step = long_step
+"""
 
 
 @pytest.fixture(scope="module")
 def overrides(shards: Path, tiny_model: Path) -> list[str]:
     given = [f"data.train={shards}", f"model.base={tiny_model}", f"train.steps={STEPS}"]
-    return [*given, "train.horizon_steps=1000"]
+    return [*given, "train.horizon_steps=1000", FEW_ADAPTERS]
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +60,14 @@ def whole(overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def submit(slurm: Cluster, run_dir: Path, *arguments: str, flags: tuple[str, ...] = ()) -> str:
-    """The shipped script on two nodes, one rank each."""
+    """The shipped script on two nodes, one rank each; its first life takes its time."""
+    folder = run_dir.parent / "customized"
+    folder.mkdir(exist_ok=True)
+    (folder / "sitecustomize.py").write_text(LONG_FIRST_LIFE)
     return slurm.submit(
         *("--nodes=2", *ONE_RANK_A_NODE, f"--output={run_dir.parent}/log", *flags),
         *("slurm/mntp_mistral.sh", f"run_dir={run_dir}", *arguments),
-        environ=ENVIRON | {"RECIPE": "tiny_mntp"},
+        environ=ENVIRON | {"RECIPE": "tiny_mntp", "PYTHONPATH": str(folder)},
         cwd=REPOSITORY,
     )
 

@@ -4,6 +4,7 @@ usage: gradients.py OUT.safetensors BASE SHARDS PAIRS kind:stage[:no-gather-grad
 """
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
+from tests.light import FEW_ADAPTERS
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
 from toolkit.model import norms
@@ -21,7 +23,7 @@ from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.schema import Lora, MntpRecipe, TrainingRecipe
 from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
@@ -37,6 +39,7 @@ VARIANTS = {
     "sdpa": ["model.attention=sdpa"],
     "cached": ["train.micro_batch_rows=2"],  # more than one micro-batch: GradCache
     "one": ["train.micro_batch_rows=1"],
+    "few": [FEW_ADAPTERS],
     "short": ["data.max_tokens=8"],
     "full": ["model.lora=null"],
     "recomputed": ["model.activation_checkpointing=true"],
@@ -62,19 +65,26 @@ def case_recipe(
     return recipe
 
 
+@functools.cache
+def adapter_shapes(base: str, lora: str, *, head: bool) -> dict[str, torch.Size]:
+    """The saved names and shapes of the adapters that these settings (JSON) give a model."""
+    config = load_config(resolve_model(base))
+    plain = load_backbone(
+        resolve_model(base), config=config, head=head, dtype="fp32", attention="sdpa"
+    )
+    model = add_lora(plain, lora=Lora.model_validate_json(lora))
+    return {saved_name(n): p.shape for n, p in model.named_parameters() if p.requires_grad}
+
+
 def random_start(recipe: TrainingRecipe, *, head: bool) -> Checkpoint | None:
     """Adapters with random values: a fresh B is zero, and hides every gradient of A."""
     if recipe.model.lora is None:
         return None
-    config = load_config(resolve_model(recipe.model.base))
-    plain = load_backbone(
-        resolve_model(recipe.model.base), config=config, head=head, dtype="fp32", attention="sdpa"
-    )
+    lora = recipe.model.lora.model_dump_json()
+    shapes = adapter_shapes(recipe.model.base, lora, head=head)
     generator = torch.Generator().manual_seed(5)
     weights = {
-        saved_name(name): torch.randn(parameter.shape, generator=generator) * 0.05
-        for name, parameter in add_lora(plain, lora=recipe.model.lora).named_parameters()
-        if parameter.requires_grad
+        name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()
     }
     zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
     moments = dict.fromkeys(zero.MOMENTS, zeros)

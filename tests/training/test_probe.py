@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import QUICKSTART
+from tests.light import FEW_ADAPTERS
 from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.program import Embedder
@@ -42,7 +43,7 @@ def test_a_probe_is_what_evaluation_says_on_two_ranks(
     given += [f"data.train={shards}", f"model.base={tiny_model}", f"run_dir={run_dir}"]
     given += ["train.steps=3", "train.log_every_steps=100", f"data.max_tokens={MAX_TOKENS}"]
     given += ["train.lr=1e-2", "train.keep_best=true", "train.save_every_steps=1"]
-    given += ["train.keep_checkpoints=1"]
+    given += ["train.keep_checkpoints=1", FEW_ADAPTERS]
     door("train", recipe, *given, ranks=2)
     rows = [row for row in read_metrics(run_dir) if "probe_spearman" in row]
     assert [row["step"] for row in rows] == [0, 2, 3]

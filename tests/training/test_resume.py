@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.forking.start import environ_of_starts, forked_python
+from tests.light import FEW_ADAPTERS, LIGHT
 from toolkit.base.errors import BadInput
 from toolkit.base.sealed import content_digest
 from toolkit.settings.recipes import load_recipe
@@ -25,8 +26,10 @@ from toolkit.training.checkpoint import check_files, load_newest, prune
 Door = Callable[..., str]
 KINDS = {
     "mntp": ["tiny_mntp"],
-    "mntp zero0": ["tiny_mntp", "deepspeed.config=zero0"],
-    "simcse bf16 zero2": ["tiny_simcse", "model.dtype=bf16", "deepspeed.config=zero2"],
+    "mntp zero0": ["tiny_mntp", "deepspeed.config=zero0", FEW_ADAPTERS],
+    "simcse bf16 zero2": [
+        *("tiny_simcse", "model.dtype=bf16", "deepspeed.config=zero2", FEW_ADAPTERS)
+    ],
 }
 
 
@@ -206,7 +209,7 @@ def test_a_run_directory_of_another_recipe_is_refused(
 def test_a_signal_saves_at_the_step_boundary_and_the_run_goes_on(
     number: signal.Signals, door: Door, shards: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     arguments += [f"run_dir={tmp_path / 'run'}", "train.save_every_steps=1000"]
     arguments.append("train.horizon_steps=1000")
     command = [forked_python(), "-m", "toolkit.train", *arguments, "train.steps=1000"]
@@ -241,6 +244,7 @@ def test_every_layout_trains_saves_and_goes_on(
         f"data.train={shards}",
         f"model.base={tiny_model}",
         "model.dtype=bf16",
+        *LIGHT,
     ]
     arguments += [f"deepspeed.config={layout}", "train.save_every_steps=1"]
     for name, pieces in (("whole", [2]), ("pieces", [1, 2])):
@@ -301,7 +305,7 @@ def test_a_longer_run_replaces_its_encoder(shards: Path, tiny_model: Path, tmp_p
     from toolkit import train
     from toolkit.training.export import encoder_step
 
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     for steps in (1, 2, 2):
         assert train.main([*arguments, f"run_dir={tmp_path / 'run'}", f"train.steps={steps}"]) == 0
         assert encoder_step(tmp_path / "run" / "encoder") == steps

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.light import LIGHT
 from toolkit import train
 from toolkit.base.files import read_json
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
@@ -88,7 +89,7 @@ def test_a_save_that_fails_costs_that_checkpoint_only(
 ) -> None:
     failing = FullDisk(2)
     monkeypatch.setattr(saver, "TensorWriter", failing)
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     arguments += [f"run_dir={tmp_path}", "train.steps=4", "train.save_every_steps=1"]
     arguments += [f"train.background_save={background}", "train.keep_checkpoints=9"]
     assert train.main(arguments) == 0
@@ -104,7 +105,7 @@ def test_what_is_written_in_the_background_is_the_state_of_its_step(
 ) -> None:
     """Under stage 0 what is saved is what is trained: without a copy the next step would change
     it. The writer waits here until that step is done."""
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     arguments += ["deepspeed.config=zero0", "train.steps=2", "train.save_every_steps=1"]
     assert train.main([*arguments, f"run_dir={tmp_path / 'plain'}"]) == 0
     write_all, do_step, done = saver._write_all, Trainer.do_step, threading.Event()
@@ -137,7 +138,7 @@ def test_the_last_save_must_not_fail(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(saver, "TensorWriter", FullDisk(2))
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     arguments += [f"run_dir={tmp_path}", "train.save_every_steps=1"]
     assert train.main([*arguments, "train.steps=2"]) == 1
     assert "error: " in capsys.readouterr().err
@@ -162,7 +163,7 @@ class FullDisk:
 def test_what_may_differ_must_be_named(
     shards: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     arguments += [f"run_dir={tmp_path}", "train.save_every_steps=1"]
     assert train.main([*arguments, "train.steps=1"]) == 0
     other = [*arguments, "train.steps=2", "train.lr=5e-4"]

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from tests.conftest import run, torchrun
+from tests.light import LIGHT
 from tests.training.skipping import Spoiled
 from toolkit import train
 from toolkit.training.checkpoint import load_newest
 from toolkit.training.loop import Step, Trainer
 
 Door = Callable[..., str]
-CASES = ["mntp:1:gradient", "simcse-cached:2:loss", "mntp:3:loss", "mntp-full:3:gradient"]
-CASES += ["mntp:3_offload:gradient", "simcse-cached:0:gradient", "mntp-full:0:loss"]
+CASES = ["mntp-few:1:gradient", "simcse-cached-few:2:loss", "mntp-few:3:loss"]
+CASES += ["mntp-few:3_offload:gradient", "simcse-cached-few:0:gradient"]
+CASES += ["mntp-full:3:gradient", "mntp-full:0:loss"]
 
 
 def test_a_skipped_step_leaves_no_trace_on_any_rank(shards: Path, tiny_model: Path) -> None:
@@ -48,7 +50,7 @@ def test_a_run_with_a_skipped_step_goes_on_as_if_it_had_not_stopped(
         return do_step(self, step, **rest)
 
     monkeypatch.setattr(Trainer, "do_step", spoil)
-    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}"]
+    arguments = ["tiny_mntp", f"data.train={shards}", f"model.base={tiny_model}", *LIGHT]
     arguments.append(f"deepspeed.config=zero{stage}")
     for name, pieces in (("whole", [4]), ("pieces", [skipped + 1, 3, 4])):
         for steps in pieces:
