@@ -55,7 +55,7 @@ def kernels(model: Any, batch: PreparedBatch) -> Mapping[str, Callable[[], Any]]
     joined = query.transpose(1, 2).reshape(1, num_tokens, -1)
     angles = model.rotary_emb(hidden, arguments["position_ids"])
     into = (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
-    bounds = {name: arguments[name] for name in ("cu_seq_lens_q", "max_length_q")}
+    bounds = {name: arguments[name] for name in ("cu_seq_lens_q", "row_bounds", "max_length_q")}
     return {
         "matrix products": lambda: (
             [linear(hidden) for linear in into],

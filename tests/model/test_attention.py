@@ -111,6 +111,7 @@ def attend(
         key,
         value,
         cu_seq_lens_q=torch.tensor(bounds(lengths), dtype=torch.int32),
+        row_bounds=tuple(bounds(lengths)),
         max_length_q=max(lengths),
         is_causal=False,
         sliding_window=window,
@@ -236,6 +237,7 @@ def test_the_cuda_kernel_equals_the_rows_alone(window: int | None, causal: bool)
     bounds = torch.tensor([0, 5, 6, 18, 25], dtype=torch.int32, device="cuda")
     settings = {
         "cu_seq_lens_q": bounds,
+        "row_bounds": (0, 5, 6, 18, 25),
         "max_length_q": 12,
         "is_causal": causal,
         "sliding_window": window,
@@ -280,6 +282,7 @@ def test_torchs_kernel_is_given_what_its_version_knows(
     query_1HTE, key_1KTE = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
     bound_S = torch.tensor([0, 2, 6], dtype=torch.int32)
     rows = {"cu_seq_lens_q": bound_S, "max_length_q": 4, "is_causal": False}
+    rows["row_bounds"] = (0, 2, 6)
     attention.packed_attention(torch.nn.Module(), query_1HTE, key_1KTE, key_1KTE, **rows)
     assert set(given) <= VARLEN_OF[version]
     assert given.get("enable_gqa", True) is True

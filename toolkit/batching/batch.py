@@ -35,13 +35,14 @@ class PaddedRows:
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
     """Rows one after another, B = 1: row s is ids_BT[0, bound_S[s] : bound_S[s + 1]]. `own_BT` is 1
-    for a text's own tokens. `max_length`, the longest row, is a plain number: reading it from a
-    tensor would wait for the device."""
+    for a text's own tokens. `bounds` (as in bound_S) and `max_length`, the longest row, are plain
+    numbers: reading them from a tensor would wait for the device."""
 
     ids_BT: Tensor
     own_BT: Tensor
     position_BT: Tensor
     bound_S: Tensor
+    bounds: tuple[int, ...]
     max_length: int
 
 
@@ -64,6 +65,7 @@ def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: b
         own_BT=torch.from_numpy(batch.own_BT),
         position_BT=torch.from_numpy(batch.position_BT),
         bound_S=torch.from_numpy(batch.bound_S),
+        bounds=tuple(batch.bound_S.tolist()),
         max_length=batch.max_length,
     )
 
@@ -92,6 +94,7 @@ def model_arguments(rows: Rows) -> dict[str, Any]:
         rows.ids_BT,
         position_BT=rows.position_BT,
         bound_S=rows.bound_S,
+        bounds=rows.bounds,
         max_length=rows.max_length,
     )
 

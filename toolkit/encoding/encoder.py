@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from transformers import PretrainedConfig
 
-from toolkit.base.console import Progress, say_beside
+from toolkit.base.console import Progress, say_beside, warn
 from toolkit.base.errors import BadInput
 from toolkit.base.layout import MANIFEST_FILE
 from toolkit.batching.batch import Rows, embed_rows, lay_out, to_device, token_states, with_own
@@ -35,11 +35,12 @@ from toolkit.model.head import Head
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
 from toolkit.model.plain_path import PROBES, plain_vectors, prove_vectors
+from toolkit.model.precision import dtype_for, remarks
 from toolkit.model.side_by_side import MOST_LANES, side_by_side
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.vector_rules import prompt_text
 from toolkit.parallel.comm import device_of
-from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderSettings
+from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderDType, EncoderSettings
 from toolkit.text.tokens import is_unicode
 
 GPU_BATCH_TOKENS = 16384
@@ -80,8 +81,9 @@ class Encoder:
         dims: int | None = None,
     ) -> None:
         """`dims`: keep only so many numbers of a vector, the first (of a Matryoshka model)."""
-        self.settings = settings
         self.device = device or device_of(0)
+        self._dtype: DType = dtype_for(settings.dtype, device=self.device)
+        self.settings = settings = settings.model_copy(update={"dtype": self._dtype})
         if self.device.type == "cpu":
             keep_large_blocks()
         self._chain = chain_of(settings.model, adapters=settings.adapters)
@@ -125,12 +127,14 @@ class Encoder:
             attention = attention_for(config, asked=attention)
         for line in self._maker.remarks(is_padded=attention != settings.attention):
             say_beside(f"{settings.model}: {line}")
+        for line in remarks(self._dtype, device=self.device, attention=attention):
+            warn(f"{settings.model}: {line}")
         self._packed = attention == PACKED
         model = load_backbone(
             self._chain.base,
             config=config,
             head=False,
-            dtype=settings.dtype,
+            dtype=self._dtype,
             attention=attention,
             device=self.device,
         )
@@ -160,7 +164,7 @@ class Encoder:
         prove_vectors(
             self.vectors_of(PROBES),
             plain=np.concatenate(plain),
-            dtype=settings.dtype,
+            dtype=self._dtype,
             model=settings.model,
         )
 
@@ -191,13 +195,13 @@ class Encoder:
         adapters: Sequence[str] = (),
         text_format: str = TEXT_FORMAT,
         max_tokens: int = 512,
-        dtype: DType = "fp32",
+        dtype: EncoderDType = "fp32",
         device: str | None = None,
         truncate_dim: int | None = None,
     ) -> Self:
         """Load an encoder from a run directory, an exported folder, a model folder or the hub. An
         adapter in PEFT's layout is merged into its base, and then `adapters`, in order.
-        `text_format`: see `EncoderSettings`.
+        `text_format` and `dtype` ("auto", "fp32" or "bf16"): see `EncoderSettings`.
 
         `truncate_dim` as in sentence-transformers: keep only the first so many numbers of a vector.
         Raises `BadInput` when `path` holds no encoder, or the encoder cannot be used.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.base.console import at_work, say
+from toolkit.base.errors import BadInput
 from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
@@ -22,12 +23,21 @@ from toolkit.encoding.chunks import no_prompt, rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
-from toolkit.encoding.units import ChunkRules, claim_directory, identity, share, units
+from toolkit.encoding.units import (
+    ChunkRules,
+    claim_directory,
+    identity,
+    planned_dtype,
+    share,
+    units,
+)
 from toolkit.settings.model_source import check_reference
-from toolkit.settings.schema import EmbedRecipe
+from toolkit.settings.schema import DType, EmbedRecipe
 from toolkit.text.shards import ShardSet, open_shards
 
 if TYPE_CHECKING:
+    import torch
+
     from toolkit.encoding.encoder import Encoder
 
 
@@ -105,14 +115,43 @@ def _name(way: str, *, index: int, count: int) -> str:
 def _open(
     recipe: EmbedRecipe, *, topology: Topology, verify: bool, chunks: ChunkRules | None
 ) -> tuple[ShardSet, "Encoder", Output]:
-    output_dir = Path(recipe.output_dir)
     check_reference(recipe.encoder.model)
     shards = open_shards(Path(recipe.corpus.input), verify=verify)
     # Here and not above: neither the help text nor a refusal must wait for torch.
-    from toolkit.encoding.encoder import Encoder
+    from toolkit.model.precision import dtype_for
     from toolkit.parallel.comm import device_of
 
-    encoder = Encoder(recipe.encoder, device=device_of(topology.local_rank), dims=recipe.dims)
+    device, output_dir = device_of(topology.local_rank), Path(recipe.output_dir)
+    dtype = recipe.encoder.dtype
+    if dtype == "auto":
+        # The first worker's device decides for all others, and for every restart.
+        dtype = planned_dtype(output_dir) or dtype_for("auto", device=device)
+        try:
+            return shards, *_claimed(recipe, shards, dtype=dtype, device=device, chunks=chunks)
+        except BadInput:
+            # While we loaded the model, a worker on another kind of device may have made the plan.
+            there = planned_dtype(output_dir)
+            if there is None or there == dtype:
+                raise
+            dtype = there
+    return shards, *_claimed(recipe, shards, dtype=dtype, device=device, chunks=chunks)
+
+
+def _claimed(
+    recipe: EmbedRecipe,
+    shards: ShardSet,
+    *,
+    dtype: DType,
+    device: "torch.device",
+    chunks: ChunkRules | None,
+) -> tuple["Encoder", Output]:
+    """The encoder in this number type, and the output directory, which has a plan for it now."""
+    from toolkit.encoding.encoder import Encoder
+
+    settings = recipe.encoder.model_copy(update={"dtype": dtype})
+    recipe = recipe.model_copy(update={"encoder": settings})
+    output_dir = Path(recipe.output_dir)
+    encoder = Encoder(settings, device=device, dims=recipe.dims)
     if chunks and encoder.prompt:  # a default that the model's folder declares
         raise no_prompt(encoder.prompt)
     facts = identity(
@@ -137,7 +176,7 @@ def _open(
         normalize=recipe.normalize,
         has_chunks=chunks is not None,
     )
-    return shards, encoder, output
+    return encoder, output
 
 
 def _embed(

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit.base.errors import BadInput
 from toolkit.base.files import create_json, digest_of, read_json
 from toolkit.base.layout import LAUNCHED_FILE, LOG_DIR, PLAN_FILE, PREFETCHED_FILE
-from toolkit.settings.schema import EmbedRecipe
+from toolkit.settings.schema import DType, EmbedRecipe
 
 FORMAT = "toolkit-encoding/2"
 CHARS_PER_TOKEN = 4  # in English text; units only have to be about equal
@@ -138,6 +138,16 @@ def check_facts(content: Mapping[str, Any], *, source: Path, advice: str) -> Non
     """Raise `BadInput` when the facts in a plan or manifest do not match its digest."""
     if content["digest"] != facts_digest(content):
         raise BadInput(f"{source}: is damaged (its digest is not that of its facts); {advice}")
+
+
+def planned_dtype(output_dir: Path) -> DType | None:
+    """The number type in the plan of an output directory, which all its workers compute in; None
+    without a plan, or with one that says nothing valid (which `claim_directory` refuses)."""
+    path = output_dir / PLAN_FILE
+    plan = read_json(path) if path.is_file() else None
+    encoder = plan.get("encoder") if isinstance(plan, dict) else None
+    dtype = encoder.get("dtype") if isinstance(encoder, dict) else None
+    return next((known for known in get_args(DType) if known == dtype), None)
 
 
 def claim_directory(

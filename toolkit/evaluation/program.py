@@ -50,6 +50,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             if recipe.reference
             else None
         )
+        recipe = settle_dtypes(recipe, local_rank=topology.local_rank)
         every = _parts(recipe, tasks=tasks)
         index, count = worker_of(topology, environ=environ)
         scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank)
@@ -89,6 +90,21 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         write_atomic(output_dir / REPRODUCTION_FILE, text)
         say_lines(text)
     return by_encoder
+
+
+def settle_dtypes(recipe: EvaluateRecipe, *, local_rank: int) -> EvaluateRecipe:
+    """The recipe with a number type for each encoder that leaves it to the device. Scores depend on
+    it, and so do the facts of a part: workers on other kinds of devices make scores of their own.
+    """
+    from toolkit.model.precision import dtype_for
+    from toolkit.parallel.comm import device_of
+
+    device = device_of(local_rank)
+    encoders = {
+        name: one.model_copy(update={"dtype": dtype_for(one.dtype, device=device)})
+        for name, one in recipe.encoders.items()
+    }
+    return recipe.model_copy(update={"encoders": encoders})
 
 
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:

@@ -31,11 +31,17 @@ MAX_WASTE = 4096
 
 
 def packed_arguments(
-    ids_BT: Tensor, *, position_BT: Tensor, bound_S: Tensor, max_length: int
+    ids_BT: Tensor,
+    *,
+    position_BT: Tensor,
+    bound_S: Tensor,
+    bounds: tuple[int, ...],
+    max_length: int,
 ) -> dict[str, Any]:
     """The arguments of a forward pass over packed rows (`toolkit.text.tokens.PackedBatch`).
 
-    `bound_S` (S + 1, int32) are the bounds of the rows, from 0 to T.
+    `bound_S` (S + 1, int32) are the bounds of the rows, from 0 to T, and `bounds` the same as plain
+    numbers: reading them from a tensor would wait for the device, in every layer.
     """
     return {
         "input_ids": ids_BT,
@@ -44,19 +50,20 @@ def packed_arguments(
         "cu_seq_lens_k": bound_S,
         "max_length_q": max_length,
         "max_length_k": max_length,
+        "row_bounds": bounds,
     }
 
 
 def pack_padded(ids_BT: Tensor, *, mask_BT: Tensor) -> dict[str, Any]:
     """`packed_arguments` for the tokens of a padded batch; `mask_BT` is 0 for padding."""
-    lengths_B = mask_BT.long().sum(dim=1)
+    lengths_B, device = mask_BT.long().sum(dim=1).tolist(), ids_BT.device
+    bounds = (0, *itertools.accumulate(lengths_B))
     return packed_arguments(
         ids_BT[mask_BT.bool()][None],
-        position_BT=torch.cat([torch.arange(int(n), device=ids_BT.device) for n in lengths_B])[
-            None
-        ],
-        bound_S=F.pad(lengths_B.cumsum(0), (1, 0)).int(),
-        max_length=int(lengths_B.max()),
+        position_BT=torch.cat([torch.arange(n, device=device) for n in lengths_B])[None],
+        bound_S=torch.tensor(bounds, dtype=torch.int32, device=device),
+        bounds=bounds,
+        max_length=max(lengths_B),
     )
 
 
@@ -82,8 +89,9 @@ def packed_attention(
     as in transformers' bidirectional mask, or if 0 <= i - j < w when causal. `softcap` is that of
     Gemma 2.
     """
-    bound_S, max_length = settings.get("cu_seq_lens_q"), settings.get("max_length_q")
-    if bound_S is None or max_length is None:
+    bound_S, bounds = settings.get("cu_seq_lens_q"), settings.get("row_bounds")
+    max_length = settings.get("max_length_q")
+    if bound_S is None or bounds is None or max_length is None:
         raise ValueError("packed attention needs the rows' bounds: give it `packed_arguments`")
     causal = settings.get("is_causal")
     dropout, softcap = settings.get("dropout", 0.0), settings.get("softcap")
@@ -102,7 +110,7 @@ def packed_attention(
     )
     if rules.kernel == VARLEN:
         return _varlen(query, key, value, bound_S=bound_S, max_length=max_length, rules=rules), None
-    groups, order_T = _grouped(tuple(bound_S.tolist()), query.device)
+    groups, order_T = _grouped(bounds, query.device)
     # (T, heads, E) is how the tensors lie in memory, so selecting tokens of it copies whole rows.
     parts = [part[0].transpose(0, 1) for part in (query, key, value)]
     outputs = [_group_output(group, *parts, rules=rules) for group in groups]

@@ -23,6 +23,7 @@ from toolkit.settings.task_schema import Classification, Mteb, Probe, Retrieval,
 INSTRUCTION_FORMAT = "{instruction}; "  # put before a text; LLM2Vec's format
 TEXT_FORMAT = "{text}"
 DType = Literal["fp32", "bf16"]
+EncoderDType = Literal["auto", "fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
 Kernel = Literal["torch", "liger"]
 Pooling = Literal["auto", "mean", "cls", "last", "weighted_mean", "max"]
@@ -217,6 +218,10 @@ class EncoderSettings(Section):
     a prompt that the folder declares; "" is none. `causal` makes attention causal where the folder
     does not say so.
 
+    `dtype` auto is bf16 on a device with instructions for it (a GPU from Ampere on; a CPU with
+    avx512_bf16 or AMX) and fp32 elsewhere. All workers of an encoding compute in the same type,
+    whatever their devices: that of its plan.
+
     attention "packed" puts rows one after another, without padding; the other values pad. A model
     that cannot be packed is padded."""
 
@@ -224,7 +229,7 @@ class EncoderSettings(Section):
     adapters: tuple[Text, ...] = ()
     max_tokens: Annotated[int, Field(ge=8)] = 512
     batch_tokens: Count | None = None
-    dtype: DType = "fp32"
+    dtype: EncoderDType = "fp32"
     attention: Attention = "packed"
     causal: bool = False
     pooling: Pooling = "auto"
@@ -232,7 +237,9 @@ class EncoderSettings(Section):
     text_format: Annotated[str, Field(pattern=r"^[^{}]*\{text\}[^{}]*$")] = TEXT_FORMAT
 
     def facts(self) -> dict[str, Any]:
-        """The settings that decide the vectors, besides the content of the model."""
+        """The settings that decide the vectors, besides the content of the model. `dtype` must be
+        settled: "auto" says nothing about the vectors."""
+        assert self.dtype != "auto"
         settings = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
         # Left out in encodings made before the keys existed.
         unused = {"text_format": TEXT_FORMAT, "pooling": "auto", "prompt": None}
