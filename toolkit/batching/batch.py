@@ -100,12 +100,15 @@ def model_arguments(rows: Rows) -> dict[str, Any]:
 
 
 def to_device(batch: Held, *, device: torch.device) -> Held:
-    """The same rows, or a data class that holds rows, with all tensors moved to `device`; plain
-    numbers stay as they are."""
+    """The same rows, or a data class that holds rows, with all tensors moved from the CPU to
+    `device`; plain numbers stay as they are. The host does not wait for the device: it may queue a
+    batch while the one before is computed."""
 
     def moved(value: Any) -> Any:
         if isinstance(value, Tensor):
-            return value.to(device)
+            # Safe on the way to a GPU only, and from memory that is not pinned as well: CUDA has
+            # read it when the call returns.
+            return value.to(device, non_blocking=True)
         return to_device(value, device=device) if dataclasses.is_dataclass(value) else value
 
     # Any, because the type variable does not say that it is a data class.

@@ -31,6 +31,7 @@ from toolkit.model.backbone import (
     num_embeddings,
 )
 from toolkit.model.bidirectional import prove_attention
+from toolkit.model.copied_out import copied_out
 from toolkit.model.head import Head
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
@@ -322,19 +323,22 @@ class Encoder:
         self, prepared: "Prepared", *, on_rows: Callable[[int, int], None] | None = None
     ) -> Vectors:
         """The vectors of prepared texts, as `encode` gives them."""
-        pieces = side_by_side(
-            self._vectors,
-            prepared.batches,
-            on_done=lambda done: on_rows(len(done.numbers), done.num_tokens) if on_rows else None,
-            most=MOST_LANES if self.device.type == "cpu" else 1,
-        )
-        if not pieces:
-            return np.zeros((0, self.width), dtype=np.float32)
-        # One copy at the end: a copy after each batch would leave the device idle until the next.
-        sorted_ND = torch.cat(pieces)[:, : self.width].cpu().numpy()
-        vectors: Vectors = np.empty_like(sorted_ND)
-        vectors[[number for batch in prepared.batches for number in batch.numbers]] = sorted_ND
-        return vectors
+
+        def tell(done: PreparedBatch) -> None:
+            if on_rows:
+                on_rows(len(done.numbers), done.num_tokens)
+
+        vectors_ND: Vectors = np.empty((prepared.num_rows, self.width), dtype=np.float32)
+        if self.device.type == "cuda":
+            for batch, found_BD in copied_out(self._vectors, prepared.batches):
+                vectors_ND[list(batch.numbers)] = found_BD.numpy()
+                tell(batch)
+            return vectors_ND
+        lanes = MOST_LANES if self.device.type == "cpu" else 1
+        pieces = side_by_side(self._vectors, prepared.batches, on_done=tell, most=lanes)
+        for batch, found_BD in zip(prepared.batches, pieces, strict=True):
+            vectors_ND[list(batch.numbers)] = found_BD.cpu().numpy()
+        return vectors_ND
 
     @torch.inference_mode()
     def token_states(
@@ -350,7 +354,8 @@ class Encoder:
     def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
         # A plain decoder's mean has a way of its own, which is faster.
         head = None if self._rules.is_plain else self._head
-        return embed_rows(self._model, to_device(batch.rows, device=self.device), head=head)
+        vectors_BD = embed_rows(self._model, to_device(batch.rows, device=self.device), head=head)
+        return vectors_BD[:, : self.width]
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:
         hidden: torch.Tensor = self._model(**arguments).last_hidden_state
