@@ -10,6 +10,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
+#SBATCH --mem-per-gpu=32G
 #SBATCH --time=12:00:00
 # Two minutes before the time limit (and at a preemption, if the site sends it) Python gets USR2: it
 # finishes a unit, and requeues the job.

@@ -10,6 +10,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
+#SBATCH --mem-per-cpu=4G
 #SBATCH --time=2-00:00:00
 # A task that was killed or preempted continues with the parts that exist.
 #SBATCH --requeue

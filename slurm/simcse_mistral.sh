@@ -9,6 +9,7 @@
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=8
+#SBATCH --mem-per-gpu=48G
 #SBATCH --time=04:00:00
 # Two minutes before the time limit (and at a preemption, if the site sends it) each rank gets USR2:
 # the job saves and is requeued.

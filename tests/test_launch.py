@@ -36,7 +36,7 @@ SCRIPT = """\
 {dependency}#SBATCH --gpus-per-node={gpus}
 #SBATCH --job-name=my-run-{stage}
 #SBATCH --kill-on-invalid-dep=yes
-#SBATCH --nodes={nodes}
+{memory}#SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={gpus}
 #SBATCH --open-mode=append
 #SBATCH --output={logs}/{stage}/{batch_job}_0_log.out
@@ -52,8 +52,9 @@ export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output {logs}/{stage}/{batch_job}_%t_log.out --kill-on-bad-exit=1 \
 --cpus-per-task=4 {python} -u -m submitit.core._submit {logs}/{stage}
 """
-TRAINING = {"gpus": 8, "nodes": 4, "batch_job": "%j", "array": ""}
+TRAINING = {"gpus": 8, "nodes": 4, "batch_job": "%j", "array": "", "memory": ""}
 EMBEDDING = {"gpus": 1, "nodes": 1, "batch_job": "%A_%a", "array": "#SBATCH --array=0-31%32\n"}
+EMBEDDING["memory"] = "#SBATCH --mem-per-gpu=32G\n"
 STAGES = [("mntp", TRAINING), ("simcse", TRAINING), ("embed", EMBEDDING)]
 
 
@@ -145,6 +146,25 @@ def test_a_single_recipe_is_one_job_and_blanks_are_quoted(folder: Path) -> None:
     assert shlex.split(found)[-1] == logs
 
 
+@pytest.mark.parametrize(
+    ("asked", "training", "embedding"),
+    [
+        ([], "", "mem-per-gpu=32G"),
+        (["--mem-per-gpu-gib", "90"], "mem-per-gpu=90G", "mem-per-gpu=90G"),
+        (["--mem-gib", "90"], "mem=90G", "mem=45G"),
+    ],
+)
+def test_tasks_with_one_gpu_leave_the_rest_of_the_node_to_others(
+    asked: list[str], training: str, embedding: str, folder: Path
+) -> None:
+    """Without memory of its own SLURM may give each task all of its node's."""
+    shape = ["--cluster", "slurm", "--recipe", "tiny_pipeline", "--gpus-per-node", "2"]
+    found = dry_run(*shape, *asked, *paths(folder), folder=folder)
+    assert "--exclusive" not in found
+    memory = [re.findall(r"^#SBATCH --(mem.*)$", job, re.M) for job in found.split("# ---- ")[1:]]
+    assert memory == [[training] if training else []] * 2 + [[embedding]]
+
+
 def test_this_machine_runs_stages_in_order(folder: Path) -> None:
     arguments = ["--cluster", "local", "--recipe", "tiny_pipeline", "--gpus-per-node", "2"]
     found = dry_run(*arguments, *paths(folder), folder=folder)
@@ -163,6 +183,12 @@ def test_this_machine_runs_stages_in_order(folder: Path) -> None:
         (["--chain", "0"], "--chain 0: at least 1"),
         (["--nodes", "0"], "nodes is 0: at least 1"),
         (["--mem-gib", "0"], "mem_gib is 0: at least 1"),
+        (["--mem-per-gpu-gib", "0", "--gpus-per-node", "1"], "mem_per_gpu_gib is 0: at least 1"),
+        (
+            ["--mem-per-gpu-gib", "9", "--mem-gib", "8", "--gpus-per-node", "1"],
+            "--mem-gib 8 --mem-per-gpu-gib 9: one is per node, the other per GPU",
+        ),
+        (["--mem-per-gpu-gib", "9", "--gpus-per-node", "0"], "there are no GPUs; give --mem-gib"),
         (["--time-min", "0"], "time_min is 0: at least 1"),
         (["--gpus-per-node", "-1"], "--gpus-per-node -1: 0 or more"),
         (

@@ -23,7 +23,13 @@ from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.launching.follow import follow
 from toolkit.launching.jobs import CHECK, CheckJob, StageJob
-from toolkit.launching.stages import PlannedJob, check_jobs, jobs_of, warn_if_too_large
+from toolkit.launching.stages import (
+    ONE_GPU_GIB,
+    PlannedJob,
+    check_jobs,
+    jobs_of,
+    warn_if_too_large,
+)
 from toolkit.runs.estimate import gpu_of
 from toolkit.runs.launched import Launched, write_launched
 from toolkit.settings.catalogue import recipes_text, shipped
@@ -108,6 +114,12 @@ def _add_resources(made: argparse.ArgumentParser) -> None:
         "--time-min", type=int, default=1440, help="time limit per job in minutes (default 1440)"
     )
     made.add_argument("--mem-gib", type=int, help="GiB of memory per node (default: the cluster's)")
+    made.add_argument(
+        "--mem-per-gpu-gib",
+        type=int,
+        help="GiB of memory per GPU, in place of --mem-gib (default: the cluster's; "
+        f"{ONE_GPU_GIB} for tasks with one GPU each, which then share nodes)",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,6 +55,7 @@ srun --unbuffered --output /HERE/runs/llm2vec_sheared_llama_1b/logs/simcse/%j_%t
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=llm2vec_sheared_llama_1b-embed
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem-per-gpu=32G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append

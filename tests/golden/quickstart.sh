@@ -55,6 +55,7 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/simcse/%j_%t_log.out --kil
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=quickstart-embed
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem-per-gpu=32G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
@@ -80,6 +81,7 @@ srun --unbuffered --output /HERE/runs/quickstart/logs/embed/%A_%a_%t_log.out --k
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=quickstart-evaluate
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem-per-gpu=32G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append

@@ -7,6 +7,7 @@
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=reproduce_llama3_8b-evaluate
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem-per-gpu=32G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append

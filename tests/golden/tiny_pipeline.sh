@@ -55,6 +55,7 @@ srun --unbuffered --output /HERE/runs/tiny/logs/simcse/%j_%t_log.out --kill-on-b
 #SBATCH --gpus-per-node=1
 #SBATCH --job-name=tiny-embed
 #SBATCH --kill-on-invalid-dep=yes
+#SBATCH --mem-per-gpu=32G
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append

@@ -98,7 +98,7 @@ State=UP
 """
 NODE_LINE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
-    "CPUs=4 RealMemory=4000 Gres=gpu:1 Feature=fast,{name} State=UNKNOWN"
+    "CPUs=4 RealMemory=100000 Gres=gpu:1 Feature=fast,{name} State=UNKNOWN"
 )
 
 

@@ -37,8 +37,9 @@ _NAME = Option("the name of a job")
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What one job requests. `options` are values for `site.OPTIONS`. With `array` above 1 the job
-    is an array of that many equal tasks, each with all of these resources; at most
+    """What one job requests. `options` are values for `site.OPTIONS`. `mem_gib` is per node and
+    `mem_per_gpu_gib` per GPU; sbatch takes one of them only. With `array` above 1 the job is an
+    array of that many equal tasks, each with all of these resources; at most
     `array_throttle` tasks run at a time. `chained` is the job's number in a chain, from 1, or 0: a
     chained job is not requeued, since the next job waits already."""
 
@@ -49,6 +50,7 @@ class Resources:
     cpus_per_task: int
     time_min: int
     mem_gib: int | None = None
+    mem_per_gpu_gib: int | None = None
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     array: int = 1
     array_throttle: int | None = None
@@ -60,7 +62,7 @@ class Resources:
             check_option(name, text, option=OPTIONS[name])
         for field in (
             *("nodes", "tasks_per_node", "cpus_per_task", "time_min", "mem_gib"),
-            *("array", "array_throttle"),
+            *("mem_per_gpu_gib", "array", "array_throttle"),
         ):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -262,6 +264,7 @@ def _slurm_parameters(
     resources: Resources, *, after: str | None, setup: Sequence[str]
 ) -> dict[str, Any]:
     extra: dict[str, Any] = {"kill-on-invalid-dep": "yes"}
+    per_gpu = resources.mem_per_gpu_gib
     extra["no-requeue" if resources.chained else "requeue"] = True
     if resources.chained:
         setup = [f"export {CHAIN_VARIABLE}={resources.chained}", *setup]
@@ -270,6 +273,7 @@ def _slurm_parameters(
     optional = {
         **{key: text for key, text in resources.options.items() if key != "reservation"},
         "mem": f"{resources.mem_gib}G" if resources.mem_gib is not None else None,
+        "mem_per_gpu": f"{per_gpu}G" if per_gpu is not None else None,
         "gpus_per_node": resources.gpus_per_node or None,
         "dependency": after,
     }

@@ -30,6 +30,9 @@ from toolkit.settings.schema import (
 from toolkit.settings.training_checks import check_training, fit_to_ranks
 from toolkit.training.steps import check_steps
 
+# Memory for a task with one GPU: weights go straight to the GPU, so that it needs a few GiB, and
+# nodes have more than this per GPU.
+ONE_GPU_GIB = 32
 GPUS_UNKNOWN = 1  # per node, in the scripts that a dry run prints where SLURM cannot be asked
 MOST_MTEB_TASKS = 56  # of a benchmark; counting them would import mteb, which takes seconds
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
@@ -74,6 +77,7 @@ def jobs_of(
         site.check_option("dependency", arguments.dependency, option=site.DEPENDENCY)
     if arguments.chain < 1:
         raise BadInput(f"--chain {arguments.chain}: at least 1")
+    _check_memory(arguments, gpus=gpus)
     ranks = max(1, gpus)
     submit.check_folder(run_dir.absolute(), what="run_dir")
     title = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run_dir.absolute().name).strip(".+-") or "run"
@@ -85,18 +89,12 @@ def jobs_of(
         cpus_per_task=arguments.cpus_per_task,
         time_min=arguments.time_min,
         mem_gib=arguments.mem_gib,
+        mem_per_gpu_gib=arguments.mem_per_gpu_gib,
         options={
             name: text for name in site.OPTIONS if (text := getattr(arguments, name)) is not None
         },
     )
-    # Tasks of an array each claim work by themselves, so that one GPU is enough for each.
-    one = dataclasses.replace(
-        whole,
-        nodes=1,
-        tasks_per_node=1,
-        gpus_per_node=min(gpus, 1),
-        mem_gib=arguments.mem_gib and max(1, arguments.mem_gib // ranks),  # its share of a node's
-    )
+    one = _of_one_rank(whole)
     jobs = []
     for name, recipe in stages.items():
         asked = whole
@@ -114,6 +112,34 @@ def jobs_of(
         asked = dataclasses.replace(asked, name=f"{title}-{name}")
         jobs.append(PlannedJob(name, recipe, asked, (run_dir / LOG_DIR / name).absolute()))
     return jobs
+
+
+def _of_one_rank(whole: submit.Resources) -> submit.Resources:
+    """What a task of an array asks for: it claims work by itself, so that one GPU is enough."""
+    ranks, mem_gib = whole.tasks_per_node, whole.mem_gib
+    one = dataclasses.replace(
+        whole,
+        nodes=1,
+        tasks_per_node=1,
+        gpus_per_node=min(whole.gpus_per_node, 1),
+        mem_gib=mem_gib and max(1, mem_gib // ranks),  # its share of a node's
+    )
+    if one.gpus_per_node and one.mem_gib is None and one.mem_per_gpu_gib is None:
+        # Where a site sets no default, SLURM gives a task all memory of its node, so that no other
+        # can use the node's other GPUs.
+        one = dataclasses.replace(one, mem_per_gpu_gib=ONE_GPU_GIB)
+    return one
+
+
+def _check_memory(arguments: argparse.Namespace, *, gpus: int) -> None:
+    per_gpu = arguments.mem_per_gpu_gib
+    if per_gpu is not None and arguments.mem_gib is not None:
+        raise BadInput(
+            f"--mem-gib {arguments.mem_gib} --mem-per-gpu-gib {per_gpu}: one is per node, the "
+            "other per GPU; give one of them"
+        )
+    if per_gpu is not None and not gpus:
+        raise BadInput(f"--mem-per-gpu-gib {per_gpu}: there are no GPUs; give --mem-gib")
 
 
 def num_parts(recipe: EvaluateRecipe) -> int:
