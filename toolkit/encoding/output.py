@@ -4,7 +4,8 @@
 
 A unit's JSON is written last and carries the digests of the other two: it is the unit's marker.
 `manifest.json` appears when every unit is there and their rows were counted in the files
-(`completeness`); it repeats the plan and all markers, and carries its own digest. `toolkit.encoding.store` reads it. Shapes: R rows of a unit, D width.
+(`completeness`); it repeats the plan and all markers, and carries its own digest.
+`toolkit.encoding.store` reads it. Shapes: R rows of a unit, D width.
 """
 
 import dataclasses
