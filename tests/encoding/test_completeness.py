@@ -225,6 +225,18 @@ def test_a_corpus_that_is_gone_is_said_and_is_no_fault(
     assert "ids not compared: c is not there any more, or has changed" in line
 
 
+def test_a_damaged_corpus_is_a_line_with_its_file(
+    inputs: tuple[str, str], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(corpus, tmp_path / "shards")
+    embed(tmp_path / "enc", inputs[0], f"corpus.input={tmp_path / 'shards'}")
+    path = tmp_path / "shards" / "shard-00000.parquet"
+    path.write_bytes(bytes(path.stat().st_size))
+    assert f"error: {path}: is damaged; delete" in refused(capsys, verify.main, tmp_path / "enc")
+    path.unlink()
+    assert "ids not compared: " in line_of(tmp_path / "enc", capsys)
+
+
 def lie(made: Path, **changes: Any) -> None:
     """Change the manifest and the plan as somebody would who also makes their digests right."""
     for name in ("manifest.json", "plan.json"):

@@ -218,15 +218,23 @@ def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
 
 def ids_of_shards(directory: Path, *, digest: str) -> Iterator[list[str]] | None:
     """The ids of all documents in order, a shard at a time; None if the shards there are not those
-    with this `ShardSet.digest`, or not whole."""
+    with this `ShardSet.digest`, are not whole, or may not be read. Raises `BadInput` for a shard
+    that turns out to be damaged."""
     try:
         manifest = checked_manifest(directory, verify=False)
-    except BadInput:
+    except (BadInput, OSError):
         return None
     if _shards_digest(manifest) != digest:
         return None
-    paths = (directory / shard["file"] for shard in manifest["shards"])
-    return (pq.read_table(path, columns=["id"])["id"].to_pylist() for path in paths)
+    return (_ids_of(directory / shard["file"]) for shard in manifest["shards"])
+
+
+def _ids_of(shard: Path) -> list[str]:
+    try:
+        ids: list[str] = pq.read_table(shard, columns=["id"])["id"].to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise BadInput(f"{shard}: is damaged; {again(shard.parent)}") from error
+    return ids
 
 
 def _tally(manifest: Manifest) -> Tally | None:
