@@ -244,16 +244,15 @@ class Output:
         """
         by_name = {unit.name: self._marker(unit) for unit in self.units}
         markers = {name: marker for name, marker in by_name.items() if marker is not None}
-        counts = {
-            unit.name: counted
-            for unit in self.units
-            if (marker := by_name[unit.name]) and (counted := self._counts(unit, marker))
-        }
-        if missing := [unit for unit in self.units if unit.name not in counts]:
+        if missing := [unit for unit in self.units if unit.name not in markers]:
             return missing
         if fault := width_fault(markers):
             again = "delete the one that is wrong, and the same toolkit.encode makes it anew"
             raise BadInput(f"{self.directory / UNIT_DIR / fault}; {again}")
+        found = {unit.name: self._counts(unit, markers[unit.name]) for unit in self.units}
+        counts = {name: counted for name, counted in found.items() if counted}
+        if missing := [unit for unit in self.units if unit.name not in counts]:
+            return missing
         plan = read_json(self.directory / PLAN_FILE)
         if not isinstance(plan, dict) or plan.get("digest") != self.digest:
             raise BadInput(f"{self.directory / PLAN_FILE}: {FOREIGN}; choose another output_dir")
