@@ -270,6 +270,8 @@ def report(work: Work, *, manifest: dict[str, Any]) -> None:
     say(
         f"{summary['documents']:>12,} {kept}s kept, {summary['characters'] / 1e6:,.1f} M characters"
     )
+    if summary["without_id"]:
+        say(f"{summary['without_id']:>12,} of them without an id: named by file and {read}")
     for name, why in summary["damaged_files"].items():
         say(f"damaged: {name}: {why}")
     if (work.output / QUARANTINE).is_file():

@@ -49,8 +49,8 @@ def test_queries_and_pairs_are_judged_against_it(shards: Path) -> None:
 
 
 def test_the_whole_way_with_fewer_steps(tmp_path: Path) -> None:
-    """Shorter texts, too. Real starts, of the quickstart, of the jobs that submitit runs here, and of
-    their ranks."""
+    """And shorter texts. Real starts, of the quickstart, of the jobs that submitit runs here, and
+    of their ranks."""
     states = ("base causal", "bidirectional untrained", "after MNTP", "after SimCSE")
     encoders = ["embed.encoder"]
     encoders += [f"evaluate.encoders.{state.replace(' ', '_')}" for state in states]

@@ -178,11 +178,13 @@ def _encoder(folder: Path) -> str:
 
 
 def _encoding(folder: Path) -> str:
+    from toolkit.encoding.completeness import proven_line
     from toolkit.encoding.index import check_indexes
     from toolkit.encoding.store import VectorStore
 
-    check_indexes(VectorStore(folder, verify=True))
-    return "whole"
+    store = VectorStore(folder, verify=True)
+    check_indexes(store)
+    return f"whole, {proven_line(store)}"
 
 
 def _scores(folder: Path) -> str:

@@ -337,7 +337,7 @@ def test_mpi_ranks_write_the_same_bytes(tmp_path: Path, whole: Path, inputs: Inp
     assert contents(output) == contents(whole)
     for worker in (1, 2):
         assert f"embed: worker {worker} of 2 (mpi): 11 units" in printed
-    assert printed.count("all 170 rows are in") == 1
+    assert printed.count("rows in the source = 170 with vectors (0 empty)") == 1
 
 
 def test_mpi_of_another_kind_than_the_launcher_is_refused(tmp_path: Path, inputs: Inputs) -> None:

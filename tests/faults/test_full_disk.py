@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from tests.conftest import need
+from data_scripts import shard_wikipedia
+from tests.conftest import QUICKSTART, need
 from tests.encoding.making import output_of, write_all
 from toolkit import encode, evaluate, export, search
 from toolkit.base.errors import full_disk
@@ -73,6 +74,17 @@ def test_an_encoding_names_the_full_disk_and_goes_on(
     (disk / ".filler").unlink()
     assert encode.main(arguments) == 0
     assert VectorStore(output, verify=True).num_rows > 0
+
+
+@pytest.mark.parametrize("kib", [0, 40, 120])
+def test_shards_name_the_full_disk_and_go_on(kib: int, disk: Path, capsys: Said) -> None:
+    """Written by worker processes, which hand their error on."""
+    arguments = ["--input", str(QUICKSTART / "encyclopedia.xml.bz2"), "--workers", "2"]
+    arguments += ["--output", str(disk / "shards"), "--rows-per-shard", "40"]
+    leave(disk, num_bytes=kib * 2**10)
+    is_one_line(capsys, code=shard_wikipedia.main(arguments), names=disk)
+    (disk / ".filler").unlink()
+    assert shard_wikipedia.main(arguments) == 0
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_an_array_that_loses_a_node_loses_nothing(
     slurm.start_now(f"{job}_{lost}")
     assert slurm.wait(job, timeout_s=120) == "COMPLETED", logs(tmp_path)
     assert slurm.job(f"{job}_{lost}")["Restarts"] == "1"
-    assert "embed: all " in (tmp_path / f"{lost}.log").read_text()
+    assert " rows in the source = " in (tmp_path / f"{lost}.log").read_text()
     door("encode", "tiny_embed", *overrides, f"output_dir={tmp_path / 'one'}")
     VectorStore(array, verify=True)
     assert contents(array / "units") == contents(tmp_path / "one" / "units")

@@ -92,6 +92,16 @@ def test_rows_without_an_id_get_their_place_in_the_file(tmp_path: Path) -> None:
     assert found == ["none.jsonl:0", "none.jsonl:1"]
 
 
+@pytest.mark.parametrize("blank", ['""', '"  "', "null", "NaN"])
+def test_an_id_that_names_nothing_is_none(blank: str, tmp_path: Path) -> None:
+    """Two rows would otherwise have the same one, and the second be lost."""
+    (tmp_path / "x.jsonl").write_text(f'{{"text": "one", "id": {blank}}}\n{{"text": "b", "id": 0}}')
+    one, two = documents(opened(tmp_path / "x.jsonl"))
+    assert isinstance(one, Article) and isinstance(two, Article)
+    assert (one.id, one.lacks_id) == ("x.jsonl:0", True)
+    assert (two.id, two.lacks_id) == ("0", False)
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

@@ -1,6 +1,6 @@
 """Embedding a corpus, and searching in it.
 
 `program` composes. Work: `units`, `schedule`, `progress`. From texts to vectors: `rows`, `encoder`,
-`chunks`, `pipe`, `pipeline`. On disk: `formats`, `sums`, `output` (writes), `agreement`, `store`
-(reads), `parquet`. Search: `search`, `index`, `snippets`, `negatives`.
+`chunks`, `pipe`, `pipeline`. On disk: `formats`, `sums`, `output` (writes), `agreement`,
+`completeness`, `store` (reads), `parquet`. Search: `search`, `index`, `snippets`, `negatives`.
 """

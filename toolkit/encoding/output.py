@@ -3,8 +3,9 @@
     ENC/plan.json  ENC/units/00017.{safetensors,ids.parquet,json}  ENC/manifest.json
 
 A unit's JSON is written last and carries the digests of the other two: it is the unit's marker.
-`manifest.json` appears when every unit is there; it repeats the plan and all markers, and carries
-its own digest. `toolkit.encoding.store` reads it. Shapes: R rows of a unit, D width.
+`manifest.json` appears when every unit is there and their rows were counted in the files
+(`completeness`); it repeats the plan and all markers, and carries its own digest.
+`toolkit.encoding.store` reads it. Shapes: R rows of a unit, D width.
 """
 
 import dataclasses
@@ -26,6 +27,13 @@ from toolkit.base.files import read_json, remove_temporaries, sha256_of, write_a
 from toolkit.base.layout import MANIFEST_FILE, PLAN_FILE, UNIT_DIR
 from toolkit.base.sealed import content_digest, is_sealed, sealed
 from toolkit.encoding.agreement import FOREIGN, marker_fault, width_fault
+from toolkit.encoding.completeness import (
+    Counts,
+    completeness_line,
+    counts_of_unit,
+    require_complete,
+    total,
+)
 from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_length
 from toolkit.encoding.units import Unit, check_facts
 from toolkit.settings.schema import VectorFormat
@@ -228,11 +236,11 @@ class Output:
         )
 
     def write_manifest(self) -> list[Unit]:
-        """Write the manifest if every unit is there; returns the units that are missing. Any worker
-        may call it.
+        """Write the manifest if every unit is there; returns the units that are missing, or whose
+        files do not hold the rows of their marker. Any worker may call it.
 
-        Raises `BadInput` for a unit, or a plan, of another encoding. Temporary files of killed
-        writers are removed first.
+        Raises `BadInput` for a unit, or a plan, of another encoding, and when the rows of the
+        source do not add up. Temporary files of killed writers are removed first.
         """
         by_name = {unit.name: self._marker(unit) for unit in self.units}
         markers = {name: marker for name, marker in by_name.items() if marker is not None}
@@ -241,14 +249,38 @@ class Output:
         if fault := width_fault(markers):
             again = "delete the one that is wrong, and the same toolkit.encode makes it anew"
             raise BadInput(f"{self.directory / UNIT_DIR / fault}; {again}")
+        found = {unit.name: self._counts(unit, markers[unit.name]) for unit in self.units}
+        counts = {name: counted for name, counted in found.items() if counted}
+        if missing := [unit for unit in self.units if unit.name not in counts]:
+            return missing
         plan = read_json(self.directory / PLAN_FILE)
         if not isinstance(plan, dict) or plan.get("digest") != self.digest:
             raise BadInput(f"{self.directory / PLAN_FILE}: {FOREIGN}; choose another output_dir")
         check_facts(plan, source=self.directory / PLAN_FILE, advice="choose another output_dir")
+        whole = {**plan, "units": markers, "counts": total(counts.values())}
+        require_complete(whole, whole["counts"], source=self.directory)
         for folder in (self.directory, self.directory / UNIT_DIR):
             remove_temporaries(folder)
-        write_json(self.directory / MANIFEST_FILE, sealed({**plan, "units": markers}))
+        write_json(self.directory / MANIFEST_FILE, sealed(whole))
         return []
+
+    def _counts(self, unit: Unit, marker: Marker) -> Counts | None:
+        files = unit_files(self.directory, unit=unit)
+        return counts_of_unit(files.vectors, files.ids, marker=marker, form=self.form)
+
+    def completeness(self) -> str:
+        """What became of every row of the source, in one line, once no unit is missing. Raises
+        `BadInput` when the rows do not add up."""
+        path = self.directory / MANIFEST_FILE
+        if not path.is_file():  # we were told to stop while another worker writes it
+            return "another worker counts the rows"
+        manifest = read_json(path)
+        counts = manifest.get("counts")
+        if counts is None:  # of an older toolkit
+            found = (self._counts(unit, manifest["units"][unit.name]) for unit in self.units)
+            counts = total(one for one in found if one)
+        require_complete(manifest, counts, source=self.directory)
+        return completeness_line(manifest, counts)
 
     def is_in_manifest(self, names: Iterable[str]) -> bool:
         """Whether a whole manifest exists that repeats the markers of these units."""

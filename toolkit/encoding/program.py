@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.base.console import at_work, say
-from toolkit.base.errors import BadInput
-from toolkit.base.layout import LEASE_DIR
+from toolkit.base.errors import BadInput, RunFailed
+from toolkit.base.layout import LEASE_DIR, UNIT_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import torch
 
     from toolkit.encoding.encoder import Encoder
+
+MAX_ROUNDS = 5  # each makes the units again that were not whole at the end of the one before
 
 
 def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
@@ -91,6 +93,7 @@ def _work(
             f"embed: {_name(way, index=index, count=count)}: {len(output.units)} units, "
             f"{num_done} done"
         )
+        num_rounds = 0
         while True:
             _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks)
             num_left = work.num_left()
@@ -99,8 +102,14 @@ def _work(
             # Closing may find damaged markers: then there are units to do again.
             if not num_left and work.close():
                 break
+            num_rounds += not num_left
+            if num_rounds == MAX_ROUNDS:
+                raise RunFailed(
+                    f"{output.directory / UNIT_DIR}: what is written there gets lost: after "
+                    f"{num_rounds} rounds some units are not whole; choose another file system"
+                )
         if way != schedule.MPI or topology.rank == 0:
-            say(f"embed: all {shards.num_rows:,} rows are in {output.directory}")
+            say(f"embed: {output.directory}: {output.completeness()}")
         return 0
 
 
@@ -167,6 +176,7 @@ def _claimed(
         model=recipe.encoder.model,
         adapters=recipe.encoder.adapters,
         corpus=recipe.corpus.input,
+        source=shards.tally,
     )
     output = Output(
         output_dir,

@@ -30,12 +30,14 @@ from toolkit.base.documents import Count, checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, sha256_of
 from toolkit.base.layout import MANIFEST_FILE, PLAN_FILE
-from toolkit.base.sealed import SELF_DIGEST, is_sealed
+from toolkit.base.sealed import is_sealed
 from toolkit.encoding.agreement import agreed_units, check_ids
+from toolkit.encoding.completeness import Counts
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
 from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, Marker, unit_files
-from toolkit.encoding.units import FORMAT, Unit, check_facts, units
+from toolkit.encoding.units import FORMAT, NO_PLAN, Unit, check_facts, units
 from toolkit.settings.schema import VectorFormat
+from toolkit.text.tally import Tally
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +77,8 @@ class Manifest(TypedDict):
     corpus_path: PathText
     model_path: PathText
     adapter_paths: NotRequired[list[PathText]]
+    source: NotRequired[Tally]
+    counts: NotRequired[Counts]
 
 
 class VectorStore:
@@ -153,7 +157,7 @@ class VectorStore:
         characters from begin to end that it covers."""
         wanted = self._numbers(rows)
         numbers = [self._unit_of(row) for row in wanted.tolist()]
-        tables = {number: self._records(self.units[number]) for number in sorted(set(numbers))}
+        tables = {number: self.unit_facts(self.units[number]) for number in sorted(set(numbers))}
         # The rows of the units needed stand one after another in one table.
         offsets = dict(zip(tables, np.cumsum([0, *map(len, tables.values())]), strict=False))
         places = [
@@ -176,7 +180,7 @@ class VectorStore:
             raise BadInput(f"{said}; give a list of them") from error
         rows = np.full(len(ids), -1, dtype=np.int64)
         for unit in self.units:
-            column = self._records(unit)["id"].combine_chunks()
+            column = self.unit_facts(unit)["id"].combine_chunks()
             places = pc.index_in(wanted, value_set=column).fill_null(-1).to_numpy()
             here = places >= 0
             if (again := np.flatnonzero(here & (rows >= 0))).size:
@@ -194,8 +198,23 @@ class VectorStore:
 
     def records(self, unit: Unit) -> list[dict[str, Any]]:
         """id, title and empty of a unit's rows."""
-        rows: list[dict[str, Any]] = self._records(unit).to_pylist()
+        rows: list[dict[str, Any]] = self.unit_facts(unit).to_pylist()
         return rows
+
+    def unit_facts(self, unit: Unit) -> pa.Table:
+        """The columns of `facts` of all rows of a unit."""
+        path = unit_files(self.directory, unit=unit).ids
+        try:
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() != self._digest(path, unit=unit):
+                raise _damaged(path)
+            table = pq.read_table(pa.BufferReader(data))
+        except (OSError, pa.ArrowException) as error:
+            raise _damaged(path) from error
+        schema = CHUNK_FACTS if self.has_chunks else FACTS
+        if len(table) != unit.stop - unit.start or not table.schema.equals(schema):
+            raise _damaged(path)
+        return table
 
     def vectors(self) -> Vectors:
         """All vectors (N, D) in corpus order; for corpora that fit in memory."""
@@ -246,23 +265,9 @@ class VectorStore:
         rows = unit.stop - unit.start
         return open_vectors(path, form=self.form, rows=rows, width=self.width, seal=seal)
 
-    def _records(self, unit: Unit) -> pa.Table:
-        path = unit_files(self.directory, unit=unit).ids
-        try:
-            data = path.read_bytes()
-            if hashlib.sha256(data).hexdigest() != self._digest(path, unit=unit):
-                raise _damaged(path)
-            table = pq.read_table(pa.BufferReader(data))
-        except (OSError, pa.ArrowException) as error:
-            raise _damaged(path) from error
-        schema = CHUNK_FACTS if self.has_chunks else FACTS
-        if len(table) != unit.stop - unit.start or not table.schema.equals(schema):
-            raise _damaged(path)
-        return table
-
     def _check_files(self) -> None:
         """Compare plan, markers, vectors and ids with the manifest, which was checked before."""
-        plan = {k: v for k, v in self.manifest.items() if k not in ("units", SELF_DIGEST)}
+        plan = {key: value for key, value in self.manifest.items() if key not in NO_PLAN}
         path = self.directory / PLAN_FILE
         if read_json(path) != plan:
             raise BadInput(f"{path}: is damaged (it is not the plan that {MANIFEST_FILE} repeats)")
@@ -273,7 +278,7 @@ class VectorStore:
             self._checked(files.vectors, unit=unit)
         planned = units(self.manifest["bounds"])
         check_ids(
-            self.directory, planned, records=lambda unit: self._records(self.units[unit.number])
+            self.directory, planned, records=lambda unit: self.unit_facts(self.units[unit.number])
         )
 
     def _checked(self, path: Path, *, unit: Unit) -> Path:

@@ -17,14 +17,15 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import create_json, digest_of, read_json
 from toolkit.base.layout import LAUNCHED_FILE, LOG_DIR, PLAN_FILE, PREFETCHED_FILE
 from toolkit.settings.schema import DType, EmbedRecipe
+from toolkit.text.tally import Tally
 
 FORMAT = "toolkit-encoding/2"
 CHARS_PER_TOKEN = 4  # in English text; units only have to be about equal
 CHARS_PER_ROW = 32  # the work that a row costs beside its text, in characters
 MAX_ROWS_FACTOR = 4
 # Keys of a plan that are no part of its identity, and keys of a manifest that the plan lacks.
-NO_FACTS = ("digest", "model_path", "adapter_paths", "corpus_path")
-NO_PLAN = ("units", "manifest_sha256")
+NO_FACTS = ("digest", "model_path", "adapter_paths", "corpus_path", "source")
+NO_PLAN = ("units", "counts", "manifest_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,9 +158,11 @@ def claim_directory(
     model: str,
     corpus: str,
     adapters: Sequence[str] = (),
+    source: Tally | None = None,
 ) -> None:
     """Create the plan in a new output directory, or check that the plan there is the same. If two
-    workers with different facts arrive at the same time, one of them gets the directory.
+    workers with different facts arrive at the same time, one of them gets the directory. `source`:
+    what became of the rows that the corpus was made from, if its manifest says it.
 
     Raises `BadInput` with the facts that differ: vectors of two models must never mix.
     """
@@ -175,7 +178,8 @@ def claim_directory(
                 f"output_dir={output_dir} is neither empty nor an encoding; choose another"
             )
         paths = {"model_path": model, "adapter_paths": list(adapters), "corpus_path": corpus}
-        create_json(path, {**facts, **paths})
+        counts = {"source": source} if source else {}
+        create_json(path, {**facts, **paths, **counts})
     # Read even after creating it: another worker may have been quicker.
     _require_same(output_dir, there=read_json(path), facts=facts)
 

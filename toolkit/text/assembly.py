@@ -50,7 +50,8 @@ class Unfinished(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class _Documents:
-    """All documents of all parts in order: the part, the input, and the row of the input.
+    """All documents of all parts in order: the part, the input, the row of the input, and whether
+    that row lacks an id.
 
     Shapes: N documents.
     """
@@ -58,6 +59,7 @@ class _Documents:
     part_N: NDArray[np.int32]
     file_N: NDArray[np.int32]
     row_N: NDArray[np.int64]
+    lacks_id_N: NDArray[np.bool_]
     duplicates: list[Duplicate]
 
     def kept(self) -> NDArray[np.bool_]:
@@ -155,7 +157,7 @@ def find_duplicates(work: Work, parts: Sequence[Part]) -> _Documents:
     if "signature" in whole:
         leave_out(nearly_repeated(whole["signature"], among=among, reason=NEARLY_SAME))
     duplicates.sort(key=lambda duplicate: duplicate.number)
-    return _Documents(part_N, whole["file"], whole["row"], duplicates)
+    return _Documents(part_N, whole["file"], whole["row"], whole["lacks_id"], duplicates)
 
 
 def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> dict[str, Any]:
@@ -168,11 +170,13 @@ def summarise(work: Work, *, parts: Sequence[Part], documents: _Documents) -> di
         quarantined.update(part.quarantined)
     for duplicate in documents.duplicates:
         (quarantined if duplicate.reason == DUPLICATE_ID else dropped)[duplicate.reason] += 1
-    rows, kept = sum(part.rows for part in parts), int(documents.kept().sum())
+    kept_N = documents.kept()
+    rows, kept = sum(part.rows for part in parts), int(kept_N.sum())
     assert rows == kept + dropped.total() + quarantined.total(), "a row was lost"
     return {
         "rows": rows,
         "documents": kept,
+        "without_id": int((kept_N & documents.lacks_id_N).sum()),
         "dropped": dict(sorted(dropped.items())),
         "quarantined": dict(sorted(quarantined.items())),
         "damaged_files": {
@@ -192,6 +196,7 @@ def _keys(work: Work, part: Part) -> dict[str, NDArray[Any]]:
     keys: dict[str, NDArray[Any]] = {
         "file": table["file"].to_numpy().astype(np.int32),
         "row": table["row"].to_numpy().astype(np.int64),
+        "lacks_id": table["lacks_id"].to_numpy().astype(np.bool_),
     }
     for name in ("id", "text", "normalized"):
         if name in table.column_names:

@@ -5,6 +5,7 @@ which kind (`sources`), and what a document is used for.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -131,7 +132,9 @@ class Lines:
         except UnicodeDecodeError:
             return Rejected("not valid UTF-8", is_bad=True)
         if self._columns is None:
-            return _document({"text": text}, columns=Columns(), name=self._name, number=number)
+            # Its number is all that such a line can be named by, so it lacks nothing.
+            named = {"text": text, "id": f"{self._name}:{number}"}
+            return _document(named, columns=Columns(), name=self._name, number=number)
         try:
             parsed = json.loads(text, object_pairs_hook=without_repeats)
         except RepeatedName as error:
@@ -270,12 +273,21 @@ def _document(
     identifier, title, url = (
         row.get(column) for column in (columns.id, columns.title, columns.url)
     )
+    lacks_id = _is_absent(identifier)
     return Article(
-        id=f"{name}:{number}" if identifier is None else _encodable(str(identifier)),
+        id=f"{name}:{number}" if lacks_id else _encodable(str(identifier)),
         title="" if title is None else _encodable(str(title)),
         url="" if url is None else _encodable(str(url)),
         text=str(text),
+        lacks_id=lacks_id,
     )
+
+
+def _is_absent(identifier: Any) -> bool:
+    """Whether this names no document: null, NaN (what pandas writes for a missing number), or
+    nothing but white space. Several such rows would otherwise repeat each other's id."""
+    is_nan = isinstance(identifier, float) and math.isnan(identifier)
+    return identifier is None or is_nan or (isinstance(identifier, str) and not identifier.strip())
 
 
 def text_problem(text: Any) -> str:

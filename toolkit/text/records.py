@@ -10,12 +10,14 @@ from toolkit.base.errors import BadInput
 
 @dataclass(frozen=True)
 class Article:
-    """A document: its text is plain prose, paragraphs separated by one newline."""
+    """A document: its text is plain prose, paragraphs separated by one newline. `lacks_id`: its row
+    could have had an id, but has none, so that file and row are its id."""
 
     id: str
     title: str
     url: str
     text: str
+    lacks_id: bool = False
 
 
 @dataclass(frozen=True)

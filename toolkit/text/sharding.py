@@ -39,7 +39,7 @@ from toolkit.text.sources import Input, num_rows, reading_settings, stamp
 DEDUPLICATE = ("none", "exact", "normalized", "near")
 SHOWN_CHARS = 80
 LIKELY_ROW_BYTES = 100  # compressed; few inputs have smaller rows
-PARTS = 2  # version: raise it when the files of a part change, so that older parts are not used
+PARTS = 3  # version: raise it when the files of a part change, so that older parts are not used
 
 
 @dataclass(frozen=True)
@@ -251,6 +251,7 @@ class _Collected:
             "file": place.file,
             "row": place.number,
             "id": key_of(article.id),
+            "lacks_id": article.lacks_id,
         }
         if self._work.deduplicate != "none":
             keys["text"] = key_of(article.text)
@@ -338,6 +339,7 @@ def _maker(work: Work, _: Path) -> PartMaker:
 def keys_schema(work: Work) -> pa.Schema:
     """The columns of a part's keys: one row per document, in the order of its shards."""
     fields = [("file", pa.int32()), ("row", pa.int64()), ("id", pa.binary())]
+    fields.append(("lacks_id", pa.bool_()))
     if work.deduplicate != "none":
         fields.append(("text", pa.binary()))
     if work.deduplicate == "normalized":

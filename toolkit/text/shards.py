@@ -9,7 +9,7 @@ documents come from (`sources`, `sharding`) and in which order they are trained 
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NotRequired
@@ -29,6 +29,7 @@ from toolkit.text.copies import CACHE, ArrowCopy, open_copy
 from toolkit.text.manifest import Manifest, again, check_files, read_manifest
 from toolkit.text.records import Article
 from toolkit.text.sentences import MIN_CHARS, MIN_WORDS, sentence_spans
+from toolkit.text.tally import Summary, Tally, tally_fault, tally_of
 
 FORMAT = "toolkit-shards/2"
 HOW_TO_MAKE = "make it with: python data_scripts/shard_wikipedia.py --input DUMP --output"
@@ -119,7 +120,7 @@ def open_shards(directory: Path, *, verify: bool = True) -> "ShardSet":
     directory = directory.absolute()  # a loader process may have another working directory
     manifest = checked_manifest(directory, verify=verify)
     copy = open_copy(directory, entries=manifest["shards"], schema=SCHEMA, verify=verify)
-    shards = ShardSet(copy, digest=_shards_digest(manifest))
+    shards = ShardSet(copy, digest=_shards_digest(manifest), tally=_tally(manifest))
     for name, counts in (
         ("num_chars", shards.num_chars),
         ("num_sentences", shards.num_sentences),
@@ -135,11 +136,12 @@ class ShardSet:
     """The rows of all shards in order, memory-mapped: a row is read when it is asked for.
 
     `num_chars` (int64) and `num_sentences` (int32) have one entry per row. `digest` identifies the
-    content of all shards. A ShardSet can be pickled to loader processes, which map the same file.
+    content of all shards. `tally` counts the rows of the source; it is None if the manifest has no
+    summary. A ShardSet can be pickled to loader processes, which map the same file.
     """
 
-    def __init__(self, copy: ArrowCopy, *, digest: str) -> None:
-        self.digest = digest
+    def __init__(self, copy: ArrowCopy, *, digest: str, tally: Tally | None = None) -> None:
+        self.digest, self.tally = digest, tally
         self._copy, rows = copy, copy.rows
         self.num_rows: int = len(rows)
         table = rows.data.table
@@ -200,6 +202,7 @@ class Listed(TypedDict):
     rows: Count
     shards: list[_Shard]
     files: NotRequired[dict[FileName, Digest]]
+    summary: NotRequired[Summary]
 
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
@@ -207,7 +210,37 @@ def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
     manifest = read_manifest(directory, form=FORMAT, how_to_make=HOW_TO_MAKE)
     checked(manifest, Listed, source=directory / MANIFEST_FILE, advice=again(directory))
     check_files(directory, manifest["shards"], names=_SHARD_NAME, verify=verify)
+    tally = _tally(manifest)
+    if tally and (fault := tally_fault(tally, documents=manifest["rows"])):
+        raise BadInput(f"{directory / MANIFEST_FILE}: does not add up: {fault}; {again(directory)}")
     return manifest
+
+
+def ids_of_shards(directory: Path, *, digest: str) -> Iterator[list[str]] | None:
+    """The ids of all documents in order, a shard at a time; None if the shards there are not those
+    with this `ShardSet.digest`, are not whole, or may not be read. Raises `BadInput` for a shard
+    that turns out to be damaged."""
+    try:
+        manifest = checked_manifest(directory, verify=False)
+    except (BadInput, OSError):
+        return None
+    if _shards_digest(manifest) != digest:
+        return None
+    return (_ids_of(directory / shard["file"]) for shard in manifest["shards"])
+
+
+def _ids_of(shard: Path) -> list[str]:
+    try:
+        ids: list[str] = pq.read_table(shard, columns=["id"])["id"].to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise BadInput(f"{shard}: is damaged; {again(shard.parent)}") from error
+    return ids
+
+
+def _tally(manifest: Manifest) -> Tally | None:
+    summary = manifest.get("summary")
+    limit = manifest.get("settings", {}).get("limit")
+    return tally_of(summary, limit=limit) if summary else None
 
 
 def _shards_digest(manifest: Manifest) -> str:
