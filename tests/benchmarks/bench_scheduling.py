@@ -47,7 +47,8 @@ def never() -> bool:
 def plan_figures(folder: Path, *, rows: int) -> dict[str, float]:
     """Seconds of each part of a plan of so many rows, of the clock and of the processor, and peak
     memory in GiB."""
-    recipe = load_recipe("embed_corpus", overrides=[f"output_dir={folder / 'enc'}"])
+    given = [f"output_dir={folder / 'enc'}", "encoder.dtype=bf16"]
+    recipe = load_recipe("embed_corpus", overrides=given)
     assert isinstance(recipe, EmbedRecipe)
     rng = np.random.default_rng(0)
     num_chars_N = np.empty(rows, dtype=np.int64)

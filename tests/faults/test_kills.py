@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.faults.killer import Call, Run, Trainer, served
 from toolkit import verify
 from toolkit.base.errors import BadInput
+from toolkit.base.layout import HEARTBEATS_FILE
 from toolkit.runs.records import read_metrics
 from toolkit.training import checkpoint, steps
 
@@ -28,7 +29,8 @@ SAVE_EVERY = 1
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What is left of a run: its losses by step, the digest of every tensor of its newest
-    checkpoint and of its encoder, and the names of all its files, hidden ones too."""
+    checkpoint and of its encoder, and the names of all its files, hidden ones too (but of the one
+    that only a run has which takes longer than a heartbeat)."""
 
     losses: dict[int, float]
     tensors: dict[str, str]
@@ -64,7 +66,11 @@ def outcome(run_dir: Path) -> Outcome:
     return Outcome(
         losses={int(row["step"]): row["loss"] for row in read_metrics(run_dir)},
         tensors=tensors,
-        files=sorted(str(path.relative_to(run_dir)) for path in run_dir.rglob("*")),
+        files=sorted(
+            str(path.relative_to(run_dir))
+            for path in run_dir.rglob("*")
+            if path.name != HEARTBEATS_FILE
+        ),
     )
 
 
