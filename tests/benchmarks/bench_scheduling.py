@@ -22,6 +22,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tests.encoding.making import output_of
@@ -29,7 +31,8 @@ from tests.mpi import mpi_command
 from toolkit.base.layout import UNIT_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
-from toolkit.encoding.output import Output, unit_files
+from toolkit.encoding.formats import encode
+from toolkit.encoding.output import FACTS, Output, unit_files
 from toolkit.encoding.schedule import LEASE_DIR, Claims, Dealt, Schedule
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import claim_directory, identity, units
@@ -75,12 +78,15 @@ def plan_figures(folder: Path, *, rows: int) -> dict[str, float]:
         output = open_plan()
     (folder / "enc" / UNIT_DIR).mkdir()
     for unit in output.units:
-        files = unit_files(folder / "enc", unit=unit)
+        # Not synced, unlike a real one; the manifest reads no vector.
+        files, num_rows = unit_files(folder / "enc", unit=unit), unit.stop - unit.start
+        files.vectors.write_bytes(encode(np.ones((num_rows, 1), dtype=np.float32), form="fp32"))
+        ids = [str(row) for row in range(unit.start, unit.stop)]
+        facts = {"id": ids, "title": ids, "empty": [False] * num_rows}
+        pq.write_table(pa.table(facts, schema=FACTS), files.ids, compression="zstd")
         digests = {files.vectors.name: "0" * 64, files.ids.name: "0" * 64}
         marker = {"encoding": output.digest, "start": unit.start, "sha256": digests}
-        # Not synced, unlike a real one.
-        text = json.dumps({**marker, "rows": unit.stop - unit.start, "width": 4096})
-        files.marker.write_text(text)
+        files.marker.write_text(json.dumps({**marker, "rows": num_rows, "width": 1}))
     with timed("open"):
         output = open_plan()
     assert output.unfinished() == []
