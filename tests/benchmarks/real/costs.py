@@ -4,7 +4,7 @@
 
 Each contender is a process of its own: it loads, embeds (BM25: indexes) the passages once without
 a clock and once with it. Memory is the largest that the process held, libraries included. Size on
-disk is that of what a user fetches: table, or base and adapters. TABLE as in peers.py.
+disk is that of the table, or of the base and its adapters. TABLE as in peers.py.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def embedder(
         vocabulary = given.data / VOCABULARY
         return WordLlama(given.table, vocabulary=vocabulary), [given.table, vocabulary]
     if name == "tiny model":
-        return Encoder.from_pretrained(TINY).vectors_of, [TINY]
+        return Encoder.from_pretrained(str(TINY)).vectors_of, [TINY]
     return smollm2()
 
 
