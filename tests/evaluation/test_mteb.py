@@ -125,11 +125,7 @@ class Remembering:
 
 @pytest.fixture(scope="module")
 def embed(tiny_model: Path) -> Remembering:
-    return remembering(tiny_model)
-
-
-def remembering(model: Path) -> Remembering:
-    settings = EncoderSettings(model=str(model), max_tokens=32)
+    settings = EncoderSettings(model=str(tiny_model), max_tokens=32)
     return Remembering(Embedder(Encoder(settings), name="tiny model", instruction="Find it."))
 
 
