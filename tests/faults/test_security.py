@@ -101,6 +101,8 @@ def doors(shards: Path, tiny_model: Path, tmp_path_factory: pytest.TempPathFacto
         + ["near", "--model", tiny_model],
         ["data_scripts.verify_shards", made],
         ["data_scripts.prepare_pairs", "--input", tmp_path / "pairs.jsonl", "--output", pairs],
+        ["data_scripts.list_texts", *simcse[1:], "train.steps=1"]
+        + ["--output", tmp_path / "texts.jsonl"],
         [*simcse, "train.steps=1"],
         [*simcse, "train.steps=2"],
         ["toolkit.train", *supervised, f"run_dir={run_dir / 's'}", "train.global_batch_rows=2"]

@@ -46,7 +46,11 @@ VARIANTS = {
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
     "fused": [],  # the norms of a GPU
+    "taught": [],  # see `TEACHER`
 }
+# By the margins a random teacher leaves out some candidates of some queries.
+TEACHER = {"weight": 0.4, "scale": 3.0}
+MARGIN = {"simcse": -0.6, "supervised": -0.2}
 
 
 def case_recipe(
@@ -58,6 +62,10 @@ def case_recipe(
     for variant in variants:
         overrides += VARIANTS[variant]
     overrides += [f"data.train={pairs if kind == 'supervised' else shards}", f"model.base={base}"]
+    if "taught" in variants:
+        settings = {"embeddings": Path(pairs).with_name("teacher"), **TEACHER}
+        settings |= {"false_negative_margin": MARGIN[kind]}
+        overrides += [f"{kind}.teacher.{name}={value}" for name, value in settings.items()]
     if "full" in variants:
         overrides = [value for value in overrides if not value.startswith("model.lora.")]
     recipe = load_recipe(f"tiny_{kind}", overrides=[*overrides, f"deepspeed.config=zero{stage}"])
@@ -143,7 +151,7 @@ def main(out: str, base: str, shards: str, pairs: str, cases: list[str]) -> None
         units = sum(trainer.objective.num_units(batch) for batch in batches)
         (all_units,) = comm.sum_over_ranks(units, device=device)
         figures = comm.sum_of_each(trainer.backward(batches, all_units=all_units))
-        for name in ("loss", "accuracy", "alignment"):
+        for name in ("loss", "accuracy", "alignment", "teacher_kl"):
             if name in figures:
                 value = figures[name] / all_units
                 found[f"{case}/{name}"] = torch.tensor(value, dtype=torch.float64)

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from tests.conftest import run, torchrun
 from tests.training.gradients import case_recipe, random_start
+from tests.training.teachers import random_vectors, write_teacher
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.settings.model_source import resolve_model
-from toolkit.text.pairs import Pair, PairTask, write_pairs
+from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
+from toolkit.text.shards import open_shards
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
 CASES = (
@@ -24,6 +26,8 @@ CASES = (
     *("supervised:3", "supervised-cached:2", "supervised-cached:3", "supervised-tokens:3"),
     *("supervised-full:1", "supervised-cached-full:3", "supervised-sdpa:3"),
     *("supervised-matryoshka:3", "supervised-cached-matryoshka:3"),
+    *("simcse-taught:3", "simcse-cached-taught:2"),
+    *("supervised-taught:3", "supervised-cached-taught-matryoshka:3", "supervised-tokens-taught:2"),
     *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
     *("mntp-recomputed:3", "simcse-cached-recomputed:3"),
     *("mntp-fused:2", "mntp-fused-full:3", "simcse-cached-fused-recomputed:3"),
@@ -32,7 +36,7 @@ CASES = (
 FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
-FIGURES = {"loss", "accuracy", "alignment"}
+FIGURES = {"loss", "accuracy", "alignment", "teacher_kl"}
 
 Found = dict[str, Tensor]
 
@@ -63,7 +67,24 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tiny_model: Path, shards: Path, pairs: Path) -> tuple[Path, ...]:
-    """What every case needs: the base model, shards and pairs."""
+    """What every case needs: the base model, shards and pairs; beside these a teacher of all
+    their texts."""
+    opened, sentences = open_pairs(pairs), open_shards(shards)
+    texts = [
+        text
+        for number, rows in enumerate(opened.num_rows.tolist())
+        for row in range(rows)
+        for pair in [opened.pair(number, row)]
+        for text in (pair.query, pair.positive, *pair.negatives)
+    ]
+    texts += [
+        sentences.sentence(row, k)
+        for row in range(len(sentences))
+        for k in range(int(sentences.num_sentences[row]))
+    ]
+    distinct = sorted(set(texts))
+    out = pairs.with_name("teacher")
+    write_teacher(distinct, out=out, embed=random_vectors, model="random", unit_rows=1000)
     return tiny_model, shards, pairs
 
 
@@ -162,6 +183,8 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
         ("simcse-cached-full:0", "simcse-full:3"),
         ("supervised-cached-full:3", "supervised-full:1"),
         ("supervised-cached-matryoshka:3", "supervised-matryoshka:3"),
+        ("simcse-cached-taught:2", "simcse-taught:3"),
+        ("supervised-tokens-taught:2", "supervised-taught:3"),
     ],
 )
 def test_cached_equals_whole_otherwise_too(case: str, whole: str, one: Found, two: Found) -> None:
@@ -176,12 +199,15 @@ def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: 
     assert difference > 0.05
 
 
-@pytest.mark.parametrize("kind", ["mntp", "simcse", "supervised"])
+@pytest.mark.parametrize(
+    "case", ["mntp", "simcse", "supervised", "simcse-taught", "supervised-taught"]
+)
 def test_one_rank_equals_the_naive_computation(
-    kind: str, one: Found, shards: Path, pairs: Path, tiny_model: Path
+    case: str, one: Found, shards: Path, pairs: Path, tiny_model: Path
 ) -> None:
     """No engine, no selected logits, no gather: the formula on the whole batch at once."""
-    recipe = case_recipe(kind, shards=str(shards), base=str(tiny_model), pairs=str(pairs))
+    kind = case.partition("-")[0]
+    recipe = case_recipe(case, shards=str(shards), base=str(tiny_model), pairs=str(pairs))
     assert recipe.model.lora
     head = kind == "mntp"
     config = load_config(resolve_model(str(tiny_model)))
@@ -199,7 +225,7 @@ def test_one_rank_equals_the_naive_computation(
     loss = naive[kind](model, recipe)
     loss.backward()
     found = {"loss": loss.detach(), **{n: p.grad for n, p in trained.items()}}
-    ours = {n: v for n, v in of_case(one, f"{kind}:3").items() if n in found}
+    ours = {n: v for n, v in of_case(one, f"{case}:3").items() if n in found}
     assert largest_difference(found, ours) <= TOLERANCE
 
 
@@ -246,8 +272,55 @@ def naive_simcse(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
         vectors.append(hidden[1:].mean(dim=0))
     stacked = torch.stack(vectors)
     unit = stacked / stacked.norm(dim=1, keepdim=True)
-    scores = recipe.simcse.scale * unit @ unit.T
-    return -torch.log_softmax(scores, dim=1).diagonal().mean()
+    texts = [sample.content for sample in samples]
+    candidates = list(range(len(texts)))
+    if teacher := recipe.simcse.teacher:
+        every = [naive_teacher(text, texts) for text in texts]
+        numbers = [
+            len(allowed(candidates, positive=n, seen=every[n], teacher=teacher)) for n in candidates
+        ]
+        assert sum(numbers) < len(texts) ** 2
+    total = torch.tensor(0.0)
+    for number in candidates:
+        total = total + naive_contrastive(
+            unit @ unit[number],
+            kept=candidates,
+            positive=number,
+            scale=recipe.simcse.scale,
+            teacher=recipe.simcse.teacher,
+            seen=naive_teacher(texts[number], texts),
+            taught=[place for place in candidates if place != number],
+        )
+    return total / len(texts)
+
+
+def naive_teacher(query: str, candidates: list[str]) -> Tensor:
+    """The cosines that the random teacher sees."""
+    vectors = torch.from_numpy(random_vectors([query, *candidates])).double()
+    return torch.nn.functional.cosine_similarity(vectors[:1], vectors[1:])
+
+
+def allowed(kept, *, positive, seen, teacher) -> list[int]:  # type: ignore[no-untyped-def]
+    """The candidates that the teacher, if there is one, does not find too near to the query."""
+    if not teacher:
+        return list(kept)
+    most = seen[positive] + teacher.false_negative_margin
+    return [place for place in kept if place == positive or seen[place] <= most]
+
+
+def naive_contrastive(cosines, *, kept, positive, scale, teacher, seen, taught) -> Tensor:  # type: ignore[no-untyped-def]
+    """The loss of a query over the candidates `kept`; with a teacher, over those that it does not
+    find nearer than it may, and mixed with its divergence over the candidates `taught`."""
+    kept = allowed(kept, positive=positive, seen=seen, teacher=teacher)
+    contrastive = -torch.log_softmax(scale * cosines[kept], dim=0)[kept.index(positive)]
+    if not teacher:
+        return contrastive
+    divergence = torch.nn.functional.kl_div(
+        (teacher.scale * cosines[taught]).log_softmax(0),
+        (teacher.scale * seen[taught]).float().softmax(0),
+        reduction="sum",
+    )
+    return (1 - teacher.weight) * contrastive + teacher.weight * divergence
 
 
 def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
@@ -280,6 +353,13 @@ def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
             if place == number or not (text in (pair.positive, pair.query) or answers == pair.query)
         ]
         query = vector(pair.query, task.query_instruction)
-        scores = torch.stack([20.0 * query @ vectors[place] for place in kept])
-        total = total - torch.log_softmax(scores, dim=0)[kept.index(number)]
+        total = total + naive_contrastive(
+            torch.stack([query @ other for other in vectors]),
+            kept=kept,
+            positive=number,
+            scale=20.0,
+            teacher=recipe.supervised.teacher,
+            seen=naive_teacher(pair.query, [text for text, _ in candidates]),
+            taught=list(range(len(candidates))),
+        )
     return total / len(pairs)

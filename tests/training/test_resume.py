@@ -296,7 +296,7 @@ def test_other_base_or_shards_under_the_same_name_are_refused(
     state = json.loads((finished / "checkpoints" / "step-00000003" / "state.json").read_text())
     same = Origin("x", state["base_digest"], state["data_digest"], samples=state["samples"])
     check_origin(finished, origin=same)
-    for changed, what in (("base_digest", "base model"), ("data_digest", "shards")):
+    for changed, what in (("base_digest", "base model"), ("data_digest", "training data")):
         with pytest.raises(BadInput, match=f"its {what} changed after it was trained"):
             check_origin(finished, origin=dataclasses.replace(same, **{changed: "0"}))
 

@@ -1,5 +1,5 @@
-"""The maths of the objectives, for one rank's rows. Shapes: B rows, N candidates, D width,
-M masked tokens, V vocabulary."""
+"""The maths of the objectives, for one rank's rows. Shapes: B rows, N candidates, D width, E width
+of a teacher, M masked tokens, V vocabulary."""
 
 import importlib.util
 import os
@@ -23,6 +23,42 @@ FILLER = 0  # the hash of a candidate that only fills a place; it is no negative
 
 
 @dataclass(frozen=True)
+class Taught:
+    """A teacher's vectors of the queries (B, E) and of the candidates (N, E), of unit length."""
+
+    query_BE: Tensor
+    candidate_NE: Tensor
+
+    def rows(self, *, start: int, stop: int) -> "Taught":
+        """The vectors of the queries from `start` to before `stop`, and of all candidates."""
+        return Taught(self.query_BE[start:stop], self.candidate_NE)
+
+    def cosines(self) -> Tensor:
+        """The cosines (B, N) that the teacher sees."""
+        return self.query_BE @ self.candidate_NE.T
+
+
+@dataclass(frozen=True)
+class TeacherLimit:
+    """How near a negative may be to a query in the eyes of a teacher: its cosine is at most that of
+    the positive times `ratio` plus `margin` (GISTEmbed, Solatorio 2024, has 1 and 0)."""
+
+    taught: Taught
+    ratio: float = 1.0
+    margin: float = 0.0
+
+    def rows(self, *, start: int, stop: int) -> "TeacherLimit":
+        """The limit for the queries from `start` to before `stop`."""
+        return replace(self, taught=self.taught.rows(start=start, stop=stop))
+
+    def is_nearer(self, target_B1: Tensor) -> Tensor:
+        """Whether a candidate is nearer than that (B, N); `target_B1` are the columns of the
+        positives."""
+        cosine_BN = self.taught.cosines()
+        return cosine_BN > cosine_BN.gather(1, target_B1) * self.ratio + self.margin
+
+
+@dataclass(frozen=True)
 class FalseNegatives:
     """The facts by which a candidate is left out as a negative of a query, because it may be right.
 
@@ -30,7 +66,8 @@ class FalseNegatives:
     of each candidate (FILLER for none), and `answers_N` of the query whose positive a candidate is
     (0 for hard negatives). If `margin` is given, candidates whose similarity exceeds that of the
     positive by more than it are left out too (as in NV-Retriever, de Souza P. Moreira et al. 2024,
-    "perc/margin" mining, but applied at training time).
+    "perc/margin" mining, but applied at training time); and those that are too near by the
+    `limit` of a teacher.
     """
 
     query_B: Tensor
@@ -38,6 +75,7 @@ class FalseNegatives:
     candidate_N: Tensor
     answers_N: Tensor
     margin: float | None = None
+    limit: TeacherLimit | None = None
 
 
 def info_nce(
@@ -124,6 +162,8 @@ def _no_negative(cosine_BN: Tensor, target_B1: Tensor, false: FalseNegatives) ->
     left_out_BN |= false.candidate_N == FILLER
     if false.margin is not None:
         left_out_BN |= cosine_BN > cosine_BN.gather(1, target_B1) + false.margin
+    if false.limit is not None:
+        left_out_BN |= false.limit.is_nearer(target_B1)
     # The positive of a row matches its own hashes, but must stay.
     left_out_BN.scatter_(1, target_B1, False)
     return left_out_BN
@@ -131,7 +171,10 @@ def _no_negative(cosine_BN: Tensor, target_B1: Tensor, false: FalseNegatives) ->
 
 def _rows_of(false: FalseNegatives, *, start: int, stop: int) -> FalseNegatives:
     return replace(
-        false, query_B=false.query_B[start:stop], positive_B=false.positive_B[start:stop]
+        false,
+        query_B=false.query_B[start:stop],
+        positive_B=false.positive_B[start:stop],
+        limit=false.limit and false.limit.rows(start=start, stop=stop),
     )
 
 

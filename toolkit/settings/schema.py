@@ -148,10 +148,33 @@ class Mntp(Section):
         return settings
 
 
+class Teacher(Section):
+    """Distillation from another encoder, by its vectors of the same texts. `embeddings` is an
+    output_dir of toolkit.encode over the texts that data_scripts/list_texts.py lists;
+    `query_embeddings` is another one, for a teacher that reads queries with a prompt of their own.
+
+    The loss is (1 - weight) x InfoNCE + weight x KL divergence. That is the divergence of the
+    student's similarities from the teacher's, as distributions over the candidates of the global
+    batch; the cosines of both are multiplied by `scale`. With weight 1 the teacher alone teaches.
+
+    Candidates that the teacher finds nearer to the query than the positive are left out of InfoNCE:
+    by more than `false_negative_margin`, or by more than `false_negative_ratio` times the cosine
+    of the positive (both null: none is left out).
+    """
+
+    embeddings: Text
+    query_embeddings: Text | None = None
+    weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    scale: Positive = 20.0
+    false_negative_margin: float | None = None
+    false_negative_ratio: Positive | None = None
+
+
 class Simcse(Section):
     """InfoNCE: cosine similarities are multiplied by `scale` (1 / temperature)."""
 
     scale: Positive
+    teacher: Teacher | None = None
 
 
 class Supervised(Section):
@@ -161,7 +184,7 @@ class Supervised(Section):
     `instruction_format` is put before a text whose data set has an instruction. Candidates whose
     similarity exceeds that of the positive by more than `false_negative_margin` are left out of the
     loss. With `matryoshka_dims` the loss is the mean of the losses of the whole vectors and of the
-    vectors cut to each of these widths.
+    vectors cut to each of these widths. `teacher` adds distillation.
     """
 
     scale: Positive
@@ -170,6 +193,7 @@ class Supervised(Section):
     instruction_format: Text = INSTRUCTION_FORMAT
     false_negative_margin: float | None = None
     matryoshka_dims: tuple[Count, ...] = ()
+    teacher: Teacher | None = None
 
 
 class TrainingRecipe(Section):

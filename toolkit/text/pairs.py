@@ -104,6 +104,11 @@ def text_hash(text: str) -> int:
     return int.from_bytes(key_of(text)[:8], "little", signed=True)
 
 
+def text_id(text: str) -> str:
+    """`text_hash` as 16 hexadecimal digits: the id of a text whose vector a teacher gives."""
+    return f"{text_hash(text) % 2**64:016x}"
+
+
 def write_pairs(
     sets: Iterable[tuple[PairTask, Iterable[Pair]]],
     *,

@@ -173,6 +173,9 @@ def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
     settings["model"]["base"] = public_name(settings["model"]["base"])
     settings["data"]["train"] = public_name(settings["data"]["train"])
     settings["deepspeed"]["config"] = Path(settings["deepspeed"]["config"]).name
+    if teacher := settings.get(recipe.kind, {}).get("teacher"):
+        for key in ("embeddings", "query_embeddings"):
+            teacher[key] = teacher[key] and public_name(teacher[key])
     return settings
 
 

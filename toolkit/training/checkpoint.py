@@ -53,12 +53,13 @@ class Origin:
 
 
 def check_origin(run_dir: Path, *, origin: Origin) -> None:
-    """Raise `BadInput` for a run whose base model or shards have changed since its checkpoint."""
+    """Raise `BadInput` for a run whose base model or training data (shards, pairs, a teacher's
+    vectors) have changed since its checkpoint."""
     folder = newest(run_dir)
     if folder is None:
         return
     state = _state(folder)
-    for name, what in (("base_digest", "base model"), ("data_digest", "shards")):
+    for name, what in (("base_digest", "base model"), ("data_digest", "training data")):
         if state[name] != getattr(origin, name):
             raise BadInput(
                 f"{folder}: its {what} changed after it was trained; bring back the old content, "

@@ -3,6 +3,8 @@
 Knows which data each kind of recipe reads.
 """
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from toolkit.base.console import at_work, say
@@ -15,7 +17,7 @@ from toolkit.settings.model_source import ModelSource
 from toolkit.settings.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.held_out import HeldOut
 from toolkit.text.pair_stream import PairStream
-from toolkit.text.pairs import open_pairs
+from toolkit.text.pairs import open_pairs, text_hash
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import Blocks, HeldOutBlocks, Samples, Sentences, Stream
 from toolkit.text.token_shards import (
@@ -25,6 +27,7 @@ from toolkit.text.token_shards import (
     open_tokens,
 )
 from toolkit.text.tokens import TextTokenizer
+from toolkit.training.teacher import open_teaching
 
 
 def is_packed(recipe: TrainingRecipe) -> bool:
@@ -65,10 +68,43 @@ def make_tokens(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> None:
 def digest_of_data(recipe: TrainingRecipe, *, verify: bool) -> str:
     """The digest of the content of `data.train`. Raises `BadInput` when the data are absent, of the
     wrong kind, or damaged (files are hashed with `verify` only), or lack a data set that the recipe
-    names."""
+    names. A teacher is a part of the data; with `verify` it must have every text that is read."""
     directory = Path(recipe.data.train)
     with at_work(f"checks {directory}", shown=verify):
-        return _digest_of(directory, recipe=recipe, verify=verify)
+        digest = _digest_of(directory, recipe=recipe, verify=verify)
+    teaching = open_teaching(recipe)
+    if teaching is None:
+        return digest
+    if verify:
+        with at_work("checks that the teacher has all texts", shown=True):
+            queries, documents = hashes_read(recipe)
+            teaching.check(queries=queries, documents=documents)
+    return hashlib.sha256(f"{digest}\n{teaching.digest}".encode()).hexdigest()
+
+
+def texts_read(recipe: TrainingRecipe) -> Iterator[tuple[str, bool]]:
+    """Each text that a contrastive recipe reads in all its steps, in their order and as often as it
+    reads it, and whether it is a query of pairs."""
+    stream, rows = _open_texts(recipe), recipe.train.global_batch_rows
+    for step in range(recipe.train.steps):
+        for sample in stream.batch(step, global_rows=rows, start=0, stop=rows):
+            if isinstance(sample.content, str):
+                yield sample.content, False
+                continue
+            pair, task = sample.content.pair, sample.content.task
+            assert isinstance(recipe, SupervisedRecipe)
+            wanted = min(recipe.supervised.num_hard_negatives, task.max_negatives)
+            yield pair.query, True
+            yield from ((text, False) for text in (pair.positive, *pair.negatives[:wanted]))
+
+
+def hashes_read(recipe: TrainingRecipe) -> tuple[set[int], set[int]]:
+    """The hashes of all queries, and of all other texts, of `texts_read`."""
+    queries: set[int] = set()
+    others: set[int] = set()
+    for text, is_query in texts_read(recipe):
+        (queries if is_query else others).add(text_hash(text))
+    return queries, others
 
 
 def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
@@ -86,9 +122,6 @@ def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
 
 def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
     """The samples of a recipe's data, once `admission.check` and `make_tokens` have run."""
-    if isinstance(recipe, SupervisedRecipe):
-        pairs = open_pairs(Path(recipe.data.train), verify=False)
-        return PairStream(pairs, seed=recipe.train.seed)
     if isinstance(recipe, MntpRecipe):
         tokens = open_tokens(token_files(recipe, tokenizer=tokenizer))
         blocks = Blocks(tokens, crossing=recipe.mntp.cross_documents)
@@ -96,6 +129,13 @@ def open_stream(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Samples:
         if recipe.data.held_out_documents:
             held_out = HeldOutBlocks(tokens, crossing=recipe.mntp.cross_documents)
         return Stream(blocks, seed=recipe.train.seed, held_out=held_out)
+    return _open_texts(recipe)
+
+
+def _open_texts(recipe: TrainingRecipe) -> Samples:
+    if isinstance(recipe, SupervisedRecipe):
+        pairs = open_pairs(Path(recipe.data.train), verify=False)
+        return PairStream(pairs, seed=recipe.train.seed)
     shards = open_shards(Path(recipe.data.train), verify=False)
     return Stream(Sentences(shards, held_out=held_out_by(recipe)), seed=recipe.train.seed)
 

@@ -14,6 +14,7 @@ from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.simcse import SimcseObjective
 from toolkit.training.supervised import SupervisedObjective
+from toolkit.training.teacher import open_teaching
 
 
 def check_objective(recipe: TrainingRecipe) -> None:
@@ -40,11 +41,20 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
             packed=is_packed(recipe),
         )
     packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
+    teaching = open_teaching(recipe)
     if isinstance(recipe, SupervisedRecipe):
         return SupervisedObjective(
-            recipe.supervised, tokenizer=tokenizer, packed=packed, low_precision=low_precision
+            recipe.supervised,
+            tokenizer=tokenizer,
+            packed=packed,
+            low_precision=low_precision,
+            teaching=teaching,
         )
     assert isinstance(recipe, SimcseRecipe)
     return SimcseObjective(
-        recipe.simcse, tokenizer=tokenizer, packed=packed, low_precision=low_precision
+        recipe.simcse,
+        tokenizer=tokenizer,
+        packed=packed,
+        low_precision=low_precision,
+        teaching=teaching,
     )

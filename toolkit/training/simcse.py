@@ -1,9 +1,10 @@
 """Unsupervised SimCSE with negatives from all ranks (Gao et al. 2021; LLM2Vec section 2.3).
 
-Shapes: B local rows, T tokens, D width, N rows of all ranks.
+Shapes: B local rows, T tokens, D width, E width of a teacher, N rows of all ranks.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.batching.batch import Rows, embed_rows, lay_out
-from toolkit.model.losses import info_nce
+from toolkit.encoding.formats import Vectors
+from toolkit.model.distillation import Excluded
+from toolkit.model.losses import FILLER, FalseNegatives, info_nce
 from toolkit.parallel import comm
 from toolkit.settings.schema import Simcse
+from toolkit.text.pairs import text_hash
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.contrastive import (
@@ -24,13 +28,16 @@ from toolkit.training.contrastive import (
     gather_vectors,
 )
 from toolkit.training.objective import Figures
+from toolkit.training.teacher import Lesson, Teaching, lesson_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """One sentence as a row of token ids."""
+    """One sentence as a row of token ids, with its hash; and the teacher's vector, if any."""
 
     ids_T: NDArray[np.int64]
+    hash: int = FILLER
+    taught_E: Vectors | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -40,10 +47,13 @@ class Sentence:
 
 @dataclasses.dataclass(frozen=True)
 class SimcseBatch:
-    """The rows of `num_sentences` sentences, and then the same rows once more."""
+    """The rows of `num_sentences` sentences, and then the same rows once more. With a teacher also
+    their hashes and its vectors."""
 
     rows: Rows
     num_sentences: int
+    hash_B: Tensor | None = None
+    taught_BE: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +65,17 @@ class SimcseObjective:
     packed: bool
     low_precision: bool = False
     needs_head: bool = False
+    teaching: Teaching | None = None
 
     def encode(self, samples: Sequence[Sample[str]]) -> list[Sentence]:
         """The tokens of each sentence."""
         texts = [sample.content for sample in samples]
-        return [Sentence(ids_T) for ids_T in self.tokenizer.encode(texts)]
+        rows = self.tokenizer.encode(texts)
+        if self.teaching is None:
+            return [Sentence(ids_T) for ids_T in rows]
+        hashes = [text_hash(text) for text in texts]
+        taught_BE = self.teaching.of_documents(hashes)
+        return [Sentence(*each) for each in zip(rows, hashes, taught_BE, strict=True)]
 
     def collate(self, encoded: Sequence[Sentence]) -> SimcseBatch:
         """The batch of some sentences, each of them twice.
@@ -69,7 +85,15 @@ class SimcseObjective:
         """
         views = [sentence.ids_T for sentence in encoded] * 2
         rows = lay_out(views, tokenizer=self.tokenizer, packed=self.packed)
-        return SimcseBatch(rows, num_sentences=len(encoded))
+        batch = SimcseBatch(rows, num_sentences=len(encoded))
+        taught = [sentence.taught_E for sentence in encoded if sentence.taught_E is not None]
+        if not taught:
+            return batch
+        return dataclasses.replace(
+            batch,
+            hash_B=torch.tensor([sentence.hash for sentence in encoded]),
+            taught_BE=torch.from_numpy(np.stack(taught)),
+        )
 
     def num_units(self, batch: SimcseBatch) -> int:
         """The number of sentences in a batch."""
@@ -81,10 +105,14 @@ class SimcseObjective:
         """Summed InfoNCE of our rows against the second views of all ranks, however many
         micro-batches hold them."""
         return cached_terms(
-            batches, embed=lambda batch: embed_rows(forward, batch.rows), loss=self._loss_sum
+            batches,
+            embed=lambda batch: embed_rows(forward, batch.rows),
+            loss=functools.partial(self._loss_sum, batches),
         )
 
-    def _loss_sum(self, vectors: Sequence[Tensor]) -> tuple[Tensor, Figures]:
+    def _loss_sum(
+        self, batches: Sequence[SimcseBatch], vectors: Sequence[Tensor]
+    ) -> tuple[Tensor, Figures]:
         """The loss of all micro-batches' vectors, each the first views and then the second."""
         first_BD, second_BD = (
             torch.cat(views) for views in zip(*(v.chunk(2) for v in vectors), strict=True)
@@ -93,9 +121,47 @@ class SimcseObjective:
         num_rows = len(first_BD)
         # The positive of a row is its second view, at the same place among the rows of this rank.
         target_B = torch.arange(num_rows, device=first_BD.device) + comm.rank() * num_rows
+        lesson, false = self._taught(batches, target_B=target_B)
         loss, correct = info_nce(
-            first_BD, candidate_ND=candidate_ND, target_B=target_B, scale=self.settings.scale
+            first_BD,
+            candidate_ND=candidate_ND,
+            target_B=target_B,
+            scale=self.settings.scale,
+            false=false,
         )
-        return loss, contrastive_figures(
+        more: Figures = {}
+        if lesson is not None:
+            loss, more = lesson.add(loss, first_BD, candidate_ND=candidate_ND)
+        figures = contrastive_figures(
             loss, correct=correct, query_BD=first_BD, positive_BD=second_BD
         )
+        return loss, {**figures, **more}
+
+    def _taught(
+        self, batches: Sequence[SimcseBatch], *, target_B: Tensor
+    ) -> tuple[Lesson | None, FalseNegatives | None]:
+        """What the teacher says of the sentences of all ranks, and the negatives that it refuses.
+        A sentence's own second view is no candidate of the lesson."""
+        taught = [batch.taught_BE for batch in batches if batch.taught_BE is not None]
+        hashes = [batch.hash_B for batch in batches if batch.hash_B is not None]
+        if not taught:
+            return None, None
+        assert self.settings.teacher
+        taught_BE, hash_B = torch.cat(taught), torch.cat(hashes)
+        hash_N = comm.gather_values(hash_B)
+        lesson = lesson_of(
+            self.settings.teacher,
+            query_BE=taught_BE,
+            candidate_BE=taught_BE,
+            excluded=Excluded(torch.zeros_like(hash_N, dtype=torch.bool), own_B=target_B),
+        )
+        if lesson.limit is None:
+            return lesson, None
+        false = FalseNegatives(
+            query_B=hash_B,
+            positive_B=hash_B,
+            candidate_N=hash_N,
+            answers_N=hash_N,
+            limit=lesson.limit,
+        )
+        return lesson, false

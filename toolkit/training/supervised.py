@@ -4,7 +4,8 @@ LLM2Vec (arXiv 2404.05961, section 4 and appendix G.1), with three things that i
 leaves out: duplicates are no negatives, symmetric tasks have their instruction on both sides, and
 an instruction is never pooled, not even when the text is cut.
 
-Shapes: B local queries, n hard negatives of each, T tokens, D width, N candidates of all ranks.
+Shapes: B local queries, n hard negatives of each, K = 2 + n texts of each, T tokens, D width,
+E width of a teacher, N candidates of all ranks.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from toolkit.base.errors import BadInput
 from toolkit.batching.batch import Rows, embed_rows, lay_out, with_own
+from toolkit.encoding.formats import Vectors
+from toolkit.model.distillation import Excluded
 from toolkit.model.losses import FILLER, FalseNegatives, info_nce, matryoshka
 from toolkit.parallel import comm
 from toolkit.settings.schema import Supervised
@@ -31,6 +34,7 @@ from toolkit.training.contrastive import (
     gather_vectors,
 )
 from toolkit.training.objective import Figures
+from toolkit.training.teacher import Lesson, Teaching, lesson_of
 
 Row = tuple[NDArray[np.int64], NDArray[np.bool_]]
 NO_QUERY = 0  # stands for the query hash of a hard negative, which answers no query
@@ -39,11 +43,12 @@ NO_QUERY = 0  # stands for the query hash of a hard negative, which answers no q
 @dataclasses.dataclass(frozen=True)
 class PairTokens:
     """The rows of a query, its positive and its hard negatives, each with the mask of its own
-    tokens; the hashes of these texts; and the scale of their data set."""
+    tokens; the hashes of these texts; the scale of their data set; the teacher's vectors."""
 
     rows: list[Row]
     hashes: tuple[int, ...]
     scale: float
+    taught_KE: Vectors | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -54,11 +59,13 @@ class PairTokens:
 @dataclasses.dataclass(frozen=True)
 class PairBatch:
     """Pairs of one data set: all queries, then all positives, then all first negatives, and so on.
-    `hash_KB` holds the hashes of the K = 2 + n texts of each pair, `scale` is the data set's."""
+    `hash_KB` holds the hashes of the texts of each pair, `taught_KBE` the teacher's vectors, if
+    there is one; `scale` is the data set's."""
 
     rows: Rows
     hash_KB: Tensor
     scale: float
+    taught_KBE: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +77,7 @@ class SupervisedObjective:
     packed: bool
     low_precision: bool = False
     needs_head: bool = False
+    teaching: Teaching | None = None
 
     def encode(self, samples: Sequence[Sample[TaskPair]]) -> list[PairTokens]:
         """Tokenise pairs of one data set.
@@ -100,7 +108,22 @@ class SupervisedObjective:
                     scale=self.settings.scales.get(task.name, self.settings.scale),
                 )
             )
-        return encoded
+        return self._taught(encoded)
+
+    def _taught(self, encoded: list[PairTokens]) -> list[PairTokens]:
+        """The same, with the teacher's vectors; all are looked up at once."""
+        if self.teaching is None:
+            return encoded
+        queries_BE = self.teaching.of_queries([one.hashes[0] for one in encoded])
+        documents = [number for one in encoded for number in one.hashes[1:]]
+        documents_BKE = self.teaching.of_documents(documents).reshape(
+            len(encoded), -1, queries_BE.shape[1]
+        )
+        taught_BKE = np.concatenate([queries_BE[:, None], documents_BKE], axis=1)
+        return [
+            dataclasses.replace(one, taught_KE=taught_KE)
+            for one, taught_KE in zip(encoded, taught_BKE, strict=True)
+        ]
 
     def collate(self, encoded: Sequence[PairTokens]) -> PairBatch:
         """The batch of some pairs of one data set."""
@@ -108,10 +131,12 @@ class SupervisedObjective:
         texts = [pair.rows[text] for text in range(num_texts) for pair in encoded]
         rows = lay_out([ids_T for ids_T, _ in texts], tokenizer=self.tokenizer, packed=self.packed)
         hashes = np.array([pair.hashes for pair in encoded], dtype=np.int64)
+        taught = [pair.taught_KE for pair in encoded if pair.taught_KE is not None]
         return PairBatch(
             with_own(rows, own=[own_T for _, own_T in texts]),
             hash_KB=torch.from_numpy(hashes.T.copy()),
             scale=encoded[0].scale,
+            taught_KBE=torch.from_numpy(np.stack(taught, axis=1)) if taught else None,
         )
 
     def num_units(self, batch: PairBatch) -> int:
@@ -143,12 +168,15 @@ class SupervisedObjective:
         # A candidate that answers the same query elsewhere in the global batch is no negative.
         answers_KB = torch.full_like(hash_KB[1:], NO_QUERY)
         answers_KB[0] = hash_KB[0]
+        hash_N = comm.gather_values(hash_KB[1:].flatten())
+        lesson = self._lesson(batches, filler_N=hash_N == FILLER)
         false = FalseNegatives(
             query_B=hash_KB[0],
             positive_B=hash_KB[1],
-            candidate_N=comm.gather_values(hash_KB[1:].flatten()),
+            candidate_N=hash_N,
             answers_N=comm.gather_values(answers_KB.flatten()),
             margin=self.settings.false_negative_margin,
+            limit=lesson.limit if lesson else None,
         )
         target_B = torch.arange(num_rows, device=query_BD.device) + comm.rank() * local
 
@@ -161,11 +189,27 @@ class SupervisedObjective:
                 false=false,
             )
 
-        loss, correct = matryoshka(
-            loss_of, dims=self.settings.matryoshka_dims, width=query_BD.shape[1]
-        )
-        return loss, contrastive_figures(
+        dims, width = self.settings.matryoshka_dims, query_BD.shape[1]
+        loss, correct = matryoshka(loss_of, dims=dims, width=width)
+        more: Figures = {}
+        if lesson is not None:
+            loss, more = lesson.add(loss, query_BD, candidate_ND=candidate_ND, dims=dims)
+        figures = contrastive_figures(
             loss, correct=correct, query_BD=query_BD, positive_BD=positive_BD
+        )
+        return loss, {**figures, **more}
+
+    def _lesson(self, batches: Sequence[PairBatch], *, filler_N: Tensor) -> Lesson | None:
+        taught = [batch.taught_KBE for batch in batches if batch.taught_KBE is not None]
+        if not taught:
+            return None
+        assert self.settings.teacher
+        taught_KBE = torch.cat(taught, dim=1)
+        return lesson_of(
+            self.settings.teacher,
+            query_BE=taught_KBE[0],
+            candidate_BE=taught_KBE[1:].flatten(0, 1),
+            excluded=Excluded(filler_N),
         )
 
     def _encode(self, texts: Sequence[str], instruction: str) -> list[Row]:
