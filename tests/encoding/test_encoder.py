@@ -171,7 +171,7 @@ def test_progress_counts_every_row_and_token(encoders: list[Encoder]) -> None:
 def test_the_names_of_sentence_transformers(
     tiny_model: Path, encoders: list[Encoder], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    encoder = Encoder.from_pretrained(str(tiny_model), max_tokens=MAX_TOKENS, device="cpu")
+    encoder = Encoder.from_pretrained(tiny_model, max_tokens=MAX_TOKENS, device="cpu")
     texts = [text for text in SENTENCES if text]
     plain = encoders[0].encode(texts)
     assert distance(encoder.encode(texts, batch_size=2), plain) <= TOLERANCE

@@ -5,6 +5,7 @@ A vector depends on its text alone, and not on its batch, its neighbours or thei
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -191,9 +192,9 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        path: str,
+        path: str | Path,
         *,
-        adapters: Sequence[str] = (),
+        adapters: Sequence[str | Path] = (),
         text_format: str = TEXT_FORMAT,
         max_tokens: int = 512,
         dtype: EncoderDType = "fp32",
@@ -209,8 +210,8 @@ class Encoder:
         """
         try:
             settings = EncoderSettings(
-                model=path,
-                adapters=tuple(adapters),
+                model=str(path) if isinstance(path, Path) else path,
+                adapters=tuple(str(one) if isinstance(one, Path) else one for one in adapters),
                 text_format=text_format,
                 max_tokens=max_tokens,
                 dtype=dtype,
