@@ -5,7 +5,8 @@
     python -m tests.benchmarks.bench_real --show        only tables and figures, from what is scored
 
 States: causal; bidirectional, untrained; after MNTP; after MNTP and SimCSE; after MNTP and
-supervised training; after all three. A run is known by the digest of what decides it (settings,
+supervised training; after all three; after all three with a static table as the teacher of the
+last. A run is known by the digest of what decides it (settings,
 seed, texts, base, and the run before it). What is scored is in tests/benchmarks/real/scores, under
 that digest, and is not run again; weights are kept in .cache/study. So the study can be stopped at
 any time, and the same command goes on.
@@ -17,6 +18,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from tests.benchmarks.harness import REAL_DATA, ROOT
 from tests.benchmarks.real.inputs import prepare
 from tests.benchmarks.real.report import write_report
 from tests.benchmarks.real.scoring import TASKS
+from tests.benchmarks.real.teacher import TABLE_SHA256, fetched, teach
 from toolkit.base.console import say
 from toolkit.base.files import is_committed, write_json
 from toolkit.base.layout import ENCODER_DIR, MANIFEST_FILE
@@ -34,6 +37,9 @@ BASE = ROOT / ".cache" / "smollm2-135m"
 KEPT = ROOT / ".cache" / "study"
 SCORES = ROOT / "tests" / "benchmarks" / "real" / "scores"
 SOME = ("STS-B dev", "STS-B", "EWT")  # of the runs that ask how much MNTP
+TAUGHT = "taught"
+# Chosen on the dev part of STS-B.
+TEACHING = (("supervised.teacher.scale", "10.0"), ("model.dtype", "bf16"))
 GRID = {  # rates and scales, chosen on the dev part of STS-B after seed 1
     "mntp": [{"train.lr": "2e-4"}, {"train.lr": "1e-3"}],
     "simcse": [{"train.lr": "1e-4"}, {"train.lr": "1e-3"}, {"simcse.scale": "10.0"}],
@@ -49,7 +55,8 @@ GRID = {  # rates and scales, chosen on the dev part of STS-B after seed 1
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A training run of one of the recipes, upon the run `after`, or upon the base itself; `kind`
-    is "causal" or "bidirectional" for the base as it is."""
+    is "causal" or "bidirectional" for the base as it is, and "taught" for supervised training with
+    a teacher."""
 
     state: str
     kind: str
@@ -66,7 +73,7 @@ class Run:
     @property
     def recipe(self) -> str:
         """The recipe whose settings it changes."""
-        return f"{self.kind}_smollm2_135m"
+        return f"{'supervised' if self.kind == TAUGHT else self.kind}_smollm2_135m"
 
     def facts(self, inputs: dict[str, str]) -> dict[str, Any]:
         """All that decides the encoder; `inputs` are the digests of what each kind trains on."""
@@ -100,6 +107,7 @@ def states(seeds: Sequence[int]) -> Iterator[Run]:
         simcse = Run("MNTP + SimCSE", "simcse", seed, after=mntp)
         yield from (mntp, simcse)
         yield Run("MNTP + SimCSE + supervised", "supervised", seed, after=simcse)
+        yield Run("MNTP + SimCSE + supervised, taught", TAUGHT, seed, TEACHING, after=simcse)
         yield Run("MNTP + supervised", "supervised", seed, after=mntp)
     yield Run("causal", "causal")
     yield Run("bidirectional", "bidirectional")
@@ -147,10 +155,26 @@ def encoder_of(run: Run, *, made: dict[str, Path], inputs: dict[str, str]) -> Pa
         say(f"study: {run.state}, seed {run.seed} ({digest})")
         settings = {"model.base": str(base), **dict(run.settings), "run_dir": str(folder)}
         settings |= {"data.train": str(made[run.kind]), "train.seed": str(run.seed)}
+        if run.kind == TAUGHT:
+            teacher = teacher_of(run, pairs=made[TAUGHT])
+            settings["supervised.teacher.embeddings"] = str(teacher)
         command = [sys.executable, "-m", "toolkit.train", run.recipe]
         command += [f"{key}={value}" for key, value in settings.items()]
         subprocess.run(command, cwd=ROOT, check=True)
     return encoder
+
+
+def teacher_of(run: Run, *, pairs: Path) -> Path:
+    """The teacher's vectors of all texts that a run reads; its seed decides which these are."""
+    folder = KEPT / "inputs" / f"teacher-{run.seed}"
+    if not (folder / MANIFEST_FILE).exists():
+        with tempfile.TemporaryDirectory() as name:
+            texts = Path(name) / "texts.jsonl"
+            script = [sys.executable, "data_scripts/list_texts.py", run.recipe]
+            script += [f"data.train={pairs}", f"train.seed={run.seed}", "--output", str(texts)]
+            subprocess.run(script, cwd=ROOT, check=True)
+            teach(texts, out=folder, table=fetched(), data=REAL_DATA)
+    return folder
 
 
 def do(run: Run, *, made: dict[str, Path], inputs: dict[str, str], real_data: Path) -> None:
@@ -175,8 +199,9 @@ def do(run: Run, *, made: dict[str, Path], inputs: dict[str, str], real_data: Pa
 def inputs_digests(made: dict[str, Path]) -> dict[str, str]:
     """For each kind of run the digest of what it trains on and of the base."""
     base = (BASE / "gguf.json").read_bytes()
+    teacher = {TAUGHT: TABLE_SHA256.encode()}
     return {
-        kind: _sha((folder / MANIFEST_FILE).read_bytes() + base)[:16]
+        kind: _sha((folder / MANIFEST_FILE).read_bytes() + base + teacher.get(kind, b""))[:16]
         for kind, folder in made.items()
     }
 

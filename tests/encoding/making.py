@@ -24,20 +24,22 @@ def output_of(
     unit_rows: int,
     form: VectorFormat = "fp32",
     chunks: dict[str, int] | None = None,
+    model: str = "m",
+    corpus: str = "c",
 ) -> Output:
     """An encoding that has a plan, and nothing else."""
     bounds = even_bounds(rows, unit_rows=unit_rows)
     facts: dict[str, Any] = {
         "format": FORMAT,
-        "corpus": "c",
-        "model": "m",
+        "corpus": corpus,
+        "model": model,
         "rows": rows,
         "bounds": bounds,
         "output": {"vectors": form, "dims": None, "normalize": False},
         **({"chunks": chunks} if chunks else {}),
     }
     facts["digest"] = facts_digest(facts)
-    claim_directory(directory, facts=facts, model="m", corpus="c")
+    claim_directory(directory, facts=facts, model=model, corpus=corpus)
     return Output(
         directory, facts["digest"], units(bounds), form=form, has_chunks=chunks is not None
     )

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.encoding.making import output_of
 from toolkit.base.files import digest_of
-from toolkit.encoding.output import Output
-from toolkit.encoding.units import FORMAT, claim_directory, facts_digest, units
 from toolkit.text.pairs import text_hash, text_id
 
 UNIT_ROWS = 4096
@@ -23,20 +22,8 @@ def write_teacher(
     unit_rows: int = UNIT_ROWS,
 ) -> None:
     """Write what toolkit.encode would write of these texts, if `embed` were its model."""
-    bounds = [*range(0, len(texts), unit_rows), len(texts)]
-    facts = {
-        "format": FORMAT,
-        "corpus": digest_of({"texts": list(texts)}),
-        "model": digest_of({"model": model}),
-        "rows": len(texts),
-        "unit_rows": unit_rows,
-        "encoder": {},
-        "output": {"vectors": "fp32", "dims": None, "normalize": False},
-        "bounds": bounds,
-    }
-    facts["digest"] = facts_digest(facts)
-    claim_directory(out, facts=facts, model=model, corpus="texts")
-    output = Output(out, facts["digest"], units(bounds))
+    corpus = digest_of({"texts": list(texts)})
+    output = output_of(out, rows=len(texts), unit_rows=unit_rows, model=model, corpus=corpus)
     for unit in output.units:
         some = texts[unit.start : unit.stop]
         records = [{"id": text_id(text), "title": None} for text in some]

@@ -88,7 +88,7 @@ def prepare(data: Path, *, output: Path) -> dict[str, Path]:
         script += ["--input", str(data / "snli_devtest")]
         script += [str(sets / f"{name}.jsonl") for name in ("wikisplit", "titles", "paragraphs")]
         subprocess.run(script, cwd=ROOT, check=True)
-    return {"mntp": shards, "simcse": shards, "supervised": pairs}
+    return {"mntp": shards, "simcse": shards, "supervised": pairs, "taught": pairs}
 
 
 def _first_paragraphs(shards: Path) -> Iterator[dict[str, str]]:

