@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path, required=True, help="the JSON lines to write")
     parser.add_argument("--only", choices=(QUERIES, DOCUMENTS), help="default: both")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand behind options
     return guarded(lambda: run(arguments))
 
 

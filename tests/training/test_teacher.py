@@ -149,6 +149,7 @@ def test_a_run_learns_from_the_encoding_of_its_texts(
         assert row["loss"] == pytest.approx(row["teacher_kl"])
     card = (run / "encoder" / "README.md").read_text(encoding="utf-8")
     assert "embeddings: teacher\n" in card
+    assert ", teacher teacher |" in card
     assert str(tmp_path) not in card
     # Another teacher in the same place is another run.
     teacher.rename(tmp_path / "before")
@@ -165,7 +166,7 @@ def test_queries_and_documents_are_listed_apart(pairs: Path, tmp_path: Path) -> 
     for only in ("queries", "documents", ""):
         out = tmp_path / f"{only}.jsonl"
         chosen = ["--only", only] if only else []
-        assert list_texts.main([*recipe, *chosen, "--output", str(out)]) == 0
+        assert list_texts.main([*recipe[:2], *chosen, "--output", str(out), *recipe[2:]]) == 0
         found[only] = [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert all(text.endswith("?") for text in found["queries"])
     assert not any(text.endswith("?") for text in found["documents"])

@@ -50,6 +50,9 @@ def public_name(reference: str) -> str:
 def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str, Any]:
     """A training stage as origin.json keeps it, for the cards of all later stages."""
     lora = recipe.model.lora
+    data = f"{public_name(recipe.data.train)} ({data_digest[:12]})"
+    if teacher := getattr(getattr(recipe, recipe.kind), "teacher", None):
+        data += f", teacher {public_name(teacher.embeddings)}"
     return {
         "kind": recipe.kind,
         "base": public_name(recipe.model.base),
@@ -59,7 +62,7 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
         "lr": recipe.train.lr,
         "seed": recipe.train.seed,
         "trained": f"LoRA, rank {lora.rank}, alpha {lora.alpha}" if lora else "all weights",
-        "data": f"{public_name(recipe.data.train)} ({data_digest[:12]})",
+        "data": data,
     }
 
 

@@ -2,7 +2,8 @@
 
 Text: the real Wikipedia dump, WikiText-2, the sentences of WikiSplit. Pairs: SNLI's triplets (dev
 and test part), WikiSplit (a sentence and its split), titles and first paragraphs of articles, a
-sentence and the rest of its paragraph (the inverse cloze task of Lee et al., ACL 2019).
+sentence and the rest of its paragraph (the inverse cloze task of Lee et al., ACL 2019). With a
+teacher, sentences that it finds near each other instead of WikiSplit's.
 """
 
 import itertools
@@ -16,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import ROOT
+from tests.benchmarks.real.neighbours import neighbours
+from tests.benchmarks.real.peers import VOCABULARY, WordLlama
+from tests.benchmarks.real.teacher import fetched as fetched_table
 from toolkit.text.sentences import split_sentences
 from toolkit.text.shards import open_shards
 
@@ -62,9 +66,10 @@ def _known(line: str) -> str:
 
 
 def prepare(data: Path, *, output: Path) -> dict[str, Path]:
-    """Make `output`/shards and `output`/pairs, unless they are there."""
-    shards, pairs = output / "shards", output / "pairs"
-    output.mkdir(parents=True, exist_ok=True)
+    """Make `output`/shards, `output`/pairs and `output`/taught, unless they are there."""
+    shards, pairs, taught = output / "shards", output / "pairs", output / "taught"
+    sets = output / "sets"
+    sets.mkdir(parents=True, exist_ok=True)
     if not shards.exists():
         texts = output / "texts.jsonl"
         rows = [{"title": title, "text": text} for title, text in articles(data)]
@@ -73,8 +78,6 @@ def prepare(data: Path, *, output: Path) -> dict[str, Path]:
         script += ["--input", str(texts), str(data / DUMP)]
         subprocess.run(script, cwd=ROOT, check=True)
     if not pairs.exists():
-        sets = output / "sets"
-        sets.mkdir(exist_ok=True)
         _write(
             sets / "wikisplit.jsonl",
             (
@@ -84,11 +87,19 @@ def prepare(data: Path, *, output: Path) -> dict[str, Path]:
         )
         _write(sets / "titles.jsonl", _first_paragraphs(shards))
         _write(sets / "paragraphs.jsonl", _sentences_and_rests(shards))
-        script = [sys.executable, "data_scripts/prepare_pairs.py", "--output", str(pairs)]
-        script += ["--input", str(data / "snli_devtest")]
-        script += [str(sets / f"{name}.jsonl") for name in ("wikisplit", "titles", "paragraphs")]
-        subprocess.run(script, cwd=ROOT, check=True)
-    return {"mntp": shards, "simcse": shards, "supervised": pairs, "taught": pairs}
+        _prepare_pairs(pairs, data=data, sets=sets, names=("wikisplit", "titles", "paragraphs"))
+    if not taught.exists():
+        embed = WordLlama(fetched_table(), vocabulary=data / VOCABULARY)
+        _write(sets / "neighbours.jsonl", neighbours(shards, embed=embed))
+        _prepare_pairs(taught, data=data, sets=sets, names=("titles", "paragraphs", "neighbours"))
+    return {"mntp": shards, "simcse": shards, "supervised": pairs, "taught": taught}
+
+
+def _prepare_pairs(output: Path, *, data: Path, sets: Path, names: Sequence[str]) -> None:
+    script = [sys.executable, "data_scripts/prepare_pairs.py", "--output", str(output)]
+    script += ["--input", str(data / "snli_devtest")]
+    script += [str(sets / f"{name}.jsonl") for name in names]
+    subprocess.run(script, cwd=ROOT, check=True)
 
 
 def _first_paragraphs(shards: Path) -> Iterator[dict[str, str]]:
