@@ -26,9 +26,9 @@ PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
 VARLEN, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
 BY_HAND = "softmax by hand over groups of rows"
-# Rows are padded to a multiple of so many tokens, and those of equal length then share a call. What a
-# row is padded to must depend on its own length alone: kernels sum in another order for another
-# length, so that a text would get other bits beside other texts.
+# Rows are padded to a multiple of so many tokens; rows of equal padded length share a call. The
+# padding depends on the row's own length alone: kernels sum in another order for another length,
+# so that otherwise a text would get other bits beside other texts.
 ROUND_TO = 8
 
 
