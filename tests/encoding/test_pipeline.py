@@ -75,7 +75,9 @@ def pipeline_of(
         work,
         encoder=encoder,
         read=read,
-        write=write or output.write,
+        write=output.write
+        if write is None
+        else lambda unit, found, rows, _: write(unit, found, rows),
         on_rows=lambda rows, tokens: None,
     )
 

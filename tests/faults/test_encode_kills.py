@@ -19,8 +19,10 @@ from tests.conftest import ROOT, contents, need
 from tests.faults.encoders import Nursery, nursery
 from tests.faults.killer import build
 from tests.mpi import mpi_command
+from tests.text.making import shard_articles
 from toolkit.cluster.preempt import INTERRUPTED
 from toolkit.encoding.store import VectorStore
+from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 
 KILLED = -9
@@ -43,6 +45,7 @@ class Corpus:
     def faults(self, output: Path) -> list[str]:
         """What is wrong with a finished encoding."""
         there, found = contents(output), []
+        there.pop("reuse.json", None)
         differing = [n for n in {**there, **self.whole} if there.get(n) != self.whole.get(n)]
         if differing:
             found.append(f"{len(differing)} files differ: {sorted(differing)[:4]}")
@@ -89,6 +92,22 @@ def chunked(tmp_path_factory: pytest.TempPathFactory, workers: Nursery, corpus: 
     arguments += ["corpus.unit_rows=20"]
     output = tmp_path_factory.mktemp("chunks") / "out"
     return encoded(Corpus(arguments, corpus.shards, {}), workers=workers, output=output)
+
+
+@pytest.fixture(scope="module")
+def half_reused(
+    tmp_path_factory: pytest.TempPathFactory, workers: Nursery, corpus: Corpus
+) -> Corpus:
+    """The same beside an older encoding of half of the texts, in another order, under other ids."""
+    folder = tmp_path_factory.mktemp("older")
+    opened = open_shards(corpus.shards)
+    rows = random.Random(3).sample(range(opened.num_rows), opened.num_rows // 2)
+    articles = [Article(f"old{row}", "", url="", text=opened.text(row)) for row in rows]
+    older = shard_articles(articles, output=folder / "shards")
+    arguments = [*corpus.arguments, f"corpus.input={older}", f"output_dir={folder / 'out'}"]
+    assert workers.wait(workers.start([*arguments, "schedule=alone"])) == 0, said(workers)
+    reusing = [*corpus.arguments, f"reuse={folder / 'out'}"]
+    return dataclasses.replace(corpus, arguments=reusing)
 
 
 def encoded(corpus: Corpus, *, workers: Nursery, output: Path) -> Corpus:
@@ -216,6 +235,27 @@ def test_a_worker_told_to_go_ends_at_a_unit_and_gives_back_the_rest(
     assert 0 < len(markers) < NUM_UNITS
     assert f"told to stop; {NUM_UNITS - len(markers)} units are left" in said(made.workers)
     made.finish()
+
+
+def test_a_worker_that_reuses_vectors_loses_nothing_when_it_is_killed(
+    half_reused: Corpus, workers: Nursery, tmp_path: Path
+) -> None:
+    """A short one: killed once, and taken up by others, perhaps after another such kill."""
+    made = Campaign(half_reused, workers=workers, output=tmp_path / "out", seed=5)
+    made.kill_claims()
+    made.finish()
+    assert made.num_kills
+
+
+@pytest.mark.slow
+def test_thirty_kills_of_workers_that_reuse_vectors(
+    half_reused: Corpus, workers: Nursery, tmp_path: Path
+) -> None:
+    made = Campaign(half_reused, workers=workers, output=tmp_path / "out", seed=6)
+    while made.num_kills < 30:
+        made.rng.choice([made.kill_alone, made.kill_claims, made.kill_mpi])()
+    made.finish()
+    print(f"{made.num_kills} kills, {made.num_wholes} times whole")
 
 
 @pytest.mark.slow

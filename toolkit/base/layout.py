@@ -62,6 +62,8 @@ MANIFEST_FILE = "manifest.json"
 LEASE_DIR = "leases"
 # Approximate indexes, written and read by `encoding.index`.
 INDEX_DIR = "index"
+# What was taken over from an older encoding, written by `encoding.reuse`; read by `runs.standing`.
+REUSE_FILE = "reuse.json"
 
 # --- OUT ---
 

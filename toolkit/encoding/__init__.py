@@ -1,6 +1,7 @@
 """Embedding a corpus, and searching in it.
 
 `program` composes. Work: `units`, `schedule`, `progress`. From texts to vectors: `rows`, `encoder`,
-`chunks`, `pipe`, `pipeline`. On disk: `formats`, `sums`, `output` (writes), `agreement`,
-`completeness`, `store` (reads), `parquet`. Search: `search`, `index`, `snippets`, `negatives`.
+`chunks`, `preparing`, `pipe`, `pipeline`. On disk: `formats`, `sums`, `output` (writes),
+`agreement`, `completeness`, `store` (reads), `reuse` (of an older encoding), `parquet`. Search:
+`search`, `index`, `snippets`, `negatives`.
 """

@@ -98,15 +98,16 @@ def _span(text: str, tokens: Places, *, start: int, stop: int) -> tuple[int, int
 
 
 def records_of(
-    chunks: Sequence[Chunk], *, records: Sequence[Mapping[str, Any]], first_row: int
+    chunks: Sequence[Chunk], *, records: Sequence[Mapping[str, Any]], rows: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """The record that is written for each chunk. `records` are those of the texts, the first of
-    which is row `first_row` of the corpus."""
+    """The record that is written for each chunk. `records` are those of the texts, and `rows` their
+    rows in the corpus."""
     return [
         {
             "id": records[chunk.text]["id"],
             "title": records[chunk.text]["title"],
-            "row": first_row + chunk.text,
+            "key": records[chunk.text]["key"],
+            "row": rows[chunk.text],
             "chunk": chunk.number,
             "begin": chunk.begin,
             "end": chunk.end,

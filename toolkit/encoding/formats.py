@@ -44,11 +44,21 @@ _DTYPES: dict[str, tuple[str, type[np.generic]]] = {  # numpy has no bf16: its 1
 _NUMPY = dict(_DTYPES.values())
 
 
-def encode(vectors_RD: Vectors, *, form: VectorFormat) -> bytes:
-    """Finite vectors as the bytes of a safetensors file. Equal vectors give equal bytes."""
+def encode(
+    vectors_RD: Vectors,
+    *,
+    form: VectorFormat,
+    places: NDArray[np.int64] | None = None,
+    stored: Mapping[str, Array] | None = None,
+) -> bytes:
+    """Finite vectors as the bytes of a safetensors file. Equal vectors give equal bytes. The rows
+    at `places` are `stored` already (`MappedVectors.stored`), and get these bytes."""
     arrays = {VECTORS: _packed(vectors_RD, form=form)}
     if form == "int8":
         arrays[SCALES] = _scales(vectors_RD)
+    if stored is not None:
+        for name, array in arrays.items():
+            array[places] = stored[name]
     counts_R1 = np.asarray(vectors_RD.any(axis=1, keepdims=True), dtype=np.float32)
     if form == "binary" and not counts_R1.all():
         arrays[SCALES] = counts_R1
@@ -108,6 +118,12 @@ class MappedVectors:
         if self.form == "int8":
             return np.asarray(packed * self.arrays[SCALES][which], dtype=np.float32)
         return np.asarray(packed, dtype=np.float32)
+
+    def stored(self, which: NDArray[np.int64]) -> dict[str, Array]:
+        """The arrays of these rows as they are in the file. `ValueError` when they are damaged."""
+        if self.blocks:
+            self._check(self.blocks, which)
+        return {name: array[which] for name, array in self.arrays.items()}
 
     def _check(self, blocks: CheckedBlocks, which: slice | NDArray[np.int64]) -> None:
         if isinstance(which, slice):

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NotRequired
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -34,9 +35,10 @@ from toolkit.encoding.completeness import (
     require_complete,
     total,
 )
-from toolkit.encoding.formats import LARGEST, Vectors, encode, seal_of, unit_length
+from toolkit.encoding.formats import LARGEST, Array, Vectors, encode, seal_of, unit_length
 from toolkit.encoding.units import Unit, check_facts
 from toolkit.settings.schema import VectorFormat
+from toolkit.text.duplicates import KEY_BYTES
 
 # The columns of a row. A chunk also has its row in the corpus, its number in that text, and the
 # characters of the text that it covers.
@@ -44,6 +46,8 @@ FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.boo
 CHUNK_FACTS = pa.schema(
     [*FACTS, *((name, pa.int64()) for name in ("row", "chunk", "begin", "end"))]
 )
+# The digest of a row's text (`key_of`), by which a later encoding finds it; no fact for readers.
+KEY = pa.field("key", pa.binary(KEY_BYTES))
 AGAIN = "the same toolkit.encode again makes it anew"
 MARKER_DIGEST = "marker_sha256"
 
@@ -66,6 +70,16 @@ class Marker(TypedDict):
     sha256: dict[str, Digest]
     blocks: NotRequired[Seal]
     marker_sha256: NotRequired[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Rows of a unit whose vectors come from an older encoding: their places in the unit, their
+    vectors (M, D), and the arrays in which these are stored."""
+
+    places_M: NDArray[np.int64]
+    vectors_MD: Vectors
+    stored: Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +118,11 @@ def write_unit(
     records: Sequence[Mapping[str, Any]],
     digest: str,
     form: VectorFormat = "fp32",
+    kept: Kept | None = None,
 ) -> None:
     """Write a unit's vectors and ids, then its marker. Records with a `chunk` are chunks, of which
-    there may be more than the unit has rows of the corpus.
+    there may be more than the unit has rows of the corpus. Records may have the `key` of their
+    text. The rows that are `kept` get the bytes in which they are stored.
 
     Raises `BadInput` for a vector that is not finite or too large for its format, and for an id
     that occurs twice.
@@ -121,12 +137,18 @@ def write_unit(
     files = unit_files(output_dir, unit=unit)
     # A text without tokens has the zero vector, and no other text has.
     schema = CHUNK_FACTS if "chunk" in records[0] else FACTS
+    schema = schema.append(KEY) if "key" in records[0] else schema
     facts = {name: [record.get(name) for record in records] for name in schema.names}
     table = pa.table({**facts, "empty": ~vectors_RD.any(axis=1)}, schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     contents = {
-        files.vectors: encode(vectors_RD, form=form),
+        files.vectors: encode(
+            vectors_RD,
+            form=form,
+            places=kept.places_M if kept else None,
+            stored=kept.stored if kept else None,
+        ),
         files.ids: sink.getvalue().to_pybytes(),
     }
     for path, content in contents.items():
@@ -224,7 +246,13 @@ class Output:
             raise BadInput(f"{path}: {FOREIGN}; choose another output_dir, or {again}")
         return None if fault else marker
 
-    def write(self, unit: Unit, vectors_RD: Vectors, records: Sequence[Mapping[str, Any]]) -> None:
+    def write(
+        self,
+        unit: Unit,
+        vectors_RD: Vectors,
+        records: Sequence[Mapping[str, Any]],
+        kept: Kept | None = None,
+    ) -> None:
         """Write a unit (`write_unit`), with vectors of unit length if `normalize` is set."""
         write_unit(
             self.directory,
@@ -233,6 +261,7 @@ class Output:
             records=records,
             digest=self.digest,
             form=self.form,
+            kept=kept,
         )
 
     def write_manifest(self) -> list[Unit]:

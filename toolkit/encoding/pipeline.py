@@ -11,26 +11,27 @@ others could do.
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from toolkit.encoding.chunks import chunks_of, records_of
-from toolkit.encoding.encoder import Encoder, Prepared
+from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Vectors
+from toolkit.encoding.output import Kept
 from toolkit.encoding.pipe import Pipe, Stage
+from toolkit.encoding.preparing import Preparer, Records, UnitRows
+from toolkit.encoding.reuse import OldVectors
 from toolkit.encoding.schedule import Schedule
 from toolkit.encoding.units import ChunkRules, Unit
-
-Records = Sequence[Mapping[str, Any]]
 
 
 @dataclasses.dataclass
 class Figures:
-    """Rows, tokens and the seconds of each stage. `unit_s` is how long the reader waited for units,
+    """Rows and tokens that were embedded, texts whose vectors an older encoding had, and the
+    seconds of each stage. `unit_s` is how long the reader waited for units,
     `text_s` how long the model waited for the reader (`unit_s` included), and `room_s` how long it
     waited for the writer."""
 
     rows: int = 0
+    reused: int = 0
     tokens: int = 0
     total_s: float = 0.0
     model_s: float = 0.0
@@ -48,8 +49,9 @@ class Figures:
 
     def __str__(self) -> str:
         total_s = max(self.total_s, 1e-9)
+        reused = f"{self.reused:,} texts reused; " if self.reused else ""
         return (
-            f"{self.rows:,} rows, {self.tokens:,} tokens in {total_s:,.1f} s: "
+            f"{reused}{self.rows:,} rows, {self.tokens:,} tokens in {total_s:,.1f} s: "
             f"{self.rows / total_s:,.1f} rows/s, {self.tokens / total_s:,.0f} tokens/s; "
             f"{self.outside:.1%} of the time outside of the model ({self.text_s / total_s:.1%} "
             f"waiting for text, {self.room_s / total_s:.1%} for the writer); meanwhile "
@@ -61,20 +63,20 @@ class Figures:
 @dataclasses.dataclass(frozen=True)
 class _Texts:
     unit: Unit
-    records: Records
-    prepared: Prepared
+    rows: UnitRows
 
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
     unit: Unit
-    records: Records
+    rows: UnitRows
     vectors_RD: Vectors
 
 
 class Pipeline:
     """Does the units of `work`: `read` gives the records of a unit, `write` puts them on disk with
-    their vectors. With `chunks` each chunk of a text gets a vector. Call `run` once only."""
+    their vectors. With `chunks` each chunk of a text gets a vector. Texts that stand in `old` get
+    their vectors from there. Call `run` once only."""
 
     def __init__(
         self,
@@ -82,11 +84,13 @@ class Pipeline:
         *,
         encoder: Encoder,
         read: Callable[[Unit], Records],
-        write: Callable[[Unit, Vectors, Records], None],
+        write: Callable[[Unit, Vectors, Records, Kept | None], None],
         on_rows: Callable[[int, int], None],
         chunks: ChunkRules | None = None,
+        old: OldVectors | None = None,
     ) -> None:
         self._chunks = chunks
+        self._preparer = Preparer(encoder, chunks=chunks, old=old)
         self._work, self._encoder, self._read, self._write = work, encoder, read, write
         self._on_rows = on_rows
         self._texts, self._vectors = Pipe[_Texts](), Pipe[_Done]()
@@ -116,19 +120,23 @@ class Pipeline:
     def _embed(self, texts: _Texts) -> _Done:
         began = time.perf_counter()
         try:
-            vectors_RD = self._encoder.embed(texts.prepared, on_rows=self._on_batch)
+            fresh_FD = self._encoder.embed(texts.rows.prepared, on_rows=self._on_batch)
         except BaseException:
             self._work.fail(texts.unit)
             raise
         self.figures.model_s += time.perf_counter() - began
-        if self._chunks:
-            self._on_rows(texts.unit.stop - texts.unit.start, 0)
-        self.figures.rows += texts.prepared.num_rows
-        self.figures.tokens += texts.prepared.num_tokens
-        return _Done(texts.unit, texts.records, vectors_RD)
+        rows = texts.rows
+        # With chunks, rows of the corpus are complete when their unit is.
+        self._on_rows(
+            texts.unit.stop - texts.unit.start if self._chunks else rows.num_kept_texts, 0
+        )
+        self.figures.rows += rows.prepared.num_rows
+        self.figures.reused += rows.num_kept_texts
+        self.figures.tokens += rows.prepared.num_tokens
+        return _Done(texts.unit, rows, rows.vectors(fresh_FD))
 
     def _on_batch(self, rows: int, tokens: int) -> None:
-        # Progress counts rows of the corpus. With chunks, those are complete when their unit is.
+        # Progress counts rows of the corpus.
         self._on_rows(0 if self._chunks else rows, tokens)
 
     def _read_on(self) -> None:
@@ -157,16 +165,10 @@ class Pipeline:
         began = time.perf_counter()
         records = self._read(unit)
         read = time.perf_counter()
-        texts = [record["text"] for record in records]
-        if self._chunks:
-            chunks = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
-            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in chunks])
-            records = records_of(chunks, records=records, first_row=unit.start)
-        else:
-            prepared = self._encoder.prepare(texts)
+        rows = self._preparer.prepare(unit, records)
         self.figures.read_s += read - began
         self.figures.tokenise_s += time.perf_counter() - read
-        return _Texts(unit, records, prepared)
+        return _Texts(unit, rows)
 
     def _write_on(self) -> None:
         for done in self._vectors:
@@ -188,7 +190,7 @@ class Pipeline:
             self._work.give_back(done.unit)
             return
         try:
-            self._write(done.unit, done.vectors_RD, done.records)
+            self._write(done.unit, done.vectors_RD, done.rows.records, done.rows.kept)
         except OSError:
             # The worker that closes the encoding removes temporary files, even ours once another
             # worker has written our unit.

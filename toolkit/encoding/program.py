@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.base.console import at_work, say
 from toolkit.base.errors import BadInput, RunFailed
-from toolkit.base.layout import LEASE_DIR, UNIT_DIR
+from toolkit.base.layout import LEASE_DIR, MANIFEST_FILE, UNIT_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
@@ -22,7 +22,9 @@ from toolkit.encoding import schedule
 from toolkit.encoding.chunks import no_prompt, rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
+from toolkit.encoding.reuse import OldVectors, open_old, record_reuse
 from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
+from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import (
     ChunkRules,
     claim_directory,
@@ -31,6 +33,7 @@ from toolkit.encoding.units import (
     share,
     units,
 )
+from toolkit.runs.records import reuse_line
 from toolkit.settings.model_source import check_reference
 from toolkit.settings.schema import DType, EmbedRecipe
 from toolkit.text.shards import ShardSet, open_shards
@@ -75,7 +78,9 @@ def _work(
             dealing = Dealing(lost_after_s=recipe.lease_s, num_ranks=num_ranks)
             entered.enter_context(dealing)
         chunks = rules_of(recipe)
-        shards, encoder, output = _open(recipe, topology=topology, verify=index == 0, chunks=chunks)
+        shards, encoder, output, old = _open(
+            recipe, topology=topology, verify=index == 0, chunks=chunks
+        )
         work: Schedule
         if way == schedule.MPI:
             work = Dealt(output, dealing=dealing, should_stop=should_stop)
@@ -95,7 +100,7 @@ def _work(
         )
         num_rounds = 0
         while True:
-            _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks)
+            _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks, old=old)
             num_left = work.num_left()
             if num_left and work.stopped():
                 return num_left
@@ -110,6 +115,8 @@ def _work(
                 )
         if way != schedule.MPI or topology.rank == 0:
             say(f"embed: {output.directory}: {output.completeness()}")
+            if old is not None and (output.directory / MANIFEST_FILE).is_file():
+                say(f"embed: {reuse_line(record_reuse(VectorStore(output.directory), old))}")
         return 0
 
 
@@ -123,7 +130,7 @@ def _name(way: str, *, index: int, count: int) -> str:
 @at_work("embed: opens corpus and model")
 def _open(
     recipe: EmbedRecipe, *, topology: Topology, verify: bool, chunks: ChunkRules | None
-) -> tuple[ShardSet, "Encoder", Output]:
+) -> tuple[ShardSet, "Encoder", Output, OldVectors | None]:
     check_reference(recipe.encoder.model)
     shards = open_shards(Path(recipe.corpus.input), verify=verify)
     # Here and not above: neither the help text nor a refusal must wait for torch.
@@ -153,8 +160,9 @@ def _claimed(
     dtype: DType,
     device: "torch.device",
     chunks: ChunkRules | None,
-) -> tuple["Encoder", Output]:
-    """The encoder in this number type, and the output directory, which has a plan for it now."""
+) -> tuple["Encoder", Output, OldVectors | None]:
+    """The encoder in this number type; the output directory, which has a plan for it now; and the
+    older encoding, if the recipe names one."""
     from toolkit.encoding.encoder import Encoder
 
     settings = recipe.encoder.model_copy(update={"dtype": dtype})
@@ -170,6 +178,7 @@ def _claimed(
         num_chars_N=shards.num_chars,
         chunks=chunks,
     )
+    old = open_old(recipe.reuse, output_dir=output_dir, facts=facts)
     claim_directory(
         output_dir,
         facts=facts,
@@ -186,7 +195,7 @@ def _claimed(
         normalize=recipe.normalize,
         has_chunks=chunks is not None,
     )
-    return encoder, output
+    return encoder, output, old
 
 
 def _embed(
@@ -196,6 +205,7 @@ def _embed(
     encoder: "Encoder",
     output: Output,
     chunks: ChunkRules | None,
+    old: OldVectors | None,
 ) -> None:
     """Embed and write the units that `work` gives."""
     from toolkit.encoding.pipeline import Pipeline
@@ -208,9 +218,11 @@ def _embed(
         write=output.write,
         on_rows=progress.on_rows,
         chunks=chunks,
+        old=old,
     )
     try:
         figures = pipeline.run()
     finally:
         progress.close()
-    say(f"embed: {figures}" if figures.rows else "embed: no unit was embedded here")
+    done = figures.rows or figures.reused
+    say(f"embed: {figures}" if done else "embed: no unit was embedded here")

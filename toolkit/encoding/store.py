@@ -34,7 +34,7 @@ from toolkit.base.sealed import is_sealed
 from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.completeness import Counts
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
-from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, Marker, unit_files
+from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, KEY, Marker, unit_files
 from toolkit.encoding.units import FORMAT, NO_PLAN, Unit, check_facts, units
 from toolkit.settings.schema import VectorFormat
 from toolkit.text.tally import Tally
@@ -123,14 +123,24 @@ class VectorStore:
         read. `BadInput` for a row that does not exist."""
         wanted = self._numbers(rows)
         vectors_KD = np.empty((len(wanted), self.width), dtype=np.float32)
-        order = np.argsort(wanted, kind="stable")
-        # Where in the sorted rows those of each unit begin and end.
-        cuts = np.searchsorted(wanted[order], [*self._starts, self.num_rows])
-        for unit, begin, end in zip(self.units, cuts, cuts[1:], strict=False):
-            if end > begin:
-                places = order[begin:end]
-                vectors_KD[places] = self._rows(unit, wanted[places] - unit.start)
+        for places, unit in self._places_by_unit(wanted):
+            vectors_KD[places] = self._rows(unit, wanted[places] - unit.start)
         return vectors_KD
+
+    def stored(self, rows_K: NDArray[np.int64]) -> tuple[Vectors, dict[str, NDArray[Any]]]:
+        """The vectors (K, D) of these rows, fp32, and the arrays in which they are stored."""
+        vectors_KD = self.read(rows_K)
+        arrays: dict[str, NDArray[Any]] = {}
+        for places, unit in self._places_by_unit(rows_K):
+            try:
+                some = self._mapped(unit).stored(rows_K[places] - unit.start)
+            except (OSError, ValueError) as error:
+                raise _damaged(unit_files(self.directory, unit=unit).vectors) from error
+            for name, array in some.items():
+                if name not in arrays:
+                    arrays[name] = np.ones((len(rows_K), array.shape[1]), dtype=array.dtype)
+                arrays[name][places] = array
+        return vectors_KD, arrays
 
     def tensor(self, rows: Rows) -> "torch.Tensor":
         """The vectors of `read` as a tensor (K, D) on the CPU."""
@@ -203,6 +213,15 @@ class VectorStore:
 
     def unit_facts(self, unit: Unit) -> pa.Table:
         """The columns of `facts` of all rows of a unit."""
+        table = self._unit_table(unit)
+        return table.drop_columns([KEY.name]) if KEY.name in table.column_names else table
+
+    def unit_keys(self, unit: Unit) -> list[bytes] | None:
+        """The digest of each row's text (`key_of`); None for units of an older toolkit."""
+        table = self._unit_table(unit)
+        return table[KEY.name].to_pylist() if KEY.name in table.column_names else None
+
+    def _unit_table(self, unit: Unit) -> pa.Table:
         path = unit_files(self.directory, unit=unit).ids
         try:
             data = path.read_bytes()
@@ -212,7 +231,8 @@ class VectorStore:
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
         schema = CHUNK_FACTS if self.has_chunks else FACTS
-        if len(table) != unit.stop - unit.start or not table.schema.equals(schema):
+        known = any(table.schema.equals(one) for one in (schema, schema.append(KEY)))
+        if len(table) != unit.stop - unit.start or not known:
             raise _damaged(path)
         return table
 
@@ -246,6 +266,17 @@ class VectorStore:
             where = f"{self.directory} has rows 0 to {self.num_rows - 1}"
             raise BadInput(f"row {numbers[wrong[0]]}: {where}")
         return numbers
+
+    def _places_by_unit(
+        self, wanted: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], Unit]]:
+        """The units that hold these rows, each with the places of its rows among them."""
+        order = np.argsort(wanted, kind="stable")
+        # Where in the sorted rows those of each unit begin and end.
+        cuts = np.searchsorted(wanted[order], [*self._starts, self.num_rows])
+        for unit, begin, end in zip(self.units, cuts, cuts[1:], strict=False):
+            if end > begin:
+                yield order[begin:end], unit
 
     def _unit_of(self, row: int) -> int:
         return bisect.bisect_right(self._starts, row) - 1

@@ -26,8 +26,10 @@ PACKED = "packed"
 HALF_TYPES = (torch.float16, torch.bfloat16)
 VARLEN, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
 BY_HAND = "softmax by hand over groups of rows"
-# Rows join a group if padding them costs at most this many scores; a call of their own costs more.
-MAX_WASTE = 4096
+# Rows are padded to a multiple of so many tokens; rows of equal padded length share a call. The
+# padding depends on the row's own length alone: kernels sum in another order for another length,
+# so that otherwise a text would get other bits beside other texts.
+ROUND_TO = 8
 
 
 def packed_arguments(
@@ -99,11 +101,8 @@ def packed_attention(
         kernel=kernel_for(
             on_gpu=query.is_cuda, dtype=query.dtype, dropout=dropout, softcap=softcap
         ),
-        window=_window(
-            settings.get("sliding_window"),
-            causal=getattr(module, "is_causal", True) if causal is None else causal,
-            max_length=max_length,
-        ),
+        width=settings.get("sliding_window"),
+        causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
         scaling=settings.get("scaling"),
         dropout=dropout,
         softcap=softcap,
@@ -183,24 +182,26 @@ def register() -> None:
 @dataclass(frozen=True)
 class _Rules:
     kernel: str
-    window: tuple[int, int]  # how many tokens to the left and right a token attends to; -1: all
+    width: int | None  # of a sliding window
+    causal: bool
     scaling: float | None
     dropout: float
     softcap: float | None
 
-
-def _window(width: int | None, *, causal: bool, max_length: int) -> tuple[int, int]:
-    if width is not None and width >= max_length:
-        width = None  # all tokens are inside the window, and a kernel without a window is faster
-    if causal:
-        return (-1 if width is None else width - 1, 0)
-    side = -1 if width is None else width
-    return (side, side)
+    def window(self, num_tokens: int) -> tuple[int, int]:
+        """How many tokens to the left and right a token of such a row attends to; -1: all."""
+        width = self.width
+        if width is not None and width >= num_tokens:
+            width = None  # all tokens are in the window, and a kernel without a window is faster
+        if self.causal:
+            return (-1 if width is None else width - 1, 0)
+        side = -1 if width is None else width
+        return (side, side)
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Rows of similar length, which are computed in one call: n rows padded to t tokens.
+    """Rows that are computed in one call: n rows, all of t tokens or all padded to that.
 
     `inside_n11t` is false for padding; None if all rows have t tokens. `place_N` (N = n * t) gives
     the place of each token in the packed sequence, and any place for padding; None if all rows have
@@ -223,32 +224,26 @@ def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group
     """The groups of rows, and the place (T,) of each token in the joined outputs of all groups;
     None if the order is unchanged.
 
-    Rows join a group as long as padding them to its longest row costs less than a call of their
-    own would.
+    A group has the rows of one padded length, but those that need no padding apart: they need no
+    mask, which also changes the bits.
     """
     # One call per row would be slow for many short rows, and one call for all rows would compute
-    # the scores of all padding. So sort rows by length, longest first, and walk down: a run of
-    # equally long rows either joins the group before it or starts a new one. All of the run goes
-    # together, since its rows cost the same.
+    # the scores of all padding.
     lengths = [b - a for a, b in itertools.pairwise(bounds)]
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    groups: list[list[int]] = []
-    for length, same_length in itertools.groupby(rows, key=lambda row: lengths[row]):
-        run = list(same_length)
-        longest = lengths[groups[-1][0]] if groups else 0
-        # The scores computed in vain, at least: `longest` of them for each padding token.
-        waste = (longest - length) * longest * len(run)
-        if groups and waste <= MAX_WASTE:
-            groups[-1].extend(run)
-        else:
-            groups.append(run)
+
+    def form(row: int) -> tuple[int, bool]:
+        padding = -lengths[row] % ROUND_TO
+        return lengths[row] + padding, padding == 0
+
+    rows = sorted(range(len(lengths)), key=form, reverse=True)
     # Groups are in order of length, and their outputs are joined in that order. `order` says where
     # each token has come to, by which its output is put back to where it was.
     order, first, made = torch.empty(bounds[-1], dtype=torch.long), 0, []
-    for group in groups:
+    for (num_tokens, is_whole), same in itertools.groupby(rows, key=form):
+        group = list(same)
         start_n = torch.tensor([bounds[row] for row in group])
         length_n = torch.tensor([lengths[row] for row in group])
-        steps_t = torch.arange(int(length_n[0]))
+        steps_t = torch.arange(num_tokens)
         inside_n_t = steps_t[None] < length_n[:, None]
         # Padding repeats the first token of its row: any token would do, since the mask hides it
         # as a key and `order` leaves out its output.
@@ -256,16 +251,15 @@ def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group
         place_n_t = first + torch.arange(token_n_t.numel()).view_as(token_n_t)
         order[token_n_t[inside_n_t]] = place_n_t[inside_n_t]
         first += token_n_t.numel()
-        equal = lengths[group[0]] == lengths[group[-1]]  # the longest and the shortest row
         # Neighbouring rows of equal length are one slice of the packed sequence: no copy is needed.
-        in_a_piece = equal and group == list(range(group[0], group[0] + len(group)))
+        in_a_piece = is_whole and group == list(range(group[0], group[0] + len(group)))
         made.append(
             _Group(
                 num_rows=len(group),
-                num_tokens=len(steps_t),
+                num_tokens=num_tokens,
                 start=bounds[group[0]],
                 place_N=None if in_a_piece else token_n_t.flatten().to(device),
-                inside_n11t=None if equal else inside_n_t[:, None, None].to(device),
+                inside_n11t=None if is_whole else inside_n_t[:, None, None].to(device),
             )
         )
     in_place = torch.equal(order, torch.arange(first))
@@ -286,7 +280,7 @@ def _group_output(
         return rows.view(num_rows, num_tokens, *part_THE.shape[1:]).transpose(1, 2)
 
     query, key, value = (rows_of(part) for part in (query_THE, key_TKE, value_TKE))
-    mask = _seen(num_tokens, window=rules.window, device=query.device)
+    mask = _seen(num_tokens, window=rules.window(num_tokens), device=query.device)
     if group.inside_n11t is not None:
         mask = group.inside_n11t if mask is None else mask & group.inside_n11t
     if rules.kernel == BY_HAND:
@@ -370,7 +364,7 @@ def _varlen(
         max_length,
         max_length,
         scale=rules.scaling,
-        window_size=rules.window,
+        window_size=rules.window(max_length),
         **grouped,
     )
     assert isinstance(out, Tensor)

@@ -39,7 +39,7 @@ from toolkit.cluster.leases import beats_of_hosts
 from toolkit.cluster.queue import FINAL, FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.cluster.topology import LOCAL
 from toolkit.runs.launched import Launched, read_launched
-from toolkit.runs.records import read_metrics, read_starts
+from toolkit.runs.records import read_metrics, read_reuse, read_starts
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
 
@@ -176,6 +176,7 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     output = Path(stage.output)
     if stage.kind == "embed":
         finished = _look_at_encoding(output, standing, now=now)
+        standing.reason = read_reuse(output)
     elif stage.kind == "evaluate":
         finished = (output / SCORES_FILE).is_file()
     else:

@@ -293,6 +293,9 @@ class EmbedRecipe(Section):
 
     `vectors` is the format in which numbers are stored; `dims` keeps only the first numbers of each
     vector; `normalize` divides a vector, after that cut, by its length.
+
+    `reuse` is an older encoding, finished, by the same model and settings: texts that stand in it
+    get their vectors from there, and only the others are embedded.
     """
 
     kind: Literal["embed"]
@@ -304,6 +307,7 @@ class EmbedRecipe(Section):
     dims: Count | None = None
     normalize: bool = False
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
+    reuse: Text | None = None
 
 
 class EvaluateRecipe(Section):

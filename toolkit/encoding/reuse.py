@@ -1,0 +1,178 @@
+"""Vectors of an older encoding, for the texts of a corpus that have not changed.
+
+Knows the older encoding and the keys of its texts. Refuses to know who embeds what is new.
+
+A vector depends on its text, the model and the settings. So a text whose key (`key_of`) stands in
+the older encoding gets that vector, with the bytes in which it is stored, wherever the text stands
+now. Shapes: K texts, M rows of the older encoding, D width.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from toolkit.base.console import say
+from toolkit.base.errors import BadInput
+from toolkit.base.files import create_json
+from toolkit.base.layout import REUSE_FILE
+from toolkit.encoding.output import CHUNK_FACTS, Kept
+from toolkit.encoding.store import VectorStore
+from toolkit.runs.records import Reuse
+from toolkit.text.duplicates import KEY_BYTES
+
+Ints = NDArray[np.int64]
+NO_KEY = bytes(KEY_BYTES)
+SAME = ("format", "model", "encoder", "output", "chunks")  # the facts that decide a vector
+
+
+class OldVectors:
+    """The finished encoding in `directory`, for a new one with these `facts`.
+
+    `why_none` says why nothing can be reused, if so: another model, other settings, or no keys.
+    Raises `BadInput` for an encoding that is not finished or is damaged.
+    """
+
+    def __init__(self, directory: Path, *, facts: Mapping[str, Any]) -> None:
+        self.store = VectorStore(directory)
+        there = self.store.manifest
+        differing = [name for name in SAME if there.get(name) != facts.get(name)]
+        self.why_none = ""
+        if differing:
+            self.why_none = f"it is of another {' and '.join(differing)}"
+        elif self.store.units and self.store.unit_keys(self.store.units[0]) is None:
+            self.why_none = "it was made by an older toolkit, which kept no digests of texts"
+
+    def find(self, keys: Sequence[bytes]) -> Ints:
+        """The first row (K,) of each text with one of these keys; -1 for a text that is not there.
+        Of two equal texts the first one is found."""
+        if self.why_none:
+            return np.full(len(keys), -1, dtype=np.int64)
+        wanted = _halves(np.frombuffer(b"".join(keys), dtype=np.uint8))
+        sorted_M2, row_M = self._index
+        if not len(row_M):
+            return np.full(len(keys), -1, dtype=np.int64)
+        places = np.searchsorted(sorted_M2[:, 0], wanted[:, 0])
+        places = np.minimum(places, len(row_M) - 1)
+        # Two texts that share the first half of a key only: the later one counts as new.
+        found = (sorted_M2[places] == wanted).all(axis=1)
+        return np.where(found, row_M[places], -1)
+
+    def rows_from(self, first: int) -> range:
+        """All rows of the text whose first row this is: its chunks, or the row alone."""
+        firsts = self._firsts
+        number = int(np.searchsorted(firsts, first))
+        stop = int(firsts[number + 1]) if number + 1 < len(firsts) else self.store.num_rows
+        return range(first, stop)
+
+    def records_of(
+        self, rows: range, *, record: Mapping[str, Any], row: int
+    ) -> list[Mapping[str, Any]]:
+        """The records of a text's rows here, for the `record` and the row that it has now."""
+        if not self.store.has_chunks:
+            return [record]
+        now = {"id": record["id"], "title": record["title"], "key": record["key"], "row": row}
+        columns = ("chunk", "begin", "end")
+        return [
+            {**now, **{name: int(self._chunks[name][place]) for name in columns}} for place in rows
+        ]
+
+    def kept(self, places: Sequence[int], rows: Sequence[int]) -> Kept:
+        """The vectors of these rows for these places of a unit."""
+        rows_M = np.asarray(rows, dtype=np.int64)
+        vectors_MD, stored = self.store.stored(rows_M)
+        return Kept(np.asarray(places, dtype=np.int64), vectors_MD, stored)
+
+    @functools.cached_property
+    def _firsts(self) -> Ints:
+        """The first row of each text, in ascending order."""
+        if not self.store.has_chunks:
+            return np.arange(self.store.num_rows, dtype=np.int64)
+        return np.flatnonzero(self._chunks["chunk"] == 0)
+
+    @functools.cached_property
+    def _chunks(self) -> Mapping[str, Ints]:
+        """Number, begin and end of all chunks."""
+        names = ["chunk", "begin", "end"]
+        tables = [self.store.unit_facts(unit).select(names) for unit in self.store.units]
+        whole = pa.concat_tables([CHUNK_FACTS.empty_table().select(names), *tables])
+        return {name: whole[name].to_numpy() for name in names}
+
+    @functools.cached_property
+    def _index(self) -> tuple[NDArray[np.uint64], Ints]:
+        """The keys of all texts as two numbers each, in the order of the first; and their rows."""
+        firsts = self._firsts
+        key_M2 = _halves(np.concatenate([np.empty(0, np.uint8), *self._keys()]))[firsts]
+        order = np.argsort(key_M2[:, 0], kind="stable")
+        return key_M2[order], firsts[order]
+
+    def _keys(self) -> Iterator[NDArray[np.uint8]]:
+        for unit in self.store.units:
+            # A unit of an older toolkit has no keys: nothing in it is found.
+            keys = self.store.unit_keys(unit) or [NO_KEY] * (unit.stop - unit.start)
+            yield np.frombuffer(b"".join(keys), dtype=np.uint8)
+
+
+def _halves(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return keys.reshape(-1, KEY_BYTES).view(np.uint64).reshape(-1, 2)
+
+
+def record_reuse(new: VectorStore, old: OldVectors) -> Reuse:
+    """Count what became of the texts, by their keys and ids in both encodings, and write it beside
+    the manifest, unless somebody has. `reused`: the text was there. `changed`: only its id was
+    there. `new`: neither. `gone`: ids that are not there any more."""
+    ours, theirs = _ids(new), _ids(old.store)
+    found = np.concatenate([np.empty(0, np.int64), *_found(new, old)]) >= 0
+    known = np.isin(ours, theirs)
+    record: Reuse = {
+        "encoding": str(old.store.directory),
+        "digest": old.store.manifest["digest"],
+        "why_none": old.why_none,
+        "reused": int(found.sum()),
+        "changed": int((~found & known).sum()),
+        "new": int((~found & ~known).sum()),
+        "gone": int((~np.isin(theirs, ours)).sum()),
+    }
+    create_json(new.directory / REUSE_FILE, record)
+    return record
+
+
+def _ids(store: VectorStore) -> Ints:
+    """A hash of the id of each text: 8 bytes of memory each, as in `agreement.check_ids`."""
+    parts = [np.empty(0, dtype=np.int64)]
+    for unit in store.units:
+        table = store.unit_facts(unit)
+        if store.has_chunks:
+            table = table.filter(pc.equal(table["chunk"], 0))
+        parts.append(np.array([hash(one) for one in table["id"].to_pylist()], dtype=np.int64))
+    return np.concatenate(parts)
+
+
+def _found(new: VectorStore, old: OldVectors) -> Iterator[Ints]:
+    for unit in new.units:
+        keys = new.unit_keys(unit) or [NO_KEY] * (unit.stop - unit.start)
+        if new.has_chunks:
+            firsts = new.unit_facts(unit)["chunk"].to_numpy() == 0
+            keys = [key for key, first in zip(keys, firsts, strict=True) if first]
+        yield old.find(keys)
+
+
+def open_old(
+    directory: str | None, *, output_dir: Path, facts: Mapping[str, Any]
+) -> OldVectors | None:
+    """The older encoding that a recipe names, if it names one. Raises `BadInput` for the encoding
+    itself, and for one that is not finished or is damaged."""
+    if directory is None:
+        return None
+    path = Path(directory)
+    if path.resolve() == output_dir.resolve():
+        raise BadInput(f"reuse={directory} is the output_dir itself; name an older encoding")
+    old = OldVectors(path, facts=facts)
+    if old.why_none:
+        say(f"embed: reuse={directory}: {old.why_none}; all texts are embedded")
+    return old
