@@ -145,8 +145,8 @@ def test_a_run_learns_from_the_encoding_of_its_texts(
     metrics = read_metrics(run)
     assert [row["step"] for row in metrics] == [1, 2]
     for row in metrics:
-        assert 0 <= row["teacher_kl"] < 1
-        assert row["loss"] == pytest.approx(row["teacher_kl"])
+        assert -1e-6 < row["teacher_kl"] < 1  # nothing but rounding at first
+        assert row["loss"] == pytest.approx(row["teacher_kl"], abs=1e-6)
     card = (run / "encoder" / "README.md").read_text(encoding="utf-8")
     assert "embeddings: teacher\n" in card
     assert ", teacher teacher |" in card

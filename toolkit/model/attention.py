@@ -224,8 +224,8 @@ def _grouped(bounds: tuple[int, ...], device: torch.device) -> tuple[list[_Group
     """The groups of rows, and the place (T,) of each token in the joined outputs of all groups;
     None if the order is unchanged.
 
-    A group has the rows of one padded length, but those that need no padding apart: they need no
-    mask, which also changes the bits.
+    A group has the rows of one padded length; those that need no padding, and so no mask, are a
+    group of their own.
     """
     # One call per row would be slow for many short rows, and one call for all rows would compute
     # the scores of all padding.
