@@ -46,7 +46,7 @@ def test_with_grades_the_difference_is_that_of_rank_correlations() -> None:
 
 def test_each_run_has_a_digest_of_its_own_that_all_settings_and_those_before_it_decide() -> None:
     every = [*states([1, 2, 3]), *grid(1), *amounts(1)]
-    inputs = {"mntp": "text", "simcse": "text", "supervised": "pairs"}
+    inputs = {"mntp": "text", "simcse": "text", "supervised": "pairs", "taught": "pairs, table"}
     digests = {run.digest(inputs) for run in every}
     assert len(digests) == len(every)
     (last,) = [run for run in states([1]) if run.state == "MNTP + SimCSE + supervised"]
