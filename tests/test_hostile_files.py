@@ -326,6 +326,18 @@ def test_a_hostile_document_is_refused_or_does_no_harm(
             one.write_bytes(content)
 
 
+@pytest.mark.parametrize("wrong", [-1, "x", [1], {"limit": "x"}, {"limit": -1}])
+def test_settings_of_shards_that_say_nothing_valid_are_refused(given: object, things: Path) -> None:
+    path = things / "s" / "manifest.json"
+    before = path.read_bytes()
+    try:
+        resealed(path, {**json.loads(before), "settings": wrong})
+        with pytest.raises(BadInput, match="settings"):
+            checked_manifest(things / "s", verify=False)
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.mark.parametrize("kind", DOCUMENTS)
 @pytest.mark.parametrize("text", [DEEP, "", "null", "[]", "17", "{}", "9" * 5000, '"\\ud800"'])
 def test_what_is_no_such_document_is_refused(kind: str, text: str, things: Path) -> None:

@@ -196,6 +196,10 @@ class _Shard(TypedDict):
     num_sentences: Count
 
 
+class _Settings(TypedDict):
+    limit: NotRequired[Count | None]
+
+
 class Listed(TypedDict):
     """The keys that a manifest of shards must have to be read."""
 
@@ -203,6 +207,7 @@ class Listed(TypedDict):
     shards: list[_Shard]
     files: NotRequired[dict[FileName, Digest]]
     summary: NotRequired[Summary]
+    settings: NotRequired[_Settings]
 
 
 def checked_manifest(directory: Path, *, verify: bool) -> Manifest:
