@@ -327,7 +327,7 @@ def test_a_hostile_document_is_refused_or_does_no_harm(
 
 
 @pytest.mark.parametrize("wrong", [-1, "x", [1], {"limit": "x"}, {"limit": -1}])
-def test_settings_of_shards_that_say_nothing_valid_are_refused(given: object, things: Path) -> None:
+def test_settings_of_shards_that_say_nothing_valid_are_refused(wrong: object, things: Path) -> None:
     path = things / "s" / "manifest.json"
     before = path.read_bytes()
     try:
