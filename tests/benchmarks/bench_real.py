@@ -6,10 +6,10 @@
 
 States: causal; bidirectional, untrained; after MNTP; after MNTP and SimCSE; after MNTP and
 supervised training; after all three; after all three with a static table as the teacher of the
-last. A run is known by the digest of what decides it (settings,
-seed, texts, base, and the run before it). What is scored is in tests/benchmarks/real/scores, under
-that digest, and is not run again; weights are kept in .cache/study. So the study can be stopped at
-any time, and the same command goes on.
+last. A run is known by the digest of what decides it (settings, seed, texts, base, and the run
+before it). What is scored is in tests/benchmarks/real/scores, under that digest, and is not run
+again; weights are kept in .cache/study. So the study can be stopped at any time, and the same
+command goes on.
 """
 
 import argparse
@@ -178,7 +178,7 @@ def teacher_of(run: Run, *, pairs: Path) -> Path:
             texts = Path(name) / "texts.jsonl"
             script = [sys.executable, "data_scripts/list_texts.py", run.recipe]
             script += [f"data.train={pairs}", f"train.seed={run.seed}", "--output", str(texts)]
-            script += [f"{key}={value}" for key, value in run.settings if key[:6] == "train."]
+            script += [f"{key}={value}" for key, value in run.settings if key.startswith("train.")]
             subprocess.run(script, cwd=ROOT, check=True)
             teach(texts, out=folder, table=fetched(), data=REAL_DATA)
     return folder

@@ -128,10 +128,7 @@ def _require_same_ids(store: "VectorStore", theirs: Iterable[list[str]]) -> None
     wanted = (one for piece in theirs for one in piece)
     row = 0
     for unit in store.units:
-        table = store.unit_facts(unit)
-        if "chunk" in table.column_names:
-            table = table.filter(pc.equal(table["chunk"], 0))
-        for one in table["id"].to_pylist():
+        for one in store.unit_ids(unit):
             if one != (other := next(wanted, None)):
                 raise BadInput(
                     f"{store.directory}: row {row} has the id {one!r}, and in the corpus "

@@ -44,21 +44,25 @@ _DTYPES: dict[str, tuple[str, type[np.generic]]] = {  # numpy has no bf16: its 1
 _NUMPY = dict(_DTYPES.values())
 
 
-def encode(
-    vectors_RD: Vectors,
-    *,
-    form: VectorFormat,
-    places: NDArray[np.int64] | None = None,
-    stored: Mapping[str, Array] | None = None,
-) -> bytes:
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """Rows of a file whose vectors come from another one of the same format: their places, their
+    vectors (M, D), and the arrays in which these are stored (`MappedVectors.stored`)."""
+
+    places_M: NDArray[np.int64]
+    vectors_MD: Vectors
+    stored: Mapping[str, Array]
+
+
+def encode(vectors_RD: Vectors, *, form: VectorFormat, kept: Kept | None = None) -> bytes:
     """Finite vectors as the bytes of a safetensors file. Equal vectors give equal bytes. The rows
-    at `places` are `stored` already (`MappedVectors.stored`), and get these bytes."""
+    that are `kept` get the bytes in which they are stored."""
     arrays = {VECTORS: _packed(vectors_RD, form=form)}
     if form == "int8":
         arrays[SCALES] = _scales(vectors_RD)
-    if stored is not None:
+    if kept is not None:
         for name, array in arrays.items():
-            array[places] = stored[name]
+            array[kept.places_M] = kept.stored[name]
     counts_R1 = np.asarray(vectors_RD.any(axis=1, keepdims=True), dtype=np.float32)
     if form == "binary" and not counts_R1.all():
         arrays[SCALES] = counts_R1
@@ -105,21 +109,23 @@ class MappedVectors:
     def rows(self, which: slice | NDArray[np.int64]) -> Vectors:
         """These rows (., D) as fp32, with the rounding of the format. `ValueError` when they are
         damaged."""
-        if self.blocks:
-            self._check(self.blocks, which)
-        packed = self.arrays[VECTORS][which]
+        return self.decoded(self.stored(which))
+
+    def decoded(self, stored: Mapping[str, Array]) -> Vectors:
+        """The vectors (., D) of rows that are `stored` so, as fp32."""
+        packed = stored[VECTORS]
         if self.form == "bf16":
             return (packed.astype(np.uint32) << 16).view(np.float32)
         if self.form == "binary":
             bits = np.unpackbits(packed, axis=1, count=self.width)
             signs = bits.astype(np.float32) * 2 - 1
             # Adding 0 turns -0.0 into 0.0.
-            return signs * self.arrays[SCALES][which] + 0 if SCALES in self.arrays else signs
+            return signs * stored[SCALES] + 0 if SCALES in stored else signs
         if self.form == "int8":
-            return np.asarray(packed * self.arrays[SCALES][which], dtype=np.float32)
+            return np.asarray(packed * stored[SCALES], dtype=np.float32)
         return np.asarray(packed, dtype=np.float32)
 
-    def stored(self, which: NDArray[np.int64]) -> dict[str, Array]:
+    def stored(self, which: slice | NDArray[np.int64]) -> dict[str, Array]:
         """The arrays of these rows as they are in the file. `ValueError` when they are damaged."""
         if self.blocks:
             self._check(self.blocks, which)

@@ -18,7 +18,6 @@ from typing import Annotated, Any, NotRequired
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -35,7 +34,7 @@ from toolkit.encoding.completeness import (
     require_complete,
     total,
 )
-from toolkit.encoding.formats import LARGEST, Array, Vectors, encode, seal_of, unit_length
+from toolkit.encoding.formats import LARGEST, Kept, Vectors, encode, seal_of, unit_length
 from toolkit.encoding.units import Unit, check_facts
 from toolkit.settings.schema import VectorFormat
 from toolkit.text.duplicates import KEY_BYTES
@@ -70,16 +69,6 @@ class Marker(TypedDict):
     sha256: dict[str, Digest]
     blocks: NotRequired[Seal]
     marker_sha256: NotRequired[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Kept:
-    """Rows of a unit whose vectors come from an older encoding: their places in the unit, their
-    vectors (M, D), and the arrays in which these are stored."""
-
-    places_M: NDArray[np.int64]
-    vectors_MD: Vectors
-    stored: Mapping[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,12 +132,7 @@ def write_unit(
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     contents = {
-        files.vectors: encode(
-            vectors_RD,
-            form=form,
-            places=kept.places_M if kept else None,
-            stored=kept.stored if kept else None,
-        ),
+        files.vectors: encode(vectors_RD, form=form, kept=kept),
         files.ids: sink.getvalue().to_pybytes(),
     }
     for path, content in contents.items():

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable
 
 from toolkit.encoding.encoder import Encoder
-from toolkit.encoding.formats import Vectors
-from toolkit.encoding.output import Kept
+from toolkit.encoding.formats import Kept, Vectors
 from toolkit.encoding.pipe import Pipe, Stage
 from toolkit.encoding.preparing import Preparer, Records, UnitRows
 from toolkit.encoding.reuse import OldVectors
@@ -26,9 +25,9 @@ from toolkit.encoding.units import ChunkRules, Unit
 @dataclasses.dataclass
 class Figures:
     """Rows and tokens that were embedded, texts whose vectors an older encoding had, and the
-    seconds of each stage. `unit_s` is how long the reader waited for units,
-    `text_s` how long the model waited for the reader (`unit_s` included), and `room_s` how long it
-    waited for the writer."""
+    seconds of each stage. `unit_s` is how long the reader waited for units, `text_s` how long the
+    model waited for the reader (`unit_s` included), and `room_s` how long it waited for the
+    writer."""
 
     rows: int = 0
     reused: int = 0

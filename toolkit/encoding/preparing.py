@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from toolkit.encoding.chunks import chunks_of, records_of
 from toolkit.encoding.encoder import Encoder, Prepared
-from toolkit.encoding.formats import Vectors
-from toolkit.encoding.output import Kept
+from toolkit.encoding.formats import Kept, Vectors
 from toolkit.encoding.reuse import OldVectors
 from toolkit.encoding.units import ChunkRules, Unit
 from toolkit.text.duplicates import key_of

@@ -8,21 +8,23 @@ now. Shapes: K texts, M rows of the older encoding, D width.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from toolkit.base.console import say
 from toolkit.base.errors import BadInput
 from toolkit.base.files import create_json
 from toolkit.base.layout import REUSE_FILE
-from toolkit.encoding.output import CHUNK_FACTS, Kept
+from toolkit.encoding.formats import Kept
+from toolkit.encoding.output import CHUNK_FACTS
 from toolkit.encoding.store import VectorStore
+from toolkit.encoding.units import Unit
 from toolkit.runs.records import Reuse
 from toolkit.text.duplicates import KEY_BYTES
 
@@ -53,7 +55,7 @@ class OldVectors:
         Of two equal texts the first one is found."""
         if self.why_none:
             return np.full(len(keys), -1, dtype=np.int64)
-        wanted = _halves(np.frombuffer(b"".join(keys), dtype=np.uint8))
+        wanted = _halves(keys)
         sorted_M2, row_M = self._index
         if not len(row_M):
             return np.full(len(keys), -1, dtype=np.int64)
@@ -106,20 +108,23 @@ class OldVectors:
     @functools.cached_property
     def _index(self) -> tuple[NDArray[np.uint64], Ints]:
         """The keys of all texts as two numbers each, in the order of the first; and their rows."""
-        firsts = self._firsts
-        key_M2 = _halves(np.concatenate([np.empty(0, np.uint8), *self._keys()]))[firsts]
+        keys = [key for unit in self.store.units for key in _keys(self.store, unit)]
+        key_M2 = _halves(keys)
         order = np.argsort(key_M2[:, 0], kind="stable")
-        return key_M2[order], firsts[order]
-
-    def _keys(self) -> Iterator[NDArray[np.uint8]]:
-        for unit in self.store.units:
-            # A unit of an older toolkit has no keys: nothing in it is found.
-            keys = self.store.unit_keys(unit) or [NO_KEY] * (unit.stop - unit.start)
-            yield np.frombuffer(b"".join(keys), dtype=np.uint8)
+        return key_M2[order], self._firsts[order]
 
 
-def _halves(keys: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    return keys.reshape(-1, KEY_BYTES).view(np.uint64).reshape(-1, 2)
+def _keys(store: VectorStore, unit: Unit) -> list[bytes]:
+    """The key of each text of a unit. A unit of an older toolkit has none: nothing is found."""
+    keys = store.unit_keys(unit) or [NO_KEY] * (unit.stop - unit.start)
+    if not store.has_chunks:
+        return keys
+    begins = store.unit_facts(unit)["chunk"].to_numpy() == 0
+    return list(itertools.compress(keys, begins))
+
+
+def _halves(keys: Sequence[bytes]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2)
 
 
 def record_reuse(new: VectorStore, old: OldVectors) -> Reuse:
@@ -127,7 +132,8 @@ def record_reuse(new: VectorStore, old: OldVectors) -> Reuse:
     the manifest, unless somebody has. `reused`: the text was there. `changed`: only its id was
     there. `new`: neither. `gone`: ids that are not there any more."""
     ours, theirs = _ids(new), _ids(old.store)
-    found = np.concatenate([np.empty(0, np.int64), *_found(new, old)]) >= 0
+    rows = [np.empty(0, np.int64), *(old.find(_keys(new, unit)) for unit in new.units)]
+    found = np.concatenate(rows) >= 0
     known = np.isin(ours, theirs)
     record: Reuse = {
         "encoding": str(old.store.directory),
@@ -144,22 +150,8 @@ def record_reuse(new: VectorStore, old: OldVectors) -> Reuse:
 
 def _ids(store: VectorStore) -> Ints:
     """A hash of the id of each text: 8 bytes of memory each, as in `agreement.check_ids`."""
-    parts = [np.empty(0, dtype=np.int64)]
-    for unit in store.units:
-        table = store.unit_facts(unit)
-        if store.has_chunks:
-            table = table.filter(pc.equal(table["chunk"], 0))
-        parts.append(np.array([hash(one) for one in table["id"].to_pylist()], dtype=np.int64))
-    return np.concatenate(parts)
-
-
-def _found(new: VectorStore, old: OldVectors) -> Iterator[Ints]:
-    for unit in new.units:
-        keys = new.unit_keys(unit) or [NO_KEY] * (unit.stop - unit.start)
-        if new.has_chunks:
-            firsts = new.unit_facts(unit)["chunk"].to_numpy() == 0
-            keys = [key for key, first in zip(keys, firsts, strict=True) if first]
-        yield old.find(keys)
+    ids = (one for unit in store.units for one in store.unit_ids(unit))
+    return np.fromiter(map(hash, ids), dtype=np.int64)
 
 
 def open_old(

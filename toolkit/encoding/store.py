@@ -129,13 +129,15 @@ class VectorStore:
 
     def stored(self, rows_K: NDArray[np.int64]) -> tuple[Vectors, dict[str, NDArray[Any]]]:
         """The vectors (K, D) of these rows, fp32, and the arrays in which they are stored."""
-        vectors_KD = self.read(rows_K)
+        vectors_KD = np.empty((len(rows_K), self.width), dtype=np.float32)
         arrays: dict[str, NDArray[Any]] = {}
         for places, unit in self._places_by_unit(rows_K):
             try:
-                some = self._mapped(unit).stored(rows_K[places] - unit.start)
+                mapped = self._mapped(unit)
+                some = mapped.stored(rows_K[places] - unit.start)
             except (OSError, ValueError) as error:
                 raise _damaged(unit_files(self.directory, unit=unit).vectors) from error
+            vectors_KD[places] = mapped.decoded(some)
             for name, array in some.items():
                 if name not in arrays:
                     arrays[name] = np.ones((len(rows_K), array.shape[1]), dtype=array.dtype)
@@ -215,6 +217,14 @@ class VectorStore:
         """The columns of `facts` of all rows of a unit."""
         table = self._unit_table(unit)
         return table.drop_columns([KEY.name]) if KEY.name in table.column_names else table
+
+    def unit_ids(self, unit: Unit) -> list[str]:
+        """The id of each text of a unit, of which each has one chunk or more."""
+        table = self.unit_facts(unit)
+        if self.has_chunks:
+            table = table.filter(pc.equal(table["chunk"], 0))
+        ids: list[str] = table["id"].to_pylist()
+        return ids
 
     def unit_keys(self, unit: Unit) -> list[bytes] | None:
         """The digest of each row's text (`key_of`); None for units of an older toolkit."""

@@ -206,6 +206,12 @@ class TrainingRecipe(Section):
     train: Train
     deepspeed: Deepspeed
 
+    @property
+    def teacher(self) -> Teacher | None:
+        """The teacher of the objective (the section of the recipe's kind), if it names one."""
+        found: Teacher | None = getattr(getattr(self, self.kind), "teacher", None)
+        return found
+
 
 class MntpRecipe(TrainingRecipe):
     """A run of masked next token prediction."""

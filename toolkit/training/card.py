@@ -51,8 +51,8 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
     """A training stage as origin.json keeps it, for the cards of all later stages."""
     lora = recipe.model.lora
     data = f"{public_name(recipe.data.train)} ({data_digest[:12]})"
-    if teacher := getattr(getattr(recipe, recipe.kind), "teacher", None):
-        data += f", teacher {public_name(teacher.embeddings)}"
+    if recipe.teacher:
+        data += f", teacher {public_name(recipe.teacher.embeddings)}"
     return {
         "kind": recipe.kind,
         "base": public_name(recipe.model.base),
@@ -176,7 +176,8 @@ def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
     settings["model"]["base"] = public_name(settings["model"]["base"])
     settings["data"]["train"] = public_name(settings["data"]["train"])
     settings["deepspeed"]["config"] = Path(settings["deepspeed"]["config"]).name
-    if teacher := settings.get(recipe.kind, {}).get("teacher"):
+    if recipe.teacher:
+        teacher = settings[recipe.kind]["teacher"]
         for key in ("embeddings", "query_embeddings"):
             teacher[key] = teacher[key] and public_name(teacher[key])
     return settings

@@ -5,6 +5,7 @@ Shapes: K texts, B local queries, N candidates of all ranks, D width, E width of
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from toolkit.base.errors import BadInput
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.store import VectorStore
+from toolkit.encoding.units import Unit
 from toolkit.model.distillation import Excluded, similarity_kl
 from toolkit.model.losses import FILLER, Taught, TeacherLimit, matryoshka
 from toolkit.parallel import comm
@@ -37,7 +39,8 @@ class Teacher:
         self._store = VectorStore(directory)
         if self._store.has_chunks:
             raise BadInput(f"{self._name}: holds vectors of chunks; encode without chunk_tokens")
-        self._hashes, self._rows = self._index()
+        if self._store.units:
+            self._hashes_of(self._store.units[0])  # refuses other texts at once
         self.width = self._store.width
         self.digest: str = self._store.manifest["digest"]
 
@@ -56,31 +59,36 @@ class Teacher:
         self._rows_of(np.fromiter(set(hashes), dtype=np.int64))
 
     def _rows_of(self, wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-        places = np.searchsorted(self._hashes, wanted)
-        found = np.append(self._hashes, 0)[places] == wanted
-        # The number at the end belongs to no text.
-        if missing := int((~found | (places == len(self._hashes))).sum()):
+        hashes, rows = self._index
+        places = np.searchsorted(hashes, wanted)
+        found = places < len(hashes)
+        found[found] = hashes[places[found]] == wanted[found]
+        if missing := int((~found).sum()):
             raise BadInput(
                 f"{self._name}: has no vector for {missing:,} of {len(wanted):,} texts that this "
                 f"recipe reads; {HOW_TO_MAKE}"
             )
-        return self._rows[places]
+        return rows[places]
 
+    @functools.cached_property
     def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All hashes in ascending order, and the row of each."""
-        parts = []
-        for unit in self._store.units:
-            ids = self._store.unit_facts(unit)["id"].to_pylist()
-            whole = "".join(ids)
-            if len(whole) != ID_DIGITS * len(ids):
-                raise self._other_texts(ids)
-            try:
-                parts.append(np.frombuffer(bytes.fromhex(whole), dtype=">u8"))
-            except ValueError as error:
-                raise self._other_texts(ids) from error
-        hashes = np.concatenate([np.empty(0, ">u8"), *parts]).astype(np.uint64).view(np.int64)
+        """All hashes in ascending order, and the row of each. Read when a text is first asked for:
+        a rank that only needs the digest does not read it."""
+        parts = [np.empty(0, np.int64), *map(self._hashes_of, self._store.units)]
+        hashes = np.concatenate(parts)
         order = np.argsort(hashes, kind="stable")
         return hashes[order], order
+
+    def _hashes_of(self, unit: Unit) -> NDArray[np.int64]:
+        ids = self._store.unit_ids(unit)
+        whole = "".join(ids)
+        if len(whole) != ID_DIGITS * len(ids):
+            raise self._other_texts(ids)
+        try:
+            found = np.frombuffer(bytes.fromhex(whole), dtype=">u8")
+        except ValueError as error:
+            raise self._other_texts(ids) from error
+        return found.astype(np.uint64).view(np.int64)
 
     def _other_texts(self, ids: Sequence[str]) -> BadInput:
         return BadInput(f"{self._name}: has ids such as {ids[0]!r}, no hashes; {HOW_TO_MAKE}")
@@ -179,10 +187,4 @@ class Teaching:
 
 def open_teaching(recipe: schema.TrainingRecipe) -> Teaching | None:
     """The teacher that a recipe names, if it names one. Raises `BadInput` as `Teacher` does."""
-    if isinstance(recipe, schema.SimcseRecipe):
-        settings, key = recipe.simcse.teacher, "simcse.teacher"
-    elif isinstance(recipe, schema.SupervisedRecipe):
-        settings, key = recipe.supervised.teacher, "supervised.teacher"
-    else:
-        return None
-    return None if settings is None else Teaching(settings, key=key)
+    return Teaching(recipe.teacher, key=f"{recipe.kind}.teacher") if recipe.teacher else None
