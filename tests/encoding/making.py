@@ -1,7 +1,5 @@
-"""Small encodings without a model, for tests of what is on disk; and whether this machine gives a
-text the same bits beside any others."""
+"""Small encodings without a model, for tests of what is on disk."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.output import Output
 from toolkit.encoding.units import FORMAT, claim_directory, facts_digest, units
-from toolkit.settings.schema import EncoderSettings, VectorFormat
+from toolkit.settings.schema import VectorFormat
 
 
 def even_bounds(rows: int, *, unit_rows: int) -> list[int]:
@@ -74,14 +71,3 @@ def write_chunks(output: Output, vectors_ND: NDArray[np.float32], *, counts: Seq
         ]
         output.write(unit, vectors_ND[starts[unit.start] : starts[unit.stop]], records)
     assert output.write_manifest() == []
-
-
-@functools.cache
-def company_changes_bits(model: Path) -> bool:
-    """Whether the kernels of this machine give a text other bits beside other texts. Then a run
-    that reuses vectors equals one from scratch but for rounding. None of ours did so far."""
-    encoder = Encoder(EncoderSettings(model=str(model), max_tokens=256))
-    texts = [f"word {number} of a text " * number for number in range(1, 48)]
-    whole = encoder.encode(texts)
-    parts = (slice(0, None, 2), slice(1, None, 3), slice(0, None, 11), slice(46, None))
-    return any(not np.array_equal(encoder.encode(texts[part]), whole[part]) for part in parts)

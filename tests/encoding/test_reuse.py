@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import contents
+from tests.encoding.company import company_changes_bits
 from tests.encoding.conftest import embed, flip_a_byte
-from tests.encoding.making import company_changes_bits, output_of, write_all
+from tests.encoding.making import output_of, write_all
 from tests.text.making import shard_articles
 from toolkit import encode, status
 from toolkit.base.errors import BadInput

@@ -227,8 +227,8 @@ def test_a_hung_worker_is_taken_over_and_drops_what_it_made(tmp_path: Path) -> N
 
 
 def test_who_has_nothing_to_do_waits_and_finishes_for_a_killed_one(tmp_path: Path) -> None:
-    """The last unit's owner dies; the other has waited for it."""
-    slow = command("claim", tmp_path, first=NUM_UNITS - 1, unit_s=5.0)
+    """The last unit's owner dies while it works; the other has waited for it."""
+    slow = command("claim", tmp_path, first=NUM_UNITS - 1, unit_s=600.0)
     with started([slow]) as (victim,):
         wait_for_unit(victim)
         with started([command("claim", tmp_path)]) as (other,):

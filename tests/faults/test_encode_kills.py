@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, contents, need
-from tests.encoding.making import company_changes_bits
+from tests.encoding.company import company_changes_bits
 from tests.faults.encoders import Nursery, nursery
 from tests.faults.killer import build
 from tests.mpi import mpi_command
