@@ -6,10 +6,10 @@
 
 States: causal; bidirectional, untrained; after MNTP; after MNTP and SimCSE; after MNTP and
 supervised training; after all three; after all three with a static table as the teacher of the
-last. A run is known by the digest of what decides it (settings, seed, texts, base, and the run
-before it). What is scored is in tests/benchmarks/real/scores, under that digest, and is not run
-again; weights are kept in .cache/study. So the study can be stopped at any time, and the same
-command goes on.
+last; and with that encoder beside the table as its teachers. A run is known by the digest of what
+decides it (settings, seed, texts, base, and the runs before it). What is scored is in
+tests/benchmarks/real/scores, under that digest, and is not run again; weights are kept in
+.cache/study. So the study can be stopped at any time, and the same command goes on.
 """
 
 import argparse
@@ -37,13 +37,21 @@ BASE = ROOT / ".cache" / "smollm2-135m"
 KEPT = ROOT / ".cache" / "study"
 SCORES = ROOT / "tests" / "benchmarks" / "real" / "scores"
 SOME = ("STS-B dev", "STS-B", "EWT")  # of the runs that ask how much MNTP
-TAUGHT = "taught"
+TAUGHT, TAUGHT_TWICE = "taught", "taught twice"
 # Chosen on the dev part of STS-B, and on the dev queries of the demo.
 TEACHING = (
     ("supervised.teacher.scale", "10.0"),
     ("supervised.teacher.weight", "0.7"),
     ("train.steps", "160"),
     ("train.horizon_steps", "160"),
+    ("model.dtype", "bf16"),
+)
+TEACHING_TWICE = (
+    ("data.max_tokens", "80"),
+    ("supervised.teacher.scale", "10.0"),
+    ("supervised.teacher.weight", "0.8"),
+    ("train.steps", "288"),
+    ("train.horizon_steps", "288"),
     ("model.dtype", "bf16"),
 )
 GRID = {  # rates and scales, chosen on the dev part of STS-B after seed 1
@@ -61,8 +69,8 @@ GRID = {  # rates and scales, chosen on the dev part of STS-B after seed 1
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A training run of one of the recipes, upon the run `after`, or upon the base itself; `kind`
-    is "causal" or "bidirectional" for the base as it is, and "taught" for supervised training with
-    a teacher."""
+    is "causal" or "bidirectional" for the base as it is, "taught" for supervised training with the
+    static table as its teacher, and "taught twice" with the encoder of the run `teacher` too."""
 
     state: str
     kind: str
@@ -70,6 +78,7 @@ class Run:
     settings: tuple[tuple[str, str], ...] = ()
     after: "Run | None" = None
     tasks: tuple[str, ...] = tuple(TASKS)
+    teacher: "Run | None" = None
 
     @property
     def trains(self) -> bool:
@@ -77,13 +86,19 @@ class Run:
         return self.kind not in ("causal", "bidirectional")
 
     @property
+    def has_table(self) -> bool:
+        """Whether the static table is its teacher."""
+        return self.kind in (TAUGHT, TAUGHT_TWICE)
+
+    @property
     def recipe(self) -> str:
         """The recipe whose settings it changes."""
-        return f"{'supervised' if self.kind == TAUGHT else self.kind}_smollm2_135m"
+        return f"{'supervised' if self.has_table else self.kind}_smollm2_135m"
 
     def facts(self, inputs: dict[str, str]) -> dict[str, Any]:
         """All that decides the encoder; `inputs` are the digests of what each kind trains on."""
         before = self.after.digest(inputs) if self.after else None
+        teacher = {"teacher": self.teacher.digest(inputs)} if self.teacher else {}
         # Without defaults, so that a new key of the toolkit leaves the digests of old runs alone.
         recipe = (
             load_recipe(self.recipe).model_dump_json(exclude_defaults=True) if self.trains else ""
@@ -95,6 +110,7 @@ class Run:
             "settings": dict(self.settings),
             "after": before,
             "inputs": inputs[self.kind] if self.trains else None,
+            **teacher,
         }
 
     def digest(self, inputs: dict[str, str]) -> str:
@@ -113,7 +129,13 @@ def states(seeds: Sequence[int]) -> Iterator[Run]:
         simcse = Run("MNTP + SimCSE", "simcse", seed, after=mntp)
         yield from (mntp, simcse)
         yield Run("MNTP + SimCSE + supervised", "supervised", seed, after=simcse)
-        yield Run("MNTP + SimCSE + supervised, taught", TAUGHT, seed, TEACHING, after=simcse)
+        taught = Run("MNTP + SimCSE + supervised, taught", TAUGHT, seed, TEACHING, after=simcse)
+        yield taught
+        yield Run(
+            *("MNTP + SimCSE + supervised, taught twice", TAUGHT_TWICE, seed, TEACHING_TWICE),
+            after=simcse,
+            teacher=taught,
+        )
         yield Run("MNTP + supervised", "supervised", seed, after=mntp)
     yield Run("causal", "causal")
     yield Run("bidirectional", "bidirectional")
@@ -161,8 +183,8 @@ def encoder_of(run: Run, *, made: dict[str, Path], inputs: dict[str, str]) -> Pa
         say(f"study: {run.state}, seed {run.seed} ({digest})")
         settings = {"model.base": str(base), **dict(run.settings), "run_dir": str(folder)}
         settings |= {"data.train": str(made[run.kind]), "train.seed": str(run.seed)}
-        if run.kind == TAUGHT:
-            teacher = teacher_of(run, pairs=made[TAUGHT])
+        if run.has_table:
+            teacher = teacher_of(run, made=made, inputs=inputs)
             settings["supervised.teacher.embeddings"] = str(teacher)
         command = [sys.executable, "-m", "toolkit.train", run.recipe]
         command += [f"{key}={value}" for key, value in settings.items()]
@@ -170,17 +192,24 @@ def encoder_of(run: Run, *, made: dict[str, Path], inputs: dict[str, str]) -> Pa
     return encoder
 
 
-def teacher_of(run: Run, *, pairs: Path) -> Path:
+def teacher_of(run: Run, *, made: dict[str, Path], inputs: dict[str, str]) -> Path:
     """The teacher's vectors of all texts that a run reads; its seed decides which these are."""
-    folder = KEPT / "inputs" / f"teacher-{run.seed}"
+    beside = encoder_of(run.teacher, made=made, inputs=inputs) if run.teacher else None
+    folder = KEPT / "inputs" / f"teacher-{'both-' if beside else ''}{run.seed}"
     if not (folder / MANIFEST_FILE).exists():
         with tempfile.TemporaryDirectory() as name:
             texts = Path(name) / "texts.jsonl"
             script = [sys.executable, "data_scripts/list_texts.py", run.recipe]
-            script += [f"data.train={pairs}", f"train.seed={run.seed}", "--output", str(texts)]
-            script += [f"{key}={value}" for key, value in run.settings if key.startswith("train.")]
+            script += [
+                f"data.train={made[run.kind]}",
+                f"train.seed={run.seed}",
+                "--output",
+                str(texts),
+            ]
+            settings = [one for one in run.settings if one[0].startswith(("train.", "data."))]
+            script += [f"{key}={value}" for key, value in settings]
             subprocess.run(script, cwd=ROOT, check=True)
-            teach(texts, out=folder, table=fetched(), data=REAL_DATA)
+            teach(texts, out=folder, table=fetched(), data=REAL_DATA, encoder=beside)
     return folder
 
 
@@ -206,7 +235,7 @@ def do(run: Run, *, made: dict[str, Path], inputs: dict[str, str], real_data: Pa
 def inputs_digests(made: dict[str, Path]) -> dict[str, str]:
     """For each kind of run the digest of what it trains on and of the base."""
     base = (BASE / "gguf.json").read_bytes()
-    teacher = {TAUGHT: TABLE_SHA256.encode()}
+    teacher = dict.fromkeys((TAUGHT, TAUGHT_TWICE), TABLE_SHA256.encode())
     return {
         kind: _sha((folder / MANIFEST_FILE).read_bytes() + base + teacher.get(kind, b""))[:16]
         for kind, folder in made.items()

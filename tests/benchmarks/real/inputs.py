@@ -3,7 +3,8 @@
 Text: the real Wikipedia dump, WikiText-2, the sentences of WikiSplit. Pairs: SNLI's triplets (dev
 and test part), WikiSplit (a sentence and its split), titles and first paragraphs of articles, a
 sentence and the rest of its paragraph (the inverse cloze task of Lee et al., ACL 2019). With a
-teacher, sentences that it finds near each other instead of WikiSplit's.
+teacher, sentences that it finds near each other instead of WikiSplit's. With two teachers, glosses
+of WordNet too.
 """
 
 import itertools
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.harness import ROOT
+from tests.benchmarks.real.glosses import fetched as fetched_wordnet
+from tests.benchmarks.real.glosses import glosses
 from tests.benchmarks.real.neighbours import neighbours
 from tests.benchmarks.real.peers import VOCABULARY, WordLlama
 from tests.benchmarks.real.teacher import fetched as fetched_table
@@ -66,8 +69,9 @@ def _known(line: str) -> str:
 
 
 def prepare(data: Path, *, output: Path) -> dict[str, Path]:
-    """Make `output`/shards, `output`/pairs and `output`/taught, unless they are there."""
+    """Make `output`/shards and the pairs beside it, unless they are there."""
     shards, pairs, taught = output / "shards", output / "pairs", output / "taught"
+    wide = output / "wide"
     sets = output / "sets"
     sets.mkdir(parents=True, exist_ok=True)
     if not shards.exists():
@@ -92,7 +96,12 @@ def prepare(data: Path, *, output: Path) -> dict[str, Path]:
         embed = WordLlama(fetched_table(), vocabulary=data / VOCABULARY)
         _write(sets / "neighbours.jsonl", neighbours(shards, embed=embed))
         _prepare_pairs(taught, data=data, sets=sets, names=("titles", "paragraphs", "neighbours"))
-    return {"mntp": shards, "simcse": shards, "supervised": pairs, "taught": taught}
+    if not wide.exists():
+        _write(sets / "glosses.jsonl", glosses(fetched_wordnet()))
+        names = ("titles", "paragraphs", "neighbours", "glosses")
+        _prepare_pairs(wide, data=data, sets=sets, names=names)
+    shards_of = dict.fromkeys(("mntp", "simcse"), shards)
+    return {**shards_of, "supervised": pairs, "taught": taught, "taught twice": wide}
 
 
 def _prepare_pairs(output: Path, *, data: Path, sets: Path, names: Sequence[str]) -> None:
