@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, need, run
-from toolkit import export, train
+from toolkit import export, train, verify
 from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder
 
@@ -140,3 +140,8 @@ def test_an_export_has_our_vectors_in_llm2vec(
 
 def test_its_settings_are_read(theirs: dict[str, Any]) -> None:
     assert theirs["a run, merged"]["settings"] == ["mean", 512, 511]
+
+
+@pytest.mark.usefixtures("ours")
+def test_verify_compares_with_it(folder: Path, python: str) -> None:
+    assert verify.main([str(folder / "whole"), "--against", f"llm2vec={python}"]) == 0

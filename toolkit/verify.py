@@ -1,6 +1,8 @@
 # PYTHON_ARGCOMPLETE_OK
 """Is it still what was written?  python -m toolkit.verify PATH [PATH ...]
 
+With --against: do other engines make the same vectors of a model?
+
 Knows what a directory is by the names in it, and which module can check it. Refuses to know digests
 and layouts: the module that writes a thing checks it too. Nothing is changed or created.
 """
@@ -8,9 +10,11 @@ and layouts: the module that writes a thing checks it too. Nothing is changed or
 import argparse
 import dataclasses
 import functools
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.base.console import at_work, say
 from toolkit.base.errors import BadInput
@@ -33,6 +37,9 @@ from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.settings.model_source import ModelSource
 
+if TYPE_CHECKING:
+    from toolkit.encoding.engines import Engine
+
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
     "toolkit.export, an encoding of toolkit.encode, scores of toolkit.evaluate, shards or pairs of "
@@ -53,16 +60,103 @@ def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.verify`."""
     parser = Parser(
         prog="python -m toolkit.verify",
-        description="Compare every byte with the recorded digests. Nothing is changed.",
-        epilog="example:\n  python -m toolkit.verify runs/simcse shards/wikipedia\n\n"
+        description="Compare every byte with the recorded digests; with --against, the vectors of "
+        "models with those that other engines make of them. Nothing is changed.",
+        epilog="examples:\n  python -m toolkit.verify runs/simcse shards/wikipedia\n"
+        "  python -m toolkit.verify my-encoder --against "
+        "sentence-transformers,llm2vec=VENV/bin/python,tei=http://HOST:8080\n\n"
         f"PATH is {KINDS}.\n"
-        "Exit codes: 0 all is as it was written, 2 something is not: a line on stderr names it.",
+        "Exit codes: 0 all is as it was written, and the vectors are equal; 2 something is not: a "
+        "line on stderr names it.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="what to check")
+    parser.add_argument(
+        "--against",
+        metavar="ENGINES",
+        help="engines with commas between: sentence-transformers, llm2vec, vllm; NAME=PYTHON for "
+        "one in another environment; tei=URL and vllm=URL for servers that have the model loaded",
+    )
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        metavar="FILE",
+        help="with --against: a text per line, or JSON lines with a key `text`",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="with --against: of the weights, here and in engines that are started here",
+    )
     answer_shell(parser)
     arguments = parser.parse_args(argv)
-    return max(run(path) for path in arguments.paths)
+    asked: list[Engine] = []
+    if arguments.against is not None and (code := guarded(lambda: asked.extend(_asked(arguments)))):
+        return code
+    codes = [run(path) for path in arguments.paths]
+    if asked and not max(codes):
+        codes += [
+            guarded(functools.partial(_compare, p, asked, arguments)) for p in arguments.paths
+        ]
+    return max(codes)
+
+
+def _asked(arguments: argparse.Namespace) -> "list[Engine]":
+    from toolkit.encoding.engines import parse_engine
+
+    return [parse_engine(text) for text in arguments.against.split(",")]
+
+
+def _compare(path: Path, asked: "Sequence[Engine]", arguments: argparse.Namespace) -> None:
+    """Print a line per engine. Raises `BadInput` when one makes other vectors or cannot use the
+    model, after all were asked; and when none is installed."""
+    from toolkit.encoding import engines
+    from toolkit.encoding.encoder import Encoder
+
+    texts = _read_texts(arguments.texts) if arguments.texts else list(engines.TEXTS)
+    model = path / ENCODER_DIR if (path / ENCODER_DIR).is_dir() else path
+    encoder = Encoder.from_pretrained(model, dtype=arguments.dtype)
+    ours = encoder.encode(texts)
+    faults, compared = [], 0
+    for engine in asked:
+        try:
+            version, theirs = engines.vectors_of(
+                engine,
+                model=str(model.absolute()),
+                texts=texts,
+                dtype=arguments.dtype,
+                device=encoder.device.type,
+            )
+            found = engines.compare(ours, theirs)
+        except engines.NotInstalled:
+            say(f"{model}: {engine.name}: not installed for {engine.place}")
+            continue
+        except BadInput as error:
+            faults.append(str(error))
+            continue
+        compared += 1
+        line = f"{engine.name} {version}: {found.told(texts)}"
+        if found.is_same(arguments.dtype):
+            say(f"{model}: {line}")
+        else:
+            faults.append(f"other vectors by {line}")
+    if faults:
+        raise BadInput(f"{model}: " + "; ".join(faults))
+    if not compared:
+        raise BadInput(f"{model}: none of these engines is installed; nothing was compared")
+
+
+def _read_texts(file: Path) -> list[str]:
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if file.suffix == ".jsonl":
+        try:
+            lines = [json.loads(line)["text"] for line in lines]
+        except (ValueError, TypeError, KeyError) as error:
+            raise BadInput(f"{file}: has a line without a key `text`") from error
+    if not lines:
+        raise BadInput(f"{file}: has no text")
+    return lines
 
 
 def run(path: Path) -> int:
