@@ -5,6 +5,7 @@ python -m toolkit.plan RECIPE [--nodes N] [--gpus-per-node 8] [--gpu h100] [key=
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping
 
@@ -26,11 +27,12 @@ from toolkit.runs.estimate import (
 from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.catalogue import recipes_text
 from toolkit.settings.pipelines import resolve
-from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EmbedRecipe, PipelineRecipe, TrainingRecipe
 from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8
-KINDS = ("pipeline", "mntp", "simcse", "supervised")
+KINDS = ("pipeline", "mntp", "simcse", "supervised", "embed")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,8 +41,11 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m toolkit.plan",
         description="Estimate the memory per GPU, the time and the network that training stages "
         "will need (what ZeRO partitions is exact). A step takes the longest of computing, the "
-        "host's work and the traffic that overlaps them, plus the traffic that all ranks wait for.",
-        epilog="example:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n\n"
+        "host's work and the traffic that overlaps them, plus the traffic that all ranks wait for. "
+        "Of an embedding: tokens, time, disk, memory of indexes and cost, from a sample of its "
+        "corpus and the model's config.json and tokenizer, without weights.",
+        epilog="examples:\n  python -m toolkit.plan llm2vec_mistral_7b --nodes 2 --gpu a100\n"
+        "  python -m toolkit.plan embed_corpus corpus.input=shards/wikipedia --price 2.50\n\n"
         f"{recipes_text(KINDS)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -57,6 +62,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--efficiency", type=float, default=0.45, help="fraction of the peak reached (default 0.45)"
     )
+    embedding = parser.add_argument_group("of an embedding")
+    embedding.add_argument("--price", type=float, help="what a GPU costs per hour, in any currency")
+    embedding.add_argument(
+        "--tokens-per-s",
+        type=float,
+        metavar="N",
+        help="what one GPU (or process on a CPU) does, as a short run has shown; without it, an "
+        "estimate by the GPU's peak",
+    )
+    embedding.add_argument(
+        "--sample", type=int, default=1000, metavar="ROWS", help="texts to read (default 1000)"
+    )
     answer_shell(parser, kinds=KINDS)
     arguments = parser.parse_intermixed_args(argv)
     return guarded(lambda: run(arguments))
@@ -65,6 +82,11 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Print the estimate of every training stage. Raises `BadInput` where there can be none."""
     cluster = cluster_of(arguments)
+    if load_recipe(arguments.recipe, kinds=KINDS).kind == "embed":
+        embedding = load_recipe(arguments.recipe, overrides=arguments.overrides)
+        assert isinstance(embedding, EmbedRecipe)
+        say_lines(describe_embedding(embedding, arguments=arguments, cluster=cluster))
+        return
     base, stages = training_stages(arguments.recipe, overrides=arguments.overrides)
     shape = shape_of(base)
     total = f"{shape.weights(head=True) / 1e9:.2f} B parameters"
@@ -104,6 +126,59 @@ def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[st
             f"recipe {name!r} is of kind {recipe.kind!r}; toolkit.plan takes {', '.join(KINDS)}"
         )
     return recipe.model.base, {recipe.kind: recipe}
+
+
+def describe_embedding(
+    recipe: EmbedRecipe, *, arguments: argparse.Namespace, cluster: Cluster
+) -> str:
+    """An embedding's forecast as text. Raises `BadInput` as `forecast` does."""
+    for name in ("price", "tokens_per_s", "sample"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 < value < math.inf:
+            raise BadInput(f"--{name.replace('_', '-')} {value}: more than 0")
+    from toolkit.encoding.forecast import forecast
+
+    found = forecast(recipe, sample_rows=arguments.sample)
+    dtype = "bf16" if recipe.encoder.dtype == "auto" else recipe.encoder.dtype
+    rate = arguments.tokens_per_s or found.tokens_per_s(cluster, dtype=dtype)
+    hours = found.tokens.value / rate / cluster.world / 3600
+    device = "process" if arguments.tokens_per_s else arguments.gpu
+    how = "as given" if arguments.tokens_per_s else f"{cluster.efficiency:.0%} of its peak"
+    rows = f", {found.rows.value:,.0f} rows of chunks" if recipe.corpus.chunk_tokens else ""
+    cut = found.cut.value / found.texts
+    lines = [
+        f"{recipe.encoder.model}: {found.shape.weights(head=False) / 1e9:.2f} B parameters, "
+        f"vectors of {found.width} numbers; {recipe.corpus.input}: {found.texts:,} texts{rows} "
+        f"(read: {found.sampled:,} texts)",
+        f"  tokens: {_millions(found.tokens.value)} +- {_millions(2 * found.tokens.error)} (95 %), "
+        f"{found.tokens.value / found.texts:,.0f} per text"
+        + (f"; {cut:.1%} of the texts reach encoder.max_tokens" if cut else ""),
+        f"  time: {_time(hours)} on {cluster.world} x {device}, each {rate:,.0f} tokens/s ({how}; "
+        f"{dtype})",
+    ]
+    if dtype == "fp32" and not arguments.tokens_per_s:
+        lines[-1] += "; encoder.dtype=auto computes in bf16"
+    if arguments.price:
+        total = arguments.price * hours * cluster.world
+        billion = total / found.tokens.value * 1e9
+        lines.append(f"  cost: {total:,.2f} in all, {billion:,.2f} per billion tokens")
+    sizes = found.disk()
+    shown = ", ".join(f"{form} {_bytes(size)}" for form, size in sizes.items())
+    lines.append(f"  disk, with ids: {shown} (vectors={recipe.vectors})")
+    indexes = ", ".join(f"{kind} {_bytes(size)}" for kind, size in found.indexes().items())
+    lines.append(f"  memory of an index: {indexes}")
+    return "\n".join(lines)
+
+
+def _millions(number: float) -> str:
+    unit, name = (1e9, " billion") if number >= 1e9 else (1e6, " million")
+    return f"{number / unit:.3g}{name}" if number >= 1e5 else f"{number:,.0f}"
+
+
+def _bytes(number: float) -> str:
+    units = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    size, name = next((unit for unit in units if number >= unit[0]), (1, "B"))
+    return f"{number / size:.3g} {name}"
 
 
 def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluster) -> str:
@@ -150,7 +225,9 @@ def _step(asked: Need) -> str:
 
 
 def _time(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
+    if hours < 1 / 60:
+        return f"{3600 * hours:.2g} s"
+    return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
 
 
 def _memory(asked: Need, *, best: Need | None) -> list[str]:

@@ -3,5 +3,6 @@
 `program` composes. Work: `units`, `schedule`, `progress`. From texts to vectors: `rows`, `encoder`,
 `chunks`, `preparing`, `pipe`, `pipeline`. On disk: `formats`, `sums`, `output` (writes),
 `agreement`, `completeness`, `store` (reads), `reuse` (of an older encoding), `parquet`. Search:
-`search`, `index`, `snippets`, `negatives`. Beside other engines: `engines`, `engine_worker`.
+`search`, `index`, `snippets`, `negatives`. Before anything runs: `forecast`. Beside other engines:
+`engines`, `engine_worker`.
 """

@@ -266,18 +266,23 @@ def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
     return float(shape.layers * layer)
 
 
+def forward_flops(shape: Shape, *, attended: float) -> float:
+    """FLOPs per token of a forward pass without the head: 2N for the N weights that a token passes,
+    and 4 x layers x width x `attended` for the tokens that it attends to."""
+    return 2 * shape.active + 4 * shape.layers * shape.hidden * attended
+
+
 def flops(
     shape: Shape, recipe: TrainingRecipe, *, attended: float, cached: bool
 ) -> tuple[float, float]:
     """FLOPs per token: those of the model, and those of the hardware, which computes some twice.
 
-    The forward pass takes 2N for the N weights that a token passes, and 4 x layers x width x
-    `attended` for the tokens that it attends to. The backward pass takes as much through frozen
-    maps and twice as much through trained ones. The head counts for masked tokens only. The
-    hardware runs one more forward pass for activation checkpointing, and one more for GradCache's
-    first pass (`cached`).
+    The backward pass takes as much as the forward pass (see `forward_flops`) through frozen maps
+    and twice as much through trained ones. The head counts for masked tokens only. The hardware
+    runs one more forward pass for activation checkpointing, and one more for GradCache's first
+    pass (`cached`).
     """
-    forward = 2 * shape.active + 4 * shape.layers * shape.hidden * attended
+    forward = forward_flops(shape, attended=attended)
     head = 0.0
     if isinstance(recipe, MntpRecipe):
         head = 2 * recipe.mntp.mask_probability * shape.vocab * shape.hidden

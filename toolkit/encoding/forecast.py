@@ -1,0 +1,225 @@
+"""What an embedding will need: tokens, hours, disk, memory, cost. A sample of the corpus is
+tokenised as the encoder does it; the rest is arithmetic on shapes. No weights are read.
+
+Knows rows of tokens and bytes per row. Refuses to know how fast a GPU is (`runs.estimate`). Shapes:
+N rows of the corpus.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from toolkit.base.errors import BadInput
+from toolkit.batching.tokenizer import text_tokenizer
+from toolkit.encoding.chunks import chunks_of, no_prompt, rules_of
+from toolkit.encoding.index import FLAT, HNSW, IVF, PQ, parameters_of
+from toolkit.encoding.output import CHUNK_FACTS, FACTS, KEY
+from toolkit.encoding.rows import RowMaker
+from toolkit.encoding.units import CHARS_PER_ROW, CHARS_PER_TOKEN
+from toolkit.model.adapters import chain_of
+from toolkit.model.declared import vector_rules
+from toolkit.model.vector_rules import Dense, VectorRules
+from toolkit.runs.estimate import Cluster, forward_flops
+from toolkit.runs.shapes import Shape, shape_of
+from toolkit.settings.model_source import ModelSource, is_adapter
+from toolkit.settings.schema import EmbedRecipe, EncoderSettings, VectorFormat
+from toolkit.text.duplicates import KEY_BYTES
+from toolkit.text.shards import ShardSet, open_shards
+
+SAMPLE_ROWS = 1000
+NUM_STRATA = 25
+MOST_CHARS_PER_TOKEN = 8
+FP32_SLOWER = 15  # a GPU's fp32 peak is about that much below its bf16 peak
+BYTES: dict[VectorFormat, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "binary": 1 / 8}
+SCALE_BYTES = 4  # of int8, per vector
+LENGTHS = Callable[[Sequence[str]], list[list[int]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """A sum over all rows of the corpus, and its standard error."""
+
+    value: float
+    error: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What an embedding needs. `texts` and `rows` (of the output: chunks, if texts are cut into
+    them), `tokens`, `squares` (the sum of the squared lengths of the rows: attention's share),
+    `cut` (texts that lose their end), `width` of the vectors, and the bytes of ids per row."""
+
+    texts: int
+    sampled: int
+    rows: Total
+    tokens: Total
+    squares: Total
+    cut: Total
+    width: int
+    id_bytes: float
+    shape: Shape
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of all forward passes. A row of T tokens attends to T tokens at each place."""
+        attended = self.squares.value / max(self.tokens.value, 1)
+        return self.tokens.value * forward_flops(self.shape, attended=attended)
+
+    def tokens_per_s(self, cluster: Cluster, *, dtype: str) -> float:
+        """Tokens per second of one device at the cluster's efficiency."""
+        peak = cluster.gpu.peak / (FP32_SLOWER if dtype == "fp32" else 1)
+        return peak * cluster.efficiency * self.tokens.value / max(self.flops, 1)
+
+    def disk(self) -> dict[VectorFormat, float]:
+        """Bytes of the vectors in each format, and their ids."""
+        sizes = {}
+        for form in get_args(VectorFormat):
+            row = math.ceil(self.width * BYTES[form]) + SCALE_BYTES * (form == "int8")
+            sizes[form] = self.rows.value * (row + self.id_bytes)
+        return sizes
+
+    def indexes(self) -> dict[str, float]:
+        """Bytes of memory of each kind of faiss index, as `index.parameters_of` builds it."""
+        rows, numbers = round(self.rows.value), 4 * self.width
+        lists = parameters_of(IVF, num_rows=rows, width=self.width)["lists"]
+        links = parameters_of(HNSW, num_rows=rows, width=self.width)["links"]
+        pq_of = parameters_of(PQ, num_rows=rows, width=self.width)
+        codes = math.ceil(pq_of["parts"] * pq_of["bits"] / 8)
+        return {
+            FLAT: rows * numbers,
+            IVF: rows * (numbers + 8) + lists * numbers,  # with the number of each vector
+            # Two thirds of the links are on the lowest level, which has twice as many.
+            HNSW: rows * (numbers + 4 * (2 * links + links / (links - 1)) + 8),
+            PQ: rows * codes + 2 ** pq_of["bits"] * numbers,
+        }
+
+
+def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast:
+    """The forecast of a recipe. Raises `BadInput` for a corpus, a model or settings that
+    toolkit.encode would refuse too."""
+    chunks = rules_of(recipe)
+    shards = open_shards(Path(recipe.corpus.input), verify=False)
+    if not len(shards):
+        raise BadInput(f"{recipe.corpus.input}: has no texts")
+    source, tokenizer, rules = _described(recipe.encoder, dims=recipe.dims)
+    shape = shape_of(source.name)
+    most = recipe.encoder.max_tokens
+    made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
+    if chunks and rules.prompt:
+        raise no_prompt(rules.prompt)
+    maker = RowMaker(recipe.encoder, tokenizer=made, rules=rules)
+
+    def lengths_of(texts: Sequence[str]) -> list[list[int]]:
+        if not chunks:
+            return [[len(row_T)] for row_T in maker.rows(texts).rows]
+        lengths: list[list[int]] = [[] for _ in texts]
+        for chunk in chunks_of(texts, tokenizer=made, rules=chunks):
+            lengths[chunk.text].append(len(chunk.ids_C))
+        return lengths
+
+    # What is cut off is no work; texts of equal work are of about equal length.
+    most_chars = None if chunks else MOST_CHARS_PER_TOKEN * most
+    strata = strata_of(np.clip(shards.num_chars, 0, most_chars), sample_rows=sample_rows)
+    drawn = [number for stratum in strata for number in stratum.drawn]
+    lengths = dict(zip(drawn, lengths_of([shards.text(row) for row in drawn]), strict=True))
+
+    def total(of: Callable[[list[int]], float]) -> Total:
+        return total_of(strata, {row: of(found) for row, found in lengths.items()})
+
+    return Forecast(
+        texts=len(shards),
+        sampled=len(drawn),
+        rows=total(len),
+        tokens=total(sum),
+        squares=total(lambda found: sum(length**2 for length in found)),
+        # Those that fill the limit: some of them have just so many tokens.
+        cut=total(lambda found: float(not chunks and found[0] >= most)),
+        width=recipe.dims or _width(rules, hidden=shape.hidden),
+        id_bytes=_id_bytes(shards, lengths, chunks=chunks is not None),
+        shape=shape,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stratum:
+    """Rows of about equal length: how many there are, and the rows that were drawn of them."""
+
+    size: int
+    drawn: Sequence[int]
+
+
+def strata_of(num_chars_N: NDArray[np.int64], *, sample_rows: int) -> list[Stratum]:
+    """Rows sorted by their characters, in strata of about equal characters in sum, and as many rows
+    drawn from each: so the few long texts count as much as the many short ones. The same corpus
+    gives the same sample (Cochran, Sampling Techniques, 1977, chapter 5)."""
+    order_N = np.argsort(num_chars_N, kind="stable")
+    done_N = np.cumsum(num_chars_N[order_N] + CHARS_PER_ROW)
+    inner = np.searchsorted(done_N, done_N[-1] * np.arange(1, NUM_STRATA) / NUM_STRATA)
+    draw = np.random.default_rng(0)
+    strata = []
+    for rows in np.split(order_N, np.unique(inner)):
+        if len(rows):
+            number = min(len(rows), max(2, sample_rows // NUM_STRATA))
+            drawn = draw.choice(rows, size=number, replace=False)
+            strata.append(Stratum(len(rows), sorted(drawn.tolist())))
+    return strata
+
+
+def total_of(strata: Sequence[Stratum], values: Mapping[int, float]) -> Total:
+    """The sum over all rows, estimated from the drawn ones, with its standard error."""
+    value, variance = 0.0, 0.0
+    for stratum in strata:
+        found = np.array([values[row] for row in stratum.drawn])
+        value += stratum.size * found.mean()
+        if len(found) > 1:
+            left = 1 - len(found) / stratum.size  # nothing is uncertain about a stratum read whole
+            variance += stratum.size**2 * left * found.var(ddof=1) / len(found)
+    return Total(float(value), float(variance**0.5))
+
+
+def _described(
+    settings: EncoderSettings, *, dims: int | None
+) -> tuple[ModelSource, ModelSource, VectorRules]:
+    """The base, whose config.json gives the shape; where the tokenizer is; the rules of vectors."""
+    folder = Path(settings.model)
+    if (folder / "config.json").is_file() and not is_adapter(folder) and not settings.adapters:
+        source = ModelSource.of_folder(folder)  # which needs no weights
+        return (
+            source,
+            source,
+            vector_rules([folder], tokenizer=source, settings=settings, dims=dims),
+        )
+    chain = chain_of(settings.model, adapters=settings.adapters)
+    return chain.base, chain.tokenizer, chain.rules(settings, dims=dims)
+
+
+def _width(rules: VectorRules, *, hidden: int) -> int:
+    width = rules.dims or hidden * len(rules.modes)
+    denses = [step for step in rules.after if isinstance(step, Dense)]
+    return rules.dims or (denses[-1].out_features if denses else width)
+
+
+def _id_bytes(shards: ShardSet, lengths: Mapping[int, Sequence[int]], *, chunks: bool) -> float:
+    """Bytes per row of ids.parquet, from one with the sampled texts. What tokens stand for in
+    characters is only as random as here."""
+    columns = CHUNK_FACTS if chunks else FACTS
+    keys = np.random.default_rng(0)
+    records: list[dict[str, Any]] = []
+    for row, found in sorted(lengths.items()):
+        known = shards.record(row)
+        text = {"id": known["id"], "title": known.get("title"), "key": keys.bytes(KEY_BYTES)}
+        ends = (CHARS_PER_TOKEN * np.cumsum(found)).tolist()
+        for number, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+            place = {"row": row, "chunk": number, "begin": begin, "end": end}
+            records.append({**text, **place, "empty": False})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records, columns.append(KEY)), sink, compression="zstd")
+    return float(sink.tell()) / max(1, len(records))
