@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Export a run:  python -m toolkit.export RUN OUT    or an encoding:  ... ENC OUT.parquet
+"""Export a run:  python -m toolkit.export RUN OUT    or an encoding:  ... ENC OUT.parquet|OUT.lance
 
 OUT is a folder of safetensors that sentence-transformers, transformers and this toolkit load, and
 with --format also llm2vec or PEFT. RUN may also be a model, with adapters in PEFT's layout to merge
@@ -15,10 +15,12 @@ from toolkit.base.errors import BadInput
 from toolkit.base.layout import PLAN_FILE
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
+from toolkit.encoding.lance_dataset import write_lance
 from toolkit.encoding.parquet import write_parquet
 from toolkit.settings.model_source import check_reference, is_adapter, resolve_model
 from toolkit.training.runs import refuse_taken, run_recipe
 
+WRITERS = {".parquet": write_parquet, ".lance": write_lance}
 FORMATS = {
     "merged": "for sentence-transformers and transformers (the default)",
     "llm2vec": "the same, written so that llm2vec 0.2.3 loads it too",
@@ -31,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m toolkit.export",
         description="Merge a run's newest checkpoint into its base model, as one plain folder; or "
-        "write the vectors of an encoding into one Parquet file.",
+        "write the vectors of an encoding into one Parquet file (OUT.parquet) or a Lance dataset "
+        "(OUT.lance; pip install pylance).",
         epilog="examples:\n  python -m toolkit.export embeddings/wikipedia wikipedia.parquet\n"
         "  python -m toolkit.export runs/simcse_mistral_7b my-encoder\n"
         '  python -c "from sentence_transformers import SentenceTransformer as S; '
@@ -81,7 +84,10 @@ def run(arguments: argparse.Namespace) -> None:
     nothing whole to export."""
     source, out = arguments.source, arguments.out
     if (Path(source) / PLAN_FILE).is_file():
-        say(f"export: {write_parquet(Path(source), out=out):,} rows of {source} are in {out}")
+        if out.suffix not in WRITERS:
+            valid = " or ".join(WRITERS)
+            raise BadInput(f"{out}: an encoding is exported; give a name that ends in {valid}")
+        say(f"export: {WRITERS[out.suffix](Path(source), out=out):,} rows of {source} are in {out}")
         return
     is_model = bool(arguments.adapters) or _is_model(source)
     refuse_taken(out)

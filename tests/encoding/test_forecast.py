@@ -50,17 +50,27 @@ def test_a_corpus_that_is_read_whole_is_counted_exactly(
     assert found.rows.value == pytest.approx(len(cut))
 
 
-@pytest.mark.parametrize("form", ["fp32", "int8", "binary"])
+@pytest.mark.parametrize(
+    ("form", "context"), [("fp32", "chunk"), ("int8", "document"), ("binary", "chunk")]
+)
 def test_chunks_and_disk_are_those_of_a_real_encoding(
-    form: str, inputs: tuple[str, str], tmp_path: Path
+    form: str,
+    context: str,
+    inputs: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = (*inputs, "encoder.max_tokens=24", "corpus.chunk_tokens=24", f"vectors={form}")
+    settings = (*inputs, "encoder.max_tokens=48", "corpus.chunk_tokens=24", f"vectors={form}")
     settings = (*settings, "corpus.chunk_overlap=4", "corpus.unit_rows=4096")
+    settings = (*settings, f"corpus.chunk_context={context}")
     embed(tmp_path / "encoding", *settings)
     store = VectorStore(tmp_path / "encoding")
+    tokens = re.search(r"rows, ([\d,]+) tokens in", capsys.readouterr().out)
+    assert tokens
     recipe = recipe_of(*settings)
     found = forecast(recipe)
     assert found.rows.value == pytest.approx(store.num_rows)
+    assert found.tokens.value == pytest.approx(int(tokens[1].replace(",", "")))
     assert found.width == store.width
     files = [p for p in (tmp_path / "encoding" / "units").iterdir() if p.suffix != ".json"]
     assert found.disk()[recipe.vectors] == pytest.approx(

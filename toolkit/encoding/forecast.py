@@ -6,7 +6,6 @@ N rows of the corpus.
 """
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
 from toolkit.batching.tokenizer import text_tokenizer
-from toolkit.encoding.chunks import chunks_of, no_prompt, rules_of
+from toolkit.encoding.chunks import Chunk, chunks_of, no_prompt, records_of, rules_of
 from toolkit.encoding.index import FLAT, HNSW, IVF, PQ, parameters_of
-from toolkit.encoding.output import CHUNK_FACTS, FACTS, KEY
+from toolkit.encoding.output import schema_of
 from toolkit.encoding.rows import RowMaker
-from toolkit.encoding.units import CHARS_PER_ROW, CHARS_PER_TOKEN
+from toolkit.encoding.units import CHARS_PER_ROW
 from toolkit.model.adapters import chain_of
 from toolkit.model.declared import vector_rules
 from toolkit.model.vector_rules import Dense, VectorRules
@@ -112,40 +111,60 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     source, tokenizer, rules = _described(recipe.encoder, dims=recipe.dims)
     shape = shape_of(source.name)
     most = recipe.encoder.max_tokens
-    made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
-    if chunks and rules.prompt:
+    tokens = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
+    if chunks and not chunks.is_late and rules.prompt:
         raise no_prompt(rules.prompt)
-    maker = RowMaker(recipe.encoder, tokenizer=made, rules=rules)
+    maker = RowMaker(recipe.encoder, tokenizer=tokens, rules=rules)
+    if chunks and chunks.is_late:
+        maker.check_late(chunks)
 
-    def lengths_of(texts: Sequence[str]) -> list[list[int]]:
+    def read(texts: Sequence[str]) -> list[Sampled]:
         if not chunks:
-            return [[len(row_T)] for row_T in maker.rows(texts).rows]
-        lengths: list[list[int]] = [[] for _ in texts]
-        for chunk in chunks_of(texts, tokenizer=made, rules=chunks):
-            lengths[chunk.text].append(len(chunk.ids_C))
-        return lengths
+            return [Sampled([len(row_T)]) for row_T in maker.rows(texts).rows]
+        found = [Sampled([], []) for _ in texts]
+        if chunks.is_late:
+            made, windows = maker.late_chunks(texts, chunks=chunks)
+            for window in windows:
+                first, _ = window.chunks[0]
+                found[made[first].text].lengths.append(len(window.ids))
+        else:
+            made = chunks_of(texts, tokenizer=tokens, rules=chunks)
+            for chunk in made:
+                found[chunk.text].lengths.append(len(chunk.ids_C))
+        for chunk in made:
+            found[chunk.text].chunks.append(chunk)
+        return found
 
     # What is cut off is no work; texts of equal work are of about equal length.
     most_chars = None if chunks else MOST_CHARS_PER_TOKEN * most
     strata = strata_of(np.clip(shards.num_chars, 0, most_chars), sample_rows=sample_rows)
     drawn = [number for stratum in strata for number in stratum.drawn]
-    lengths = dict(zip(drawn, lengths_of([shards.text(row) for row in drawn]), strict=True))
+    sample = dict(zip(drawn, read([shards.text(row) for row in drawn]), strict=True))
 
-    def total(of: Callable[[list[int]], float]) -> Total:
-        return total_of(strata, {row: of(found) for row, found in lengths.items()})
+    def total(of: Callable[[Sampled], float]) -> Total:
+        return total_of(strata, {row: of(found) for row, found in sample.items()})
 
     return Forecast(
         texts=len(shards),
         sampled=len(drawn),
-        rows=total(len),
-        tokens=total(sum),
-        squares=total(lambda found: sum(length**2 for length in found)),
+        rows=total(lambda found: len(found.chunks) if chunks else 1),
+        tokens=total(lambda found: sum(found.lengths)),
+        squares=total(lambda found: sum(length**2 for length in found.lengths)),
         # Those that fill the limit: some of them have just so many tokens.
-        cut=total(lambda found: float(not chunks and found[0] >= most)),
+        cut=total(lambda found: float(not chunks and found.lengths[0] >= most)),
         width=recipe.dims or _width(rules, hidden=shape.hidden),
-        id_bytes=_id_bytes(shards, lengths, chunks=chunks is not None),
+        id_bytes=_id_bytes(shards, sample),
         shape=shape,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """A text that was read: the tokens of each row that the model reads, and its chunks, if it is
+    cut into any."""
+
+    lengths: list[int]
+    chunks: list[Chunk] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,19 +226,16 @@ def _width(rules: VectorRules, *, hidden: int) -> int:
     return rules.dims or (denses[-1].out_features if denses else width)
 
 
-def _id_bytes(shards: ShardSet, lengths: Mapping[int, Sequence[int]], *, chunks: bool) -> float:
-    """Bytes per row of ids.parquet, from one with the sampled texts. What tokens stand for in
-    characters is only as random as here."""
-    columns = CHUNK_FACTS if chunks else FACTS
+def _id_bytes(shards: ShardSet, sample: Mapping[int, Sampled]) -> float:
+    """Bytes per row of ids.parquet, from one with the sampled texts."""
     keys = np.random.default_rng(0)
     records: list[dict[str, Any]] = []
-    for row, found in sorted(lengths.items()):
-        known = shards.record(row)
-        text = {"id": known["id"], "title": known.get("title"), "key": keys.bytes(KEY_BYTES)}
-        ends = (CHARS_PER_TOKEN * np.cumsum(found)).tolist()
-        for number, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
-            place = {"row": row, "chunk": number, "begin": begin, "end": end}
-            records.append({**text, **place, "empty": False})
+    for row, found in sorted(sample.items()):
+        known = {**shards.record(row), "key": keys.bytes(KEY_BYTES), "empty": False}
+        chunks = [dataclasses.replace(chunk, text=0) for chunk in found.chunks]
+        made = records_of(chunks, records=[known], rows=[row])
+        records += [{**one, "empty": False} for one in made] if chunks else [known]
+    schema = schema_of(records[0])
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, columns.append(KEY)), sink, compression="zstd")
-    return float(sink.tell()) / max(1, len(records))
+    pq.write_table(pa.Table.from_pylist(records, schema), sink, compression="zstd")
+    return float(sink.tell()) / len(records)
