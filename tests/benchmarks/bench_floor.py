@@ -23,7 +23,8 @@ from transformers.models.mistral.modeling_mistral import apply_rotary_pos_emb
 from tests.benchmarks.bench_encode import MAX_TOKENS, MODEL, texts_of, write_models
 from tests.benchmarks.harness import machine, options
 from toolkit.batching.batch import embed_rows, model_arguments
-from toolkit.encoding.encoder import Encoder, PreparedBatch
+from toolkit.encoding.batches import PreparedBatch
+from toolkit.encoding.encoder import Encoder
 from toolkit.model.attention import packed_attention
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
+from toolkit.encoding.batches import token_batches
 from toolkit.encoding.encoder import Encoder
-from toolkit.encoding.rows import token_batches
 from toolkit.model.backbone import check_positions, load_config
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.settings.model_source import resolve_model

@@ -12,7 +12,8 @@ import torch
 from tests.encoding.making import output_of
 from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
-from toolkit.encoding.encoder import Encoder, Prepared
+from toolkit.encoding.batches import Prepared
+from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Vectors
 from toolkit.encoding.output import Output
 from toolkit.encoding.pipeline import Figures, Pipeline

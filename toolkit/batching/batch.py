@@ -2,7 +2,7 @@
 
 Joins `text` (rows) and `model` (arguments, pooling), for training and encoding. No ranks.
 
-Shapes: B rows, T tokens, D width, S packed rows.
+Shapes: B rows, T tokens, D width, S packed rows, G tokens of slices.
 """
 
 import dataclasses
@@ -47,6 +47,16 @@ class PackedRows:
 
 
 Rows = PaddedRows | PackedRows
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Which tokens of laid-out rows make which vector: G tokens, of which one may be there for
+    several vectors. `cell_G` counts all cells of the rows, row after row."""
+
+    cell_G: Tensor
+    vector_G: Tensor
+    num_vectors: int
 
 
 def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: bool) -> Rows:
@@ -124,12 +134,21 @@ def num_tokens(rows: Rows) -> tuple[int, int]:
     return (int(rows.mask_BT.sum()) if isinstance(rows, PaddedRows) else cells), cells
 
 
-def embed_rows(forward: Callable[..., Any], rows: Rows, *, head: Head | None = None) -> Tensor:
+def embed_rows(
+    forward: Callable[..., Any],
+    rows: Rows,
+    *,
+    head: Head | None = None,
+    slices: Slices | None = None,
+) -> Tensor:
     """The vectors (B, D) of rows, in fp32, by `head` or by the mean; zeros for a row without own
-    tokens. `forward` is a model without its language-model head."""
+    tokens. With `slices` those of slices of the rows, by `head`. `forward` is a model without its
+    language-model head."""
     hidden_BTD = forward(**model_arguments(rows)).last_hidden_state
     if head is not None:
-        return head(_flat(hidden_BTD, rows))
+        tokens = _flat(hidden_BTD, rows)
+        return head(tokens if slices is None else _sliced(tokens, slices))
+    assert slices is None
     if isinstance(rows, PaddedRows):
         return mean_pool(hidden_BTD, own_BT=rows.own_BT)
     return mean_pool_packed(hidden_BTD, own_BT=rows.own_BT, bound_S=rows.bound_S)
@@ -140,6 +159,17 @@ def _flat(hidden_BTD: Tensor, rows: Rows) -> FlatTokens:
         return flat_padded(hidden_BTD, own_BT=rows.own_BT)
     return flat_packed(
         hidden_BTD, own_BT=rows.own_BT, position_BT=rows.position_BT, bound_S=rows.bound_S
+    )
+
+
+def _sliced(tokens: FlatTokens, slices: Slices) -> FlatTokens:
+    """The tokens of slices, each slice a row. They keep their places in the rows that were read."""
+    return FlatTokens(
+        hidden_TD=tokens.hidden_TD.index_select(0, slices.cell_G),
+        own_T=torch.ones_like(slices.vector_G),
+        row_T=slices.vector_G,
+        place_T=tokens.place_T.index_select(0, slices.cell_G),
+        num_rows=slices.num_vectors,
     )
 
 

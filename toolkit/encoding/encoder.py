@@ -3,7 +3,6 @@
 A vector depends on its text alone, and not on its batch, its neighbours or their padding.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -17,11 +16,14 @@ from transformers import PretrainedConfig
 from toolkit.base.console import Progress, say_beside, warn
 from toolkit.base.errors import BadInput
 from toolkit.base.layout import MANIFEST_FILE
-from toolkit.batching.batch import Rows, embed_rows, lay_out, to_device, token_states, with_own
+from toolkit.batching.batch import embed_rows, to_device, token_states
 from toolkit.batching.tokenizer import text_tokenizer
+from toolkit.encoding.batches import Batching, Prepared, PreparedBatch
+from toolkit.encoding.chunks import Chunk
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.rows import RowMaker, token_batches
+from toolkit.encoding.rows import RowMaker
 from toolkit.encoding.store import VectorStore
+from toolkit.encoding.units import ChunkRules
 from toolkit.model.adapters import chain_of, merge_into
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import (
@@ -48,28 +50,6 @@ from toolkit.text.tokens import is_unicode
 GPU_BATCH_TOKENS = 16384
 # 16384 are a third slower: the states between layers no longer fit the caches.
 CPU_BATCH_TOKENS = 2048
-
-
-@dataclasses.dataclass(frozen=True)
-class PreparedBatch:
-    """The rows of one forward pass, their numbers among all rows, and their number of tokens."""
-
-    numbers: Sequence[int]
-    rows: Rows
-    num_tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """Texts as batches: only the model is still to be run."""
-
-    batches: Sequence[PreparedBatch]
-    num_rows: int
-
-    @property
-    def num_tokens(self) -> int:
-        """The tokens of all rows, including those that begin and end a text."""
-        return sum(batch.num_tokens for batch in self.batches)
 
 
 class Encoder:
@@ -111,6 +91,10 @@ class Encoder:
         )
         self._maker = RowMaker(settings, tokenizer=self.tokenizer, rules=rules)
         self._model = self._loaded(config)
+        default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
+        self._batching = Batching(
+            self.tokenizer, packed=self._packed, batch_tokens=settings.batch_tokens or default
+        )
         self._instruction_format = self._chain.instruction_format()
         prove_attention(
             self._hidden,
@@ -290,7 +274,7 @@ class Encoder:
         instruction: str = "",
         prompt: str | None = None,
         max_rows: int | None = None,
-    ) -> "Prepared":
+    ) -> Prepared:
         """Texts as batches in host memory: all work that needs no model. Any thread may call it."""
         made = self._maker.rows(texts, instruction=instruction, prompt=prompt)
         return self.prepare_rows(made.rows, owns=made.owns, max_rows=max_rows)
@@ -301,27 +285,26 @@ class Encoder:
         *,
         owns: Sequence[NDArray[np.bool_]] | None = None,
         max_rows: int | None = None,
-    ) -> "Prepared":
+    ) -> Prepared:
         """Rows of token ids as batches of at most `max_rows` rows. `owns` marks the tokens that are
         pooled; without it, those of a text without a prompt are."""
         owns = owns or self._maker.with_marks(rows).owns
-        # Sorted by length, so that the rows of a batch need little padding.
-        order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-        batches = []
-        default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
-        batch_tokens = self.settings.batch_tokens or default
-        for numbers in token_batches(
-            order, rows=rows, batch_tokens=batch_tokens, max_rows=max_rows
-        ):
-            some = [rows[number] for number in numbers]
-            laid = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
-            if owns:
-                laid = with_own(laid, own=[owns[number] for number in numbers])
-            batches.append(PreparedBatch(numbers, laid, sum(len(row) for row in some)))
-        return Prepared(batches, num_rows=len(rows))
+        return self._batching.of_rows(rows, owns=owns, max_rows=max_rows)
+
+    def check_late(self, chunks: ChunkRules) -> None:
+        """Raise `BadInput` unless this encoder can read documents and then cut them by `chunks`."""
+        self._maker.check_late(chunks)
+
+    def prepare_late(
+        self, texts: Sequence[str], *, chunks: ChunkRules
+    ) -> tuple[list[Chunk], Prepared]:
+        """The chunks of texts, and batches of the texts' windows that give their vectors, in order
+        (see `late_chunks`)."""
+        made, windows = self._maker.late_chunks(texts, chunks=chunks)
+        return made, self._batching.of_windows(windows)
 
     def embed(
-        self, prepared: "Prepared", *, on_rows: Callable[[int, int], None] | None = None
+        self, prepared: Prepared, *, on_rows: Callable[[int, int], None] | None = None
     ) -> Vectors:
         """The vectors of prepared texts, as `encode` gives them."""
 
@@ -354,8 +337,13 @@ class Encoder:
     @torch.inference_mode()
     def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
         # A plain decoder's mean has a way of its own, which is faster.
-        head = None if self._rules.is_plain else self._head
-        vectors_BD = embed_rows(self._model, to_device(batch.rows, device=self.device), head=head)
+        is_plain = self._rules.is_plain and batch.slices is None
+        vectors_BD = embed_rows(
+            self._model,
+            to_device(batch.rows, device=self.device),
+            head=None if is_plain else self._head,
+            slices=batch.slices and to_device(batch.slices, device=self.device),
+        )
         return vectors_BD[:, : self.width]
 
     def _hidden(self, **arguments: Any) -> torch.Tensor:

@@ -40,11 +40,13 @@ from toolkit.settings.schema import VectorFormat
 from toolkit.text.duplicates import KEY_BYTES
 
 # The columns of a row. A chunk also has its row in the corpus, its number in that text, and the
-# characters of the text that it covers.
+# characters of the text that it covers; and the window of its text in which it was read, if it was
+# not read alone.
 FACTS = pa.schema([("id", pa.string()), ("title", pa.string()), ("empty", pa.bool_())])
 CHUNK_FACTS = pa.schema(
     [*FACTS, *((name, pa.int64()) for name in ("row", "chunk", "begin", "end"))]
 )
+LATE_FACTS = CHUNK_FACTS.append(pa.field("window", pa.int64()))
 # The digest of a row's text (`key_of`), by which a later encoding finds it; no fact for readers.
 KEY = pa.field("key", pa.binary(KEY_BYTES))
 AGAIN = "the same toolkit.encode again makes it anew"
@@ -78,6 +80,15 @@ class UnitFiles:
     vectors: Path
     ids: Path
     marker: Path
+
+
+def facts_schema(manifest: Mapping[str, Any]) -> pa.Schema:
+    """The columns of the rows of an encoding with this plan or manifest, but for the key."""
+    if "chunks" not in manifest:
+        return FACTS
+    chunks = manifest["chunks"]
+    is_late = isinstance(chunks, dict) and chunks.get("context") == "document"
+    return LATE_FACTS if is_late else CHUNK_FACTS
 
 
 def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
@@ -125,7 +136,8 @@ def write_unit(
     _refuse_repeated(firsts)
     files = unit_files(output_dir, unit=unit)
     # A text without tokens has the zero vector, and no other text has.
-    schema = CHUNK_FACTS if "chunk" in records[0] else FACTS
+    schemas = (LATE_FACTS, CHUNK_FACTS, FACTS)
+    schema = next(one for one in schemas if {*one.names} - {"empty"} <= {*records[0]})
     schema = schema.append(KEY) if "key" in records[0] else schema
     facts = {name: [record.get(name) for record in records] for name in schema.names}
     table = pa.table({**facts, "empty": ~vectors_RD.any(axis=1)}, schema=schema)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from toolkit.encoding.batches import Prepared
 from toolkit.encoding.chunks import chunks_of, records_of
-from toolkit.encoding.encoder import Encoder, Prepared
+from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.formats import Kept, Vectors
 from toolkit.encoding.reuse import OldVectors
 from toolkit.encoding.units import ChunkRules, Unit
@@ -74,13 +75,17 @@ class Preparer:
         texts = [records[number]["text"] for number in numbers]
         if not self._chunks:
             return self._encoder.prepare(texts), {number: [records[number]] for number in numbers}
-        chunks = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
+        if self._chunks.is_late:
+            chunks, prepared = self._encoder.prepare_late(texts, chunks=self._chunks)
+        else:
+            chunks = chunks_of(texts, tokenizer=self._encoder.tokenizer, rules=self._chunks)
+            prepared = self._encoder.prepare_rows([chunk.ids_C for chunk in chunks])
         some = [records[number] for number in numbers]
         rows = [unit.start + number for number in numbers]
         made: dict[int, list[Mapping[str, Any]]] = {number: [] for number in numbers}
         for chunk, record in zip(chunks, records_of(chunks, records=some, rows=rows), strict=True):
             made[numbers[chunk.text]].append(record)
-        return self._encoder.prepare_rows([chunk.ids_C for chunk in chunks]), made
+        return prepared, made
 
 
 def _joined(

@@ -169,7 +169,9 @@ def _claimed(
     recipe = recipe.model_copy(update={"encoder": settings})
     output_dir = Path(recipe.output_dir)
     encoder = Encoder(settings, device=device, dims=recipe.dims)
-    if chunks and encoder.prompt:  # a default that the model's folder declares
+    if chunks and chunks.is_late:
+        encoder.check_late(chunks)
+    elif chunks and encoder.prompt:  # a default that the model's folder declares
         raise no_prompt(encoder.prompt)
     facts = identity(
         recipe,

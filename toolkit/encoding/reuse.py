@@ -22,7 +22,6 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import create_json
 from toolkit.base.layout import REUSE_FILE
 from toolkit.encoding.formats import Kept
-from toolkit.encoding.output import CHUNK_FACTS
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import Unit
 from toolkit.runs.records import Reuse
@@ -79,9 +78,9 @@ class OldVectors:
         if not self.store.has_chunks:
             return [record]
         now = {"id": record["id"], "title": record["title"], "key": record["key"], "row": row}
-        columns = ("chunk", "begin", "end")
         return [
-            {**now, **{name: int(self._chunks[name][place]) for name in columns}} for place in rows
+            {**now, **{name: int(column[place]) for name, column in self._chunks.items()}}
+            for place in rows
         ]
 
     def kept(self, places: Sequence[int], rows: Sequence[int]) -> Kept:
@@ -99,10 +98,11 @@ class OldVectors:
 
     @functools.cached_property
     def _chunks(self) -> Mapping[str, Ints]:
-        """Number, begin and end of all chunks."""
-        names = ["chunk", "begin", "end"]
+        """Number, begin, end and, if it has one, window of all chunks."""
+        there = self.store.schema
+        names = [name for name in there.names if name in ("chunk", "begin", "end", "window")]
         tables = [self.store.unit_facts(unit).select(names) for unit in self.store.units]
-        whole = pa.concat_tables([CHUNK_FACTS.empty_table().select(names), *tables])
+        whole = pa.concat_tables([there.empty_table().select(names), *tables])
         return {name: whole[name].to_numpy() for name in names}
 
     @functools.cached_property

@@ -1,5 +1,4 @@
-"""Texts to rows of token ids, with what stands before and after each text, and what is pooled; and
-rows to batches.
+"""Texts to rows of token ids, with what stands before and after each text, and what is pooled.
 
 Knows the tokenizer and the rules of a model. Refuses to know the model itself.
 """
@@ -11,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
+from toolkit.encoding.chunks import Chunk
+from toolkit.encoding.late_chunks import Window, check_poolings, late_chunks_of, room_of
+from toolkit.encoding.units import ChunkRules
 from toolkit.model.vector_rules import VectorRules
 from toolkit.settings.schema import EncoderSettings
 from toolkit.text.tokens import Ids, TextTokenizer, is_unicode
@@ -93,6 +95,27 @@ class RowMaker:
         encoded = self._tokenizer.encode_after(prefix, whole)
         return Rows([ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded])
 
+    def check_late(self, chunks: ChunkRules) -> None:
+        """Raise `BadInput` where `late_chunks` could not give vectors."""
+        check_poolings(self._rules.modes)
+        prompt = self.prefix_of()
+        if not is_unicode(prompt):
+            raise BadInput(f"the prompt {prompt[:80]!r} is not valid Unicode")
+        (tokens,) = self._tokenizer.places([prompt])
+        room_of(len(tokens.ids_T), tokenizer=self._tokenizer, rules=chunks, prompt=prompt)
+
+    def late_chunks(
+        self, texts: Sequence[str], *, chunks: ChunkRules
+    ) -> tuple[list[Chunk], list[Window]]:
+        """The chunks of texts, and the windows in which they are read (see `late_chunks_of`)."""
+        return late_chunks_of(
+            texts,
+            tokenizer=self._tokenizer,
+            rules=chunks,
+            prompt=self.prefix_of(),
+            all_tokens=self._rules.all_tokens,
+        )
+
     def with_marks(self, rows: Sequence[Ids]) -> Rows:
         """Rows of token ids without a prompt, with the marks of what is pooled."""
         return Rows(rows, [_from(0, row_T) for row_T in rows] if self._rules.all_tokens else None)
@@ -101,23 +124,3 @@ class RowMaker:
 def _from(first: int, row_T: Ids) -> Own:
     """Marks of all tokens from `first` on; a row without tokens gets one that is not pooled."""
     return np.arange(len(row_T)) >= first if len(row_T) else np.zeros(1, dtype=np.bool_)
-
-
-def token_batches(
-    order: Sequence[int],
-    *,
-    rows: Sequence[NDArray[np.int64]],
-    batch_tokens: int,
-    max_rows: int | None = None,
-) -> list[list[int]]:
-    """Cut `order` (longest first) into batches of at most `batch_tokens` cells and `max_rows` rows,
-    each of at least one row."""
-    batches: list[list[int]] = []
-    for number in order:
-        longest = len(rows[batches[-1][0]]) if batches else 0
-        fits = bool(batches) and (len(batches[-1]) + 1) * max(longest, 1) <= batch_tokens
-        if fits and (max_rows is None or len(batches[-1]) < max_rows):
-            batches[-1].append(number)
-        else:
-            batches.append([number])
-    return batches

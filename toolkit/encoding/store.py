@@ -34,7 +34,7 @@ from toolkit.base.sealed import is_sealed
 from toolkit.encoding.agreement import agreed_units, check_ids
 from toolkit.encoding.completeness import Counts
 from toolkit.encoding.formats import MappedVectors, Vectors, open_vectors
-from toolkit.encoding.output import AGAIN, CHUNK_FACTS, FACTS, KEY, Marker, unit_files
+from toolkit.encoding.output import AGAIN, KEY, Marker, facts_schema, unit_files
 from toolkit.encoding.units import FORMAT, NO_PLAN, Unit, check_facts, units
 from toolkit.settings.schema import VectorFormat
 from toolkit.text.tally import Tally
@@ -111,6 +111,7 @@ class VectorStore:
         self.units = units(list(itertools.accumulate((m["rows"] for m in markers), initial=0)))
         self.num_rows = self.units[-1].stop if self.units else 0
         self.has_chunks = "chunks" in self.manifest
+        self.schema = facts_schema(self.manifest)
         self.width = next((int(marker["width"]) for marker in markers), 0)
         self._starts = [unit.start for unit in self.units]
         self._whole: set[int] = set()  # units without checksums, whose file was compared
@@ -166,7 +167,8 @@ class VectorStore:
     def facts(self, rows: Rows) -> pa.Table:
         """id, title and empty (a text without tokens, whose vector is zero) of these rows, in that
         order, as Arrow. A chunk also has its row in the corpus, its number in that text, and the
-        characters from begin to end that it covers."""
+        characters from begin to end that it covers; a late one also the window of its text in
+        which it was read."""
         wanted = self._numbers(rows)
         numbers = [self._unit_of(row) for row in wanted.tolist()]
         tables = {number: self.unit_facts(self.units[number]) for number in sorted(set(numbers))}
@@ -176,8 +178,7 @@ class VectorStore:
             int(offsets[number]) + row - self._starts[number]
             for number, row in zip(numbers, wanted.tolist(), strict=True)
         ]
-        schema = CHUNK_FACTS if self.has_chunks else FACTS
-        table = pa.concat_tables([schema.empty_table(), *tables.values()])
+        table = pa.concat_tables([self.schema.empty_table(), *tables.values()])
         return table.take(pa.array(places, pa.int64()))
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
@@ -240,8 +241,7 @@ class VectorStore:
             table = pq.read_table(pa.BufferReader(data))
         except (OSError, pa.ArrowException) as error:
             raise _damaged(path) from error
-        schema = CHUNK_FACTS if self.has_chunks else FACTS
-        known = any(table.schema.equals(one) for one in (schema, schema.append(KEY)))
+        known = any(table.schema.equals(one) for one in (self.schema, self.schema.append(KEY)))
         if len(table) != unit.stop - unit.start or not known:
             raise _damaged(path)
         return table

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from toolkit.base.errors import BadInput
 from toolkit.base.files import create_json, digest_of, read_json
 from toolkit.base.layout import LAUNCHED_FILE, LOG_DIR, PLAN_FILE, PREFETCHED_FILE
-from toolkit.settings.schema import DType, EmbedRecipe
+from toolkit.settings.schema import ChunkContext, DType, EmbedRecipe
 from toolkit.text.tally import Tally
 
 FORMAT = "toolkit-encoding/2"
@@ -44,11 +44,23 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class ChunkRules:
-    """The tokens of a chunk, with the special ones at its beginning and end, and how many of its
-    own tokens it shares with each neighbour."""
+    """The tokens of a chunk, with the special ones at its beginning and end, how many of its own
+    tokens it shares with each neighbour, and what the model reads for it."""
 
     tokens: int
     overlap: int
+    context: ChunkContext = "chunk"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a document is read before it is cut into chunks, not after."""
+        return self.context == "document"
+
+    def facts(self) -> dict[str, Any]:
+        """What of this makes an encoding what it is. Chunks that are read alone say nothing of
+        their context, as before there was another one."""
+        facts = {"tokens": self.tokens, "overlap": self.overlap}
+        return {**facts, "context": self.context} if self.is_late else facts
 
 
 def bounds(
@@ -123,7 +135,7 @@ def identity(
         "bounds": bounds(num_chars_N, unit_rows=unit_rows, max_tokens=max_tokens, chunks=chunks),
     }
     if chunks:
-        facts["chunks"] = dataclasses.asdict(chunks)
+        facts["chunks"] = chunks.facts()
     return {**facts, "digest": facts_digest(facts)}
 
 

@@ -28,6 +28,7 @@ Attention = Literal["packed", "sdpa", "eager"]
 Kernel = Literal["torch", "liger"]
 Pooling = Literal["auto", "mean", "cls", "last", "weighted_mean", "max"]
 VectorFormat = Literal["fp32", "fp16", "bf16", "int8", "binary"]
+ChunkContext = Literal["chunk", "document"]
 
 
 class Lora(Section):
@@ -281,12 +282,17 @@ class Corpus(Section):
     `unit_rows` rows on average.
 
     A text is cut at `encoder.max_tokens`. With `chunk_tokens` it becomes several rows instead, of
-    `chunk_tokens` tokens each, and neighbouring rows share `chunk_overlap` tokens."""
+    `chunk_tokens` tokens each, and neighbouring rows share `chunk_overlap` tokens.
+
+    `chunk_context` is what the model reads for a chunk. chunk: the chunk alone. document: the whole
+    document, up to `encoder.max_tokens`, of which the states of the chunk's own tokens are pooled
+    (late chunking); a longer document is read in windows that overlap."""
 
     input: Text
     unit_rows: Count = 4096
     chunk_tokens: Annotated[int, Field(ge=8)] | None = None
     chunk_overlap: Natural = 0
+    chunk_context: ChunkContext = "chunk"
 
 
 class EmbedRecipe(Section):
