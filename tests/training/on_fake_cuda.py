@@ -31,6 +31,9 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from toolkit.batching.batch import embed_rows, lay_out, to_device, token_states
 from toolkit.batching.tokenizer import text_tokenizer
+from toolkit.encoding.batches import Batching
+from toolkit.encoding.late_chunks import late_chunks_of
+from toolkit.encoding.units import ChunkRules
 from toolkit.model import attention
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import add_lora, load_config
@@ -136,7 +139,8 @@ def move(model: nn.Module, *, device: torch.device) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """What an encoder computes: vectors by each of the rules, and the states of tokens."""
+    """What an encoder computes: vectors by each of the rules, those of late chunks, and the states
+    of tokens."""
 
     path: str
     dtype: torch.dtype
@@ -144,10 +148,13 @@ class Encoding:
     def prepare(self) -> tuple[Any, Any]:
         tokenizer = text_tokenizer(resolve_model(self.path), max_tokens=32)
         rows = lay_out(tokenizer.encode(TEXTS), tokenizer=tokenizer, packed=True)
-        return model_of(self.path, head=False, dtype=self.dtype, recipe=None), rows
+        chunks = ChunkRules(8, 2, "document")
+        _, windows = late_chunks_of(TEXTS, tokenizer=tokenizer, rules=chunks)
+        (late,) = Batching(tokenizer, packed=True, batch_tokens=512).of_windows(windows).batches
+        return model_of(self.path, head=False, dtype=self.dtype, recipe=None), (rows, late)
 
-    def run(self, model: Any, rows: Any, *, device: torch.device) -> list[str]:
-        width = model.config.hidden_size
+    def run(self, model: Any, prepared: Any, *, device: torch.device) -> list[str]:
+        (rows, late), width = prepared, model.config.hidden_size
         with Watch(0) as watch, torch.no_grad():
             there = to_device(rows, device=device)
             vectors_BD = embed_rows(model, there)
@@ -157,6 +164,10 @@ class Encoding:
                 rules = VectorRules(modes=(mode,), after=(Normalize(),))
                 head = Head(rules, hidden_size=width, device=device)
                 assert embed_rows(model, there, head=head).device == device
+            head = Head(VectorRules(), hidden_size=width, device=device)
+            whole, slices = (to_device(one, device=device) for one in (late.rows, late.slices))
+            vectors_BD = embed_rows(model, whole, head=head, slices=slices)
+            assert (vectors_BD.shape, vectors_BD.device) == ((len(late.numbers), width), device)
         return watch.waits
 
 
