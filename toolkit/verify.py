@@ -119,10 +119,10 @@ def _compare(path: Path, asked: "Sequence[Engine]", arguments: argparse.Namespac
     encoder = Encoder.from_pretrained(model, dtype=arguments.dtype)
     ours = encoder.encode(texts)
     faults, compared = [], 0
-    for engine in asked:
+    for peer in asked:
         try:
             version, theirs = engines.vectors_of(
-                engine,
+                peer,
                 model=str(model.absolute()),
                 texts=texts,
                 dtype=arguments.dtype,
@@ -130,13 +130,13 @@ def _compare(path: Path, asked: "Sequence[Engine]", arguments: argparse.Namespac
             )
             found = engines.compare(ours, theirs)
         except engines.NotInstalled:
-            say(f"{model}: {engine.name}: not installed for {engine.place}")
+            say(f"{model}: {peer.name}: not installed for {peer.place}")
             continue
         except BadInput as error:
             faults.append(str(error))
             continue
         compared += 1
-        line = f"{engine.name} {version}: {found.told(texts)}"
+        line = f"{peer.name} {version}: {found.told(texts)}"
         if found.is_same(arguments.dtype):
             say(f"{model}: {line}")
         else:

@@ -84,9 +84,9 @@ def test_a_causal_reading_of_the_model_is_another(
     request = {"engine": "sentence-transformers", "model": str(tiny_model), "texts": list(TEXTS)}
     request |= {"dtype": "float32", "device": "cpu"}
     (tmp_path / "request.json").write_text(json.dumps(request))
-    out = tmp_path / "out.npy"
+    out = tmp_path / "out.npz"
     assert engine_worker.main([str(tmp_path / "request.json"), str(out)]) == 0
-    found = compare(np.array(list(vectors.values()), dtype=np.float32), np.load(out))
+    found = compare(np.array(list(vectors.values()), dtype=np.float32), np.load(out)["vectors"])
     assert not found.is_same("fp32")
     assert found.least_cosine < 0.99
 

@@ -31,11 +31,13 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_json
 from toolkit.encoding.chunks import chunks_of
 from toolkit.encoding.encoder import Encoder
+from toolkit.encoding.forecast import forecast
 from toolkit.encoding.late_chunks import windows_of
 from toolkit.encoding.parquet import write_parquet
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import ChunkRules
-from toolkit.settings.schema import EncoderSettings
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EmbedRecipe, EncoderSettings
 from toolkit.text.records import Article
 
 MAX_TOKENS, SIZE, OVERLAP = 48, 12, 3
@@ -484,6 +486,22 @@ def test_a_search_finds_a_late_chunk(made: Path, capsys: pytest.CaptureFixture[s
     hits = json.loads(capsys.readouterr().out)["hits"]
     assert (hits[0]["row"], hits[0]["score"]) == (0, pytest.approx(1, abs=1e-5))
     assert {"chunk", "begin", "end"} < {*hits[0]}
+
+
+def test_the_plan_counts_what_is_read_and_what_is_written(
+    made: Path, tiny_model: Path, corpus: Path
+) -> None:
+    recipe = load_recipe("tiny_embed", overrides=list(inputs_of(tiny_model, corpus)))
+    assert isinstance(recipe, EmbedRecipe)
+    found = forecast(recipe)
+    texts = [text.strip() for text in TEXTS]
+    rules = ChunkRules(SIZE, OVERLAP, "document")
+    _, prepared = encoder_of(tiny_model).prepare_late(texts, chunks=rules)
+    assert found.tokens.value == pytest.approx(prepared.num_tokens)
+    assert found.rows.value == pytest.approx(VectorStore(made).num_rows)
+    prompted = recipe.encoder.model_copy(update={"prompt": "Represent this: " * 20})
+    with pytest.raises(BadInput, match="give at most"):
+        forecast(recipe.model_copy(update={"encoder": prompted}))
 
 
 @pytest.mark.parametrize(

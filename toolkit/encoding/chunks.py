@@ -38,10 +38,10 @@ class Chunk:
 def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
     """The chunk rules of a recipe, checked; None where texts are cut off instead."""
     tokens, overlap = recipe.corpus.chunk_tokens, recipe.corpus.chunk_overlap
-    rules = ChunkRules(tokens or 0, overlap, recipe.corpus.chunk_context)
+    context = recipe.corpus.chunk_context
     if tokens is None:
-        if rules.is_late:
-            raise BadInput(f"corpus.chunk_context={rules.context}: needs corpus.chunk_tokens")
+        if context != "chunk":
+            raise BadInput(f"corpus.chunk_context={context}: needs corpus.chunk_tokens")
         if overlap:
             raise BadInput(f"corpus.chunk_overlap={overlap}: needs corpus.chunk_tokens")
         return None
@@ -55,6 +55,7 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
             f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format, but queries "
             f"would have it (it is {recipe.encoder.text_format!r})"
         )
+    rules = ChunkRules(tokens, overlap, context)
     if recipe.encoder.prompt and not rules.is_late:
         raise no_prompt(recipe.encoder.prompt)
     if overlap > tokens // 2:

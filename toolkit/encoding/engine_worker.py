@@ -1,8 +1,8 @@
-"""The vectors that another engine makes of a model:  PYTHON engine_worker.py REQUEST.json OUT.npy
+"""The vectors that another engine makes of a model:  PYTHON engine_worker.py REQUEST.json OUT.npz
 
 Knows how each engine is asked for vectors as its users ask. Imports nothing of this toolkit, so
-that a Python of another environment can run it: llm2vec 0.2.3 needs transformers 4.44. Prints the
-engine's version.
+that a Python of another environment can run it: llm2vec 0.2.3 needs transformers 4.44. OUT.npz has
+`version` and `vectors`, float32 (N, D).
 """
 
 import importlib
@@ -19,24 +19,24 @@ BATCH_ROWS = 8
 
 def sentence_transformers(request: dict[str, Any]) -> tuple[str, Any]:
     """Its version, and what `SentenceTransformer(folder).encode(texts)` gives."""
-    torch, engine, transformers = (
+    torch, library, transformers = (
         importlib.import_module(name) for name in ("torch", "sentence_transformers", "transformers")
     )
     name = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
-    model = engine.SentenceTransformer(
+    model = library.SentenceTransformer(
         request["model"],
         device=request["device"],
         model_kwargs={name: getattr(torch, request["dtype"])},
     )
     vectors = model.encode(request["texts"], batch_size=BATCH_ROWS, show_progress_bar=False)
-    return str(engine.__version__), vectors
+    return str(library.__version__), vectors
 
 
 def llm2vec(request: dict[str, Any]) -> tuple[str, Any]:
     """Its version, and what `LLM2Vec.from_pretrained(folder).encode(texts)` gives."""
     metadata = importlib.import_module("importlib.metadata")
-    torch, engine = (importlib.import_module(name) for name in ("torch", "llm2vec"))
-    model = engine.LLM2Vec.from_pretrained(
+    torch, library = (importlib.import_module(name) for name in ("torch", "llm2vec"))
+    model = library.LLM2Vec.from_pretrained(
         request["model"], torch_dtype=getattr(torch, request["dtype"])
     )
     model.eval()
@@ -52,12 +52,12 @@ def llm2vec(request: dict[str, Any]) -> tuple[str, Any]:
 def vllm(request: dict[str, Any]) -> tuple[str, Any]:
     """Its version, and what `LLM(folder, runner="pooling").embed(texts)` gives. Written after its
     documentation of 2026; it was not run."""
-    engine = importlib.import_module("vllm")
-    model = engine.LLM(
+    library = importlib.import_module("vllm")
+    model = library.LLM(
         model=request["model"], runner="pooling", dtype=request["dtype"], enforce_eager=True
     )
     outputs = model.embed(request["texts"])
-    return str(engine.__version__), [output.outputs.embedding for output in outputs]
+    return str(library.__version__), [output.outputs.embedding for output in outputs]
 
 
 ENGINES: dict[str, Callable[[dict[str, Any]], tuple[str, Any]]] = {
@@ -68,16 +68,15 @@ ENGINES: dict[str, Callable[[dict[str, Any]], tuple[str, Any]]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write the vectors as float32 (N, D); returns the exit code."""
+    """Write what an engine makes of the texts; returns the exit code."""
     request_file, out = arguments
     request = json.loads(Path(request_file).read_text(encoding="utf-8"))
-    engine = request["engine"]
-    if importlib.util.find_spec(engine.replace("-", "_")) is None:
+    name = request["engine"]
+    if importlib.util.find_spec(name.replace("-", "_")) is None:
         return NOT_INSTALLED
     numpy = importlib.import_module("numpy")
-    version, vectors = ENGINES[engine](request)
-    numpy.save(out, numpy.asarray(vectors, dtype=numpy.float32))
-    sys.stdout.write(f"\n{version}\n")
+    version, vectors = ENGINES[name](request)
+    numpy.savez(out, version=version, vectors=numpy.asarray(vectors, dtype=numpy.float32))
     return 0
 
 

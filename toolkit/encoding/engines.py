@@ -90,7 +90,7 @@ class Agreement:
         return self.least_cosine >= LEAST_COSINE[dtype] and same_length
 
     def told(self, texts: Sequence[str]) -> str:
-        """A line for people."""
+        """The comparison as a line for people, with the text that differs most."""
         lengths = f"lengths differ by up to {self.stretch:.1e}"
         if self.is_normalized:
             lengths = "normalised there, not here"
@@ -109,32 +109,32 @@ def parse_engine(text: str) -> Engine:
         known = ", ".join(NAMES)
         near = did_you_mean(name, NAMES)
         raise BadInput(f"--against {text}: no such engine; known: {known}{near}")
-    engine = Engine(name, place or sys.executable)
-    if engine.is_server and name not in SERVERS:
+    peer = Engine(name, place or sys.executable)
+    if peer.is_server and name not in SERVERS:
         raise BadInput(f"--against {text}: {name} has no server; give {name} or {name}=PYTHON")
-    if not engine.is_server and name not in engine_worker.ENGINES:
+    if not peer.is_server and name not in engine_worker.ENGINES:
         raise BadInput(f"--against {text}: give the URL of its server, {name}=http://HOST:PORT")
-    if place and not engine.is_server and not Path(place).is_file():
+    if place and not peer.is_server and not Path(place).is_file():
         raise BadInput(f"--against {text}: {place} is no Python; give {name}=VENV/bin/python")
-    return engine
+    return peer
 
 
 def vectors_of(
-    engine: Engine, *, model: str, texts: Sequence[str], dtype: str, device: str
+    peer: Engine, *, model: str, texts: Sequence[str], dtype: str, device: str
 ) -> tuple[str, Vectors]:
     """The engine's version and its vectors (N, D). Raises `NotInstalled`, and `BadInput` when it
     cannot use the model or answers something else."""
-    with at_work(f"verify: {engine.name} encodes {len(texts):,} texts"):
-        if engine.is_server:
-            version, found = _from_server(engine, texts=texts)
+    with at_work(f"verify: {peer.name} encodes {len(texts):,} texts"):
+        if peer.is_server:
+            version, found = _from_server(peer, texts=texts)
         else:
-            request = {"engine": engine.name, "model": model, "texts": list(texts)}
+            request = {"engine": peer.name, "model": model, "texts": list(texts)}
             request |= {"dtype": TORCH_NAMES[dtype], "device": device}
-            version, found = _from_process(engine, request=request)
+            version, found = _from_process(peer, request=request)
     vectors = np.asarray(found, dtype=np.float32)
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise BadInput(
-            f"{engine.name}: answered {vectors.shape} numbers for {len(texts)} texts instead of a "
+            f"{peer.name}: answered {vectors.shape} numbers for {len(texts)} texts instead of a "
             "vector for each"
         )
     return version, vectors
@@ -160,48 +160,51 @@ def compare(ours: Vectors, theirs: Vectors) -> Agreement:
     )
 
 
-def _from_process(engine: Engine, *, request: dict[str, Any]) -> tuple[str, Any]:
+def _from_process(peer: Engine, *, request: dict[str, Any]) -> tuple[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        asked, out = Path(folder) / "request.json", Path(folder) / "vectors.npy"
+        asked, out = Path(folder) / "request.json", Path(folder) / "vectors.npz"
         asked.write_text(json.dumps(request), encoding="utf-8")
-        command = [engine.place, str(Path(engine_worker.__file__)), str(asked), str(out)]
+        command = [peer.place, str(Path(engine_worker.__file__)), str(asked), str(out)]
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", check=False
         )
         if done.returncode == engine_worker.NOT_INSTALLED:
             raise NotInstalled
-        if done.returncode or not out.exists():
+        if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
-            raise BadInput(
-                f"{engine.name}: cannot use {request['model']}: {lines[-1].strip()[:300]}"
-            )
-        return done.stdout.split()[-1], np.load(out, allow_pickle=False)
+            last = lines[-1].strip()[:300]
+            raise BadInput(f"{peer.name}: cannot use {request['model']}: {last}")
+        try:
+            with np.load(out, allow_pickle=False) as found:
+                return str(found["version"]), found["vectors"]
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"{peer.name}: {peer.place} has written no vectors: {error}") from error
 
 
-def _from_server(engine: Engine, *, texts: Sequence[str]) -> tuple[str, Any]:
+def _from_server(peer: Engine, *, texts: Sequence[str]) -> tuple[str, Any]:
     """Its model, dtype and device are those that it was started with."""
     vectors: list[Any] = []
-    is_tei = engine.name == "tei"
+    is_tei = peer.name == "tei"
     if is_tei:
-        about = _call(engine, "/info")
+        about = _call(peer, "/info")
         version = f"{about.get('version', '')} with {about.get('model_id', '?')}"
     else:
-        served = _call(engine, "/v1/models")["data"][0]["id"]
+        served = _call(peer, "/v1/models")["data"][0]["id"]
         version = f"with {served}"
     for start in range(0, len(texts), BATCH_ROWS):
         some = list(texts[start : start + BATCH_ROWS])
         if is_tei:
             body = {"inputs": some, "normalize": False, "truncate": True}
-            vectors += _call(engine, "/embed", body)
+            vectors += _call(peer, "/embed", body)
         else:
-            answer = _call(engine, "/v1/embeddings", {"model": served, "input": some})
+            answer = _call(peer, "/v1/embeddings", {"model": served, "input": some})
             rows = sorted(answer["data"], key=lambda row: row["index"])
             vectors += [row["embedding"] for row in rows]
     return version.strip(), vectors
 
 
-def _call(engine: Engine, path: str, body: dict[str, Any] | None = None) -> Any:
-    url = engine.place.rstrip("/") + path
+def _call(peer: Engine, path: str, body: dict[str, Any] | None = None) -> Any:
+    url = peer.place.rstrip("/") + path
     data = None if body is None else json.dumps(body).encode()
     # `is_server` has seen that the scheme is http or https.
     request = urllib.request.Request(  # noqa: S310
@@ -211,6 +214,6 @@ def _call(engine: Engine, path: str, body: dict[str, Any] | None = None) -> Any:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise BadInput(f"{engine.name}: {url}: {error.code} {error.read(300).decode()}") from error
+        raise BadInput(f"{peer.name}: {url}: {error.code} {error.read(300).decode()}") from error
     except (OSError, ValueError) as error:
-        raise BadInput(f"{engine.name}: {url}: {error}") from error
+        raise BadInput(f"{peer.name}: {url}: {error}") from error

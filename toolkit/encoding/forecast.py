@@ -6,6 +6,7 @@ N rows of the corpus.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
 from toolkit.batching.tokenizer import text_tokenizer
-from toolkit.encoding.chunks import Chunk, chunks_of, no_prompt, records_of, rules_of
+from toolkit.encoding.chunks import chunks_of, no_prompt, rules_of
 from toolkit.encoding.index import FLAT, HNSW, IVF, PQ, parameters_of
-from toolkit.encoding.output import schema_of
+from toolkit.encoding.output import KEY, facts_schema
 from toolkit.encoding.rows import RowMaker
-from toolkit.encoding.units import CHARS_PER_ROW
+from toolkit.encoding.units import CHARS_PER_ROW, CHARS_PER_TOKEN, ChunkRules
 from toolkit.model.adapters import chain_of
 from toolkit.model.declared import vector_rules
 from toolkit.model.vector_rules import Dense, VectorRules
@@ -32,6 +33,7 @@ from toolkit.settings.model_source import ModelSource, is_adapter
 from toolkit.settings.schema import EmbedRecipe, EncoderSettings, VectorFormat
 from toolkit.text.duplicates import KEY_BYTES
 from toolkit.text.shards import ShardSet, open_shards
+from toolkit.text.tokens import TextTokenizer
 
 SAMPLE_ROWS = 1000
 NUM_STRATA = 25
@@ -39,7 +41,6 @@ MOST_CHARS_PER_TOKEN = 8
 FP32_SLOWER = 15  # a GPU's fp32 peak is about that much below its bf16 peak
 BYTES: dict[VectorFormat, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "binary": 1 / 8}
 SCALE_BYTES = 4  # of int8, per vector
-LENGTHS = Callable[[Sequence[str]], list[list[int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,8 @@ class Total:
 @dataclasses.dataclass(frozen=True)
 class Forecast:
     """What an embedding needs. `texts` and `rows` (of the output: chunks, if texts are cut into
-    them), `tokens`, `squares` (the sum of the squared lengths of the rows: attention's share),
+    them), `tokens` that the model reads, `squares` (the sum of the squared lengths of the rows that
+    it reads: attention's share),
     `cut` (texts that lose their end), `width` of the vectors, and the bytes of ids per row."""
 
     texts: int
@@ -111,60 +113,66 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     source, tokenizer, rules = _described(recipe.encoder, dims=recipe.dims)
     shape = shape_of(source.name)
     most = recipe.encoder.max_tokens
-    tokens = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
-    if chunks and not chunks.is_late and rules.prompt:
-        raise no_prompt(rules.prompt)
-    maker = RowMaker(recipe.encoder, tokenizer=tokens, rules=rules)
+    made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
+    maker = RowMaker(recipe.encoder, tokenizer=made, rules=rules)
     if chunks and chunks.is_late:
         maker.check_late(chunks)
-
-    def read(texts: Sequence[str]) -> list[Sampled]:
-        if not chunks:
-            return [Sampled([len(row_T)]) for row_T in maker.rows(texts).rows]
-        found = [Sampled([], []) for _ in texts]
-        if chunks.is_late:
-            made, windows = maker.late_chunks(texts, chunks=chunks)
-            for window in windows:
-                first, _ = window.chunks[0]
-                found[made[first].text].lengths.append(len(window.ids))
-        else:
-            made = chunks_of(texts, tokenizer=tokens, rules=chunks)
-            for chunk in made:
-                found[chunk.text].lengths.append(len(chunk.ids_C))
-        for chunk in made:
-            found[chunk.text].chunks.append(chunk)
-        return found
-
+    elif chunks and rules.prompt:
+        raise no_prompt(rules.prompt)
     # What is cut off is no work; texts of equal work are of about equal length.
     most_chars = None if chunks else MOST_CHARS_PER_TOKEN * most
     strata = strata_of(np.clip(shards.num_chars, 0, most_chars), sample_rows=sample_rows)
     drawn = [number for stratum in strata for number in stratum.drawn]
-    sample = dict(zip(drawn, read([shards.text(row) for row in drawn]), strict=True))
+    texts = [shards.text(row) for row in drawn]
+    found = _lengths(texts, maker=maker, tokenizer=made, chunks=chunks)
+    lengths = dict(zip(drawn, found, strict=True))
 
-    def total(of: Callable[[Sampled], float]) -> Total:
-        return total_of(strata, {row: of(found) for row, found in sample.items()})
+    def total(of: Callable[[Lengths], float]) -> Total:
+        return total_of(strata, {row: of(one) for row, one in lengths.items()})
 
     return Forecast(
         texts=len(shards),
         sampled=len(drawn),
-        rows=total(lambda found: len(found.chunks) if chunks else 1),
-        tokens=total(lambda found: sum(found.lengths)),
-        squares=total(lambda found: sum(length**2 for length in found.lengths)),
+        rows=total(lambda one: len(one.written)),
+        tokens=total(lambda one: sum(one.read)),
+        squares=total(lambda one: sum(length**2 for length in one.read)),
         # Those that fill the limit: some of them have just so many tokens.
-        cut=total(lambda found: float(not chunks and found.lengths[0] >= most)),
+        cut=total(lambda one: float(not chunks and one.read[0] >= most)),
         width=recipe.dims or _width(rules, hidden=shape.hidden),
-        id_bytes=_id_bytes(shards, sample),
+        id_bytes=_id_bytes(
+            shards, {row: one.written for row, one in lengths.items()}, chunks=chunks
+        ),
         shape=shape,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampled:
-    """A text that was read: the tokens of each row that the model reads, and its chunks, if it is
-    cut into any."""
+class Lengths:
+    """The tokens of a text's rows: of those that are written, and of those that the model reads."""
 
-    lengths: list[int]
-    chunks: list[Chunk] = dataclasses.field(default_factory=list)
+    written: Sequence[int]
+    read: Sequence[int]
+
+
+def _lengths(
+    texts: Sequence[str], *, maker: RowMaker, tokenizer: TextTokenizer, chunks: ChunkRules | None
+) -> list[Lengths]:
+    """The tokens of the rows of each text."""
+    if not chunks:
+        return [Lengths([len(row_T)], [len(row_T)]) for row_T in maker.rows(texts).rows]
+    written: list[list[int]] = [[] for _ in texts]
+    read: list[list[int]] = written
+    if chunks.is_late:
+        cut, windows = maker.late_chunks(texts, chunks=chunks)
+        read = [[] for _ in texts]
+        for window in windows:
+            first, _ = window.chunks[0]
+            read[cut[first].text].append(len(window.ids))
+    else:
+        cut = chunks_of(texts, tokenizer=tokenizer, rules=chunks)
+    for chunk in cut:
+        written[chunk.text].append(len(chunk.ids_C))
+    return [Lengths(*both) for both in zip(written, read, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,16 +234,21 @@ def _width(rules: VectorRules, *, hidden: int) -> int:
     return rules.dims or (denses[-1].out_features if denses else width)
 
 
-def _id_bytes(shards: ShardSet, sample: Mapping[int, Sampled]) -> float:
-    """Bytes per row of ids.parquet, from one with the sampled texts."""
+def _id_bytes(
+    shards: ShardSet, lengths: Mapping[int, Sequence[int]], *, chunks: ChunkRules | None
+) -> float:
+    """Bytes per row of ids.parquet, from one with the sampled texts. What tokens stand for in
+    characters is only as random as here."""
+    columns = facts_schema({"chunks": chunks.facts()} if chunks else {})
     keys = np.random.default_rng(0)
     records: list[dict[str, Any]] = []
-    for row, found in sorted(sample.items()):
-        known = {**shards.record(row), "key": keys.bytes(KEY_BYTES), "empty": False}
-        chunks = [dataclasses.replace(chunk, text=0) for chunk in found.chunks]
-        made = records_of(chunks, records=[known], rows=[row])
-        records += [{**one, "empty": False} for one in made] if chunks else [known]
-    schema = schema_of(records[0])
+    for row, found in sorted(lengths.items()):
+        known = shards.record(row)
+        text = {"id": known["id"], "title": known.get("title"), "key": keys.bytes(KEY_BYTES)}
+        ends = (CHARS_PER_TOKEN * np.cumsum(found)).tolist()
+        for number, (begin, end) in enumerate(itertools.pairwise([0, *ends])):
+            place = {"row": row, "chunk": number, "begin": begin, "end": end}
+            records.append({**text, **place, "window": 0, "empty": False})
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema), sink, compression="zstd")
-    return float(sink.tell()) / len(records)
+    pq.write_table(pa.Table.from_pylist(records, columns.append(KEY)), sink, compression="zstd")
+    return float(sink.tell()) / max(1, len(records))

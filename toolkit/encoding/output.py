@@ -91,13 +91,6 @@ def facts_schema(manifest: Mapping[str, Any]) -> pa.Schema:
     return LATE_FACTS if is_late else CHUNK_FACTS
 
 
-def schema_of(record: Mapping[str, Any]) -> pa.Schema:
-    """The columns of the rows of a unit, by the first of its records."""
-    schemas = (LATE_FACTS, CHUNK_FACTS, FACTS)
-    schema = next(one for one in schemas if {*one.names} - {"empty"} <= {*record})
-    return schema.append(KEY) if "key" in record else schema
-
-
 def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
     """Where a unit's files are."""
     stem = output_dir / UNIT_DIR
@@ -143,7 +136,9 @@ def write_unit(
     _refuse_repeated(firsts)
     files = unit_files(output_dir, unit=unit)
     # A text without tokens has the zero vector, and no other text has.
-    schema = schema_of(records[0])
+    schemas = (LATE_FACTS, CHUNK_FACTS, FACTS)
+    schema = next(one for one in schemas if {*one.names} - {"empty"} <= {*records[0]})
+    schema = schema.append(KEY) if "key" in records[0] else schema
     facts = {name: [record.get(name) for record in records] for name in schema.names}
     table = pa.table({**facts, "empty": ~vectors_RD.any(axis=1)}, schema=schema)
     sink = pa.BufferOutputStream()
