@@ -21,9 +21,10 @@ from toolkit.model import norms
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import Lora, MntpRecipe, TrainingRecipe
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer

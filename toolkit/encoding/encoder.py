@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from toolkit.base.console import Progress, say_beside, warn
 from toolkit.base.errors import BadInput
 from toolkit.base.layout import MANIFEST_FILE
-from toolkit.batching.batch import Rows, embed_rows, lay_out, to_device, token_states, with_own
+from toolkit.batching.batch import Rows, embed_rows, lay_out, to_device, token_states
 from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.formats import Vectors, unit_length
 from toolkit.encoding.rows import RowMaker, token_batches
@@ -42,7 +42,8 @@ from toolkit.model.side_by_side import MOST_LANES, side_by_side
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.vector_rules import prompt_text
 from toolkit.parallel.comm import device_of
-from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderDType, EncoderSettings
+from toolkit.settings.model_schema import DType
+from toolkit.settings.schema import TEXT_FORMAT, EncoderDType, EncoderSettings
 from toolkit.text.tokens import is_unicode
 
 GPU_BATCH_TOKENS = 16384
@@ -109,7 +110,9 @@ class Encoder:
             num_embeddings=num_embeddings(config),
             lower_case=rules.lower_case,
         )
-        self._maker = RowMaker(settings, tokenizer=self.tokenizer, rules=rules)
+        self._maker = RowMaker(
+            self.tokenizer, rules=rules, text_format=settings.text_format, prompt=settings.prompt
+        )
         self._model = self._loaded(config)
         self._instruction_format = self._chain.instruction_format()
         prove_attention(
@@ -314,9 +317,8 @@ class Encoder:
             order, rows=rows, batch_tokens=batch_tokens, max_rows=max_rows
         ):
             some = [rows[number] for number in numbers]
-            laid = lay_out(some, tokenizer=self.tokenizer, packed=self._packed)
-            if owns:
-                laid = with_own(laid, own=[owns[number] for number in numbers])
+            marks = [owns[number] for number in numbers] if owns else None
+            laid = lay_out(some, tokenizer=self.tokenizer, packed=self._packed, owns=marks)
             batches.append(PreparedBatch(numbers, laid, sum(len(row) for row in some)))
         return Prepared(batches, num_rows=len(rows))
 
@@ -353,8 +355,8 @@ class Encoder:
 
     @torch.inference_mode()
     def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
-        # A plain decoder's mean has a way of its own, which is faster.
-        head = None if self._rules.is_plain else self._head
+        # A mean has a way of its own, which is faster.
+        head = None if self._rules.is_mean else self._head
         vectors_BD = embed_rows(self._model, to_device(batch.rows, device=self.device), head=head)
         return vectors_BD[:, : self.width]
 
