@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from toolkit.base.errors import BadInput
 from toolkit.base.files import (
@@ -27,7 +27,7 @@ from toolkit.model.declared import Use
 from toolkit.model.llm2vec_format import config_of_4_44, rewrite_for_llm2vec
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.tokenizer import load_tokenizer, training_tokenizer
-from toolkit.model.vector_rules import PLAIN_RULES, VectorRules, trained_rules
+from toolkit.model.vector_rules import PLAIN_RULES, trained_rules
 from toolkit.model.weights import (
     ADAPTER_FILE,
     Adapter,
@@ -122,13 +122,9 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
             _merge_checkpoint(
                 checkpoint, folder=folder, lora=recipe.model.lora, dtype=dtype, out=exported
             )
+            form, model = export.form, recipe.model
             _write_files(
-                exported,
-                config=config,
-                tokenizer=training_tokenizer(base, model=recipe.model),
-                form=export.form,
-                dtype=dtype,
-                rules=trained_rules(recipe.model),
+                exported, config=config, tokenizer=base, form=form, dtype=dtype, model=model
             )
         _seal(exported, name=out.name, origin=origin, facts=facts)
     return checkpoint.step
@@ -172,7 +168,7 @@ def write_chain(
     )
     with committed_directory(out) as exported:
         merge_weights(folder, adapters=chain.adapters(), dtype=dtype, out=exported)
-        tokenizer = load_tokenizer(chain.tokenizer)
+        tokenizer = chain.tokenizer
         _write_files(exported, config=config, tokenizer=tokenizer, form=export.form, dtype=dtype)
         _seal(exported, name=out.name, origin={"kind": "merged", "step": 0}, facts=facts)
     return tuple(bases)
@@ -268,17 +264,21 @@ def _write_files(
     out: Path,
     *,
     config: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: ModelSource,
     form: Form,
     dtype: str,
-    rules: VectorRules = PLAIN_RULES,
+    model: Model | None = None,
 ) -> None:
-    max_tokens = _max_tokens(config)
+    """Everything but the weights; `model` are the settings of the last stage, if there is one."""
+    loaded, max_tokens = load_tokenizer(tokenizer), _max_tokens(config)
+    rules = PLAIN_RULES
+    if model is not None:
+        loaded, rules = training_tokenizer(tokenizer, model=model), trained_rules(model)
     write_encoder_files(
-        out, config=config, tokenizer=tokenizer, max_tokens=max_tokens, dtype=dtype, rules=rules
+        out, config=config, tokenizer=loaded, max_tokens=max_tokens, dtype=dtype, rules=rules
     )
     if form == "llm2vec":
-        rewrite_for_llm2vec(out, tokenizer=tokenizer, max_tokens=max_tokens)
+        rewrite_for_llm2vec(out, tokenizer=loaded, max_tokens=max_tokens)
 
 
 def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:

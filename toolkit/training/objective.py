@@ -55,7 +55,7 @@ class Objective(Protocol[AnyEncoded, AnyBatch]):
 
     @property
     def rules(self) -> VectorRules:
-        """How texts become vectors."""
+        """How texts become vectors; of MNTP, for its probe."""
 
     def encode(self, samples: Sequence[Sample[Any]]) -> Sequence[AnyEncoded]:
         """Tokenise samples of one global batch, one result per sample."""
