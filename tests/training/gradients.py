@@ -46,7 +46,7 @@ VARIANTS = {
     "recomputed": ["model.activation_checkpointing=true"],
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
-    "last": ["model.pooling=last"],
+    "weighted": ["model.pooling=weighted_mean", "model.begin_token=pool"],
     "fused": [],  # the norms of a GPU
     "taught": [],  # see `TEACHER`
 }

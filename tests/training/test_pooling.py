@@ -20,7 +20,13 @@ import transformers
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 from sentence_transformers import SentenceTransformer
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaTokenizer,
+)
 
 from tests.conftest import QUICKSTART, free_port, refused
 from toolkit import export, train
@@ -519,7 +525,6 @@ def test_the_folder_of_somebody_else_is_trained_as_it_pools(
     [
         ("TokenizersBackend", "ours"),
         ("PreTrainedTokenizerFast", "llama3"),
-        ("LlamaTokenizer", "ours"),
         ("Qwen2Tokenizer", "bytes"),
         ("GPT2Tokenizer", "none"),
     ],
@@ -558,3 +563,23 @@ def test_a_tokenizer_is_written_as_it_is_used(
         if processor == "llama3" and kind == "PreTrainedTokenizerFast":
             written = read_json(out / "tokenizer.json")["post_processor"]
             assert of_bytes in written["processors"]
+
+
+@pytest.mark.parametrize("has_begin", [True, False])
+def test_a_tokenizer_of_llamas_class_says_it_twice(has_begin: bool, tmp_path: Path) -> None:
+    """transformers 4 builds what its tokenizer puts around a text from two flags alone."""
+    vocab = {text: n for n, text in enumerate(["<unk>", "<s>", "</s>", "▁", *"abcde"])}
+    base = tmp_path / "base"
+    base.mkdir()
+    LlamaTokenizer(vocab=vocab, merges=[], add_bos_token=has_begin).save_pretrained(base)
+    write_json(base / "config.json", {"model_type": "llama"})
+    for pooling, begin in WAYS[1:]:
+        out = shutil.copytree(base, tmp_path / f"{pooling}-{begin}")
+        model = settings(base, pooling, begin)
+        save_tokenizer(training_tokenizer(ModelSource.of_folder(base), model=model), out=out)
+        again = AutoTokenizer.from_pretrained(out)
+        assert isinstance(again, LlamaTokenizer)
+        before, after = has_begin and begin != "none", pooling == "last"
+        assert special_around(again) == ((BEGIN,) * before, (END,) * after)
+        written = read_json(out / "tokenizer_config.json")
+        assert (written["add_bos_token"], written["add_eos_token"]) == (before, after)
