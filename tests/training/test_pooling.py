@@ -79,6 +79,12 @@ WAYS: list[tuple[TrainedPooling, BeginToken]] = [
     ("weighted_mean", "none"),
 ]
 
+# Those that change what stands around a text.
+AROUND: list[tuple[TrainedPooling, BeginToken]] = [
+    ("mean", "none"),
+    ("last", "skip"),
+    ("last", "none"),
+]
 FLAG = {
     "mean": "pooling_mode_mean_tokens",
     "last": "pooling_mode_lasttoken",
@@ -170,8 +176,15 @@ def by_hand(ids: Sequence[Sequence[int]], *, model: Any, pooling: str) -> torch.
     return torch.stack(vectors)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-@pytest.mark.parametrize(("pooling", "begin"), WAYS)
+@pytest.mark.parametrize(
+    ("family", "pooling", "begin"),
+    [
+        *(("llama", *way) for way in WAYS),
+        ("qwen3", "mean", "pool"),
+        ("qwen3", "last", "skip"),
+        ("qwen3", "weighted_mean", "none"),
+    ],
+)
 def test_an_export_is_the_same_encoder_in_sentence_transformers(
     family: str,
     pooling: TrainedPooling,
@@ -520,6 +533,17 @@ def test_the_folder_of_somebody_else_is_trained_as_it_pools(
         digest_of_base(source, model=model)
 
 
+def test_what_llm2vec_wrote_is_the_mean_of_a_texts_own_tokens(
+    bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bases["llama"], tmp_path / "base")
+    write_json(folder / "llm2vec_config.json", {"pooling_mode": "mean"})
+    source = resolve_model(str(folder))
+    assert digest_of_base(source, model=settings(folder, "mean", "skip"))
+    with pytest.raises(BadInput, match=r"llm2vec_config.json: says that the mean of a text's own"):
+        digest_of_base(source, model=settings(folder, "last", "skip"))
+
+
 @pytest.mark.parametrize(
     ("kind", "processor"),
     [
@@ -546,7 +570,7 @@ def test_a_tokenizer_is_written_as_it_is_used(
         "none": None,
     }[processor]
     write_json(path, {**read_json(path), "post_processor": changed})
-    for pooling, begin in WAYS[1:]:
+    for pooling, begin in AROUND:
         source = ModelSource.of_folder(base)
         tokenizer = training_tokenizer(source, model=settings(base, pooling, begin))
         before, after = special_around(tokenizer)
@@ -573,7 +597,7 @@ def test_a_tokenizer_of_llamas_class_says_it_twice(has_begin: bool, tmp_path: Pa
     base.mkdir()
     LlamaTokenizer(vocab=vocab, merges=[], add_bos_token=has_begin).save_pretrained(base)
     write_json(base / "config.json", {"model_type": "llama"})
-    for pooling, begin in WAYS[1:]:
+    for pooling, begin in AROUND:
         out = shutil.copytree(base, tmp_path / f"{pooling}-{begin}")
         model = settings(base, pooling, begin)
         save_tokenizer(training_tokenizer(ModelSource.of_folder(base), model=model), out=out)
