@@ -115,7 +115,8 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
     if chunks and rules.prompt:
         raise no_prompt(rules.prompt)
-    maker = RowMaker(recipe.encoder, tokenizer=made, rules=rules)
+    text_format, prompt = recipe.encoder.text_format, recipe.encoder.prompt
+    maker = RowMaker(made, rules=rules, text_format=text_format, prompt=prompt)
 
     def lengths_of(texts: Sequence[str]) -> list[list[int]]:
         if not chunks:
