@@ -19,7 +19,7 @@ from toolkit import export
 from toolkit.base.files import read_json, write_json
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
 from toolkit.model.weights import adapter_config, merge_weights
-from toolkit.settings.schema import Lora
+from toolkit.settings.model_schema import Lora
 
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 LORA = Lora(rank=16, alpha=32, dropout=0.0, targets=("q_proj", "up_proj"))

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 
 from toolkit.encoding.encoder import Encoder
-from toolkit.settings.schema import DType
+from toolkit.settings.model_schema import DType
 
 
 def main(model: str, texts: str, max_tokens: str, out: str, dtype: str = "fp32") -> None:

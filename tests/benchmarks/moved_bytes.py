@@ -24,7 +24,7 @@ from transformers import MistralConfig, MistralModel
 
 from toolkit.model.backbone import add_lora
 from toolkit.model.norms import fuse_norms
-from toolkit.settings.schema import Lora
+from toolkit.settings.model_schema import Lora
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SIZES = {"7b": (4096, 14336, 32, 8), "tiny": (64, 128, 4, 2)}

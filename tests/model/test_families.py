@@ -23,8 +23,8 @@ from toolkit.model.weights import (
     saved_name,
     write_encoder_files,
 )
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
-from toolkit.settings.schema import Lora
 
 SHAPE = {"vocab_size": 8192, "bos_token_id": 1, "eos_token_id": 2}
 LLAMAS = {

@@ -12,8 +12,8 @@ from toolkit.base.files import read_json, write_json
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.tokenizer import load_tokenizer, special_ids
 from toolkit.model.weights import Adapter, inner_name, merge_weights, saved_name
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
-from toolkit.settings.schema import Lora
 
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=("q_proj", "down_proj"))
 

@@ -18,8 +18,9 @@ from toolkit import plan
 from toolkit.model.backbone import add_lora
 from toolkit.runs.estimate import GPUS, Cluster, Need, busy_rows, need, recommend
 from toolkit.runs.shapes import read_shape
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import Lora, TrainingRecipe
+from toolkit.settings.schema import TrainingRecipe
 
 Door = Callable[..., str]
 MISTRAL = {

@@ -21,9 +21,10 @@ from toolkit.model import norms
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import Lora, MntpRecipe, TrainingRecipe
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.training import admission, program
 from toolkit.training.checkpoint import Checkpoint
 from toolkit.training.loop import Trainer
@@ -45,6 +46,7 @@ VARIANTS = {
     "recomputed": ["model.activation_checkpointing=true"],
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
+    "weighted": ["model.pooling=weighted_mean", "model.begin_token=pool"],
     "fused": [],  # the norms of a GPU
     "taught": [],  # see `TEACHER`
 }

@@ -54,6 +54,7 @@ CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda"
 EXTRA = {
     "mntp": [],
     "simcse": ["model.attention_dropout=0"],
+    "simcse last": ["model.attention_dropout=0", "model.pooling=last"],
     "supervised": [
         *("model.attention_dropout=0", "supervised.matryoshka_dims=[32, 64]"),
         "supervised.false_negative_margin=0.1",
@@ -181,7 +182,9 @@ class Training:
 
     def prepare(self) -> tuple[Any, Any]:
         overrides = [f"model.base={self.path}", "model.dtype=bf16", "model.attention=packed"]
-        recipe = load_recipe(f"tiny_{self.kind}", overrides=[*overrides, *EXTRA[self.kind]])
+        recipe = load_recipe(
+            f"tiny_{self.kind.split()[0]}", overrides=[*overrides, *EXTRA[self.kind]]
+        )
         assert isinstance(recipe, TrainingRecipe)
         tokenizer = text_tokenizer(resolve_model(self.path), max_tokens=32)
         objective = build_objective(recipe, tokenizer=tokenizer)

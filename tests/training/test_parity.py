@@ -22,7 +22,7 @@ CASES = (
     *("mntp:3", "mntp:2", "mntp-sdpa:3", "mntp-full:3"),
     *("simcse:3", "simcse:1", "simcse-sdpa:3", "simcse-full:3"),
     *("simcse-cached:1", "simcse-cached:2", "simcse-cached:3", "simcse-cached-full:3"),
-    *("mntp-tokens:3", "simcse-tokens:2", "simcse-tokens:3"),
+    *("mntp-tokens:3", "simcse-tokens:2", "simcse-tokens:3", "simcse-cached-weighted:3"),
     *("supervised:3", "supervised-cached:2", "supervised-cached:3", "supervised-tokens:3"),
     *("supervised-full:1", "supervised-cached-full:3", "supervised-sdpa:3"),
     *("supervised-matryoshka:3", "supervised-cached-matryoshka:3"),

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.model.attention import packed_arguments
-from toolkit.model.head import Head
 from toolkit.model.pooling import FlatTokens, flat_packed, flat_padded, mean_pool, mean_pool_packed
 from toolkit.text.tokens import TextTokenizer
 
@@ -59,9 +58,22 @@ class Slices:
     num_vectors: int
 
 
-def lay_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: bool) -> Rows:
-    """Lay out rows of token ids on the CPU: `packed` one after another, or padded to the
-    longest."""
+def lay_out(
+    rows: Sequence[NDArray[Any]],
+    *,
+    tokenizer: TextTokenizer,
+    packed: bool,
+    owns: Sequence[NDArray[np.bool_]] | None = None,
+) -> Rows:
+    """Lay out rows of token ids on the CPU: `packed` one after another, or padded to the longest.
+    `owns` marks the tokens that are pooled; None: all but special ones."""
+    laid = _laid_out(rows, tokenizer=tokenizer, packed=packed)
+    if owns is None:
+        return laid
+    return dataclasses.replace(laid, own_BT=place(owns, rows=laid, fill=False).long())
+
+
+def _laid_out(rows: Sequence[NDArray[Any]], *, tokenizer: TextTokenizer, packed: bool) -> Rows:
     if not packed:
         padded = tokenizer.pad(rows)
         return PaddedRows(
@@ -89,11 +101,6 @@ def place(values: Sequence[NDArray[Any]], *, rows: Rows, fill: Any) -> Tensor:
     for number, row in enumerate(values):
         placed[number, : len(row)] = row
     return torch.from_numpy(placed)
-
-
-def with_own(rows: Rows, *, own: Sequence[NDArray[np.bool_]]) -> Rows:
-    """The same rows, with `own` as the marks of a text's own tokens."""
-    return dataclasses.replace(rows, own_BT=place(own, rows=rows, fill=False).long())
 
 
 def model_arguments(rows: Rows) -> dict[str, Any]:
@@ -138,7 +145,7 @@ def embed_rows(
     forward: Callable[..., Any],
     rows: Rows,
     *,
-    head: Head | None = None,
+    head: Callable[[FlatTokens], Tensor] | None = None,
     slices: Slices | None = None,
 ) -> Tensor:
     """The vectors (B, D) of rows, in fp32, by `head` or by the mean; zeros for a row without own

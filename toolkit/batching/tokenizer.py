@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import normalizers
 
 from toolkit.base.console import Progress
-from toolkit.model.tokenizer import load_tokenizer, special_ids
+from toolkit.model.tokenizer import load_tokenizer, special_ids, training_tokenizer
+from toolkit.settings.model_schema import Model
 from toolkit.settings.model_source import ModelSource
 from toolkit.text.held_out import NOTHING, HeldOut
 from toolkit.text.token_shards import (
@@ -26,12 +27,16 @@ def text_tokenizer(
     max_tokens: int,
     num_embeddings: int | None = None,
     lower_case: bool = False,
+    trained: Model | None = None,
 ) -> TextTokenizer:
     """The tokenizer of a model, which cuts texts at `max_tokens` tokens. `lower_case`: it first
-    puts a text into small letters.
+    puts a text into small letters. `trained`: it is changed for training (`training_tokenizer`).
 
     With `num_embeddings` it refuses ids for which the model has no vector (see `TextTokenizer`)."""
-    tokenizer = load_tokenizer(source)
+    if trained is None:
+        tokenizer = load_tokenizer(source)
+    else:
+        tokenizer = training_tokenizer(source, model=trained)
     backend = tokenizer.backend_tokenizer
     if lower_case:
         others = [] if backend.normalizer is None else [backend.normalizer]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from toolkit.batching.batch import PackedRows, Rows, Slices, lay_out, with_own
+from toolkit.batching.batch import PackedRows, Rows, Slices, lay_out
 from toolkit.encoding.late_chunks import Window
 from toolkit.text.tokens import Ids, TextTokenizer
 
@@ -58,9 +58,7 @@ class Batching:
         """A vector for each row, in batches of at most `max_rows` rows. `owns` marks the tokens
         that are pooled; None: all but special ones."""
         batches = []
-        for numbers, laid in self._laid(rows, max_rows=max_rows):
-            if owns:
-                laid = with_own(laid, own=[owns[number] for number in numbers])
+        for numbers, laid in self._laid(rows, owns=owns, max_rows=max_rows):
             num_tokens = sum(len(rows[number]) for number in numbers)
             batches.append(PreparedBatch(numbers, laid, num_tokens))
         return Prepared(batches, num_rows=len(rows))
@@ -76,7 +74,11 @@ class Batching:
         return Prepared(batches, num_rows=sum(len(window.chunks) for window in windows))
 
     def _laid(
-        self, rows: Sequence[Ids], *, max_rows: int | None = None
+        self,
+        rows: Sequence[Ids],
+        *,
+        owns: Sequence[NDArray[np.bool_]] | None = None,
+        max_rows: int | None = None,
     ) -> Iterator[tuple[list[int], Rows]]:
         # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
@@ -84,7 +86,11 @@ class Batching:
             order, rows=rows, batch_tokens=self.batch_tokens, max_rows=max_rows
         ):
             some = [rows[number] for number in numbers]
-            yield numbers, lay_out(some, tokenizer=self.tokenizer, packed=self.packed)
+            marks = [owns[number] for number in numbers] if owns else None
+            yield (
+                numbers,
+                lay_out(some, tokenizer=self.tokenizer, packed=self.packed, owns=marks),
+            )
 
 
 def _slices(windows: Sequence[Window], laid: Rows) -> Slices:

@@ -44,7 +44,8 @@ from toolkit.model.side_by_side import MOST_LANES, side_by_side
 from toolkit.model.tokenizer import load_tokenizer
 from toolkit.model.vector_rules import prompt_text
 from toolkit.parallel.comm import device_of
-from toolkit.settings.schema import TEXT_FORMAT, DType, EncoderDType, EncoderSettings
+from toolkit.settings.model_schema import DType
+from toolkit.settings.schema import TEXT_FORMAT, EncoderDType, EncoderSettings
 from toolkit.text.tokens import is_unicode
 
 GPU_BATCH_TOKENS = 16384
@@ -89,7 +90,9 @@ class Encoder:
             num_embeddings=num_embeddings(config),
             lower_case=rules.lower_case,
         )
-        self._maker = RowMaker(settings, tokenizer=self.tokenizer, rules=rules)
+        self._maker = RowMaker(
+            self.tokenizer, rules=rules, text_format=settings.text_format, prompt=settings.prompt
+        )
         self._model = self._loaded(config)
         default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS
         self._batching = Batching(
@@ -336,12 +339,12 @@ class Encoder:
 
     @torch.inference_mode()
     def _vectors(self, batch: PreparedBatch) -> torch.Tensor:
-        # A plain decoder's mean has a way of its own, which is faster.
-        is_plain = self._rules.is_plain and batch.slices is None
+        # A mean of whole rows has a way of its own, which is faster.
+        is_mean = self._rules.is_mean and batch.slices is None
         vectors_BD = embed_rows(
             self._model,
             to_device(batch.rows, device=self.device),
-            head=None if is_plain else self._head,
+            head=None if is_mean else self._head,
             slices=batch.slices and to_device(batch.slices, device=self.device),
         )
         return vectors_BD[:, : self.width]

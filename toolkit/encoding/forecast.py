@@ -114,7 +114,8 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     shape = shape_of(source.name)
     most = recipe.encoder.max_tokens
     made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
-    maker = RowMaker(recipe.encoder, tokenizer=made, rules=rules)
+    text_format, prompt = recipe.encoder.text_format, recipe.encoder.prompt
+    maker = RowMaker(made, rules=rules, text_format=text_format, prompt=prompt)
     if chunks and chunks.is_late:
         maker.check_late(chunks)
     elif chunks and rules.prompt:

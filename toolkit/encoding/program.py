@@ -34,8 +34,9 @@ from toolkit.encoding.units import (
     units,
 )
 from toolkit.runs.records import reuse_line
+from toolkit.settings.model_schema import DType
 from toolkit.settings.model_source import check_reference
-from toolkit.settings.schema import DType, EmbedRecipe
+from toolkit.settings.schema import EmbedRecipe
 from toolkit.text.shards import ShardSet, open_shards
 
 if TYPE_CHECKING:

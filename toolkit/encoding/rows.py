@@ -14,7 +14,7 @@ from toolkit.encoding.chunks import Chunk
 from toolkit.encoding.late_chunks import Window, check_poolings, late_chunks_of, room_of
 from toolkit.encoding.units import ChunkRules
 from toolkit.model.vector_rules import VectorRules
-from toolkit.settings.schema import EncoderSettings
+from toolkit.settings.schema import TEXT_FORMAT
 from toolkit.text.tokens import Ids, TextTokenizer, is_unicode
 
 Own = NDArray[np.bool_]
@@ -29,13 +29,19 @@ class Rows:
 
 
 class RowMaker:
-    """Makes the rows of texts, for an encoder."""
+    """Makes the rows of texts, for an encoder, finished or in training. `text_format` and `prompt`
+    as in `EncoderSettings`."""
 
     def __init__(
-        self, settings: EncoderSettings, *, tokenizer: TextTokenizer, rules: VectorRules
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        rules: VectorRules,
+        text_format: str = TEXT_FORMAT,
+        prompt: str | None = None,
     ) -> None:
-        self._before, self._after = settings.text_format.split("{text}")
-        self._tokenizer, self._rules, self._prompt = tokenizer, rules, settings.prompt
+        self._before, self._after = text_format.split("{text}")
+        self._tokenizer, self._rules, self._prompt = tokenizer, rules, prompt
 
     def remarks(self, *, is_padded: bool) -> list[str]:
         """What nobody has asked for, and may not expect. `is_padded`: although it was to be
@@ -65,12 +71,17 @@ class RowMaker:
         chosen = (instruction or self._rules.prompt) if prompt is None else prompt
         return self._before + chosen
 
+    def leaves_room(self, prefix: str) -> bool:
+        """Whether something of a text is still read behind this prefix."""
+        (prefix_T,) = self._tokenizer.encode([prefix])
+        return len(prefix_T) < self._tokenizer.max_tokens
+
     def rows(
         self, texts: Sequence[str], *, instruction: str = "", prompt: str | None = None
     ) -> Rows:
         """The rows of texts. `prompt` replaces the encoder's own one, and `instruction` does unless
-        it is empty. A plain decoder never pools an instruction. Raises `BadInput` for what leaves
-        no room for a text."""
+        it is empty. A plain decoder never pools either. Raises `BadInput` for what leaves no room
+        for a text."""
         prefix = self.prefix_of(instruction=instruction, prompt=prompt)
         whole = [self.text_of(text) for text in texts]
         if not prefix:
@@ -85,7 +96,7 @@ class RowMaker:
                 "no room is left for a text"
             )
         rules = self._rules
-        if rules.include_prompt and not (rules.is_plain and prompt is None):
+        if rules.include_prompt:
             return self.with_marks(self._tokenizer.encode([prefix + text for text in whole]))
         if rules.all_tokens:
             rows = self._tokenizer.encode([prefix + text for text in whole])

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from toolkit.base.errors import BadInput
 from toolkit.base.files import create_json, digest_of, read_json
 from toolkit.base.layout import LAUNCHED_FILE, LOG_DIR, PLAN_FILE, PREFETCHED_FILE
-from toolkit.settings.schema import ChunkContext, DType, EmbedRecipe
+from toolkit.settings.model_schema import DType
+from toolkit.settings.schema import ChunkContext, EmbedRecipe
 from toolkit.text.tally import Tally
 
 FORMAT = "toolkit-encoding/2"

@@ -35,8 +35,8 @@ from toolkit.base.tensor_header import read_header
 from toolkit.model.attention import PACKED, check_torch, register
 from toolkit.model.dropout import Dropout
 from toolkit.model.tokenizer import AGAIN, first_line
+from toolkit.settings.model_schema import Attention, Lora
 from toolkit.settings.model_source import ModelSource
-from toolkit.settings.schema import Attention, Lora
 
 _OTHER_SHAPE = "its weights have another shape than its config.json says"
 UNREAD = "pooler."  # whose output nobody reads; many encoders are stored without it

@@ -1,15 +1,16 @@
 """What a model folder itself says about how texts become vectors.
 
 Knows what can be computed where. Encoding follows a folder (`vector_rules`). Training and exports
-only know a plain decoder's vectors (attention as requested, the mean over a text's own tokens,
-nothing before or after that), and refuse a folder that asks for anything else, with the name of the
-setting (`check_declared`).
+only know attention as requested and the pooling of the recipe (by default the mean over a text's
+own tokens), with nothing before or after that, and refuse a folder that asks for anything else,
+with the name of the setting (`check_declared`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -21,6 +22,7 @@ from toolkit.model.modules import (
     EFFECTS,
     MODULES_FILE,
     SETTINGS_FILE,
+    Modules,
     mapping,
     read_modules,
     read_settings,
@@ -28,17 +30,32 @@ from toolkit.model.modules import (
     refused,
     transformer_files,
 )
-from toolkit.model.tokenizer import load_tokenizer, special_ids
-from toolkit.model.vector_rules import VectorRules, prompt_text, with_pooling
-from toolkit.model.weights import base_folder, model_digest
+from toolkit.model.tokenizer import (
+    load_tokenizer,
+    special_around,
+    special_ids,
+    training_tokenizer,
+)
+from toolkit.model.vector_rules import (
+    ASKED_MODES,
+    PLAIN_RULES,
+    VectorRules,
+    prompt_text,
+    trained_rules,
+    with_pooling,
+)
+from toolkit.model.weights import base_folder, model_digest, stages_of
+from toolkit.settings.model_schema import Model
 from toolkit.settings.model_source import ModelSource
 from toolkit.settings.schema import EncoderSettings
 
-_VALID_MODULES = "valid: Transformer, WordWeights (0 for special tokens), Pooling by the mean"
+_VALID_MODULES = "valid: Transformer, WordWeights (0 for special tokens), Pooling"
 # The prompts that encode_query and encode_document put before a text without being asked.
 _UNASKED_PROMPTS = ("query", "document", "passage", "corpus")
 # The families that `use_bidirectional_attention` makes bidirectional; others ignore it.
 _BIDIRECTIONAL_BY_FLAG = ("gemma3", "gemma3_text")
+# The kinds of our own stages whose vectors are pooled in training.
+_POOLING_KINDS = ("simcse", "supervised")
 Loaded = Callable[[], PreTrainedTokenizerBase]
 
 
@@ -46,11 +63,14 @@ Loaded = Callable[[], PreTrainedTokenizerBase]
 class Use:
     """How we will use a folder, in those respects in which it may ask for something else. None: the
     use does not depend on it. `max_tokens`: where texts are cut; `dims`: how many numbers of a
-    vector are kept."""
+    vector are kept; `rules`: how their vectors are made, and `begin`: with a begin token, if the
+    tokenizer puts one before a text."""
 
     causal: bool | None
     max_tokens: int | None = None
     dims: int | None = None
+    rules: VectorRules = PLAIN_RULES
+    begin: bool = True
 
 
 def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use) -> None:
@@ -64,18 +84,52 @@ def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use)
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         _check_folder(folder, loaded=loaded, max_tokens=use.max_tokens)
+        path = folder / LLM2VEC_CONFIG
+        if use.rules != PLAIN_RULES and path.is_file() and not _is_mntp(folder):
+            raise refused(path, "says that the mean of a text's own tokens is taken")
         if (folder / MODULES_FILE).is_file():
-            _refuse_modules(folder, loaded=loaded)
+            if use.rules == PLAIN_RULES or not _is_mntp(folder):
+                _refuse_modules(folder, loaded=loaded, use=use)
             _refuse_settings(folder / SETTINGS_FILE, use=use)
             _refuse_causal(folder, base=folders[0], use=use)
 
 
-def digest_of_base(source: ModelSource) -> str:
+def digest_of_base(source: ModelSource, *, model: Model | None = None) -> str:
     """What identifies the model that a training run begins with. Raises `BadInput` as
-    `check_declared` does, except for causal attention, since training will change that."""
+    `check_declared` does, except for causal attention, since training will change that; and where
+    its vectors are made in another way than those that the recipe's `model` asks for."""
     folder = base_folder(source)
-    check_declared([folder], tokenizer=source, use=Use(causal=None))
+    use = Use(causal=None)
+    if model is not None:
+        _check_pooling_before(folder, model=model)
+        training_tokenizer(source, model=model)  # refuses one without an end token
+        use = Use(causal=None, rules=trained_rules(model), begin=model.keeps_begin)
+    check_declared([folder], tokenizer=source, use=use)
     return model_digest(folder)
+
+
+def _check_pooling_before(folder: Path, *, model: Model) -> None:
+    """Refuse a run that would pool otherwise than the contrastive stage that it goes on from."""
+    stages = [stage for stage in stages_of(folder) if stage.get("kind") in _POOLING_KINDS]
+    if not stages:
+        return
+    # Stages of older versions name neither.
+    before = stages[-1].get("pooling", "mean"), stages[-1].get("begin_token", "skip")
+    now = model.pooling, model.begin_token
+    if _in_effect(*before) == _in_effect(*now):
+        return
+    shown, given = (
+        f"model.pooling={pooling} model.begin_token={begin}" for pooling, begin in (now, before)
+    )
+    raise BadInput(
+        f"{shown}: {folder} was trained with {given}; give the same, or as model.base a copy of "
+        f"that folder without {MODULES_FILE} and {ORIGIN_FILE}, to change it on purpose"
+    )
+
+
+def _in_effect(pooling: Any, begin: Any) -> tuple[Any, Any]:
+    """Both settings; two that give the same vectors are equal."""
+    return pooling, "pool" if (pooling, begin) == ("last", "skip") else begin
 
 
 def vector_rules(
@@ -103,16 +157,19 @@ def vector_rules(
         prompts = dict(rules.prompts)
         prompt = prompt_text(settings.prompt, prompts=prompts, asked_by="encoder.prompt=")
         rules = dataclasses.replace(rules, prompt=prompt)
-    if is_ours:  # trained with instructions that are not pooled, whatever its files say
+    if is_ours and not rules.all_tokens:
+        # Trained with instructions that are not pooled, whatever its files say.
         rules = dataclasses.replace(rules, include_prompt=False)
     if dims is not None:  # it takes the place of truncate_dim
         rules = dataclasses.replace(rules, dims=None)
     if settings.pooling != "auto":
-        before, after = _around(loaded())
+        before, after = map(bool, special_around(loaded()))
         rules = with_pooling(rules, pooling=settings.pooling, prefix=before, suffix=after)
     own = dataclasses.replace(rules, all_tokens=False)
+    if is_ours or not rules.all_tokens or not own.is_plain:
+        return rules
     # Without tokens around a text both are the same, except for a text with "</s>" in it.
-    return own if own.is_plain and rules.all_tokens and not _special_around(loaded()) else rules
+    return rules if _special_around(loaded()) else own
 
 
 def _declared_rules(
@@ -178,8 +235,16 @@ def _check_llm2vec(path: Path) -> None:
     refuse_unknown(path, settings, known=known)
 
 
-def _refuse_modules(folder: Path, *, loaded: Loaded) -> None:
-    """Refuse modules other than a Transformer, perhaps WordWeights, and a Pooling by the mean."""
+def _is_mntp(folder: Path) -> bool:
+    """Whether a folder has only been trained by our MNTP, which pools nothing: how its vectors are
+    pooled is only a proposal."""
+    stages = stages_of(folder)
+    return bool(stages) and all(stage.get("kind") == "mntp" for stage in stages)
+
+
+def _refuse_modules(folder: Path, *, loaded: Loaded, use: Use) -> None:
+    """Refuse modules other than a Transformer, perhaps WordWeights, and a Pooling, that together do
+    what `use.rules` say."""
     modules, path = read_modules(folder, loaded=loaded), folder / MODULES_FILE
     if modules.after:
         kind = type(modules.after[0]).__name__
@@ -187,14 +252,36 @@ def _refuse_modules(folder: Path, *, loaded: Loaded) -> None:
     if modules.lower_case:
         (path,) = transformer_files(folder)
         raise refused(path, "do_lower_case is true, which lowers a text's letters")
-    if modules.modes != ("mean",):
+    rules = use.rules
+    if modules.modes != rules.modes:
         shown = " and ".join(map(repr, modules.modes))
-        what = f"the pooling mode is {shown}, another pooling than 'mean'"
+        what = f"the pooling mode is {shown}, another pooling than {rules.modes[0]!r}"
         raise refused(modules.pooling_file, what)
-    if not modules.has_weights and (around := _special_around(loaded())):
-        tokens = ", ".join(map(repr, loaded().convert_ids_to_tokens(around)))
+    around = _special_around(loaded())
+    tokens = ", ".join(map(repr, loaded().convert_ids_to_tokens(around)))
+    if rules.all_tokens:
+        _refuse_other_tokens(modules, path=path, around=special_around(loaded()), use=use)
+        if modules.has_weights and around:
+            raise refused(path, f"WordWeights leave {tokens} out, which would be pooled here")
+    elif not modules.has_weights and around:
         what = f"Pooling takes {tokens} into the mean, without WordWeights that leave it out"
         raise refused(path, what)
+
+
+def _refuse_other_tokens(
+    modules: Modules, *, path: Path, around: tuple[tuple[int, ...], tuple[int, ...]], use: Use
+) -> None:
+    """Refuse what makes other vectors than pooling all tokens does."""
+    before, after = around
+    if use.rules.modes == (ASKED_MODES["last"],):
+        if not after:
+            raise refused(
+                path, "the last token of a text is pooled, and here an end token would be"
+            )
+    elif not modules.include_prompt:
+        raise refused(modules.pooling_file, "include_prompt is false, and prompts would be pooled")
+    if before and not use.begin:
+        raise refused(path, "texts have a begin token, which model.begin_token=none leaves out")
 
 
 def _refuse_settings(path: Path, *, use: Use) -> None:
@@ -267,14 +354,6 @@ def _check_length(folder: Path, *, max_tokens: int | None) -> None:
                 f"max_tokens={max_tokens}: texts of this model are cut at {limit} tokens "
                 f"({path}: {key}); give at most {limit}"
             )
-
-
-def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
-    """Whether the tokenizer puts a token before, and after, a text."""
-    whole: list[int] = tokenizer("a")["input_ids"]
-    inner: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-    first = next(k for k in range(len(whole)) if whole[k : k + len(inner)] == inner)
-    return first > 0, len(whole) > first + len(inner)
 
 
 def _special_around(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -4,6 +4,7 @@ Knows tensors. Refuses to know how texts became tokens. Shapes: T tokens, S rows
 model's states, V width of a vector.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -23,6 +24,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "SiLU": F.silu,
     "Sigmoid": torch.sigmoid,
 }
+
+
+def pooling_head(rules: VectorRules) -> Callable[[FlatTokens], Tensor] | None:
+    """The pooling of `rules` alone, for training; None for a mean, which `embed_rows` computes in a
+    faster way."""
+    return None if rules.modes == ("mean",) else functools.partial(pool, modes=rules.modes)
 
 
 class Head:

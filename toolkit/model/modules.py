@@ -17,7 +17,7 @@ from toolkit.base.files import read_json, sha256_of
 from toolkit.model.head import ACTIVATIONS
 from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
 from toolkit.model.tokenizer import special_ids
-from toolkit.model.vector_rules import Dense, Normalize
+from toolkit.model.vector_rules import MODE_FLAGS, Dense, Normalize
 
 MODULES_FILE = "modules.json"
 SETTINGS_FILE = "config_sentence_transformers.json"
@@ -35,14 +35,6 @@ EFFECTS = {
     "Dropout": "drops numbers of each vector",
     "SpladePooling": "makes sparse vectors",
     "Router": "sends texts through different modules",
-}
-_OLD_POOLING = {  # sentence-transformers before version 6 has one flag per mode
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
 }
 _TRANSFORMER_FILES = [
     f"sentence_{name}_config.json"
@@ -202,15 +194,15 @@ def _read_transformer(folder: Path) -> bool:
 def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
     """The pooling modes, and whether a prompt is pooled."""
     settings = mapping(path)
-    flags = tuple(mode for key, mode in _OLD_POOLING.items() if settings.get(key))
+    flags = tuple(mode for mode, flag in MODE_FLAGS.items() if settings.get(flag))
     modes = settings.get("pooling_mode", flags or ("mean",))
     modes = tuple(modes) if isinstance(modes, list | tuple) else (modes,)
-    valid = tuple(_OLD_POOLING.values())
+    valid = tuple(MODE_FLAGS)
     if not modes or any(mode not in valid for mode in modes):
         shown = " and ".join(map(repr, modes)) or "none"
         raise refused(path, f"the pooling mode is {shown}; valid: {', '.join(valid)}")
     known = ("pooling_mode", "embedding_dimension", "word_embedding_dimension", "include_prompt")
-    refuse_unknown(path, settings, known=(*known, *_OLD_POOLING))
+    refuse_unknown(path, settings, known=(*known, *MODE_FLAGS.values()))
     return modes, bool(settings.get("include_prompt", True))
 
 

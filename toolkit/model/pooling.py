@@ -132,7 +132,8 @@ def _chosen(tokens: FlatTokens, *, reduce: str, beyond: int) -> Tensor:
     )
     is_none_S1 = (chosen_S == beyond).unsqueeze(-1)
     last = len(index_T) - 1
-    return tokens.hidden_TD[chosen_S.clamp(0, last)].float().masked_fill(is_none_S1, 0.0)
+    state_SD = tokens.hidden_TD.index_select(0, chosen_S.clamp(0, last))
+    return state_SD.float().masked_fill(is_none_S1, 0.0)
 
 
 def _first(tokens: FlatTokens) -> Tensor:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from toolkit.model.attention import PACKED
-from toolkit.settings.schema import DType, EncoderDType
+from toolkit.settings.model_schema import DType
+from toolkit.settings.schema import EncoderDType
 
 CPU_INFO = Path("/proc/cpuinfo")
 # The names that Linux gives to instructions that multiply bf16 numbers.

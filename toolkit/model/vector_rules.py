@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.base.errors import BadInput
+from toolkit.settings.model_schema import Model
 from toolkit.settings.schema import Pooling
 
 # What `encoder.pooling` says, in the names of sentence-transformers.
@@ -21,6 +22,16 @@ ASKED_MODES: dict[Pooling, str] = {
     "last": "lasttoken",
     "weighted_mean": "weightedmean",
     "max": "max",
+}
+# The flag of each pooling in sentence-transformers' files before version 6, which later versions
+# and other engines read.
+MODE_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "max": "pooling_mode_max_tokens",
+    "mean": "pooling_mode_mean_tokens",
+    "mean_sqrt_len_tokens": "pooling_mode_mean_sqrt_len_tokens",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
 }
 # A prompt that is a text, not a name, ends with a blank, a colon or the like.
 _NAME = re.compile(r"[\w.-]+")
@@ -73,6 +84,11 @@ class VectorRules:
         """Whether vectors are those of a plain decoder, which `encoder.causal` may make causal."""
         return dataclasses.replace(self, causal=False, include_prompt=False) == VectorRules()
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether a vector is the mean of some tokens' states, and nothing is done to it."""
+        return self.modes == ("mean",) and not self.after
+
     def digest(self, model: str) -> str:
         """What identifies vectors by these rules, given the digest of their model; for plain rules
         that digest itself, as in encodings made before there were other rules."""
@@ -85,6 +101,19 @@ class VectorRules:
             if field.compare and getattr(self, field.name) != field.default
         }
         return hashlib.sha256(json.dumps([model, facts], sort_keys=True).encode()).hexdigest()
+
+
+# A plain decoder, trained as LLM2Vec is.
+PLAIN_RULES = VectorRules()
+
+
+def trained_rules(model: Model) -> VectorRules:
+    """The rules by which contrastive training makes vectors, as a recipe asks for them."""
+    return VectorRules(
+        modes=(ASKED_MODES[model.pooling],),
+        all_tokens=model.pools_all,
+        include_prompt=model.pools_all,
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -22,9 +22,11 @@ from toolkit.base.files import digest_of, read_json, sha256_of, write_json
 from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
-from toolkit.model.tokenizer import special_ids
+from toolkit.model.tokenizer import save_tokenizer, special_ids
+from toolkit.model.vector_rules import MODE_FLAGS, PLAIN_RULES, VectorRules
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import ModelSource
-from toolkit.settings.schema import INSTRUCTION_FORMAT, Lora
+from toolkit.settings.schema import INSTRUCTION_FORMAT
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -278,13 +280,20 @@ def inner_name(key: str, *, prefix: str = "model") -> str | None:
 
 
 def write_encoder_files(
-    out: Path, *, config: Any, tokenizer: PreTrainedTokenizerBase, max_tokens: int, dtype: str
+    out: Path,
+    *,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    dtype: str,
+    rules: VectorRules = PLAIN_RULES,
 ) -> None:
     """Write everything but the weights, so that `out` is a model for sentence-transformers and for
-    plain transformers.
+    plain transformers, with vectors by `rules` (of `trained_rules`).
 
-    sentence-transformers takes the mean over all tokens, while LLM2Vec leaves out the begin token.
-    A WordWeights module that gives special tokens the weight 0 makes both the same.
+    sentence-transformers pools all tokens, while LLM2Vec leaves the begin token out of the mean. A
+    WordWeights module that gives special tokens the weight 0 makes both the same; where all tokens
+    are pooled, there is none.
     """
     config.is_causal = False
     config.architectures = [inner.__name__] if (inner := inner_class(config)) else None
@@ -292,19 +301,10 @@ def write_encoder_files(
     config.save_pretrained(out)
     if tokenizer.truncation_side != "right":  # this toolkit keeps the first tokens of a text
         tokenizer.truncation_side = "right"
-    tokenizer.save_pretrained(out)
-    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
-    vocab = [by_id.get(number, f"<unused {number}>") for number in range(max(by_id) + 1)]
-    weights = {vocab[number]: 0.0 for number in special_ids(tokenizer)}
-    # sentence-transformers looks up a word without a weight again in lower case: <S> as <s>.
-    weights |= {word: 1.0 for word in vocab if word not in weights and word.lower() in weights}
-    module = "sentence_transformers.models."
-    names = {"": "Transformer", "1_WordWeights": "WordWeights", "2_Pooling": "Pooling"}
-    modules = [
-        {"idx": number, "name": str(number), "path": path, "type": module + kind}
-        for number, (path, kind) in enumerate(names.items())
-    ]
-    write_json(out / "modules.json", modules)
+    if rules.all_tokens:
+        save_tokenizer(tokenizer, out=out)
+    else:
+        tokenizer.save_pretrained(out)
     write_json(
         out / "sentence_bert_config.json", {"max_seq_length": max_tokens, "do_lower_case": False}
     )
@@ -312,18 +312,38 @@ def write_encoder_files(
         out / "config_sentence_transformers.json",
         {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
-    write_json(
-        out / "1_WordWeights" / "config.json",
-        {
-            "vocab": vocab,
-            "word_weights": weights,
-            "unknown_word_weight": 1.0,
-        },
-    )
-    write_json(
-        out / "2_Pooling" / "config.json",
-        {"word_embedding_dimension": config.hidden_size, "pooling_mode_mean_tokens": True},
-    )
+    pooling = {"word_embedding_dimension": config.hidden_size}
+    if rules.all_tokens:
+        _write_modules(out, {"": "Transformer", "1_Pooling": "Pooling"})
+        # All flags, since TEI reads no file without them. None that is true but the mode's, which
+        # vLLM once took for it: `include_prompt` is true by default.
+        flags = {flag: mode in rules.modes for mode, flag in MODE_FLAGS.items()}
+        write_json(out / "1_Pooling" / "config.json", {**pooling, **flags})
+        return
+    names = {"": "Transformer", "1_WordWeights": "WordWeights", "2_Pooling": "Pooling"}
+    _write_modules(out, names)
+    _write_word_weights(out / "1_WordWeights" / "config.json", tokenizer=tokenizer)
+    write_json(out / "2_Pooling" / "config.json", {**pooling, MODE_FLAGS["mean"]: True})
+
+
+def _write_modules(out: Path, names: Mapping[str, str]) -> None:
+    module = "sentence_transformers.models."
+    modules = [
+        {"idx": number, "name": str(number), "path": path, "type": module + kind}
+        for number, (path, kind) in enumerate(names.items())
+    ]
+    write_json(out / "modules.json", modules)
+
+
+def _write_word_weights(path: Path, *, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Weight 0 for special tokens, and 1 for all others."""
+    by_id = {number: token for token, number in tokenizer.get_vocab().items()}
+    vocab = [by_id.get(number, f"<unused {number}>") for number in range(max(by_id) + 1)]
+    weights = {vocab[number]: 0.0 for number in special_ids(tokenizer)}
+    # sentence-transformers looks up a word without a weight again in lower case: <S> as <s>.
+    weights |= {word: 1.0 for word in vocab if word not in weights and word.lower() in weights}
+    content = {"vocab": vocab, "word_weights": weights, "unknown_word_weight": 1.0}
+    write_json(path, content)
 
 
 def _by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:

@@ -11,8 +11,8 @@ from typing import Any
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.settings.hub import cached_file
+from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
-from toolkit.settings.schema import Lora
 
 
 @dataclasses.dataclass(frozen=True)

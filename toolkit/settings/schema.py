@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from toolkit.settings.model_schema import Attention, Model
 from toolkit.settings.section import (
     Count,
-    Fraction,
     Natural,
     Positive,
     Probability,
@@ -22,37 +22,11 @@ from toolkit.settings.task_schema import Classification, Mteb, Probe, Retrieval,
 
 INSTRUCTION_FORMAT = "{instruction}; "  # put before a text; LLM2Vec's format
 TEXT_FORMAT = "{text}"
-DType = Literal["fp32", "bf16"]
 EncoderDType = Literal["auto", "fp32", "bf16"]
-Attention = Literal["packed", "sdpa", "eager"]
 Kernel = Literal["torch", "liger"]
 Pooling = Literal["auto", "mean", "cls", "last", "weighted_mean", "max"]
 VectorFormat = Literal["fp32", "fp16", "bf16", "int8", "binary"]
 ChunkContext = Literal["chunk", "document"]
-
-
-class Lora(Section):
-    """Low-rank adapters on the named linear layers (peft)."""
-
-    rank: Count
-    alpha: Count
-    dropout: Fraction
-    targets: tuple[Text, ...]
-
-
-class Model(Section):
-    """The model to train. `base` is a hub name, a model folder, or a finished run directory.
-
-    attention "packed" puts the texts of a batch one after another, without padding; the other
-    values pad. `attention_dropout` replaces the setting of the base.
-    """
-
-    base: Text
-    dtype: DType
-    attention: Attention = "packed"
-    attention_dropout: Fraction = 0.0
-    activation_checkpointing: bool = False
-    lora: Lora | None
 
 
 class Data(Section):

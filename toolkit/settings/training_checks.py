@@ -54,9 +54,25 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
                 f"data.held_out_documents={number}: pairs do not come from documents; give 0"
             )
     check_no_blocks(recipe)
+    _check_pooling(recipe)
     _check_steps(recipe)
     check_run_dir(recipe)
     return micro, accumulation
+
+
+def _check_pooling(recipe: TrainingRecipe) -> None:
+    model = recipe.model
+    asked = f"model.pooling={model.pooling} model.begin_token={model.begin_token}"
+    if isinstance(recipe, MntpRecipe) and (model.pooling, model.begin_token) != ("mean", "skip"):
+        raise BadInput(
+            f"{asked}: MNTP makes no vectors; leave both out here, and give them to the stages "
+            "after it"
+        )
+    if model.pooling == "weighted_mean" and not model.pools_all:
+        raise BadInput(
+            f"{asked}: sentence-transformers' weighted mean leaves no token out; give "
+            "model.begin_token=pool or none"
+        )
 
 
 def _check_steps(recipe: TrainingRecipe) -> None:

@@ -141,7 +141,7 @@ def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, s
     check_views(recipe.train.views)
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)
-    digest = digest_of_base(base) if leads else ""
+    digest = digest_of_base(base, model=recipe.model) if leads else ""
     origin = Origin(recipe.model.base, digest, data_digest, samples=form_of_samples(recipe))
     if leads:
         checkpoint.check_origin(run_dir, origin=origin)

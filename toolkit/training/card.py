@@ -15,7 +15,9 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.base.layout import ENCODER_DIR
 from toolkit.base.shown import as_code, as_code_block, as_python, as_yaml, in_markdown
-from toolkit.settings.schema import TrainingRecipe
+from toolkit.model.vector_rules import PLAIN_RULES, trained_rules
+from toolkit.settings.model_schema import Model
+from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -53,6 +55,8 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
     data = f"{public_name(recipe.data.train)} ({data_digest[:12]})"
     if recipe.teacher:
         data += f", teacher {public_name(recipe.teacher.embeddings)}"
+    # MNTP pools nothing.
+    keys = () if isinstance(recipe, MntpRecipe) else ("pooling", "begin_token")
     return {
         "kind": recipe.kind,
         "base": public_name(recipe.model.base),
@@ -63,6 +67,7 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
         "seed": recipe.train.seed,
         "trained": f"LoRA, rank {lora.rank}, alpha {lora.alpha}" if lora else "all weights",
         "data": data,
+        **{key: getattr(recipe.model, key) for key in keys},
     }
 
 
@@ -114,10 +119,30 @@ def _about(facts: CardFacts) -> str:
     return (
         f"{what} {as_code(facts.base)}, whose attention is bidirectional, after the recipe of "
         "LLM2Vec (arXiv 2404.05961).\n\n"
-        f"A text becomes a vector of {facts.width} numbers: the mean of the last hidden states of "
-        "its own tokens, without the begin token, of padding and of an instruction. A text is cut "
-        f"at {facts.max_tokens} tokens. With an instruction it reads {as_code(f'{prefix}TEXT')}.\n"
+        f"A text becomes a vector of {facts.width} numbers: {_pooled(facts)}. A text is cut at "
+        f"{facts.max_tokens} tokens. With an instruction it reads {as_code(f'{prefix}TEXT')}.\n"
     )
+
+
+def _pooled(facts: CardFacts) -> str:
+    if (model := _pooling_model(facts)) is None:
+        return (
+            "the mean of the last hidden states of its own tokens, without the begin token, of "
+            "padding and of an instruction"
+        )
+    every = "the last hidden states of all its tokens, those of an instruction too"
+    told = {
+        "mean": f"the mean of {every}",
+        "weighted_mean": f"the mean of {every}, the n-th with the weight n",
+        "last": "the last hidden state of the end token that stands after it",
+    }[model.pooling]
+    return told if model.keeps_begin else f"{told}; it has no begin token"
+
+
+def _pooling_model(facts: CardFacts) -> Model | None:
+    """The settings of the pooling, unless it is a plain decoder's."""
+    model = facts.recipe and facts.recipe.model
+    return model if model and trained_rules(model) != PLAIN_RULES else None
 
 
 def _training(facts: CardFacts) -> str:
@@ -148,7 +173,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _loading(facts: CardFacts, *, name: str) -> str:
-    text = _PEFT if facts.form == "peft" else _MERGED
+    text = (
+        _PEFT
+        if facts.form == "peft"
+        else _MERGED + (_ENGINES_OF_WORD_WEIGHTS if _pooling_model(facts) is None else _ENGINES)
+    )
     if facts.form == "peft" and facts.is_chained:
         text = _CHAIN
     if facts.form == "llm2vec":
@@ -195,7 +224,17 @@ from transformers import AutoModel
 
 hidden_states = AutoModel.from_pretrained("<NAME>")
 ```
+"""
 
+_ENGINES = """
+vLLM (read in its source in 2026, not run): `vllm serve FOLDER --runner pooling`. Its Llama,
+Mistral, Qwen2 and Qwen3 follow `is_causal: false`, and it pools as `1_Pooling` says, so that its
+vectors are the above (of a weighted mean, which it does not know, it can only give the states:
+`token_embed`). TEI reads `1_Pooling` too, but is bidirectional only for a Qwen3 whose `config.json`
+says `"use_bidirectional_attention": true`. Both pool the tokens of an instruction, as here.
+"""
+
+_ENGINES_OF_WORD_WEIGHTS = """
 vLLM (read in its source in 2026, not run): `vllm serve FOLDER --runner pooling`. Its Llama,
 Mistral, Qwen2 and Qwen3 follow `is_causal: false`, and it pools by the mean because `modules.json`
 says so; but it knows no WordWeights, so the begin token counts in that mean, and vectors differ

@@ -36,11 +36,13 @@ def is_packed(recipe: TrainingRecipe) -> bool:
 
 
 def open_tokenizer(recipe: TrainingRecipe, *, base: ModelSource) -> TextTokenizer:
-    """The base model's tokenizer, which cuts texts at the recipe's `data.max_tokens`."""
+    """The base model's tokenizer, which cuts texts at the recipe's `data.max_tokens`, with the
+    tokens around a text that `model.pooling` and `model.begin_token` ask for."""
     return text_tokenizer(
         base,
         max_tokens=recipe.data.max_tokens,
         num_embeddings=num_embeddings(load_config(base)),
+        trained=recipe.model,
     )
 
 

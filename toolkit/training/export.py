@@ -26,7 +26,8 @@ from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import Use
 from toolkit.model.llm2vec_format import config_of_4_44, rewrite_for_llm2vec
 from toolkit.model.tensor_file import StoredTensors, TensorWriter
-from toolkit.model.tokenizer import load_tokenizer
+from toolkit.model.tokenizer import load_tokenizer, training_tokenizer
+from toolkit.model.vector_rules import PLAIN_RULES, trained_rules
 from toolkit.model.weights import (
     ADAPTER_FILE,
     Adapter,
@@ -38,8 +39,9 @@ from toolkit.model.weights import (
     weights_digest,
     write_encoder_files,
 )
+from toolkit.settings.model_schema import DType, Lora, Model
 from toolkit.settings.model_source import ADAPTER_CONFIG, ModelSource, resolve_model
-from toolkit.settings.schema import DType, Lora, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import SupervisedRecipe, TrainingRecipe
 from toolkit.training.card import (
     CardFacts,
     model_card,
@@ -112,7 +114,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
     )
     origin = {"kind": recipe.kind, "step": checkpoint.step}
     dtype = export.dtype or recipe.model.dtype
-    _check_form(export, config=config)
+    _check_form(export, config=config, model=recipe.model)
     with committed_directory(out) as exported:
         if export.form == "peft":
             _write_adapter(exported, checkpoint=checkpoint, recipe=recipe, base=base, export=export)
@@ -120,7 +122,10 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
             _merge_checkpoint(
                 checkpoint, folder=folder, lora=recipe.model.lora, dtype=dtype, out=exported
             )
-            _write_files(exported, config=config, tokenizer=base, form=export.form, dtype=dtype)
+            form, model = export.form, recipe.model
+            _write_files(
+                exported, config=config, tokenizer=base, form=form, dtype=dtype, model=model
+            )
         _seal(exported, name=out.name, origin=origin, facts=facts)
     return checkpoint.step
 
@@ -198,8 +203,13 @@ def _max_tokens(config: PretrainedConfig) -> int:
     return min(MAX_TOKENS, int(config.max_position_embeddings))
 
 
-def _check_form(export: Export, *, config: PretrainedConfig) -> None:
+def _check_form(export: Export, *, config: PretrainedConfig, model: Model | None = None) -> None:
     """Refuse, before hours of merging, what a format cannot hold and what it would ignore."""
+    if export.form != "merged" and model and trained_rules(model) != PLAIN_RULES:
+        raise BadInput(
+            f"--format {export.form}: cannot say model.pooling={model.pooling} "
+            f"model.begin_token={model.begin_token}, only mean and skip; give --format merged"
+        )
     if export.form == "llm2vec":
         config_of_4_44(config.to_dict())
     if export.form != "peft" and export.base_name:
@@ -251,10 +261,22 @@ def _write_rounded(file: Path, *, out: Path, dtype: torch.dtype) -> None:
 
 
 def _write_files(
-    out: Path, *, config: PretrainedConfig, tokenizer: ModelSource, form: Form, dtype: str
+    out: Path,
+    *,
+    config: PretrainedConfig,
+    tokenizer: ModelSource,
+    form: Form,
+    dtype: str,
+    model: Model | None = None,
 ) -> None:
+    """Everything but the weights; `model` are the settings of the last stage, if there is one."""
     loaded, max_tokens = load_tokenizer(tokenizer), _max_tokens(config)
-    write_encoder_files(out, config=config, tokenizer=loaded, max_tokens=max_tokens, dtype=dtype)
+    rules = PLAIN_RULES
+    if model is not None:
+        loaded, rules = training_tokenizer(tokenizer, model=model), trained_rules(model)
+    write_encoder_files(
+        out, config=config, tokenizer=loaded, max_tokens=max_tokens, dtype=dtype, rules=rules
+    )
     if form == "llm2vec":
         rewrite_for_llm2vec(out, tokenizer=loaded, max_tokens=max_tokens)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from toolkit.batching.batch import Rows, lay_out, model_arguments, place
 from toolkit.model.losses import masked_token_nll
+from toolkit.model.vector_rules import PLAIN_RULES, VectorRules
 from toolkit.settings.schema import Mntp
 from toolkit.text.masking import mask_tokens
 from toolkit.text.order import sample_seed
@@ -57,6 +58,7 @@ class MntpObjective:
     mask_id: int
     packed: bool
     needs_head: bool = True
+    rules: VectorRules = PLAIN_RULES
 
     def encode(self, samples: Sequence[Sample[Pieces]]) -> list[MaskedBlock]:
         """Hide some tokens of each block, by random numbers that depend on the sample alone."""

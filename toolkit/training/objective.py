@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from toolkit.batching.batch import Rows
+from toolkit.model.vector_rules import VectorRules
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
 
@@ -51,6 +52,10 @@ class Objective(Protocol[AnyEncoded, AnyBatch]):
     @property
     def packed(self) -> bool:
         """Whether texts follow one another in one row, without padding."""
+
+    @property
+    def rules(self) -> VectorRules:
+        """How texts become vectors; of MNTP, for its probe."""
 
     def encode(self, samples: Sequence[Sample[Any]]) -> Sequence[AnyEncoded]:
         """Tokenise samples of one global batch, one result per sample."""

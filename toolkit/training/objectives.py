@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.base.errors import BadInput
 from toolkit.model.losses import check_kernel
+from toolkit.model.vector_rules import trained_rules
 from toolkit.settings.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.data import is_packed
@@ -41,12 +42,13 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
             packed=is_packed(recipe),
         )
     packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
-    teaching = open_teaching(recipe)
+    rules, teaching = trained_rules(recipe.model), open_teaching(recipe)
     if isinstance(recipe, SupervisedRecipe):
         return SupervisedObjective(
             recipe.supervised,
             tokenizer=tokenizer,
             packed=packed,
+            rules=rules,
             low_precision=low_precision,
             teaching=teaching,
         )
@@ -55,6 +57,7 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
         recipe.simcse,
         tokenizer=tokenizer,
         packed=packed,
+        rules=rules,
         low_precision=low_precision,
         teaching=teaching,
     )

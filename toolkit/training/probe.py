@@ -16,10 +16,12 @@ import torch
 
 from toolkit.base.errors import BadInput
 from toolkit.batching.batch import embed_rows, lay_out, to_device
+from toolkit.encoding.rows import RowMaker
 from toolkit.evaluation.retrieval import RetrievalTask
 from toolkit.evaluation.sts import StsTask, read_pairs
 from toolkit.evaluation.task import Vectors
 from toolkit.evaluation.tasks import read_retrieval
+from toolkit.model.head import pooling_head
 from toolkit.parallel import comm
 from toolkit.settings.task_schema import Probe
 from toolkit.training.loop import Trainer
@@ -71,7 +73,12 @@ class _Embed:
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:  # noqa: ARG002
         trainer, world = self._trainer, comm.world_size()
-        rows = trainer.objective.tokenizer.encode(texts)
+        objective = trainer.objective
+        maker, head = (
+            RowMaker(objective.tokenizer, rules=objective.rules),
+            pooling_head(objective.rules),
+        )
+        rows = maker.rows(texts).rows
         # Rows of similar length share a batch; all ranks come to the same order.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         size = trainer.micro_batch_rows
@@ -83,9 +90,13 @@ class _Embed:
             numbers = batches[turn if counts else 0]
             some = [rows[number] for number in numbers]
             batch = lay_out(
-                some, tokenizer=trainer.objective.tokenizer, packed=trainer.objective.packed
+                some,
+                tokenizer=objective.tokenizer,
+                packed=objective.packed,
+                owns=maker.with_marks(some).owns,
             )
-            vectors_BD = embed_rows(self._forward, to_device(batch, device=trainer.device))
+            here = to_device(batch, device=trainer.device)
+            vectors_BD = embed_rows(self._forward, here, head=head)
             if found_ND is None:
                 found_ND = vectors_BD.new_zeros(len(rows), vectors_BD.shape[1])
             if counts:

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from toolkit.batching.batch import Rows, embed_rows, lay_out
 from toolkit.encoding.formats import Vectors
+from toolkit.encoding.rows import RowMaker
 from toolkit.model.distillation import Excluded
+from toolkit.model.head import pooling_head
 from toolkit.model.losses import FILLER, FalseNegatives, info_nce
+from toolkit.model.vector_rules import PLAIN_RULES, VectorRules
 from toolkit.parallel import comm
 from toolkit.settings.schema import Simcse
 from toolkit.text.pairs import text_hash
@@ -65,6 +68,7 @@ class SimcseObjective:
     packed: bool
     low_precision: bool = False
     needs_head: bool = False
+    rules: VectorRules = PLAIN_RULES
     teaching: Teaching | None = None
 
     def encode(self, samples: Sequence[Sample[str]]) -> list[Sentence]:
@@ -84,7 +88,8 @@ class SimcseObjective:
         twice the rows keeps a device busier than two passes.
         """
         views = [sentence.ids_T for sentence in encoded] * 2
-        rows = lay_out(views, tokenizer=self.tokenizer, packed=self.packed)
+        owns = RowMaker(self.tokenizer, rules=self.rules).with_marks(views).owns
+        rows = lay_out(views, tokenizer=self.tokenizer, packed=self.packed, owns=owns)
         batch = SimcseBatch(rows, num_sentences=len(encoded))
         taught = [sentence.taught_E for sentence in encoded if sentence.taught_E is not None]
         if not taught:
@@ -104,9 +109,10 @@ class SimcseObjective:
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our rows against the second views of all ranks, however many
         micro-batches hold them."""
+        head = pooling_head(self.rules)
         return cached_terms(
             batches,
-            embed=lambda batch: embed_rows(forward, batch.rows),
+            embed=lambda batch: embed_rows(forward, batch.rows, head=head),
             loss=functools.partial(self._loss_sum, batches),
         )
 

@@ -2,7 +2,7 @@
 
 LLM2Vec (arXiv 2404.05961, section 4 and appendix G.1), with three things that its released code
 leaves out: duplicates are no negatives, symmetric tasks have their instruction on both sides, and
-an instruction is never pooled, not even when the text is cut.
+an instruction is not pooled even when the text is cut (unless the recipe pools all tokens).
 
 Shapes: B local queries, n hard negatives of each, K = 2 + n texts of each, T tokens, D width,
 E width of a teacher, N candidates of all ranks.
@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.base.errors import BadInput
-from toolkit.batching.batch import Rows, embed_rows, lay_out, with_own
+from toolkit.batching.batch import Rows, embed_rows, lay_out
 from toolkit.encoding.formats import Vectors
+from toolkit.encoding.rows import RowMaker
 from toolkit.model.distillation import Excluded
+from toolkit.model.head import pooling_head
 from toolkit.model.losses import FILLER, FalseNegatives, info_nce, matryoshka
+from toolkit.model.vector_rules import PLAIN_RULES, VectorRules
 from toolkit.parallel import comm
 from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import TaskPair
@@ -77,6 +80,7 @@ class SupervisedObjective:
     packed: bool
     low_precision: bool = False
     needs_head: bool = False
+    rules: VectorRules = PLAIN_RULES
     teaching: Teaching | None = None
 
     def encode(self, samples: Sequence[Sample[TaskPair]]) -> list[PairTokens]:
@@ -129,11 +133,16 @@ class SupervisedObjective:
         """The batch of some pairs of one data set."""
         num_texts = len(encoded[0].rows)
         texts = [pair.rows[text] for text in range(num_texts) for pair in encoded]
-        rows = lay_out([ids_T for ids_T, _ in texts], tokenizer=self.tokenizer, packed=self.packed)
+        rows = lay_out(
+            [ids_T for ids_T, _ in texts],
+            tokenizer=self.tokenizer,
+            packed=self.packed,
+            owns=[own_T for _, own_T in texts],
+        )
         hashes = np.array([pair.hashes for pair in encoded], dtype=np.int64)
         taught = [pair.taught_KE for pair in encoded if pair.taught_KE is not None]
         return PairBatch(
-            with_own(rows, own=[own_T for _, own_T in texts]),
+            rows,
             hash_KB=torch.from_numpy(hashes.T.copy()),
             scale=encoded[0].scale,
             taught_KBE=torch.from_numpy(np.stack(taught, axis=1)) if taught else None,
@@ -148,9 +157,10 @@ class SupervisedObjective:
     ) -> Iterator[tuple[Tensor, Figures]]:
         """Summed InfoNCE of our queries against the candidates of all ranks, however many
         micro-batches hold them."""
+        head = pooling_head(self.rules)
         return cached_terms(
             batches,
-            embed=lambda batch: embed_rows(forward, batch.rows),
+            embed=lambda batch: embed_rows(forward, batch.rows, head=head),
             loss=functools.partial(self._loss_sum, batches),
         )
 
@@ -213,14 +223,15 @@ class SupervisedObjective:
         )
 
     def _encode(self, texts: Sequence[str], instruction: str) -> list[Row]:
-        tokenizer = self.tokenizer
-        if not instruction:
-            return [(ids_T, tokenizer.is_own(ids_T)) for ids_T in tokenizer.encode(texts)]
-        prefix = self.settings.instruction_format.format(instruction=instruction)
-        rows = tokenizer.encode_after(prefix, texts)
-        if any(len(ids_T) == tokenizer.max_tokens and not own_T.any() for ids_T, own_T in rows):
+        tokenizer, prefix = self.tokenizer, ""
+        if instruction:
+            prefix = self.settings.instruction_format.format(instruction=instruction)
+        maker = RowMaker(tokenizer, rules=self.rules)
+        if not maker.leaves_room(prefix):
             raise BadInput(
                 f"data.max_tokens={tokenizer.max_tokens}: the instruction {instruction!r} leaves "
                 "no room for the text"
             )
-        return rows
+        made = maker.rows(texts, instruction=prefix)
+        owns = made.owns or [tokenizer.is_own(ids_T) for ids_T in made.rows]
+        return list(zip(made.rows, owns, strict=True))
