@@ -457,7 +457,7 @@ def recipes_listed(text: str) -> set[str]:
         ("train", {"mntp", "simcse", "supervised"}),
         ("encode", {"embed"}),
         ("evaluate", {"evaluate"}),
-        ("plan", {"pipeline", "mntp", "simcse", "supervised"}),
+        ("plan", {"pipeline", "mntp", "simcse", "supervised", "embed"}),
         ("launch", set(KINDS)),
         ("ready", set(KINDS)),
         ("prefetch", set(KINDS)),
