@@ -47,6 +47,7 @@ def test_with_grades_the_difference_is_that_of_rank_correlations() -> None:
 def test_each_run_has_a_digest_of_its_own_that_all_settings_and_those_before_it_decide() -> None:
     every = [*states([1, 2, 3]), *grid(1), *amounts(1)]
     inputs = {"mntp": "text", "simcse": "text", "supervised": "pairs", "taught": "pairs, table"}
+    inputs["taught twice"] = "pairs, glosses, table"
     digests = {run.digest(inputs) for run in every}
     assert len(digests) == len(every)
     (last,) = [run for run in states([1]) if run.state == "MNTP + SimCSE + supervised"]
@@ -57,6 +58,11 @@ def test_each_run_has_a_digest_of_its_own_that_all_settings_and_those_before_it_
     other = {**inputs, "supervised": "other pairs"}
     assert changed.digest(inputs) != last.digest(inputs) != last.digest(other)
     assert every[0].digest(inputs) == every[0].digest(other), "it reads no pairs"
+    (twice,) = [run for run in states([1]) if run.state.endswith("taught twice")]
+    assert twice.teacher
+    tables = {**inputs, "taught": "pairs, other table"}
+    assert twice.digest(inputs) != twice.digest(tables), "its teacher has learnt otherwise"
+    assert dataclasses.replace(twice, teacher=None).digest(inputs) not in digests
 
 
 def test_tables_are_made_from_committed_scores_alone(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoTokenizer
 
 from tests.encoding.conftest import embed
+from tests.encoding.making import output_of, write_all
 from toolkit import plan
 from toolkit.encoding.forecast import SAMPLE_ROWS, forecast, strata_of, total_of
 from toolkit.encoding.index import KINDS, build_index
@@ -105,9 +106,11 @@ def test_its_error_holds_for_texts_of_very_different_lengths() -> None:
     assert within >= 50  # of 60; 57 are expected
 
 
-def test_the_memory_of_an_index_is_that_of_faiss(inputs: tuple[str, str], whole: Path) -> None:
-    store = VectorStore(whole)
-    found = dataclasses.replace(forecast(recipe_of(*inputs)), width=store.width)
+def test_the_memory_of_an_index_is_that_of_faiss(inputs: tuple[str, str], tmp_path: Path) -> None:
+    found = dataclasses.replace(forecast(recipe_of(*inputs)), width=64)
+    vectors = np.random.default_rng(0).standard_normal((found.texts, 64), dtype=np.float32)
+    write_all(output_of(tmp_path / "enc", rows=found.texts, unit_rows=50), vectors)
+    store = VectorStore(tmp_path / "enc")
     for kind in KINDS:
         record = build_index(store, kind=kind)
         assert found.indexes()[kind] == pytest.approx(record.bytes, rel=0.1), kind
