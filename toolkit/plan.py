@@ -139,6 +139,8 @@ def describe_embedding(
     from toolkit.encoding.forecast import forecast
 
     found = forecast(recipe, sample_rows=arguments.sample)
+    if not found.tokens.value:
+        raise BadInput(f"{recipe.corpus.input}: the texts that were read have no tokens")
     dtype = "bf16" if recipe.encoder.dtype == "auto" else recipe.encoder.dtype
     rate = arguments.tokens_per_s or found.tokens_per_s(cluster, dtype=dtype)
     hours = found.tokens.value / rate / cluster.world / 3600

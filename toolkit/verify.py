@@ -91,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     answer_shell(parser)
     arguments = parser.parse_args(argv)
+    if arguments.texts is not None and arguments.against is None:
+        parser.error("--texts: needs --against")
     asked: list[Engine] = []
     if arguments.against is not None and (code := guarded(lambda: asked.extend(_asked(arguments)))):
         return code
@@ -116,7 +118,7 @@ def _compare(path: Path, asked: "Sequence[Engine]", arguments: argparse.Namespac
 
     texts = _read_texts(arguments.texts) if arguments.texts else list(engines.TEXTS)
     model = path / ENCODER_DIR if (path / ENCODER_DIR).is_dir() else path
-    encoder = Encoder.from_pretrained(model, dtype=arguments.dtype)
+    encoder = Encoder.from_pretrained(model, dtype=arguments.dtype, max_tokens=_limit_of(model))
     ours = encoder.encode(texts)
     faults, compared = [], 0
     for peer in asked:
@@ -148,15 +150,28 @@ def _compare(path: Path, asked: "Sequence[Engine]", arguments: argparse.Namespac
 
 
 def _read_texts(file: Path) -> list[str]:
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        # Not `splitlines`, which would also cut a text at other signs, such as U+2028.
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"--texts {file}: {error}") from error
+    lines = [line.removesuffix("\r") for line in lines if line.strip()]
     if file.suffix == ".jsonl":
         try:
             lines = [json.loads(line)["text"] for line in lines]
         except (ValueError, TypeError, KeyError) as error:
-            raise BadInput(f"{file}: has a line without a key `text`") from error
+            raise BadInput(f"--texts {file}: has a line without a key `text`") from error
     if not lines:
-        raise BadInput(f"{file}: has no text")
+        raise BadInput(f"--texts {file}: has no text")
     return lines
+
+
+def _limit_of(model: Path) -> int:
+    """The tokens at which a folder of sentence-transformers cuts a text; else those at which
+    llm2vec does."""
+    file = model / "sentence_bert_config.json"
+    found = read_json(file).get("max_seq_length") if file.is_file() else None
+    return found if isinstance(found, int) else 512
 
 
 def run(path: Path) -> int:

@@ -7,6 +7,7 @@ as TEI's and vLLM's documentation says; the real ones were not run. llm2vec: tes
 import contextlib
 import http.server
 import json
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from toolkit import export, verify
 from toolkit.base.errors import BadInput
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding import engine_worker
 from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.engines import TEXTS, compare, parse_engine
@@ -165,6 +167,83 @@ def test_a_server_that_cannot_is_named(
         assert verify.main([str(encoder), *asked]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("tei", lambda *_: []),
+        ("vllm", lambda *_: {"data": []}),
+        ("vllm", lambda path, _: {"data": [{"id": "m"}]} if "models" in path else {"x": 1}),
+        ("tei", lambda path, _: {} if path == "/info" else {"error": "x"}),
+        ("tei", lambda path, _: {} if path == "/info" else [["a", "b"]]),
+        ("tei", lambda path, body: {} if path == "/info" else [[1.0], [1.0, 2.0]][: len(body)]),
+    ],
+)
+def test_an_answer_of_another_form_is_one_line(
+    name: str, answer: Answer, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two.txt").write_text("a text\nanother\n")
+    with served(answer) as url:
+        asked = ["--against", f"{name}={url}", "--texts", str(tmp_path / "two.txt")]
+        assert verify.main([str(encoder), *asked]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[x", "http://127.0.0.1:1"])
+def test_a_url_that_is_none_is_one_line(
+    url: str, encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert verify.main([str(encoder), "--against", f"tei={url}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert url in line
+
+
+def test_a_file_that_is_no_python_is_one_line(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "python").write_bytes(b"\0\1")
+    (tmp_path / "python").chmod(0o755)
+    assert verify.main([str(encoder), "--against", f"llm2vec={tmp_path / 'python'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is no Python" in line
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\xe9", b"\n"])
+def test_texts_that_cannot_be_read(
+    content: bytes | None, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.txt"
+    if content is not None:
+        file.write_bytes(content)
+    assert verify.main([str(encoder), "--against", "vllm", "--texts", str(file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--texts {file}: " in line
+    with pytest.raises(SystemExit):
+        verify.main([str(encoder), "--texts", str(file)])
+
+
+@pytest.mark.parametrize("limit", [16, 700])
+def test_texts_are_cut_where_the_folder_says(limit: int, encoder: Path, tmp_path: Path) -> None:
+    """And not at line separators of Unicode, which stand within a text."""
+    folder = shutil.copytree(encoder, tmp_path / "encoder")
+    for name in ("COMMITTED", "origin.json"):
+        (folder / name).unlink()
+    settings = folder / "sentence_bert_config.json"
+    write_json(settings, {**read_json(settings), "max_seq_length": limit})
+    texts = ["one\u2028two", "The long river crosses the bridge. " * 90]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    whole = Encoder.from_pretrained(encoder, max_tokens=limit).encode(texts)
+
+    def answer(path: str, body: Any) -> Any:
+        if path == "/info":
+            return {}
+        return [whole[texts.index(text)].tolist() for text in body["inputs"]]
+
+    with served(answer) as url:
+        asked = ["--against", f"tei={url}", "--texts", str(tmp_path / "texts.txt")]
+        assert verify.main([str(folder), *asked]) == 0
 
 
 def test_no_engine_at_all(encoder: Path, capsys: pytest.CaptureFixture[str]) -> None:

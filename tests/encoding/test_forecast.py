@@ -1,15 +1,24 @@
 """The plan of an embedding, beside what a real one has: tokens, rows, bytes, FLOPs, indexes."""
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    GPTNeoXConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from tests.encoding.conftest import embed
 from tests.encoding.making import output_of, write_all
@@ -18,7 +27,7 @@ from toolkit.encoding.forecast import SAMPLE_ROWS, forecast, strata_of, total_of
 from toolkit.encoding.index import KINDS, build_index
 from toolkit.encoding.store import VectorStore
 from toolkit.runs.estimate import forward_flops
-from toolkit.runs.shapes import shape_of
+from toolkit.runs.shapes import read_shape
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import EmbedRecipe
 from toolkit.text.shards import open_shards
@@ -116,13 +125,31 @@ def test_the_memory_of_an_index_is_that_of_faiss(inputs: tuple[str, str], tmp_pa
         assert found.indexes()[kind] == pytest.approx(record.bytes, rel=0.1), kind
 
 
-def test_flops_are_those_that_torch_counts(tiny_model: Path) -> None:
-    model = AutoModel.from_pretrained(tiny_model, dtype=torch.float32, attn_implementation="eager")
-    ids_BT = torch.arange(100, 160).unsqueeze(0)
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MistralConfig(**SMALL, num_key_value_heads=2),
+        Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=64),  # heads wider than the states
+        BertConfig(**SMALL),  # two maps after the attention, not three
+        GPTNeoXConfig(**SMALL),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_flops_are_those_that_torch_counts(config: Any) -> None:
+    model = AutoModel.from_config(config, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        model(input_ids=ids_BT)
-    shape = shape_of(str(tiny_model))
-    assert 60 * forward_flops(shape, attended=60) == pytest.approx(
+        model(input_ids=torch.arange(200).unsqueeze(0))
+    shape = read_shape(json.loads(config.to_json_string(use_diff=False)))
+    assert 200 * forward_flops(shape, attended=200) == pytest.approx(
         counter.get_total_flops(), rel=0.02
     )
 
@@ -156,6 +183,7 @@ def test_the_door(
         (["--tokens-per-s", "nan"], "--tokens-per-s nan: more than 0"),
         (["--sample", "0"], "--sample 0: more than 0"),
         (["corpus.chunk_overlap=3"], "needs corpus.chunk_tokens"),
+        (["dims=100000"], "the vectors have 256 numbers"),
         (["corpus.input=/no/such"], "/no/such"),
         (["encoder.model=/no/such"], "/no/such"),
     ],

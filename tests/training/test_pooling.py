@@ -5,6 +5,7 @@ models with random weights: a Llama, whose tokenizer puts a begin token before a
 whose tokenizer puts nothing around it.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from transformers import (
 )
 
 from tests.conftest import QUICKSTART, free_port, refused
-from toolkit import export, train
+from toolkit import export, launch, train
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_json
 from toolkit.encoding.encoder import Encoder
@@ -413,6 +414,50 @@ def test_a_run_goes_on_with_its_own_pooling_only(
     assert "belongs to another recipe: model.pooling was last, now mean" in line
 
 
+def test_the_weights_of_a_checkpoint_do_not_say_how_they_pool(
+    run_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (weights,) = (run_dir / "checkpoints").glob("*/weights")
+    with pytest.raises(BadInput, match="run pools with") as error:
+        Encoder.from_pretrained(weights, device="cpu")
+    assert f"give the run, {run_dir}, or its export" in str(error.value)
+    assert "do not say" in refused(capsys, export.main, weights, tmp_path / "out")
+
+
+def test_stages_of_a_pipeline_that_disagree_are_refused_before_anything_is_submitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shards: Path, bases: dict[str, Path]
+) -> None:
+    recipe = {
+        "kind": "pipeline",
+        "run_dir": str(tmp_path / "run"),
+        "model": {"base": str(bases["llama"])},
+        "data": {"train": str(shards)},
+        "corpus": {"input": str(shards)},
+        "stages": {
+            "simcse": {
+                "recipe": "tiny_simcse",
+                "set": {
+                    "run_dir": "{run_dir}/simcse",
+                    "model.base": "{model.base}",
+                    "data.train": str(shards),
+                    "model.pooling": "last",
+                },
+            },
+            "supervised": {
+                "recipe": "tiny_supervised",
+                "set": {
+                    "run_dir": "{run_dir}/supervised",
+                    "model.base": "{run_dir}/simcse/encoder",
+                },
+            },
+        },
+    }
+    (tmp_path / "pipe.yaml").write_text(json.dumps(recipe))
+    asked = ["--recipe", tmp_path / "pipe.yaml", "--cluster", "local", "--gpus-per-node", "0"]
+    line = refused(capsys, launch.main, *asked, "--dry-run")
+    assert "supervised: model.pooling=mean model.begin_token=skip, and simcse, from which" in line
+
+
 @pytest.mark.parametrize("form", ["peft", "llm2vec"])
 def test_a_format_that_cannot_say_it_is_refused(
     form: str, run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -551,6 +596,7 @@ def test_what_llm2vec_wrote_is_the_mean_of_a_texts_own_tokens(
         ("PreTrainedTokenizerFast", "llama3"),
         ("Qwen2Tokenizer", "bytes"),
         ("GPT2Tokenizer", "none"),
+        ("GPTNeoXTokenizer", "bytes"),
     ],
 )
 def test_a_tokenizer_is_written_as_it_is_used(

@@ -92,6 +92,12 @@ def spans_of(
     # Each chunk also gets the special tokens.
     size = rules.tokens - tokenizer.num_added
     step = size - rules.overlap
+    if step < 1:
+        raise BadInput(
+            f"corpus.chunk_tokens={rules.tokens}: {tokenizer.num_added} of them are put around a "
+            f"text by the tokenizer, and {rules.overlap} are shared; give at least "
+            f"{tokenizer.num_added + rules.overlap + 1}"
+        )
     # No start so late that a chunk would hold only tokens which it shares.
     starts = range(0, max(1, num_tokens - rules.overlap), step)
     return [(start, min(start + size, num_tokens)) for start in starts]

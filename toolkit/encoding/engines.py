@@ -6,6 +6,7 @@ texts, D width.
 """
 
 import dataclasses
+import http.client
 import json
 import subprocess
 import sys
@@ -131,7 +132,10 @@ def vectors_of(
             request = {"engine": peer.name, "model": model, "texts": list(texts)}
             request |= {"dtype": TORCH_NAMES[dtype], "device": device}
             version, found = _from_process(peer, request=request)
-    vectors = np.asarray(found, dtype=np.float32)
+    try:
+        vectors = np.asarray(found, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{peer.name}: answered something else than vectors: {error}") from error
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise BadInput(
             f"{peer.name}: answered {vectors.shape} numbers for {len(texts)} texts instead of a "
@@ -165,9 +169,12 @@ def _from_process(peer: Engine, *, request: dict[str, Any]) -> tuple[str, Any]:
         asked, out = Path(folder) / "request.json", Path(folder) / "vectors.npz"
         asked.write_text(json.dumps(request), encoding="utf-8")
         command = [peer.place, str(Path(engine_worker.__file__)), str(asked), str(out)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", check=False
-        )
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", check=False
+            )
+        except OSError as error:
+            raise BadInput(f"{peer.name}: {peer.place} is no Python: {error}") from error
         if done.returncode == engine_worker.NOT_INSTALLED:
             raise NotInstalled
         if done.returncode:
@@ -183,37 +190,41 @@ def _from_process(peer: Engine, *, request: dict[str, Any]) -> tuple[str, Any]:
 
 def _from_server(peer: Engine, *, texts: Sequence[str]) -> tuple[str, Any]:
     """Its model, dtype and device are those that it was started with."""
-    vectors: list[Any] = []
-    is_tei = peer.name == "tei"
-    if is_tei:
-        about = _call(peer, "/info")
-        version = f"{about.get('version', '')} with {about.get('model_id', '?')}"
-    else:
-        served = _call(peer, "/v1/models")["data"][0]["id"]
-        version = f"with {served}"
-    for start in range(0, len(texts), BATCH_ROWS):
-        some = list(texts[start : start + BATCH_ROWS])
+    try:
+        vectors: list[Any] = []
+        is_tei = peer.name == "tei"
         if is_tei:
-            body = {"inputs": some, "normalize": False, "truncate": True}
-            vectors += _call(peer, "/embed", body)
+            about = _call(peer, "/info")
+            version = f"{about.get('version', '')} with {about.get('model_id', '?')}"
         else:
-            answer = _call(peer, "/v1/embeddings", {"model": served, "input": some})
-            rows = sorted(answer["data"], key=lambda row: row["index"])
-            vectors += [row["embedding"] for row in rows]
-    return version.strip(), vectors
+            served = _call(peer, "/v1/models")["data"][0]["id"]
+            version = f"with {served}"
+        for start in range(0, len(texts), BATCH_ROWS):
+            some = list(texts[start : start + BATCH_ROWS])
+            if is_tei:
+                body = {"inputs": some, "normalize": False, "truncate": True}
+                vectors += _call(peer, "/embed", body)
+            else:
+                answer = _call(peer, "/v1/embeddings", {"model": served, "input": some})
+                rows = sorted(answer["data"], key=lambda row: row["index"])
+                vectors += [row["embedding"] for row in rows]
+        return version.strip(), vectors
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise BadInput(f"{peer.name}: {peer.place} answers otherwise than documented") from error
 
 
 def _call(peer: Engine, path: str, body: dict[str, Any] | None = None) -> Any:
     url = peer.place.rstrip("/") + path
     data = None if body is None else json.dumps(body).encode()
-    # `is_server` has seen that the scheme is http or https.
-    request = urllib.request.Request(  # noqa: S310
-        url, data, {"Content-Type": "application/json"}
-    )
     try:
+        # `is_server` has seen that the scheme is http or https.
+        request = urllib.request.Request(  # noqa: S310
+            url, data, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise BadInput(f"{peer.name}: {url}: {error.code} {error.read(300).decode()}") from error
-    except (OSError, ValueError) as error:
+        told = error.read(300).decode(errors="replace")
+        raise BadInput(f"{peer.name}: {url}: {error.code} {told}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise BadInput(f"{peer.name}: {url}: {error}") from error

@@ -115,6 +115,9 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     most = recipe.encoder.max_tokens
     made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
     text_format, prompt = recipe.encoder.text_format, recipe.encoder.prompt
+    width = _width(rules, hidden=shape.hidden)
+    if recipe.dims and recipe.dims > width:
+        raise BadInput(f"dims={recipe.dims}: the vectors have {width} numbers")
     maker = RowMaker(made, rules=rules, text_format=text_format, prompt=prompt)
     if chunks and chunks.is_late:
         maker.check_late(chunks)
@@ -139,7 +142,7 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
         squares=total(lambda one: sum(length**2 for length in one.read)),
         # Those that fill the limit: some of them have just so many tokens.
         cut=total(lambda one: float(not chunks and one.read[0] >= most)),
-        width=recipe.dims or _width(rules, hidden=shape.hidden),
+        width=recipe.dims or width,
         id_bytes=_id_bytes(
             shards, {row: one.written for row, one in lengths.items()}, chunks=chunks
         ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from toolkit.base.console import warn
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed
-from toolkit.base.layout import LOG_DIR
+from toolkit.base.layout import ENCODER_DIR, LOG_DIR
 from toolkit.cluster import site, submit
 from toolkit.runs.estimate import GIB, Cluster, Gpu, need
 from toolkit.runs.shapes import shape_of
@@ -23,6 +23,7 @@ from toolkit.settings.pipelines import output_of
 from toolkit.settings.schema import (
     EmbedRecipe,
     EvaluateRecipe,
+    SimcseRecipe,
     StageRecipe,
     SupervisedRecipe,
     TrainingRecipe,
@@ -186,6 +187,7 @@ def check_jobs(
         asked = job.resources
         workers = asked.array * asked.nodes * asked.tasks_per_node
         check_settings(stages[job.name], name=job.name, workers=workers)
+        _check_pooling_before(stages, name=job.name)
         if inputs_must_be_here:
             check_inputs(stages, name=job.name, models_must_be_here=models_must_be_here)
         else:
@@ -214,6 +216,24 @@ def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
             " each would embed everything; schedule=claim shares it"
         )
     _check_writable(output_of(recipe).absolute())
+
+
+def _check_pooling_before(stages: Mapping[str, StageRecipe], *, name: str) -> None:
+    """Raise `BadInput` for a contrastive stage that pools otherwise than the one before it."""
+    kinds = (SimcseRecipe, SupervisedRecipe)
+    recipe = stages[name]
+    if not isinstance(recipe, kinds):
+        return
+    for other_name, other in stages.items():
+        folders = (Path(output_of(other)), Path(output_of(other)) / ENCODER_DIR)
+        if not isinstance(other, kinds) or Path(recipe.model.base) not in folders:
+            continue
+        if other.model.pools_as != recipe.model.pools_as:
+            now, before = (
+                f"model.pooling={model.pooling} model.begin_token={model.begin_token}"
+                for model in (recipe.model, other.model)
+            )
+            raise BadInput(f"{name}: {now}, and {other_name}, from which it goes on, has {before}")
 
 
 def check_inputs(

@@ -10,13 +10,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from toolkit.base.errors import BadInput
-from toolkit.base.layout import ORIGIN_FILE
+from toolkit.base.layout import CONFIG_FILE, ORIGIN_FILE, STATE_FILE
 from toolkit.model.llm2vec_format import LLM2VEC_CONFIG
 from toolkit.model.modules import (
     EFFECTS,
@@ -45,9 +44,10 @@ from toolkit.model.vector_rules import (
     with_pooling,
 )
 from toolkit.model.weights import base_folder, model_digest, stages_of
-from toolkit.settings.model_schema import Model
+from toolkit.settings.model_schema import Model, pools_as
 from toolkit.settings.model_source import ModelSource
-from toolkit.settings.schema import EncoderSettings
+from toolkit.settings.recipes import load_recipe
+from toolkit.settings.schema import EncoderSettings, TrainingRecipe
 
 _VALID_MODULES = "valid: Transformer, WordWeights (0 for special tokens), Pooling"
 # The prompts that encode_query and encode_document put before a text without being asked.
@@ -84,6 +84,7 @@ def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use)
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         _check_folder(folder, loaded=loaded, max_tokens=use.max_tokens)
+        _check_checkpoint(folder)
         path = folder / LLM2VEC_CONFIG
         if use.rules != PLAIN_RULES and path.is_file() and not _is_mntp(folder):
             raise refused(path, "says that the mean of a text's own tokens is taken")
@@ -116,20 +117,16 @@ def _check_pooling_before(folder: Path, *, model: Model) -> None:
     # Stages of older versions name neither.
     before = stages[-1].get("pooling", "mean"), stages[-1].get("begin_token", "skip")
     now = model.pooling, model.begin_token
-    if _in_effect(*before) == _in_effect(*now):
+    if pools_as(*before) == pools_as(*now):
         return
     shown, given = (
         f"model.pooling={pooling} model.begin_token={begin}" for pooling, begin in (now, before)
     )
     raise BadInput(
-        f"{shown}: {folder} was trained with {given}; give the same, or as model.base a copy of "
-        f"that folder without {MODULES_FILE} and {ORIGIN_FILE}, to change it on purpose"
+        f"{shown}: {folder} was trained with {given}; give the same (but not to MNTP, which makes "
+        f"no vectors), or to change it on purpose give as model.base a copy of that folder without "
+        f"{MODULES_FILE} and {ORIGIN_FILE}, and with the tokenizer of the first base"
     )
-
-
-def _in_effect(pooling: Any, begin: Any) -> tuple[Any, Any]:
-    """Both settings; two that give the same vectors are equal."""
-    return pooling, "pool" if (pooling, begin) == ("last", "skip") else begin
 
 
 def vector_rules(
@@ -148,6 +145,7 @@ def vector_rules(
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         _check_folder(folder, loaded=loaded, max_tokens=settings.max_tokens)
+        _check_checkpoint(folder)
     rules, is_ours = VectorRules(causal=settings.causal), True
     for folder in folders:
         if (folder / MODULES_FILE).is_file():
@@ -223,6 +221,23 @@ def _check_folder(folder: Path, *, loaded: Loaded, max_tokens: int | None) -> No
     if any((folder / name).is_file() for name in (LLM2VEC_CONFIG, MODULES_FILE)):
         _check_truncation(folder, tokenizer=loaded())
     _check_length(folder, max_tokens=max_tokens)
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """Refuse the weights of a checkpoint whose run pools otherwise than a plain decoder: they do
+    not say so."""
+    if not (folder.absolute().parent / STATE_FILE).is_file():
+        return
+    config = folder.absolute().parent.parent.parent / CONFIG_FILE
+    if not config.is_file():
+        return
+    recipe = load_recipe(str(config))
+    if isinstance(recipe, TrainingRecipe) and trained_rules(recipe.model) != PLAIN_RULES:
+        pooling, begin = recipe.model.pooling, recipe.model.begin_token
+        raise BadInput(
+            f"{folder}: a checkpoint's weights do not say that their run pools with model.pooling="
+            f"{pooling} model.begin_token={begin}; give the run, {config.parent}, or its export"
+        )
 
 
 def _check_llm2vec(path: Path) -> None:

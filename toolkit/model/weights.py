@@ -301,6 +301,9 @@ def write_encoder_files(
     config.save_pretrained(out)
     if tokenizer.truncation_side != "right":  # this toolkit keeps the first tokens of a text
         tokenizer.truncation_side = "right"
+    if "weightedmean" in rules.modes:
+        # sentence-transformers before 6.2 counts a token's weight from the padding on the left.
+        tokenizer.padding_side = "right"
     if rules.all_tokens:
         save_tokenizer(tokenizer, out=out)
     else:

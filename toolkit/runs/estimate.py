@@ -268,8 +268,10 @@ def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
 
 def forward_flops(shape: Shape, *, attended: float) -> float:
     """FLOPs per token of a forward pass without the head: 2N for the N weights that a token passes,
-    and 4 x layers x width x `attended` for the tokens that it attends to."""
-    return 2 * shape.active + 4 * shape.layers * shape.hidden * attended
+    and 4 x layers x width x `attended` for the tokens that it attends to. The width is that of all
+    heads together, which need not be that of the states."""
+    heads_width, _ = shape.linear["o_proj"]
+    return 2 * shape.active + 4 * shape.layers * heads_width * attended
 
 
 def flops(

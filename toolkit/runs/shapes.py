@@ -14,6 +14,9 @@ from toolkit.settings.hub import cached_file
 from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
 
+# Their feed-forward part has two maps, not three.
+UNGATED = ("bert", "camembert", "electra", "gpt_neox", "mpnet", "roberta", "xlm-roberta")
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -93,8 +96,9 @@ def read_shape(config: Mapping[str, Any]) -> Shape:
         attention |= {"o_proj": (heads * width, hidden)}
         feedforward = {"gate_up_proj": (hidden, 2 * inner), "down_proj": (inner, hidden)}
     else:
-        feedforward = {"gate_proj": (hidden, inner), "up_proj": (hidden, inner)}
-        feedforward |= {"down_proj": (inner, hidden)}
+        feedforward = {"up_proj": (hidden, inner), "down_proj": (inner, hidden)}
+        if config["model_type"] not in UNGATED:
+            feedforward = {"gate_proj": (hidden, inner), **feedforward}
     return Shape(
         vocab=config["vocab_size"],
         hidden=hidden,

@@ -59,3 +59,14 @@ class Model(Section):
     def keeps_begin(self) -> bool:
         """Whether a begin token stands before a text, if the tokenizer puts it there."""
         return self.begin_token != "none"  # noqa: S105
+
+    @property
+    def pools_as(self) -> tuple[str, str]:
+        """Pooling and begin token; two that give the same vectors are equal."""
+        return pools_as(self.pooling, self.begin_token)
+
+
+def pools_as(pooling: str, begin_token: str) -> tuple[str, str]:
+    """Both settings; two that give the same vectors are equal."""
+    same = (pooling, begin_token) == ("last", "skip")
+    return pooling, "pool" if same else begin_token

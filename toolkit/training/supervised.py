@@ -233,5 +233,9 @@ class SupervisedObjective:
                 "no room for the text"
             )
         made = maker.rows(texts, instruction=prefix)
-        owns = made.owns or [tokenizer.is_own(ids_T) for ids_T in made.rows]
+        # A row without tokens is laid out as one padding token.
+        owns = made.owns or [
+            tokenizer.is_own(ids_T) if len(ids_T) else np.zeros(1, dtype=np.bool_)
+            for ids_T in made.rows
+        ]
         return list(zip(made.rows, owns, strict=True))
