@@ -37,6 +37,7 @@ from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.settings.model_source import ModelSource
 
+MAX_TOKENS = 512  # where a folder says nothing, as llm2vec
 if TYPE_CHECKING:
     from toolkit.encoding.engines import Engine
 
@@ -115,10 +116,12 @@ def _compare(path: Path, asked: "Sequence[Engine]", arguments: argparse.Namespac
     model, after all were asked; and when none is installed."""
     from toolkit.encoding import engines
     from toolkit.encoding.encoder import Encoder
+    from toolkit.model.declared import limit_of
 
     texts = _read_texts(arguments.texts) if arguments.texts else list(engines.TEXTS)
     model = path / ENCODER_DIR if (path / ENCODER_DIR).is_dir() else path
-    encoder = Encoder.from_pretrained(model, dtype=arguments.dtype, max_tokens=_limit_of(model))
+    max_tokens = limit_of(model) or MAX_TOKENS
+    encoder = Encoder.from_pretrained(model, dtype=arguments.dtype, max_tokens=max_tokens)
     ours = encoder.encode(texts)
     faults, compared = [], 0
     for peer in asked:
@@ -164,14 +167,6 @@ def _read_texts(file: Path) -> list[str]:
     if not lines:
         raise BadInput(f"--texts {file}: has no text")
     return lines
-
-
-def _limit_of(model: Path) -> int:
-    """The tokens at which a folder of sentence-transformers cuts a text; else those at which
-    llm2vec does."""
-    file = model / "sentence_bert_config.json"
-    found = read_json(file).get("max_seq_length") if file.is_file() else None
-    return found if isinstance(found, int) else 512
 
 
 def run(path: Path) -> int:

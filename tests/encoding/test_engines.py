@@ -25,6 +25,7 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.encoding.engines import TEXTS, compare, parse_engine
 
 Answer = Callable[[str, Any], Any]
+Refusal = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,20 @@ def served(answer: Answer) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
+
+
+@pytest.fixture
+def refusal(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """The one line with which a comparison with an engine is refused, of these texts if given."""
+
+    def call(against: str, *texts: str) -> str:
+        (tmp_path / "texts.txt").write_text("\n".join(texts))
+        asked = ["--texts", str(tmp_path / "texts.txt")] if texts else []
+        assert verify.main([str(encoder), "--against", against, *asked]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    return call
 
 
 def test_sentence_transformers_makes_the_same_vectors(
@@ -158,15 +173,9 @@ def test_texts_of_ones_own_and_the_one_that_differs_is_named(
         (lambda path, _: {} if path == "/info" else [], "instead of a vector for each"),
     ],
 )
-def test_a_server_that_cannot_is_named(
-    answer: Answer, why: str, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "one.txt").write_text("a text\n")
+def test_a_server_that_cannot_is_named(answer: Answer, why: str, refusal: Refusal) -> None:
     with served(answer) as url:
-        asked = ["--against", f"tei={url}", "--texts", str(tmp_path / "one.txt")]
-        assert verify.main([str(encoder), *asked]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert why in line
+        assert why in refusal(f"tei={url}", "a text")
 
 
 @pytest.mark.parametrize(
@@ -180,34 +189,20 @@ def test_a_server_that_cannot_is_named(
         ("tei", lambda path, body: {} if path == "/info" else [[1.0], [1.0, 2.0]][: len(body)]),
     ],
 )
-def test_an_answer_of_another_form_is_one_line(
-    name: str, answer: Answer, encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "two.txt").write_text("a text\nanother\n")
+def test_an_answer_of_another_form_is_one_line(name: str, answer: Answer, refusal: Refusal) -> None:
     with served(answer) as url:
-        asked = ["--against", f"{name}={url}", "--texts", str(tmp_path / "two.txt")]
-        assert verify.main([str(encoder), *asked]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert name in line
+        assert name in refusal(f"{name}={url}", "a text", "another")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:abc", "http://[x", "http://127.0.0.1:1"])
-def test_a_url_that_is_none_is_one_line(
-    url: str, encoder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert verify.main([str(encoder), "--against", f"tei={url}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert url in line
+def test_a_url_that_is_none_is_one_line(url: str, refusal: Refusal) -> None:
+    assert url in refusal(f"tei={url}")
 
 
-def test_a_file_that_is_no_python_is_one_line(
-    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_no_python_is_one_line(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "python").write_bytes(b"\0\1")
     (tmp_path / "python").chmod(0o755)
-    assert verify.main([str(encoder), "--against", f"llm2vec={tmp_path / 'python'}"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "is no Python" in line
+    assert "is no Python" in refusal(f"llm2vec={tmp_path / 'python'}")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe\xe9", b"\n"])

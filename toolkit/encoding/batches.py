@@ -57,20 +57,17 @@ class Batching:
     ) -> Prepared:
         """A vector for each row, in batches of at most `max_rows` rows. `owns` marks the tokens
         that are pooled; None: all but special ones."""
-        batches = []
-        for numbers, laid in self._laid(rows, owns=owns, max_rows=max_rows):
-            num_tokens = sum(len(rows[number]) for number in numbers)
-            batches.append(PreparedBatch(numbers, laid, num_tokens))
+        batches = list(self._laid(rows, owns=owns, max_rows=max_rows))
         return Prepared(batches, num_rows=len(rows))
 
     def of_windows(self, windows: Sequence[Window]) -> Prepared:
         """A vector for each chunk of the windows."""
         batches = []
-        for numbers, laid in self._laid([window.ids for window in windows]):
-            some = [windows[number] for number in numbers]
+        for batch in self._laid([window.ids for window in windows]):
+            some = [windows[number] for number in batch.numbers]
             chunks = [chunk for window in some for chunk, _ in window.chunks]
-            num_tokens = sum(len(window.ids) for window in some)
-            batches.append(PreparedBatch(chunks, laid, num_tokens, _slices(some, laid)))
+            slices = _slices(some, batch.rows)
+            batches.append(dataclasses.replace(batch, numbers=chunks, slices=slices))
         return Prepared(batches, num_rows=sum(len(window.chunks) for window in windows))
 
     def _laid(
@@ -79,7 +76,7 @@ class Batching:
         *,
         owns: Sequence[NDArray[np.bool_]] | None = None,
         max_rows: int | None = None,
-    ) -> Iterator[tuple[list[int], Rows]]:
+    ) -> Iterator[PreparedBatch]:
         # Sorted by length, so that the rows of a batch need little padding.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
         for numbers in token_batches(
@@ -87,10 +84,8 @@ class Batching:
         ):
             some = [rows[number] for number in numbers]
             marks = [owns[number] for number in numbers] if owns else None
-            yield (
-                numbers,
-                lay_out(some, tokenizer=self.tokenizer, packed=self.packed, owns=marks),
-            )
+            laid = lay_out(some, tokenizer=self.tokenizer, packed=self.packed, owns=marks)
+            yield PreparedBatch(numbers, laid, num_tokens=sum(map(len, some)))
 
 
 def _slices(windows: Sequence[Window], laid: Rows) -> Slices:

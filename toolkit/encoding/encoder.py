@@ -294,9 +294,9 @@ class Encoder:
         owns = owns or self._maker.with_marks(rows).owns
         return self._batching.of_rows(rows, owns=owns, max_rows=max_rows)
 
-    def check_late(self, chunks: ChunkRules) -> None:
-        """Raise `BadInput` unless this encoder can read documents and then cut them by `chunks`."""
-        self._maker.check_late(chunks)
+    def check_chunks(self, chunks: ChunkRules) -> None:
+        """Raise `BadInput` unless this encoder can embed chunks by these rules."""
+        self._maker.check_chunks(chunks)
 
     def prepare_late(
         self, texts: Sequence[str], *, chunks: ChunkRules

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from toolkit.base.console import at_work
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.encoding import engine_worker
-from toolkit.encoding.formats import unit_length
+from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.model.plain_path import LEAST_COSINE, MOST_STRETCH, nearness
 
-Vectors = NDArray[np.float32]
 # Of many lengths and scripts, and all shorter than the limits of the engines.
 TEXTS = (
     "canal",
@@ -46,8 +45,6 @@ TEXTS = (
     "The chemist poured the acid slowly into a tall beaker, and wrote down what she saw. " * 8,
     "Water boils at a lower temperature on a mountain, since the air weighs less upon it. " * 12,
 )
-MOST_STRETCH = {"fp32": 1e-3, "bf16": 0.05}  # of a vector's length, relative
-LEAST_COSINE = {"fp32": 0.9999, "bf16": 0.99}
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 SERVERS = ("tei", "vllm")
 NAMES = tuple(dict.fromkeys((*engine_worker.ENGINES, *SERVERS)))
@@ -148,18 +145,19 @@ def compare(ours: Vectors, theirs: Vectors) -> Agreement:
     """How near two tables (N, D) are. Raises `BadInput` when their widths differ."""
     if ours.shape != theirs.shape:
         raise BadInput(f"its vectors have {theirs.shape[1]} numbers, ours {ours.shape[1]}")
-    lengths = [np.linalg.norm(vectors.astype(np.float64), axis=1) for vectors in (ours, theirs)]
-    units = [unit_length(vectors) for vectors in (ours, theirs)]
+    cosine_N, stretch_N = nearness(theirs, ours)
     # A vector that is no number is like none.
-    cosine_N = np.nan_to_num(np.vecdot(units[0], units[1], dtype=np.float64), nan=-1.0)
-    difference = np.abs(units[0] - units[1])
-    stretch = np.abs(lengths[1] / np.maximum(lengths[0], 1e-30) - 1)
-    are_units = [bool(np.allclose(length, 1, atol=1e-2)) for length in lengths]
+    cosine_N = np.nan_to_num(cosine_N, nan=-1.0)
+    difference = np.abs(unit_length(ours) - unit_length(theirs))
+    are_units = [
+        bool(np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-2))
+        for vectors in (ours, theirs)
+    ]
     return Agreement(
         least_cosine=float(cosine_N.min()),
         worst=int(cosine_N.argmin()),
         largest_difference=float(difference.max()),
-        stretch=float(stretch.max()),
+        stretch=float(stretch_N.max()),
         is_normalized=are_units[1] and not are_units[0],
     )
 

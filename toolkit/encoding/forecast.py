@@ -19,14 +19,15 @@ from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
 from toolkit.batching.tokenizer import text_tokenizer
-from toolkit.encoding.chunks import chunks_of, no_prompt, rules_of
+from toolkit.encoding.chunks import chunks_of, rules_of
+from toolkit.encoding.formats import row_bytes
 from toolkit.encoding.index import FLAT, HNSW, IVF, PQ, parameters_of
 from toolkit.encoding.output import KEY, facts_schema
 from toolkit.encoding.rows import RowMaker
 from toolkit.encoding.units import CHARS_PER_ROW, CHARS_PER_TOKEN, ChunkRules
 from toolkit.model.adapters import chain_of
 from toolkit.model.declared import vector_rules
-from toolkit.model.vector_rules import Dense, VectorRules
+from toolkit.model.vector_rules import VectorRules
 from toolkit.runs.estimate import Cluster, forward_flops
 from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.model_source import ModelSource, is_adapter
@@ -39,8 +40,6 @@ SAMPLE_ROWS = 1000
 NUM_STRATA = 25
 MOST_CHARS_PER_TOKEN = 8
 FP32_SLOWER = 15  # a GPU's fp32 peak is about that much below its bf16 peak
-BYTES: dict[VectorFormat, float] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "binary": 1 / 8}
-SCALE_BYTES = 4  # of int8, per vector
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Total:
 class Forecast:
     """What an embedding needs. `texts` and `rows` (of the output: chunks, if texts are cut into
     them), `tokens` that the model reads, `squares` (the sum of the squared lengths of the rows that
-    it reads: attention's share),
-    `cut` (texts that lose their end), `width` of the vectors, and the bytes of ids per row."""
+    it reads: attention's share), `cut` (texts that lose their end), `width` of the vectors, and the
+    bytes of ids per row."""
 
     texts: int
     sampled: int
@@ -81,11 +80,10 @@ class Forecast:
 
     def disk(self) -> dict[VectorFormat, float]:
         """Bytes of the vectors in each format, and their ids."""
-        sizes = {}
-        for form in get_args(VectorFormat):
-            row = math.ceil(self.width * BYTES[form]) + SCALE_BYTES * (form == "int8")
-            sizes[form] = self.rows.value * (row + self.id_bytes)
-        return sizes
+        return {
+            form: self.rows.value * (row_bytes(form, width=self.width) + self.id_bytes)
+            for form in get_args(VectorFormat)
+        }
 
     def indexes(self) -> dict[str, float]:
         """Bytes of memory of each kind of faiss index, as `index.parameters_of` builds it."""
@@ -115,14 +113,12 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     most = recipe.encoder.max_tokens
     made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
     text_format, prompt = recipe.encoder.text_format, recipe.encoder.prompt
-    width = _width(rules, hidden=shape.hidden)
+    width = rules.dims or rules.width(shape.hidden)
     if recipe.dims and recipe.dims > width:
         raise BadInput(f"dims={recipe.dims}: the vectors have {width} numbers")
     maker = RowMaker(made, rules=rules, text_format=text_format, prompt=prompt)
-    if chunks and chunks.is_late:
-        maker.check_late(chunks)
-    elif chunks and rules.prompt:
-        raise no_prompt(rules.prompt)
+    if chunks:
+        maker.check_chunks(chunks)
     # What is cut off is no work; texts of equal work are of about equal length.
     most_chars = None if chunks else MOST_CHARS_PER_TOKEN * most
     strata = strata_of(np.clip(shards.num_chars, 0, most_chars), sample_rows=sample_rows)
@@ -230,12 +226,6 @@ def _described(
         )
     chain = chain_of(settings.model, adapters=settings.adapters)
     return chain.base, chain.tokenizer, chain.rules(settings, dims=dims)
-
-
-def _width(rules: VectorRules, *, hidden: int) -> int:
-    width = rules.dims or hidden * len(rules.modes)
-    denses = [step for step in rules.after if isinstance(step, Dense)]
-    return rules.dims or (denses[-1].out_features if denses else width)
 
 
 def _id_bytes(

@@ -54,6 +54,13 @@ class Kept:
     stored: Mapping[str, Array]
 
 
+def row_bytes(form: VectorFormat, *, width: int) -> int:
+    """The bytes of a vector of `width` numbers in a file, with its scale if it has one."""
+    if form == "binary":
+        return -(-width // 8)
+    return width * np.dtype(_DTYPES[form][1]).itemsize + 4 * (form == "int8")
+
+
 def encode(vectors_RD: Vectors, *, form: VectorFormat, kept: Kept | None = None) -> bytes:
     """Finite vectors as the bytes of a safetensors file. Equal vectors give equal bytes. The rows
     that are `kept` get the bytes in which they are stored."""

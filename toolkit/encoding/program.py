@@ -19,7 +19,7 @@ from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import Topology, detect, worker_of
 from toolkit.encoding import schedule
-from toolkit.encoding.chunks import no_prompt, rules_of
+from toolkit.encoding.chunks import rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.reuse import OldVectors, open_old, record_reuse
@@ -170,10 +170,8 @@ def _claimed(
     recipe = recipe.model_copy(update={"encoder": settings})
     output_dir = Path(recipe.output_dir)
     encoder = Encoder(settings, device=device, dims=recipe.dims)
-    if chunks and chunks.is_late:
-        encoder.check_late(chunks)
-    elif chunks and encoder.prompt:  # a default that the model's folder declares
-        raise no_prompt(encoder.prompt)
+    if chunks:
+        encoder.check_chunks(chunks)
     facts = identity(
         recipe,
         corpus_digest=shards.digest,

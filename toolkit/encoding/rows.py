@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from toolkit.base.errors import BadInput
-from toolkit.encoding.chunks import Chunk
+from toolkit.encoding.chunks import Chunk, no_prompt
 from toolkit.encoding.late_chunks import Window, check_poolings, late_chunks_of, room_of
 from toolkit.encoding.units import ChunkRules
 from toolkit.model.vector_rules import VectorRules
@@ -106,8 +106,13 @@ class RowMaker:
         encoded = self._tokenizer.encode_after(prefix, whole)
         return Rows([ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded])
 
-    def check_late(self, chunks: ChunkRules) -> None:
-        """Raise `BadInput` where `late_chunks` could not give vectors."""
+    def check_chunks(self, chunks: ChunkRules) -> None:
+        """Raise `BadInput` where texts cannot become chunks by these rules: for the pooling or the
+        prompt of the encoder."""
+        if not chunks.is_late:
+            if self._rules.prompt:  # perhaps a default that the model's folder declares
+                raise no_prompt(self._rules.prompt)
+            return
         check_poolings(self._rules.modes)
         prompt = self.prefix_of()
         if not is_unicode(prompt):

@@ -229,10 +229,7 @@ def _check_pooling_before(stages: Mapping[str, StageRecipe], *, name: str) -> No
         if not isinstance(other, kinds) or Path(recipe.model.base) not in folders:
             continue
         if other.model.pools_as != recipe.model.pools_as:
-            now, before = (
-                f"model.pooling={model.pooling} model.begin_token={model.begin_token}"
-                for model in (recipe.model, other.model)
-            )
+            now, before = recipe.model.pooling_text, other.model.pooling_text
             raise BadInput(f"{name}: {now}, and {other_name}, from which it goes on, has {before}")
 
 

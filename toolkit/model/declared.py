@@ -8,7 +8,7 @@ with the name of the setting (`check_declared`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ from toolkit.model.vector_rules import (
     with_pooling,
 )
 from toolkit.model.weights import base_folder, model_digest, stages_of
-from toolkit.settings.model_schema import Model, pools_as
+from toolkit.settings.model_schema import Model, pooling_text, pools_as
 from toolkit.settings.model_source import ModelSource
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import EncoderSettings, TrainingRecipe
@@ -84,7 +84,6 @@ def check_declared(folders: Sequence[Path], *, tokenizer: ModelSource, use: Use)
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         _check_folder(folder, loaded=loaded, max_tokens=use.max_tokens)
-        _check_checkpoint(folder)
         path = folder / LLM2VEC_CONFIG
         if use.rules != PLAIN_RULES and path.is_file() and not _is_mntp(folder):
             raise refused(path, "says that the mean of a text's own tokens is taken")
@@ -116,16 +115,13 @@ def _check_pooling_before(folder: Path, *, model: Model) -> None:
         return
     # Stages of older versions name neither.
     before = stages[-1].get("pooling", "mean"), stages[-1].get("begin_token", "skip")
-    now = model.pooling, model.begin_token
-    if pools_as(*before) == pools_as(*now):
+    if pools_as(*before) == model.pools_as:
         return
-    shown, given = (
-        f"model.pooling={pooling} model.begin_token={begin}" for pooling, begin in (now, before)
-    )
     raise BadInput(
-        f"{shown}: {folder} was trained with {given}; give the same (but not to MNTP, which makes "
-        f"no vectors), or to change it on purpose give as model.base a copy of that folder without "
-        f"{MODULES_FILE} and {ORIGIN_FILE}, and with the tokenizer of the first base"
+        f"{model.pooling_text}: {folder} was trained with {pooling_text(*before)}; give the same "
+        "(but not to MNTP, which makes no vectors), or to change it on purpose give as model.base "
+        f"a copy of that folder without {MODULES_FILE} and {ORIGIN_FILE}, and with the tokenizer "
+        "of the first base"
     )
 
 
@@ -145,7 +141,6 @@ def vector_rules(
     loaded = functools.cache(lambda: load_tokenizer(tokenizer))
     for folder in folders:
         _check_folder(folder, loaded=loaded, max_tokens=settings.max_tokens)
-        _check_checkpoint(folder)
     rules, is_ours = VectorRules(causal=settings.causal), True
     for folder in folders:
         if (folder / MODULES_FILE).is_file():
@@ -221,6 +216,7 @@ def _check_folder(folder: Path, *, loaded: Loaded, max_tokens: int | None) -> No
     if any((folder / name).is_file() for name in (LLM2VEC_CONFIG, MODULES_FILE)):
         _check_truncation(folder, tokenizer=loaded())
     _check_length(folder, max_tokens=max_tokens)
+    _check_checkpoint(folder)
 
 
 def _check_checkpoint(folder: Path) -> None:
@@ -233,10 +229,9 @@ def _check_checkpoint(folder: Path) -> None:
         return
     recipe = load_recipe(str(config))
     if isinstance(recipe, TrainingRecipe) and trained_rules(recipe.model) != PLAIN_RULES:
-        pooling, begin = recipe.model.pooling, recipe.model.begin_token
         raise BadInput(
-            f"{folder}: a checkpoint's weights do not say that their run pools with model.pooling="
-            f"{pooling} model.begin_token={begin}; give the run, {config.parent}, or its export"
+            f"{folder}: a checkpoint's weights do not say that their run pools with "
+            f"{recipe.model.pooling_text}; give the run, {config.parent}, or its export"
         )
 
 
@@ -349,6 +344,22 @@ def _check_length(folder: Path, *, max_tokens: int | None) -> None:
     for other tools."""
     if max_tokens is None or (folder / ORIGIN_FILE).is_file():
         return
+    for limit, path, key in _limits(folder):
+        if max_tokens > limit:
+            raise BadInput(
+                f"max_tokens={max_tokens}: texts of this model are cut at {limit} tokens "
+                f"({path}: {key}); give at most {limit}"
+            )
+
+
+def limit_of(folder: Path) -> int | None:
+    """How many tokens of a text other tools read, by what the folder says; None if it says nothing
+    of that."""
+    return min((int(limit) for limit, _, _ in _limits(folder)), default=None)
+
+
+def _limits(folder: Path) -> Iterator[tuple[int | float, Path, str]]:
+    """Each number of tokens at which the folder has a text cut, with its file and key."""
     places = [(folder / LLM2VEC_CONFIG, "max_length")]
     if (folder / MODULES_FILE).is_file():
         key = "max_seq_length"
@@ -364,11 +375,8 @@ def _check_length(folder: Path, *, max_tokens: int | None) -> None:
             places.append((folder / "config.json", "max_position_embeddings"))
     for path, key in places:
         limit = mapping(path).get(key) if path.is_file() else None
-        if isinstance(limit, int | float) and limit != -1 and max_tokens > limit:
-            raise BadInput(
-                f"max_tokens={max_tokens}: texts of this model are cut at {limit} tokens "
-                f"({path}: {key}); give at most {limit}"
-            )
+        if isinstance(limit, int | float) and limit != -1:
+            yield limit, path, key
 
 
 def _special_around(tokenizer: PreTrainedTokenizerBase) -> list[int]:

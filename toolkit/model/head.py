@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def pooling_head(rules: VectorRules) -> Callable[[FlatTokens], Tensor] | None:
     """The pooling of `rules` alone, for training; None for a mean, which `embed_rows` computes in a
     faster way."""
-    return None if rules.modes == ("mean",) else functools.partial(pool, modes=rules.modes)
+    return None if rules.is_mean else functools.partial(pool, modes=rules.modes)
 
 
 class Head:
@@ -39,18 +39,12 @@ class Head:
         """Raises `BadInput` where the width of a Dense does not fit what comes before it."""
         self._modes = rules.modes
         self._steps: list[Callable[[Tensor], Tensor]] = []
-        self.width = hidden_size * len(rules.modes)
+        self.width = rules.width(hidden_size)
         for step in rules.after:
-            if not isinstance(step, Dense):
+            if isinstance(step, Dense):
+                self._steps.append(_dense(step, device=device))
+            else:
                 self._steps.append(lambda vector_SV: F.normalize(vector_SV, dim=-1))
-                continue
-            if step.in_features != self.width:
-                raise BadInput(
-                    f"{step.weights.parent}: Dense takes vectors of {step.in_features} numbers, "
-                    f"and gets {self.width}"
-                )
-            self._steps.append(_dense(step, device=device))
-            self.width = step.out_features
 
     def __call__(self, tokens: FlatTokens) -> Tensor:
         """Vectors (S, V), in fp32; the zero vector for a row without a token to pool."""

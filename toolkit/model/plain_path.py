@@ -34,9 +34,7 @@ class OtherVectors(BadInput):
 
 def prove_vectors(found: NDArray[np.float32], *, plain: Vectors, dtype: str, model: str) -> None:
     """Raise `OtherVectors` unless the vectors of the probes equal the plain ones."""
-    lengths = np.linalg.norm(found, axis=1), np.linalg.norm(plain, axis=1)
-    cosine = np.vecdot(found, plain) / np.maximum(lengths[0] * lengths[1], 1e-30)
-    stretch = np.abs(lengths[0] / np.maximum(lengths[1], 1e-30) - 1)
+    cosine, stretch = nearness(found, plain)
     # Written so that NaN is no equality.
     same = (cosine >= LEAST_COSINE[dtype]) & (stretch <= MOST_STRETCH[dtype])
     if not same.all():
@@ -45,6 +43,15 @@ def prove_vectors(found: NDArray[np.float32], *, plain: Vectors, dtype: str, mod
             f"cosine {cosine.min():.4f}, lengths differ by up to {stretch.max():.1%}); try "
             "encoder.attention=sdpa, and report it"
         )
+
+
+def nearness(found: NDArray[Any], other: NDArray[Any]) -> tuple[Vectors, Vectors]:
+    """Of each row of two tables (B, D): the cosine of both, and how much longer or shorter the
+    first is than the second, relative."""
+    found, other = found.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1), np.linalg.norm(other, axis=1)
+    cosine = np.vecdot(found, other) / np.maximum(lengths[0] * lengths[1], 1e-30)
+    return cosine, np.abs(lengths[0] / np.maximum(lengths[1], 1e-30) - 1)
 
 
 @torch.inference_mode()

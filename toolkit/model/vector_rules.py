@@ -89,6 +89,21 @@ class VectorRules:
         """Whether a vector is the mean of some tokens' states, and nothing is done to it."""
         return self.modes == ("mean",) and not self.after
 
+    def width(self, hidden_size: int) -> int:
+        """How many numbers a vector has, before `dims`, of states of `hidden_size` numbers. Raises
+        `BadInput` where the width of a Dense does not fit what comes before it."""
+        width = hidden_size * len(self.modes)
+        for step in self.after:
+            if not isinstance(step, Dense):
+                continue
+            if step.in_features != width:
+                raise BadInput(
+                    f"{step.weights.parent}: Dense takes vectors of {step.in_features} numbers, "
+                    f"and gets {width}"
+                )
+            width = step.out_features
+        return width
+
     def digest(self, model: str) -> str:
         """What identifies vectors by these rules, given the digest of their model; for plain rules
         that digest itself, as in encodings made before there were other rules."""

@@ -61,9 +61,19 @@ class Model(Section):
         return self.begin_token != "none"  # noqa: S105
 
     @property
+    def pooling_text(self) -> str:
+        """Pooling and begin token, as they are written on the command line."""
+        return pooling_text(self.pooling, self.begin_token)
+
+    @property
     def pools_as(self) -> tuple[str, str]:
         """Pooling and begin token; two that give the same vectors are equal."""
         return pools_as(self.pooling, self.begin_token)
+
+
+def pooling_text(pooling: str, begin_token: str) -> str:
+    """Both settings, as they are written on the command line."""
+    return f"model.pooling={pooling} model.begin_token={begin_token}"
 
 
 def pools_as(pooling: str, begin_token: str) -> tuple[str, str]:

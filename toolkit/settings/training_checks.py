@@ -61,8 +61,7 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
 
 
 def _check_pooling(recipe: TrainingRecipe) -> None:
-    model = recipe.model
-    asked = f"model.pooling={model.pooling} model.begin_token={model.begin_token}"
+    model, asked = recipe.model, recipe.model.pooling_text
     if isinstance(recipe, MntpRecipe) and (model.pooling, model.begin_token) != ("mean", "skip"):
         raise BadInput(
             f"{asked}: MNTP makes no vectors; leave both out here, and give them to the stages "

@@ -173,13 +173,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _loading(facts: CardFacts, *, name: str) -> str:
-    text = (
-        _PEFT
-        if facts.form == "peft"
-        else _MERGED + (_ENGINES_OF_WORD_WEIGHTS if _pooling_model(facts) is None else _ENGINES)
-    )
-    if facts.form == "peft" and facts.is_chained:
-        text = _CHAIN
+    engines = _ENGINES_OF_WORD_WEIGHTS if _pooling_model(facts) is None else _ENGINES
+    text = _MERGED + engines
+    if facts.form == "peft":
+        text = _CHAIN if facts.is_chained else _PEFT
     if facts.form == "llm2vec":
         text += _LLM2VEC
     instruction = facts.instruction_format.format(instruction="INSTRUCTION").strip()

@@ -207,8 +207,8 @@ def _check_form(export: Export, *, config: PretrainedConfig, model: Model | None
     """Refuse, before hours of merging, what a format cannot hold and what it would ignore."""
     if export.form != "merged" and model and trained_rules(model) != PLAIN_RULES:
         raise BadInput(
-            f"--format {export.form}: cannot say model.pooling={model.pooling} "
-            f"model.begin_token={model.begin_token}, only mean and skip; give --format merged"
+            f"--format {export.form}: cannot say {model.pooling_text}, only mean and skip; give "
+            "--format merged"
         )
     if export.form == "llm2vec":
         config_of_4_44(config.to_dict())

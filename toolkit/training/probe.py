@@ -74,10 +74,8 @@ class _Embed:
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:  # noqa: ARG002
         trainer, world = self._trainer, comm.world_size()
         objective = trainer.objective
-        maker, head = (
-            RowMaker(objective.tokenizer, rules=objective.rules),
-            pooling_head(objective.rules),
-        )
+        maker = RowMaker(objective.tokenizer, rules=objective.rules)
+        head = pooling_head(objective.rules)
         rows = maker.rows(texts).rows
         # Rows of similar length share a batch; all ranks come to the same order.
         order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))

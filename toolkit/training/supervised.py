@@ -224,14 +224,14 @@ class SupervisedObjective:
 
     def _encode(self, texts: Sequence[str], instruction: str) -> list[Row]:
         tokenizer, prefix = self.tokenizer, ""
+        maker = RowMaker(tokenizer, rules=self.rules)
         if instruction:
             prefix = self.settings.instruction_format.format(instruction=instruction)
-        maker = RowMaker(tokenizer, rules=self.rules)
-        if not maker.leaves_room(prefix):
-            raise BadInput(
-                f"data.max_tokens={tokenizer.max_tokens}: the instruction {instruction!r} leaves "
-                "no room for the text"
-            )
+            if not maker.leaves_room(prefix):
+                raise BadInput(
+                    f"data.max_tokens={tokenizer.max_tokens}: the instruction {instruction!r} "
+                    "leaves no room for the text"
+                )
         made = maker.rows(texts, instruction=prefix)
         # A row without tokens is laid out as one padding token.
         owns = made.owns or [
