@@ -61,6 +61,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with one document per line (.txt), "
         "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk",
     )
+    parser.add_argument(
+        "--whole-files",
+        action="store_true",
+        help="each .txt, .md or .rst file is one document, in whatever encoding",
+    )
     parser.add_argument("--dataset", help="instead: a data set of the Hugging Face hub")
     parser.add_argument("--config", help="the configuration of that data set")
     parser.add_argument(
@@ -231,7 +236,7 @@ def work_of(arguments: argparse.Namespace) -> Work:
     else:
         inputs = tuple(
             given if given.is_file else dataclasses.replace(given, split=arguments.split)
-            for given in find_inputs(arguments.input)
+            for given in find_inputs(arguments.input, whole_files=arguments.whole_files)
         )
     for given in inputs:
         if given.is_file and not Path(given.path).is_file():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from toolkit.base.console import say
 from toolkit.command_line.door import FAILED, Parser, guarded
-from toolkit.text.repair import repair
-from toolkit.text.sources import find_inputs
+from toolkit.text.repair import reads_whole_files, repair
+from toolkit.text.sources import Input, find_inputs
 from toolkit.text.verify import Fault, verify
 
 EXAMPLES = """examples:
@@ -52,7 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         if arguments.repair:
-            inputs = find_inputs(arguments.source) if arguments.source else ()
+            inputs: tuple[Input, ...] = ()
+            if arguments.source:
+                whole_files = reads_whole_files(arguments.directory)
+                inputs = find_inputs(arguments.source, whole_files=whole_files)
             faults.extend(repair(arguments.directory, inputs=inputs))
         else:
             faults.extend(verify(arguments.directory))

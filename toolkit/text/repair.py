@@ -54,6 +54,12 @@ def repair(directory: Path, *, inputs: Sequence[Input]) -> list[Fault]:
     return left
 
 
+def reads_whole_files(directory: Path) -> bool:
+    """Whether each text file was one document of these shards."""
+    reading = believable_manifest(directory)["settings"].get("reading", [])
+    return any(one.get("kind") == "file" for one in reading)
+
+
 def _remake(directory: Path, *, manifest: Manifest, number: int, inputs: Sequence[Input]) -> None:
     entry = manifest["shards"][number]
     group, unit, piece = entry["part"]

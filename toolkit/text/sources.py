@@ -25,12 +25,15 @@ from toolkit.text.readers import (
     Table,
 )
 from toolkit.text.records import Damaged
+from toolkit.text.whole_files import RULES_VERSION as WHOLE_FILE_RULES
+from toolkit.text.whole_files import WholeFile
 from toolkit.text.wikitext import RULES_VERSION
 
 JSON_LINES = (".jsonl", ".ndjson")
 TEXT_LINES = (".txt",)
 PARQUET = (".parquet",)
 XML = (".xml",)
+WHOLE_FILES = (*TEXT_LINES, ".md", ".rst")
 DEFAULT_SPLIT = "train"
 COMPRESSED = (".gz", ".zst", ".bz2")
 
@@ -55,12 +58,14 @@ class Input:
         return self.kind != "dataset"
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path, *, whole_files: bool = False) -> str:
     """The kind of a file, by its name; `BadInput` for a name from which it cannot be known."""
     name = path.name.lower()
     inner = name
     for suffix in COMPRESSED:
         inner = inner.removesuffix(suffix)
+    if whole_files and inner.endswith(WHOLE_FILES):
+        return "file"
     for kind, suffixes in (("json", JSON_LINES), ("text", TEXT_LINES), ("dump", XML)):
         if inner.endswith(suffixes):
             return kind
@@ -68,14 +73,15 @@ def kind_of(path: Path) -> str:
         return "parquet"
     if name.endswith((".bz2", ".gz")):  # Wikimedia's parts: articles1.xml-p1p41242.bz2
         return "dump"
-    known = ", ".join((*XML, *JSON_LINES, *TEXT_LINES, *PARQUET))
+    texts = WHOLE_FILES if whole_files else TEXT_LINES
+    known = ", ".join((*XML, *JSON_LINES, *texts, *PARQUET))
     packed = ", ".join(COMPRESSED)
     raise BadInput(f"{path}: unknown kind of file; give one of {known}, or with one of {packed}")
 
 
 def noun_of(kind: str) -> str:
     """The word for a row of this kind of input: page, line or row."""
-    return {"dump": "page", "json": "line", "text": "line"}.get(kind, "row")
+    return {"dump": "page", "json": "line", "text": "line", "file": "file"}.get(kind, "row")
 
 
 def reading_settings(kind: str, *, columns: Columns) -> dict[str, str | int]:
@@ -84,12 +90,14 @@ def reading_settings(kind: str, *, columns: Columns) -> dict[str, str | int]:
         return {"kind": kind, "cleaning_rules": RULES_VERSION}
     if kind == "text":
         return {"kind": kind}
+    if kind == "file":
+        return {"kind": kind, "rules": WHOLE_FILE_RULES}
     return {"kind": kind, **vars(columns)}
 
 
-def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
+def find_inputs(paths: Sequence[Path], *, whole_files: bool = False) -> tuple[Input, ...]:
     """The inputs for these paths, in order: each file, and for a folder all files below it whose
-    kind is known.
+    kind is known. With `whole_files` a text file (`WHOLE_FILES`) is one document.
 
     Raises `BadInput` for a file of unknown kind, a folder without such files, and repeated inputs.
     """
@@ -101,7 +109,7 @@ def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
         inside = [
             file
             for file in sorted(path.rglob("*"))
-            if file.is_file() and _is_known(file, below=path)
+            if file.is_file() and _is_known(file, below=path, whole_files=whole_files)
         ]
         if not inside:
             raise BadInput(f"{path}: holds no file that can be read")
@@ -112,9 +120,10 @@ def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
     common = Path(os.path.commonpath([place.parent for place in places]))
     return tuple(
         Input(
-            name=str(place.relative_to(common)),
+            # A name on Linux may be any bytes; what is not UTF-8 is written as \xff.
+            name=os.fsencode(place.relative_to(common)).decode("utf-8", "backslashreplace"),
             path=str(file),
-            kind="dataset" if is_saved_dataset(file) else kind_of(file),
+            kind="dataset" if is_saved_dataset(file) else kind_of(file, whole_files=whole_files),
         )
         for file, place in zip(files, places, strict=True)
     )
@@ -219,14 +228,15 @@ def is_packed(given: Input) -> bool:
     return given.path.lower().endswith((*COMPRESSED, *PARQUET))
 
 
-def _is_known(path: Path, *, below: Path) -> bool:
+def _is_known(path: Path, *, below: Path, whole_files: bool) -> bool:
     # Only the parts below the folder that was named count as hidden: "../data" is not hidden.
     parts = path.relative_to(below).parts
     if path.name.startswith("_") or any(part.startswith(".") for part in parts):
         return False
     try:
         # The index of a multistream dump lies beside the dump, and is no input.
-        return kind_of(path) != "" and "multistream-index" not in path.name
+        kind = kind_of(path, whole_files=whole_files)
+        return kind != "" and "multistream-index" not in path.name
     except BadInput:
         return False
 
@@ -239,6 +249,8 @@ def open_source(given: Input, *, columns: Columns) -> Source:
     path = Path(given.path)
     if not path.is_file():
         raise Damaged("no such file")
+    if given.kind == "file":
+        return WholeFile(path, name=given.name)
     if path.stat().st_size == 0:
         raise Damaged("is empty")
     if given.kind == "dump":

@@ -1,0 +1,122 @@
+"""A folder of text files as people have it: each file is one document."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+from toolkit.base.errors import BadInput
+from toolkit.text.records import Article
+from toolkit.text.shards import open_shards
+from toolkit.text.sources import find_inputs
+from toolkit.text.whole_files import decoded, title_of, unwrapped
+
+PROSE = "Die Strömung über dem Flügel wird turbulent, sobald die Störungen groß genug werden. " * 5
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "iso8859-15", "cp850"],
+)
+def test_a_text_is_read_in_the_encoding_in_which_it_was_written(encoding: str) -> None:
+    assert decoded(PROSE.encode(encoding)) == PROSE
+
+
+def test_japanese_and_russian_in_their_old_encodings() -> None:
+    japanese = "翼の上の流れは、擾乱が十分に大きくなると乱流になります。" * 20
+    russian = "Течение над крылом становится турбулентным, когда возмущения растут. " * 20
+    assert decoded(japanese.encode("shift_jis")) == japanese
+    assert decoded(russian.encode("cp1251")) == russian
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 9, b"\xff\xfe\0", b"a\0b"])
+def test_what_is_no_text_gives_none(content: bytes) -> None:
+    assert decoded(content) is None
+
+
+def test_lines_of_a_wrapped_paragraph_are_joined_and_others_are_kept() -> None:
+    wrapped = "The first paragraph\r\ngoes on here.\r\n\r\n  \r\nThe second\r\none.\r\n- a\r\n- b\r\nc\r\n"
+    assert unwrapped(wrapped) == "The first paragraph goes on here.\nThe second one.\n- a\n- b c"
+    poem = "One line\nanother line\n"
+    assert unwrapped(poem) == "One line\nanother line"
+    long = f"{'word ' * 40}\nnext line\n\nlast"
+    assert unwrapped(long).count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("in/Boundary_layers-over  wings.txt.gz", "Boundary layers over wings"),
+        ("doc_0012.txt", ""),
+        ("3f9a.md", ""),
+        ("Report 2021 Q3.txt", ""),
+        ("Annual Report 2021.txt", "Annual Report 2021"),
+    ],
+)
+def test_a_file_name_that_says_something_is_the_title(name: str, title: str) -> None:
+    assert title_of(name) == title
+
+
+def test_a_folder_with_odd_names_becomes_shards_with_a_document_per_file(tmp_path: Path) -> None:
+    folder = tmp_path / "papers"
+    (folder / "sub folder").mkdir(parents=True)
+    files = {
+        "a.txt": b"One document\nof two lines.",
+        "Ünïcode näme & (1).txt": "Second document.".encode("utf-16"),
+        "sub folder/notes.md": b"# What we saw\n\nThird document.",
+        "empty.txt": b"",
+        "rows.jsonl": b'{"id": "j", "text": "A row."}\n',
+        "picture.png": b"\x89PNG",
+        ".hidden.txt": b"not this one",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / os.fsdecode(b"n\xffame.txt")).write_bytes(b"A name that is not UTF-8.")
+    out = tmp_path / "shards"
+    command = [sys.executable, "data_scripts/shard_wikipedia.py", "--whole-files", "--input"]
+    said = run([*command, str(folder), "--output", str(out)])
+    shards = open_shards(out)
+    records = {record["id"]: record for record in shards.records(0, len(shards))}
+    assert {name: record["text"] for name, record in records.items()} == {
+        "a.txt": "One document\nof two lines.",
+        "Ünïcode näme & (1).txt": "Second document.",
+        "sub folder/notes.md": "Third document.",
+        "j": "A row.",
+        r"n\xffame.txt": "A name that is not UTF-8.",
+    }
+    assert records["sub folder/notes.md"]["title"] == "What we saw"
+    assert "1 left out: empty" in said
+    # A damaged shard is made again from the same folder.
+    shard = next(out.glob("shard-*.parquet"))
+    before = shard.read_bytes()
+    shard.write_bytes(before[:-5])
+    repair = [sys.executable, "data_scripts/verify_shards.py", str(out), "--repair", "--source"]
+    run([*repair, str(folder)])
+    assert shard.read_bytes() == before
+
+
+def test_a_binary_file_called_txt_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 9)
+    command = [sys.executable, "data_scripts/shard_wikipedia.py", "--whole-files", "--input"]
+    said = run([*command, str(tmp_path / "in"), "--output", str(tmp_path / "out")], code=2)
+    assert "no text in any known encoding" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_option_a_text_file_has_a_document_per_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert [given.kind for given in find_inputs([tmp_path])] == ["text"]
+    assert [given.kind for given in find_inputs([tmp_path], whole_files=True)] == ["file"]
+    (tmp_path / "b.rst").write_text("one")
+    with pytest.raises(BadInput, match="unknown kind of file"):
+        find_inputs([tmp_path / "b.rst"])
+
+
+def test_what_is_kept_of_a_file_is_an_article() -> None:
+    from toolkit.text.whole_files import WholeFile
+
+    document = WholeFile(Path("x.txt"), name="x.txt").document(b"words", number=0)
+    assert document == Article(id="x.txt", title="", url="", text="words")

@@ -1,0 +1,121 @@
+"""Files that are one document each: .txt, .md and .rst files as people have them.
+
+Knows encodings of text, hard-wrapped lines, and titles in file names. Refuses to know which files
+are read so (`sources`).
+"""
+
+import codecs
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from charset_normalizer import from_bytes
+
+from toolkit.text.packed import open_packed
+from toolkit.text.records import Article, Rejected, read_errors
+
+RULES_VERSION = 1  # raise it when the same bytes give another document
+MAX_FILE_BYTES = 32 * 2**20
+# The longer marks first: that of UTF-32 begins with that of UTF-16.
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+WRAPPED_CHARS = 120  # lines of a hard-wrapped text are shorter
+TITLE_WORDS = 2  # a file name with fewer words, such as doc_0012, says nothing
+_BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
+_HEADING = re.compile(r"#{1,6}[ \t]+([^\n]+)")
+
+
+class WholeFile:
+    """A file with one document, as a `Source`. The document is named by the path of the file."""
+
+    seeks = False
+
+    def __init__(self, path: Path, *, name: str) -> None:
+        self._path, self._name = path, name
+
+    def rows(self, start: int) -> Iterator[bytes]:
+        """The content of the file, at most one byte more than a document may have."""
+        if start == 0:
+            with open_packed(self._path) as handle, read_errors():
+                yield handle.read(MAX_FILE_BYTES + 1)
+
+    def num_bytes(self, row: bytes) -> int:
+        """The size of the content in bytes."""
+        return len(row)
+
+    def document(self, row: bytes, *, number: int) -> Article | Rejected:  # noqa: ARG002
+        """The document. Its title is the heading with which it begins, or the words of its file's
+        name."""
+        if len(row) > MAX_FILE_BYTES:
+            return Rejected(f"longer than {MAX_FILE_BYTES // 2**20} MiB", is_bad=True)
+        text = decoded(row)
+        if text is None:
+            return Rejected("no text in any known encoding", is_bad=True)
+        text = unwrapped(text)
+        if not text:
+            return Rejected("empty", is_bad=False)
+        title = title_of(self._name)
+        if heading := _HEADING.match(text):
+            rest = text[heading.end() :].strip()
+            title, text = (heading[1].strip(), rest) if rest else (title, text)
+        return Article(id=self._name, title=title, url="", text=text)
+
+
+def decoded(content: bytes) -> str | None:
+    """The text that bytes hold: by their mark, else as UTF-8, else in the encoding that
+    charset-normalizer finds most likely; None for what is no text, such as a picture."""
+    for mark, encoding in MARKS:
+        if content.startswith(mark):
+            try:
+                return _if_text(content[len(mark) :].decode(encoding))
+            except UnicodeDecodeError:
+                return None
+    try:
+        return _if_text(content.decode())
+    except UnicodeDecodeError:
+        best = from_bytes(content).best()
+        return None if best is None else _if_text(str(best))
+
+
+def _if_text(text: str) -> str | None:
+    return None if "\0" in text else text
+
+
+def unwrapped(text: str) -> str:
+    """The text with one newline between paragraphs. In a text whose paragraphs are separated by
+    blank lines and whose lines are short, the lines of a paragraph are joined: a sentence would
+    otherwise end with its line."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    paragraphs = _BLANK_LINES.split(text)
+    lines = [len(line) for line in text.split("\n")]
+    is_wrapped = len(paragraphs) > 1 and max(lines) <= WRAPPED_CHARS
+    if is_wrapped:
+        paragraphs = [_joined(paragraph) for paragraph in paragraphs]
+    return "\n".join(
+        line.strip() for part in paragraphs for line in part.split("\n") if line.strip()
+    )
+
+
+def _joined(paragraph: str) -> str:
+    """The lines of a paragraph as one, but for headings and the items of lists."""
+    whole: list[str] = []
+    for line in paragraph.split("\n"):
+        stands_alone = re.match(r"\s*([-*+>#|]|\d+[.)])\s", line) is not None
+        after_heading = bool(whole) and whole[-1].startswith("#")
+        if whole and not stands_alone and not after_heading:
+            whole[-1] = f"{whole[-1].rstrip()} {line.strip()}"
+        else:
+            whole.append(line)
+    return "\n".join(whole)
+
+
+def title_of(name: str) -> str:
+    """The words in a file's name, if it has any that say something; otherwise empty."""
+    words = re.split(r"[\s_\-.]+", Path(name).name.partition(".")[0])
+    telling = [word for word in words if sum(map(str.isalpha, word)) > 1]
+    return " ".join(word for word in words if word) if len(telling) >= TITLE_WORDS else ""
