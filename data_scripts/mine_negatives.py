@@ -1,17 +1,18 @@
 """Find hard negatives for training pairs: texts that an encoder finds near a query, but no answers.
 
-Knows its command line and how to report. All the work is in toolkit.encoding and toolkit.text.
+Knows its command line and how to report. All the work is in toolkit.domain.mining.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from toolkit.base.console import Progress, at_work, say, warn
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed
 from toolkit.command_line.door import Parser, guarded
+from toolkit.domain import mining
+from toolkit.settings.domain_schema import MineRecipe
 
 EXAMPLES = """example:
   python data_scripts/prepare_pairs.py --input legal.jsonl --output pairs/legal
@@ -69,72 +70,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Write the pairs with their new negatives, and print what was left out."""
     check_arguments(arguments)
-    from toolkit.encoding.snippets import corpus_of
-    from toolkit.encoding.store import VectorStore
-    from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
-
-    pairs = open_pairs(arguments.pairs)
-    store = VectorStore(arguments.embeddings)
-    if store.has_chunks:
-        raise BadInput(
-            f"{arguments.embeddings}: holds vectors of chunks; encode without corpus.chunk_tokens"
-        )
-    with at_work("mine: compares the corpus with its digests"):
-        corpus = corpus_of(store, corpus=arguments.corpus, verify=True)
-    # Imported here, so that neither the help text nor a refusal waits for torch.
-    from toolkit.encoding.encoder import encoder_of
-    from toolkit.encoding.negatives import Miner, MiningRules
-
-    miner = Miner(
-        store,
-        encoder=encoder_of(store, model=arguments.model),
-        text_of=corpus.text,
-        rules=MiningRules(
-            arguments.negatives, arguments.depth, skip=arguments.skip, max_ratio=arguments.max_ratio
-        ),
+    recipe = MineRecipe(
+        kind="mine",
+        output_dir=str(arguments.output),
+        pairs=str(arguments.pairs),
+        embeddings=str(arguments.embeddings),
+        negatives=arguments.negatives,
+        depth=arguments.depth,
+        skip=arguments.skip,
+        max_ratio=arguments.max_ratio,
+        batch_queries=arguments.batch,
     )
-    progress = Progress("mine", total=int(pairs.num_rows.sum()), unit="pairs")
-    num_found = 0
-
-    def mined(number: int, task: PairTask) -> Iterator[Pair]:
-        nonlocal num_found
-        whole = [pairs.pair(number, row) for row in range(int(pairs.num_rows[number]))]
-        for pair, negatives in miner.mine(whole, task=task, batch=arguments.batch):
-            num_found += len(negatives)
-            progress.advance(1)
-            yield Pair(pair.query, pair.positive, negatives)
-
-    manifest = write_pairs(
-        ((task, mined(number, task)) for number, task in enumerate(pairs.tasks)),
-        output=arguments.output,
-        sources=[
-            {"name": arguments.pairs.name, "sha256": pairs.digest},
-            {"name": arguments.embeddings.name, "sha256": store.manifest["digest"]},
-        ],
-        quarantine=[],
-    )
-    progress.close()
-    for reason, count in miner.left_out.most_common():
-        say(f"{count:>12,} left out: {reason}")
-    mean = num_found / manifest["rows"]
-    say(f"{arguments.output}: {manifest['rows']:,} pairs, {mean:.2f} negatives each")
-    asked = arguments.negatives * manifest["rows"]
-    if num_found < asked and (hint := hint_of(miner.left_out, num_found=num_found)):
-        warn(hint)
-
-
-def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
-    """The advice if pairs have too few negatives because most candidates are too near to the query;
-    empty if that is not the reason."""
-    from toolkit.encoding.negatives import TOO_NEAR
-
-    num_near, num_all = left_out.get(TOO_NEAR, 0), num_found + sum(left_out.values())
-    if 2 * num_near <= num_all:
-        return ""
-    return (
-        f"{num_near:,} of {num_all:,} candidates are too near to the query: give a larger "
-        "--max-ratio (1 leaves out only what is nearer than the positive), or a larger --depth"
-    )
+    mining.run(recipe, model=arguments.model, corpus=arguments.corpus)
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:

@@ -20,8 +20,8 @@ from tests.conftest import ROOT, run
 from toolkit import launch
 from toolkit.base.errors import BadInput
 from toolkit.cluster import submit
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.recipes import load_recipe, to_yaml
-from toolkit.settings.schema import PipelineRecipe
 
 DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate", "verify", "status"]
 DOORS += ["ready", "prefetch", "report"]

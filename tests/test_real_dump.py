@@ -8,9 +8,10 @@ import pytest
 
 from tests.conftest import run
 from toolkit import search
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve_stages
 from toolkit.settings.recipes import load_recipe, to_yaml
-from toolkit.settings.schema import EmbedRecipe, PipelineRecipe
+from toolkit.settings.schema import EmbedRecipe
 
 DUMP = "mediawiki_dump/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 # Written before the first run and not touched since: none holds its article's title.

@@ -34,9 +34,10 @@ from toolkit.runs.estimate import gpu_of
 from toolkit.runs.launched import Launched, write_launched
 from toolkit.settings.catalogue import recipes_text, shipped
 from toolkit.settings.hub import is_offline
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import output_of, resolve
 from toolkit.settings.recipes import load_recipe, to_yaml
-from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
+from toolkit.settings.schema import TrainingRecipe
 
 DEFAULT_RECIPE = "llm2vec_mistral_7b"
 EXAMPLES = """examples:

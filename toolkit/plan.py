@@ -26,9 +26,10 @@ from toolkit.runs.estimate import (
 )
 from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.catalogue import recipes_text
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import EmbedRecipe, PipelineRecipe, TrainingRecipe
+from toolkit.settings.schema import EmbedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8

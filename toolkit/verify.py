@@ -196,9 +196,9 @@ def stages_of(path: Path) -> dict[str, Path]:
     Each is looked for where it was launched, or else below `path`, which may have been moved.
     """
     from toolkit.runs.launched import read_launched
+    from toolkit.settings.pipeline_schema import PipelineRecipe
     from toolkit.settings.pipelines import output_of, resolve_stages
     from toolkit.settings.recipes import load_recipe
-    from toolkit.settings.schema import PipelineRecipe
 
     config = path / CONFIG_FILE
     recipe = load_recipe(str(config)) if config.is_file() else None

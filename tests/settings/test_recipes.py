@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from toolkit.base.errors import BadInput
-from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.catalogue import recipe_names, recipe_path
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.model_source import resolve_model
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve_stages, split_overrides
 from toolkit.settings.recipes import load_recipe, parse_override, to_yaml
 from toolkit.settings.schema import (
     EmbedRecipe,
     MntpRecipe,
-    PipelineRecipe,
     SimcseRecipe,
     Train,
     TrainingRecipe,
@@ -149,6 +149,30 @@ def test_pipeline_values_and_overrides_reach_the_stages() -> None:
     assert embed.encoder.model == "out/x/simcse/encoder"
     with pytest.raises(BadInput, match=r"no stage has the key 'train\.sede'"):
         resolve_stages(pipeline, overrides=["train.sede=7"])
+
+
+def test_what_follows_a_stage_that_is_left_out_goes_on_from_its_base() -> None:
+    pipeline = load_recipe("tiny_pipeline", overrides=["run_dir=out/x", "skip=[mntp, simcse]"])
+    assert isinstance(pipeline, PipelineRecipe)
+    stages = resolve_stages(pipeline, overrides=["mntp.model.base=my/base"])
+    assert list(stages) == ["embed"]
+    assert isinstance(embed := stages["embed"], EmbedRecipe)
+    assert embed.encoder.model == "my/base"
+    one_left = resolve_stages(pipeline.model_copy(update={"skip": ("mntp",)}))
+    assert list(one_left) == ["simcse", "embed"]
+    assert isinstance(simcse := one_left["simcse"], SimcseRecipe)
+    assert simcse.model.base == pipeline.model.base
+    with pytest.raises(BadInput, match=r"no stage 'simcs'; stages: mntp, simcse, embed"):
+        resolve_stages(pipeline.model_copy(update={"skip": ("simcs",)}))
+
+
+def test_a_value_that_a_stage_needs_and_nobody_gave_is_named(tmp_path: Path) -> None:
+    text = recipe_path("tiny_pipeline").read_text().replace("  train: runs/tiny/shards", "  {}")
+    (tmp_path / "mine.yaml").write_text(text)
+    pipeline = load_recipe(str(tmp_path / "mine.yaml"))
+    assert isinstance(pipeline, PipelineRecipe)
+    with pytest.raises(BadInput, match=r"this pipeline needs data\.train: give data\.train="):
+        resolve_stages(pipeline)
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero3_hpz", "zero3_offload"])

@@ -37,7 +37,8 @@ def test_what_is_no_text_gives_none(content: bytes) -> None:
 
 
 def test_lines_of_a_wrapped_paragraph_are_joined_and_others_are_kept() -> None:
-    wrapped = "The first paragraph\r\ngoes on here.\r\n\r\n  \r\nThe second\r\none.\r\n- a\r\n- b\r\nc\r\n"
+    wrapped = "The first paragraph\ngoes on here.\n\n  \nThe second\none.\n- a\n- b\nc\n"
+    wrapped = wrapped.replace("\n", "\r\n")
     assert unwrapped(wrapped) == "The first paragraph goes on here.\nThe second one.\n- a\n- b c"
     poem = "One line\nanother line\n"
     assert unwrapped(poem) == "One line\nanother line"

@@ -1,7 +1,8 @@
 """Every name that a run, an encoding or an evaluation has on disk, with its writer and its readers.
 
-RUN is the directory of a training run or of a pipeline (`run_dir`), ENC that of an encoding and OUT
-that of an evaluation (`output_dir`). Knows names. Refuses to know what is in the files.
+RUN is the directory of a training run or of a pipeline (`run_dir`), ENC that of an encoding, OUT
+that of an evaluation and DOCS that of a domain's documents (`output_dir`). Knows names. Refuses to
+know what is in the files.
 """
 
 # Marks a directory as complete; `base.files` writes it last. Every reader of a checkpoint, an
@@ -79,3 +80,14 @@ MTEB_DIR = "mteb"
 # OUT/words/ENCODER/TASK/: the trained linear layer of a word task, written by
 # `evaluation.linear_probe`.
 WORD_DIR, PROBE_WEIGHTS_FILE, PROBE_FILE = "words", "probe.safetensors", "probe.json"
+
+# --- DOCS, the output_dir of a stage that collects the documents of a domain ---
+
+# DOCS/source/: shards of the documents; DOCS/corpus/: of their passages, all that is searched;
+# DOCS/train/: of the passages for training. DOCS/split.parquet: the part of each passage. Written
+# by `domain.documents`; the stages after it are given their paths.
+SOURCE_DIR, CORPUS_DIR, TRAIN_DIR, SPLIT_FILE = "source", "corpus", "train", "split.parquet"
+# What the three are made from, while they are made.
+PASSAGES_FILE, TRAIN_PASSAGES_FILE = "passages.parquet", "train_passages.parquet"
+# The counts, written last by `domain.documents`; read by `report`.
+DOCUMENTS_FILE = "documents.json"

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Sequence
 
 from toolkit.base.errors import BadInput
 from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve_stages
 from toolkit.settings.recipes import flatten, load_recipe
-from toolkit.settings.schema import PipelineRecipe
 
 
 def answer_shell(parser: argparse.ArgumentParser, *, kinds: Sequence[str] = ()) -> None:

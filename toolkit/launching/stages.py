@@ -17,6 +17,7 @@ from toolkit.base.layout import ENCODER_DIR, LOG_DIR
 from toolkit.cluster import site, submit
 from toolkit.runs.estimate import GIB, Cluster, Gpu, need
 from toolkit.runs.shapes import shape_of
+from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
 from toolkit.settings.hub import not_here
 from toolkit.settings.model_source import is_adapter, resolve_model
 from toolkit.settings.pipelines import output_of
@@ -102,6 +103,8 @@ def jobs_of(
         workers = arguments.nodes * ranks
         if isinstance(recipe, EvaluateRecipe):
             asked, workers = one, min(workers, num_parts(recipe))
+        elif isinstance(recipe, DocumentsRecipe | MineRecipe):
+            asked, workers = one, 1
         if cluster == "slurm" and (
             isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
         ):
@@ -252,10 +255,13 @@ def missing_inputs(
     recipe = stages[name]
     if isinstance(recipe, EvaluateRecipe):
         yield from (f"{name}: {path}: no such file" for path in _missing_files(recipe))
+    if isinstance(recipe, DocumentsRecipe) and not Path(recipe.source).exists():
+        yield f"{name}: {recipe.source}: no such file or folder"
     models, shards = inputs_of(stages, name=name)
     for directory in shards:
         if not is_committed(Path(directory)):
-            how = HOW_TO_PAIR if isinstance(recipe, SupervisedRecipe) else HOW_TO_SHARD
+            of_pairs = isinstance(recipe, SupervisedRecipe | MineRecipe)
+            how = HOW_TO_PAIR if of_pairs else HOW_TO_SHARD
             yield f"{name}: {directory}: no whole shard directory; {how}"
     for model in models:
         try:
@@ -281,6 +287,10 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     elif isinstance(recipe, EmbedRecipe):
         models = [recipe.encoder.model, *recipe.encoder.adapters]
         shards = [recipe.corpus.input]
+    elif isinstance(recipe, DocumentsRecipe):
+        models, shards = [], []
+    elif isinstance(recipe, MineRecipe):
+        models, shards = [], [recipe.pairs]
     else:
         models = [m for one in recipe.encoders.values() for m in (one.model, *one.adapters)]
         shards = [task.corpus for task in recipe.retrieval.values()]

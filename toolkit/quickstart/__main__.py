@@ -15,9 +15,9 @@ from toolkit.base.console import say
 from toolkit.base.errors import BadInput
 from toolkit.command_line.door import guarded
 from toolkit.settings.catalogue import shipped
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import split_overrides
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import PipelineRecipe
 
 FOLDER = Path(__file__).parent
 SHARD_SCRIPT = shipped("data_scripts") / "shard_wikipedia.py"
@@ -43,6 +43,7 @@ def run(overrides: Sequence[str]) -> None:
         # run_dir is emptied below: nobody's folder but the quickstart's own may be named here.
         raise BadInput(f"{own[0]}: the quickstart takes stage.key=value only; use toolkit.launch")
     shutil.rmtree(run_dir, ignore_errors=True)
+    assert recipe.data.train
     make_shards(recipe.data.train)
     arguments = ["--recipe", "quickstart", "--cluster", "local", "--gpus-per-node", "0"]
     _stop_if("the pipeline", launch.main([*arguments, *overrides]))

@@ -33,7 +33,7 @@ from toolkit.encoding.formats import unit_length
 from toolkit.evaluation.parts import main_scores
 from toolkit.runs.launched import read_launched
 from toolkit.runs.records import read_metrics, read_starts
-from toolkit.runs.standing import Standing, standings
+from toolkit.runs.standing import LAST_FILE, Standing, standings
 
 MAP_ROWS, MAP_NAMES, HEAT_ROWS = 2000, 14, 24
 SAMPLES, NEIGHBOURS = 6, 3
@@ -178,6 +178,7 @@ def written(one: Standing, *, output: Path) -> tuple[str, str]:
     patterns = {
         "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
         "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
+        **{kind: (LAST_FILE[kind],) for kind in ("documents", "mine")},
     }.get(one.kind, (METRICS_FILE, f"{ENCODER_DIR}/{COMMIT_MARKER}"))
     paths = [path for pattern in patterns for path in output.glob(pattern)]
     times = sorted(path.stat().st_mtime for path in paths)

@@ -20,7 +20,9 @@ from toolkit.base.documents import Count, checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed, read_json
 from toolkit.base.layout import (
+    COMMIT_MARKER,
     CONFIG_FILE,
+    DOCUMENTS_FILE,
     ENCODER_DIR,
     HEARTBEATS_FILE,
     LAUNCHED_FILE,
@@ -40,8 +42,9 @@ from toolkit.cluster.queue import FINAL, FORGOTTEN, UNKNOWN, JobState, job_state
 from toolkit.cluster.topology import LOCAL
 from toolkit.runs.launched import Launched, read_launched
 from toolkit.runs.records import read_metrics, read_reuse, read_starts
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import PipelineRecipe, TrainingRecipe
+from toolkit.settings.schema import TrainingRecipe
 
 
 def _as_told(time: str) -> str:
@@ -70,6 +73,15 @@ LOADING = "loads its model"
 UNREADABLE = "not readable"
 # The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
+
+
+# What a stage writes last, by its kind; training has steps instead.
+LAST_FILE = {
+    "embed": MANIFEST_FILE,
+    "evaluate": SCORES_FILE,
+    "documents": DOCUMENTS_FILE,
+    "mine": COMMIT_MARKER,
+}
 
 
 @dataclasses.dataclass
@@ -158,6 +170,8 @@ def _kind_of(path: Path) -> str:
         return "embed"
     if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
         return "evaluate"
+    if (path / DOCUMENTS_FILE).is_file():
+        return "documents"
     if not (path / CONFIG_FILE).is_file():
         if starting := _starting(path):
             return starting["kind"]
@@ -177,8 +191,8 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     if stage.kind == "embed":
         finished = _look_at_encoding(output, standing, now=now)
         standing.reason = read_reuse(output)
-    elif stage.kind == "evaluate":
-        finished = (output / SCORES_FILE).is_file()
+    elif stage.kind in LAST_FILE:
+        finished = (output / LAST_FILE[stage.kind]).is_file()
     else:
         finished = _look_at_training(output, standing, steps=stage.steps, now=now)
     starting = _starting(output)

@@ -8,11 +8,13 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from toolkit.base.errors import BadInput, did_you_mean
-from toolkit.settings.recipes import flatten, load_recipe, parse_override
-from toolkit.settings.schema import PipelineRecipe, Recipe, StageRecipe, TrainingRecipe
+from toolkit.base.layout import ENCODER_DIR
+from toolkit.settings.pipeline_schema import PipelineRecipe
+from toolkit.settings.recipes import flatten, load_recipe, parse_override, parse_recipe
+from toolkit.settings.schema import Recipe, StageRecipe, TrainingRecipe
 from toolkit.settings.section import has_key, keys_of
 
 
@@ -43,7 +45,10 @@ def resolve_stages(
     def type_of(stage: str) -> type[Recipe]:  # cached: reading it for every override takes long
         return type(load_recipe(pipeline.stages[stage].recipe))
 
-    values = flatten(pipeline.model_dump(exclude={"stages"}))
+    values = flatten(pipeline.model_dump(exclude={"stages", "skip"}))
+    if unknown := [name for name in pipeline.skip if name not in pipeline.stages]:
+        near = did_you_mean(unknown[0], pipeline.stages)
+        raise BadInput(f"skip: no stage {unknown[0]!r}; stages: {', '.join(pipeline.stages)}{near}")
     per_stage: dict[str, list[str]] = {name: [] for name in pipeline.stages}
     for override in overrides:
         key, _ = parse_override(override)
@@ -67,7 +72,7 @@ def resolve_stages(
         if isinstance(recipe, PipelineRecipe):
             raise BadInput(f"stage {name}: {stage.recipe} is a pipeline; a stage is a single run")
         resolved[name] = recipe
-    return resolved
+    return _without(resolved, skipped=pipeline.skip)
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -79,6 +84,33 @@ def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 def output_of(recipe: StageRecipe) -> Path:
     """The directory into which a stage writes."""
     return Path(recipe.run_dir if isinstance(recipe, TrainingRecipe) else recipe.output_dir)
+
+
+def _without(
+    stages: Mapping[str, StageRecipe], *, skipped: Sequence[str]
+) -> dict[str, StageRecipe]:
+    """The stages without those that are left out. Where one names the encoder of a training stage
+    that is left out, it names that stage's base model instead."""
+    instead: dict[str, str] = {}
+    left: dict[str, StageRecipe] = {}
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: renamed(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [renamed(one) for one in value]
+        return instead.get(value, value) if isinstance(value, str) else value
+
+    for name, recipe in stages.items():
+        if instead:
+            data = renamed(recipe.model_dump(mode="json"))
+            recipe = cast(StageRecipe, parse_recipe(data, source=name))
+        if name not in skipped:
+            left[name] = recipe
+        elif isinstance(recipe, TrainingRecipe):
+            encoder = Path(recipe.run_dir) / ENCODER_DIR
+            instead |= dict.fromkeys((recipe.run_dir, str(encoder)), recipe.model.base)
+    return left
 
 
 def _keys_of_stages(types: Mapping[str, type[Recipe]]) -> list[str]:
@@ -94,6 +126,8 @@ def _fill(value: Any, *, values: Mapping[str, Any]) -> Any:
     def replace(match: re.Match[str]) -> str:
         if match[1] not in values:
             raise BadInput(f"{{{match[1]}}}: valid placeholders: {', '.join(values)}")
+        if values[match[1]] is None:
+            raise BadInput(f"this pipeline needs {match[1]}: give {match[1]}=...")
         return str(values[match[1]])
 
     return re.sub(r"\{([a-z_.]+)\}", replace, value)

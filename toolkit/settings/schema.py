@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
 from toolkit.settings.model_schema import Attention, Model
+from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.section import (
     Count,
     Natural,
@@ -321,46 +323,15 @@ class EvaluateRecipe(Section):
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 
-class Stage(Section):
-    """One job of a pipeline: a recipe, and the values that this pipeline sets in it.
-
-    In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`.
-    """
-
-    recipe: Text
-    set: dict[str, str | int | float | bool | None] = {}
-
-
-class PipelineModel(Section):
-    """The base model of the first stage."""
-
-    base: Text
-
-
-class PipelineData(Section):
-    """The training shards of all stages."""
-
-    train: Text
-
-
-class PipelineCorpus(Section):
-    """The corpus that the last stage embeds."""
-
-    input: Text
-
-
-class PipelineRecipe(Section):
-    """Stages in order; each becomes a job that depends on the one before."""
-
-    kind: Literal["pipeline"]
-    run_dir: Text
-    model: PipelineModel
-    data: PipelineData
-    corpus: PipelineCorpus
-    stages: Annotated[dict[str, Stage], Field(min_length=1)]
-
-
-StageRecipe = MntpRecipe | SimcseRecipe | SupervisedRecipe | EmbedRecipe | EvaluateRecipe
+StageRecipe = (
+    MntpRecipe
+    | SimcseRecipe
+    | SupervisedRecipe
+    | EmbedRecipe
+    | EvaluateRecipe
+    | DocumentsRecipe
+    | MineRecipe
+)
 Recipe = StageRecipe | PipelineRecipe
 KINDS: dict[str, type[Recipe]] = {
     "mntp": MntpRecipe,
@@ -368,5 +339,7 @@ KINDS: dict[str, type[Recipe]] = {
     "supervised": SupervisedRecipe,
     "embed": EmbedRecipe,
     "evaluate": EvaluateRecipe,
+    "documents": DocumentsRecipe,
+    "mine": MineRecipe,
     "pipeline": PipelineRecipe,
 }

@@ -1,0 +1,94 @@
+"""Hard negatives for a directory of pairs, from an encoded corpus.
+
+Knows directories, and how to report what was left out. Refuses to know what a negative is
+(`encoding.negatives`).
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from toolkit.base.console import Progress, at_work, say, warn
+from toolkit.base.errors import BadInput
+from toolkit.base.files import is_committed
+from toolkit.encoding.snippets import corpus_of
+from toolkit.encoding.store import VectorStore
+from toolkit.settings.domain_schema import MineRecipe
+from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
+
+
+def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = None) -> None:
+    """Write the pairs with their new negatives. `model` and `corpus` are the encoder and the shards
+    of the encoding, if they were moved. Raises `BadInput` for numbers that leave no candidates."""
+    output = Path(recipe.output_dir)
+    if recipe.skip >= recipe.depth:
+        raise BadInput(f"skip {recipe.skip}: leaves nothing of depth {recipe.depth}")
+    if is_committed(output):
+        say(f"{output}: these pairs are already there; nothing to do")
+        return
+    pairs = open_pairs(Path(recipe.pairs))
+    store = VectorStore(Path(recipe.embeddings))
+    if store.has_chunks:
+        raise BadInput(
+            f"{recipe.embeddings}: holds vectors of chunks; encode without corpus.chunk_tokens"
+        )
+    with at_work("mine: compares the corpus with its digests"):
+        shards = corpus_of(store, corpus=corpus, verify=True)
+    # Imported here, so that no refusal waits for torch.
+    from toolkit.encoding.encoder import encoder_of
+    from toolkit.encoding.negatives import Miner, MiningRules
+
+    miner = Miner(
+        store,
+        encoder=encoder_of(store, model=model),
+        text_of=shards.text,
+        rules=MiningRules(
+            recipe.negatives, recipe.depth, skip=recipe.skip, max_ratio=recipe.max_ratio
+        ),
+    )
+    progress = Progress("mine", total=int(pairs.num_rows.sum()), unit="pairs")
+    num_found = 0
+
+    def mined(number: int, task: PairTask) -> Iterator[Pair]:
+        nonlocal num_found
+        whole = [pairs.pair(number, row) for row in range(int(pairs.num_rows[number]))]
+        for pair, negatives in miner.mine(whole, task=task, batch=recipe.batch_queries):
+            num_found += len(negatives)
+            progress.advance(1)
+            yield Pair(pair.query, pair.positive, negatives)
+
+    manifest = write_pairs(
+        ((task, mined(number, task)) for number, task in enumerate(pairs.tasks)),
+        output=output,
+        sources=[
+            {"name": Path(recipe.pairs).name, "sha256": pairs.digest},
+            {"name": Path(recipe.embeddings).name, "sha256": store.manifest["digest"]},
+        ],
+        quarantine=[],
+    )
+    progress.close()
+    _report(recipe, num_pairs=manifest["rows"], num_found=num_found, left_out=miner.left_out)
+
+
+def _report(
+    recipe: MineRecipe, *, num_pairs: int, num_found: int, left_out: Mapping[str, int]
+) -> None:
+    for reason, count in sorted(left_out.items(), key=lambda item: -item[1]):
+        say(f"{count:>12,} left out: {reason}")
+    say(f"{recipe.output_dir}: {num_pairs:,} pairs, {num_found / num_pairs:.2f} negatives each")
+    too_few = num_found < recipe.negatives * num_pairs
+    if too_few and (hint := hint_of(left_out, num_found=num_found)):
+        warn(hint)
+
+
+def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
+    """The advice if pairs have too few negatives because most candidates are too near to the query;
+    empty if that is not the reason."""
+    from toolkit.encoding.negatives import TOO_NEAR
+
+    num_near, num_all = left_out.get(TOO_NEAR, 0), num_found + sum(left_out.values())
+    if 2 * num_near <= num_all:
+        return ""
+    return (
+        f"{num_near:,} of {num_all:,} candidates are too near to the query: give a larger "
+        "--max-ratio (1 leaves out only what is nearer than the positive), or a larger --depth"
+    )

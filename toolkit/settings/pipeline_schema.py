@@ -1,0 +1,55 @@
+"""What a recipe may say about a pipeline: its stages in order, and the values that they share.
+
+Knows names, types and ranges of settings. Refuses to know what the stages are.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from toolkit.settings.section import Section, Text
+
+
+class Stage(Section):
+    """One job of a pipeline: a recipe, and the values that this pipeline sets in it.
+
+    In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`.
+    """
+
+    recipe: Text
+    set: dict[str, str | int | float | bool | None] = {}
+
+
+class PipelineModel(Section):
+    """The base model of the first stage, and the encoder that a domain's is merged with."""
+
+    base: Text
+    general: Text | None = None
+
+
+class PipelineData(Section):
+    """The training shards of all stages, or the documents that a stage makes them of."""
+
+    train: Text | None = None
+    source: Text | None = None
+
+
+class PipelineCorpus(Section):
+    """The corpus that the last stage embeds."""
+
+    input: Text | None = None
+
+
+class PipelineRecipe(Section):
+    """Stages in order; each becomes a job that depends on the one before.
+
+    The stages that `skip` names are left out; what goes on from a training stage that is left out
+    goes on from its base model."""
+
+    kind: Literal["pipeline"]
+    run_dir: Text
+    model: PipelineModel
+    data: PipelineData = PipelineData()
+    corpus: PipelineCorpus = PipelineCorpus()
+    skip: tuple[Text, ...] = ()
+    stages: Annotated[dict[str, Stage], Field(min_length=1)]
