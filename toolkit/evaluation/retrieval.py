@@ -6,8 +6,9 @@ Shapes: Q queries, N documents, U different texts, V different vectors, D width.
 
 import csv
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -18,7 +19,8 @@ from toolkit.base.console import warn
 from toolkit.base.errors import BadInput
 from toolkit.base.files import RepeatedName, without_repeats
 from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_of
-from toolkit.evaluation.task import Embed, checked, unit
+from toolkit.evaluation.task import Embed, Scores, checked, unit
+from toolkit.text.bm25 import Bm25
 from toolkit.text.delimited import UTF_8, Tabs
 
 DEPTH = 100  # the deepest place that any measure of retrieval looks at
@@ -95,7 +97,11 @@ class RetrievalTask:
 
     def scores(self, embed: Embed) -> dict[str, float]:
         """Means over the queries with a relevant document; only queries have the instruction."""
-        rankings = self.rankings(embed)
+        return self.means(self.cosines(embed))
+
+    def means(self, found: Iterable[Scores]) -> dict[str, float]:
+        """The means, given the scores (N,) of all texts for each query."""
+        rankings = self._rankings(found)
         return {
             "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
             "R@100": _mean(ranking.recall(DEPTH) for ranking in rankings),
@@ -105,22 +111,40 @@ class RetrievalTask:
 
     def rankings(self, embed: Embed) -> list[Ranking]:
         """The ranking of each query with a relevant document, in the order of the judgements."""
-        judged = self.judged
-        relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
-        texts = [judged.queries[name] for name in relevant]
+        return self._rankings(self.cosines(embed))
+
+    def cosines(self, embed: Embed) -> Iterator[Scores]:
+        """The cosines (N,) of all texts, for each query with a relevant document."""
+        texts = [self.judged.queries[name] for name in self._relevant]
         query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
         some = list(dict.fromkeys(self.texts))
         place = {text: number for number, text in enumerate(some)}
         text_UD = unit(checked(embed(some, instructed=False), texts=some)).astype(np.float32)
         first, number_U = equal_rows(text_UD)
         vector_VD, vector_N = text_UD[first], number_U[[place[text] for text in self.texts]]
+        for start in range(0, len(texts), QUERY_BLOCK):
+            yield from (query_QD[start : start + QUERY_BLOCK] @ vector_VD.T)[:, vector_N]
+
+    def word_scores(self) -> Iterator[Scores]:
+        """As `cosines`, by BM25: 0 for a text without any word of the query."""
+        return (self._index.scores(self.judged.queries[name]) for name in self._relevant)
+
+    @functools.cached_property
+    def _index(self) -> Bm25:
+        return Bm25(self.texts)
+
+    @functools.cached_property
+    def _relevant(self) -> list[str]:
+        """The queries with a relevant document."""
+        grades = self.judged.grades
+        return [name for name in grades if max(grades[name].values()) > 0]
+
+    def _rankings(self, found: Iterable[Scores]) -> list[Ranking]:
         documents = _Documents.of(self.names)
-        rankings = []
-        for start in range(0, len(relevant), QUERY_BLOCK):
-            score_QN = (query_QD[start : start + QUERY_BLOCK] @ vector_VD.T)[:, vector_N]
-            for name, score_N in zip(relevant[start:], score_QN, strict=False):
-                rankings.append(documents.ranking(score_N, grades=judged.grades[name]))
-        return rankings
+        return [
+            documents.ranking(score_N, grades=self.judged.grades[name])
+            for name, score_N in zip(self._relevant, found, strict=True)
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,23 +199,53 @@ class RerankingTask:
 
     def scores(self, embed: Embed) -> dict[str, float]:
         """Means over the queries, from 0 to 1. A candidate of several queries is embedded once."""
-        texts = list(dict.fromkeys(t for row in (*self.positive, *self.negative) for t in row))
-        place = {text: number for number, text in enumerate(texts)}
-        query_QD = unit(checked(embed(self.queries), texts=self.queries))
-        text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        return self.means(self.cosines(embed))
+
+    def means(self, found: Iterable[Scores]) -> dict[str, float]:
+        """The means, given the scores of its own candidates for each query."""
         rankings = []
-        for number, query_D in enumerate(query_QD):
-            right = {place[text] for text in self.positive[number]}
-            some = [*right, *({place[text] for text in self.negative[number]} - right)]
-            score_N = np.array([text_ND[n] @ query_D for n in some])
-            grade_N = np.arange(len(some)) < len(right)
-            wanted = [1] * len(right)
-            rankings.append(ranking_of(score_N, grade_N=grade_N.astype(np.int64), wanted=wanted))
+        for (rows, num_right), score_N in zip(self._candidates, found, strict=True):
+            grade_N = (np.arange(len(rows)) < num_right).astype(np.int64)
+            rankings.append(ranking_of(score_N, grade_N=grade_N, wanted=[1] * num_right))
         return {
             self.main: _mean(ranking.average_precision() for ranking in rankings),
             "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
             "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
         }
+
+    def cosines(self, embed: Embed) -> Iterator[Scores]:
+        """The cosines of its own candidates, for each query."""
+        query_QD = unit(checked(embed(self.queries), texts=self.queries))
+        texts = self._texts
+        text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        for query_D, (rows, _) in zip(query_QD, self._candidates, strict=True):
+            yield np.array([text_ND[row] @ query_D for row in rows])
+
+    def word_scores(self) -> Iterator[Scores]:
+        """As `cosines`, by BM25 among the candidates of all queries."""
+        for query, (rows, _) in zip(self.queries, self._candidates, strict=True):
+            yield self._index.scores(query)[rows]
+
+    @functools.cached_property
+    def _index(self) -> Bm25:
+        return Bm25(self._texts)
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        """The different candidates of all queries."""
+        every = (text for row in (*self.positive, *self.negative) for text in row)
+        return list(dict.fromkeys(every))
+
+    @functools.cached_property
+    def _candidates(self) -> list[tuple[list[int], int]]:
+        """The candidates of each query, as rows of `_texts`, and how many of them, the first ones,
+        are right."""
+        place = {text: number for number, text in enumerate(self._texts)}
+        found = []
+        for positive, negative in zip(self.positive, self.negative, strict=True):
+            right = {place[text] for text in positive}
+            found.append(([*right, *({place[text] for text in negative} - right)], len(right)))
+        return found
 
 
 def read_reranking(path: Path) -> RerankingTask:

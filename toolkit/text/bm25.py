@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 # defaults of Lucene, and so of most search engines. On BoolQ they are better than those of Anserini
 # (0.9, 0.4), which most papers have: nDCG@10 0.796 and 0.787.
 K1, B = 1.2, 0.75
+# In digests: words by another rule would be other words.
+WORDS = "runs of letters and digits, or pairs/1"
 # What stands in place of a row where no further text has a word of the query.
 NO_ROW = -1
 
