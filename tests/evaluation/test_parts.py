@@ -7,6 +7,7 @@ import pytest
 
 from toolkit.base.errors import BadInput
 from toolkit.evaluation.parts import Part, Scores, main_scores, share
+from toolkit.evaluation.task import Outcome
 
 PARTS = [Part("a", task, {"model": "m", "main": "score"}) for task in ("one", "two", "three")]
 
@@ -19,7 +20,7 @@ def test_two_workers_share_and_wait_for_each_other(tmp_path: Path) -> None:
             PARTS, scores=scores, lease_s=60.0, first=first, should_stop=lambda: False
         ):
             made.append(part.task)
-            scores.keep(part, {"score": float(first)})
+            scores.keep(part, Outcome({"score": float(first)}))
         return made
 
     scores = Scores(tmp_path)
@@ -31,7 +32,7 @@ def test_two_workers_share_and_wait_for_each_other(tmp_path: Path) -> None:
     thread.start()
     thread.join(timeout=3.0)
     assert thread.is_alive()  # it waits for what we have not kept
-    scores.keep(held, {"score": 7.0})
+    scores.keep(held, Outcome({"score": 7.0}))
     assert next(mine, None) is None
     thread.join(timeout=30.0)
     assert others == ["two", "three"]
@@ -45,13 +46,13 @@ def test_a_worker_that_is_told_to_stop_leaves_the_rest(tmp_path: Path) -> None:
     scores = Scores(tmp_path)
     for part in share(PARTS, scores=scores, lease_s=60.0, first=2, should_stop=lambda: bool(done)):
         done.append(part)
-        scores.keep(part, {"score": 1.0})
+        scores.keep(part, Outcome({"score": 1.0}))
     assert done == [PARTS[2]]
 
 
 def test_other_facts_and_half_a_file_are_made_again(tmp_path: Path) -> None:
     part = PARTS[0]
-    Scores(tmp_path).keep(part, {"score": 1.0})
+    Scores(tmp_path).keep(part, Outcome({"score": 1.0}))
     assert Scores(tmp_path).of(other_of(part)) is None
     path = part.path(tmp_path)
     path.write_text(path.read_text()[:-9])
@@ -71,8 +72,8 @@ def test_an_evaluation_whose_files_another_writes_over_makes_every_part_once(
     for part in share(PARTS, scores=scores, lease_s=60.0, first=0, should_stop=lambda: False):
         made.append(part.task)
         assert len(made) <= len(PARTS)
-        scores.keep(part, {"score": 1.0})
-        Scores(tmp_path).keep(other_of(part), {"score": 2.0})
+        scores.keep(part, Outcome({"score": 1.0}))
+        Scores(tmp_path).keep(other_of(part), Outcome({"score": 2.0}))
     assert made == ["one", "two", "three"]
     assert scores.of_all(PARTS) == [(part, {"score": 1.0}) for part in PARTS]
     assert scores.of(other_of(PARTS[0])) == {"score": 2.0}

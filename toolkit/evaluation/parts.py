@@ -1,6 +1,6 @@
 """Scores of one encoder on one task, one file each; and which worker makes which.
 
-    OUT/parts/<encoder>/<task>.json    scores, and the facts that they depend on
+    OUT/parts/<encoder>/<task>.json    scores, the facts that they depend on, each query's score
     OUT/leases/                        which worker is making which scores
 
 Knows files and leases. Refuses to know how a score is made. No torch.
@@ -17,6 +17,7 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_json
 from toolkit.base.layout import LEASE_DIR, PART_DIR
 from toolkit.cluster.leases import Leases
+from toolkit.evaluation.task import Outcome
 
 POLL_S = 1.0
 
@@ -74,11 +75,12 @@ class Scores:
             scored.append((part, scores))
         return scored
 
-    def keep(self, part: Part, scores: Mapping[str, float]) -> None:
-        """Write a part's scores, all or nothing."""
-        path = part.path(self.output_dir)
-        write_json(path, {"scores": dict(scores), "facts": dict(part.facts)})
-        self._seen[path] = part.facts, dict(scores)
+    def keep(self, part: Part, outcome: Outcome) -> None:
+        """Write a part's scores and what was found for its queries, all or nothing."""
+        path, scores = part.path(self.output_dir), dict(outcome.scores)
+        queries = {"queries": dict(outcome.queries)} if outcome.queries else {}
+        write_json(path, {"scores": scores, "facts": dict(part.facts), **queries})
+        self._seen[path] = part.facts, scores
 
 
 def main_scores(output_dir: Path) -> list[str]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.base.console import LINE_S, Progress, at_work, say, say_lines
 from toolkit.base.errors import BadInput
@@ -16,9 +16,19 @@ from toolkit.base.layout import REPRODUCTION_FILE, SCORES_FILE
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect, worker_of
 from toolkit.evaluation import parts, reproduction
+from toolkit.evaluation.baselines import (
+    check_baselines,
+    encoder_name,
+    fused_part,
+    in_order,
+    not_better,
+    outcome_with_words,
+    words_part,
+)
 from toolkit.evaluation.parts import Part
 from toolkit.evaluation.reproduction import Scored, read_reference
 from toolkit.evaluation.tables import table
+from toolkit.evaluation.task import Outcome, RankingTask
 from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
 from toolkit.settings.hub import is_offline
 from toolkit.settings.model_source import check_reference
@@ -30,7 +40,10 @@ if TYPE_CHECKING:
     from toolkit.evaluation.task import Vectors
 
 
-def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict[str, float]]:
+Rows = dict[str, dict[str, float]]
+
+
+def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> Rows:
     """Score every encoder on every task, together with any other workers; write scores.json, print
     the table and return it. Empty when told to stop before the end.
 
@@ -43,6 +56,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         if output_dir.exists() and not output_dir.is_dir():
             raise BadInput(f"output_dir={output_dir}: is a file; choose a directory")
         tasks = read_tasks(recipe)
+        check_baselines(recipe, tasks=tasks)
         for settings in recipe.encoders.values():
             check_reference(settings.model)
         reference = (
@@ -59,9 +73,9 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         missing = [part for part in every if scores.of(part) is None]
         if recipe.mteb != Mteb() and is_offline(environ):
             check_mteb_data(tasks, wanted={p.task for p in missing})
-        if missing:
+        if needing := [part for part in missing if encoder_name(part)]:
             # Loads the first encoder now: one of no use is refused before anything is written.
-            scorer.load(missing[min(first, len(missing) - 1)])
+            scorer.load(needing[min(first, len(needing) - 1)])
         mine = parts.share(
             every,
             scores=scores,
@@ -70,7 +84,7 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             should_stop=lambda: stop.received,
         )
         for part in mine:
-            scores.keep(part, scorer.scores(part))
+            scores.keep(part, scorer.outcome(part))
             say(f"evaluate: {part.encoder} on {part.task} is scored")
         scored = scores.of_all(every)
         if scored is None:
@@ -80,16 +94,22 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
     by_encoder = _by_encoder(scored)
     # Unsorted: in the recipe's order, the encoders show what each stage of training adds.
     write_atomic(output_dir / SCORES_FILE, json.dumps(by_encoder, indent=2) + "\n")
-    say_lines(table(by_encoder))
+    _show(by_encoder, scored=scored)
     if reference:
-        main = [
-            Scored(part.encoder, part.facts["category"], one[part.facts["main"]])
-            for part, one in scored
-        ]
+        of_encoders = [(part, one) for part, one in scored if part.encoder in recipe.encoders]
+        main = [Scored(p.encoder, p.facts["category"], s[p.facts["main"]]) for p, s in of_encoders]
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / REPRODUCTION_FILE, text)
         say_lines(text)
     return by_encoder
+
+
+def _show(by_encoder: Rows, *, scored: Sequence[tuple[Part, Mapping[str, float]]]) -> None:
+    """Print the table, and which encoders do not beat words."""
+    say_lines(table(by_encoder))
+    main = dict.fromkeys(f"{part.task} {part.facts['main']}" for part, _ in scored)
+    for line in not_better(by_encoder, main=main):
+        say(f"evaluate: {line}")
 
 
 def settle_dtypes(recipe: EvaluateRecipe, *, local_rank: int) -> EvaluateRecipe:
@@ -110,7 +130,9 @@ def settle_dtypes(recipe: EvaluateRecipe, *, local_rank: int) -> EvaluateRecipe:
 def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     from toolkit.model.adapters import chain_of
 
-    made: list[Part] = []
+    # A task of MTEB ranks inside of MTEB, which knows nothing of words.
+    ranking = [one for one in tasks if isinstance(one.task, RankingTask)]
+    made = [words_part(one) for one in ranking] if recipe.baselines else []
     shown = [_shown(name) for name in recipe.encoders]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise BadInput(f"encoders: two are shown as {twice[0]!r}; rename one of them")
@@ -128,14 +150,21 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
                 "main": one.task.main,
             }
             made.append(Part(name, one.name, facts))
+            if recipe.fusion and one in ranking:
+                made.append(fused_part(made[-1]))
     return made
 
 
 class Embedder:
     """An encoder with the instruction of one task (a `toolkit.evaluation.task.Embed`)."""
 
-    def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
+    def __init__(
+        self, encoder: "Encoder", *, name: str, instruction: str, remembers: bool = False
+    ) -> None:
+        """`remembers`: the last vectors are kept, to be given again for the same texts."""
         self.encoder, self.name = encoder, name
+        self._remembers = remembers
+        self._last: dict[bool, tuple[list[str], Vectors]] = {}
         self._instruction = instruction
         self._before = encoder.before_text(instruction)
 
@@ -149,6 +178,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
         """Vectors (N, D), fp32, in the order of `texts`."""
+        if instructed in self._last and self._last[instructed][0] == list(texts):
+            return self._last[instructed][1]
         before = self._before if instructed else ""
         title = f"{self.name}: encode"
         progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
@@ -156,6 +187,8 @@ class Embedder:
             texts, instruction=before, on_rows=lambda rows, _: progress.advance(rows)
         )
         progress.close()
+        if self._remembers:
+            self._last[instructed] = list(texts), vectors_ND
         return vectors_ND
 
 
@@ -166,24 +199,44 @@ class _Scorer:
         self._recipe, self._local_rank = recipe, local_rank
         self._tasks = {one.name: one.task for one in tasks}
         self._loaded: tuple[EncoderSettings, Encoder] | None = None
+        self._embedder: tuple[Any, Embedder] | None = None
 
-    def scores(self, part: Part) -> Mapping[str, float]:
-        """The scores of the part's encoder on its task."""
-        embed = Embedder(
-            self.load(part), name=part.encoder, instruction=str(part.facts["instruction"])
-        )
-        return self._tasks[part.task].scores(embed)
+    def outcome(self, part: Part) -> Outcome:
+        """The outcome of a part: of its encoder, of BM25 or of both, on its task."""
+        task = self._tasks[part.task]
+        if part.encoder in self._recipe.encoders:
+            embed = self._embed(part)
+            if isinstance(task, RankingTask):
+                return task.outcome(task.cosines(embed))
+            return Outcome(task.scores(embed))
+        assert isinstance(task, RankingTask)
+        return outcome_with_words(task, self._embed(part) if encoder_name(part) else None)
+
+    def _embed(self, part: Part) -> Embedder:
+        """The embedder of a part. That of the part before is used again for the same encoder and
+        task: fused with BM25, an encoder need not embed the corpus a second time."""
+        name = encoder_name(part)
+        asked = (name, part.task)
+        if self._embedder is None or self._embedder[0] != asked:
+            self._embedder = None  # frees the memory of its vectors
+            instruction = str(part.facts["instruction"])
+            again = self._recipe.fusion and isinstance(self._tasks[part.task], RankingTask)
+            encoder = self.load(part)
+            embedder = Embedder(encoder, name=str(name), instruction=instruction, remembers=again)
+            self._embedder = asked, embedder
+        return self._embedder[1]
 
     def load(self, part: Part) -> "Encoder":
         """Load the part's encoder. Raises `BadInput` when it cannot be used."""
-        settings = self._recipe.encoders[part.encoder]
+        name = str(encoder_name(part))
+        settings = self._recipe.encoders[name]
         # Here and not above: the help text of a door must not wait for torch.
         from toolkit.encoding.encoder import Encoder
         from toolkit.parallel.comm import device_of
 
         if self._loaded is None or self._loaded[0] != settings:
             self._loaded = None  # frees its memory for the next one
-            with at_work(f"evaluate: loads {part.encoder}"):
+            with at_work(f"evaluate: loads {name}"):
                 self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
 
@@ -193,11 +246,12 @@ def _shown(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    """All scores of each encoder, the main one of a task first."""
-    rows: dict[str, dict[str, float]] = {}
+def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> Rows:
+    """All scores of each row, the main one of a task first: BM25, the encoders, what is fused."""
+    names = in_order(dict.fromkeys(part.encoder for part, _ in scored))
+    rows: Rows = {_shown(name): {} for name in names}
     for part, scores in scored:
-        row = rows.setdefault(_shown(part.encoder), {})
+        row = rows[_shown(part.encoder)]
         main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
     return rows

@@ -6,8 +6,9 @@ Shapes: Q queries, N documents, U different texts, V different vectors, D width.
 
 import csv
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeGuard
 
@@ -18,11 +19,13 @@ from toolkit.base.console import warn
 from toolkit.base.errors import BadInput
 from toolkit.base.files import RepeatedName, without_repeats
 from toolkit.evaluation.ranking import Ranking, best_rows, equal_rows, ranking_of
-from toolkit.evaluation.task import Embed, checked, unit
+from toolkit.evaluation.task import Embed, Found, Outcome, Scores, checked, unit
+from toolkit.text.bm25 import Bm25
 from toolkit.text.delimited import UTF_8, Tabs
 
 DEPTH = 100  # the deepest place that any measure of retrieval looks at
 SCORING = "equal scores in no order"  # in digests: scores by another rule are made again
+NUM_FIRST = 3  # documents that are kept for people who compare encoders, per query
 QUERY_BLOCK = 64
 TITLES_HINT = '{"query": "...", "relevant": ["title"]}'
 Grades = dict[str, dict[str, int]]
@@ -93,34 +96,61 @@ class RetrievalTask:
     texts: Sequence[str]
     main: str = "nDCG@10"
 
-    def scores(self, embed: Embed) -> dict[str, float]:
+    def scores(self, embed: Embed) -> Mapping[str, float]:
         """Means over the queries with a relevant document; only queries have the instruction."""
-        rankings = self.rankings(embed)
-        return {
+        return self.outcome(self.cosines(embed)).scores
+
+    def outcome(self, found: Iterable[Scores]) -> Outcome:
+        """The means and, for each query, its nDCG@10 and the names of the first documents, given
+        the scores (N,) of all texts for each query."""
+        rankings: list[Ranking] = []
+        queries: dict[str, Found] = {}
+        for name, (ranking, first) in zip(self._relevant, self._ranked(found), strict=True):
+            rankings.append(ranking)
+            queries[name] = {"score": ranking.ndcg(10), "first": first}
+        scores = {
             "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
             "R@100": _mean(ranking.recall(DEPTH) for ranking in rankings),
             "recall@3": _mean(ranking.recall(3) for ranking in rankings),
             "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
         }
+        return Outcome(scores, queries)
 
     def rankings(self, embed: Embed) -> list[Ranking]:
         """The ranking of each query with a relevant document, in the order of the judgements."""
-        judged = self.judged
-        relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
-        texts = [judged.queries[name] for name in relevant]
+        return [ranking for ranking, _ in self._ranked(self.cosines(embed))]
+
+    def cosines(self, embed: Embed) -> Iterator[Scores]:
+        """The cosines (N,) of all texts, for each query with a relevant document."""
+        texts = [self.judged.queries[name] for name in self._relevant]
         query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
         some = list(dict.fromkeys(self.texts))
         place = {text: number for number, text in enumerate(some)}
         text_UD = unit(checked(embed(some, instructed=False), texts=some)).astype(np.float32)
         first, number_U = equal_rows(text_UD)
         vector_VD, vector_N = text_UD[first], number_U[[place[text] for text in self.texts]]
+        for start in range(0, len(texts), QUERY_BLOCK):
+            yield from (query_QD[start : start + QUERY_BLOCK] @ vector_VD.T)[:, vector_N]
+
+    def word_scores(self) -> Iterator[Scores]:
+        """As `cosines`, by BM25: 0 for a text without any word of the query."""
+        return (self._index.scores(self.judged.queries[name]) for name in self._relevant)
+
+    @functools.cached_property
+    def _index(self) -> Bm25:
+        return Bm25(self.texts)
+
+    @functools.cached_property
+    def _relevant(self) -> list[str]:
+        """The queries with a relevant document."""
+        grades = self.judged.grades
+        return [name for name in grades if max(grades[name].values()) > 0]
+
+    def _ranked(self, found: Iterable[Scores]) -> Iterator[tuple[Ranking, list[str]]]:
+        """The ranking of each query, and the names of its first documents."""
         documents = _Documents.of(self.names)
-        rankings = []
-        for start in range(0, len(relevant), QUERY_BLOCK):
-            score_QN = (query_QD[start : start + QUERY_BLOCK] @ vector_VD.T)[:, vector_N]
-            for name, score_N in zip(relevant[start:], score_QN, strict=False):
-                rankings.append(documents.ranking(score_N, grades=judged.grades[name]))
-        return rankings
+        for name, score_N in zip(self._relevant, found, strict=True):
+            yield documents.ranking(score_N, grades=self.judged.grades[name])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,14 +159,19 @@ class _Documents:
 
     number: Mapping[str, int]
     number_N: NDArray[np.int64]
+    name_of: Sequence[str]
 
     @classmethod
     def of(cls, names: Sequence[str]) -> "_Documents":
         number = {name: place for place, name in enumerate(dict.fromkeys(names))}
-        return cls(number, np.array([number[name] for name in names], dtype=np.int64))
+        number_N = np.array([number[name] for name in names], dtype=np.int64)
+        return cls(number, number_N, list(number))
 
-    def ranking(self, score_N: NDArray[np.float32], *, grades: Mapping[str, int]) -> Ranking:
-        """The ranking of a query, down to `DEPTH`."""
+    def ranking(
+        self, score_N: NDArray[np.float32], *, grades: Mapping[str, int]
+    ) -> tuple[Ranking, list[str]]:
+        """The ranking of a query, down to `DEPTH`, and the names of its first documents; of equal
+        scores the one that comes first in the corpus is first."""
         if len(self.number) < len(score_N):
             best = np.full(len(self.number), -np.inf, dtype=np.float32)
             np.maximum.at(best, self.number_N, score_N)
@@ -147,7 +182,9 @@ class _Documents:
                 grade_N[self.number[name]] = grade
         rows = best_rows(score_N, depth=DEPTH)
         wanted = [grade for grade in grades.values() if grade > 0]
-        return ranking_of(score_N[rows], grade_N=grade_N[rows], wanted=wanted)
+        ranking = ranking_of(score_N[rows], grade_N=grade_N[rows], wanted=wanted)
+        first = rows[np.argsort(-score_N[rows], kind="stable")[:NUM_FIRST]]
+        return ranking, [self.name_of[row] for row in first.tolist()]
 
 
 def check_corpus(name: str, judged: Judged, *, names: Sequence[str]) -> None:
@@ -173,25 +210,56 @@ class RerankingTask:
     negative: list[list[str]]
     main: str = "MAP"
 
-    def scores(self, embed: Embed) -> dict[str, float]:
+    def scores(self, embed: Embed) -> Mapping[str, float]:
         """Means over the queries, from 0 to 1. A candidate of several queries is embedded once."""
-        texts = list(dict.fromkeys(t for row in (*self.positive, *self.negative) for t in row))
-        place = {text: number for number, text in enumerate(texts)}
-        query_QD = unit(checked(embed(self.queries), texts=self.queries))
-        text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        return self.outcome(self.cosines(embed)).scores
+
+    def outcome(self, found: Iterable[Scores]) -> Outcome:
+        """The means, given the scores of its own candidates for each query."""
         rankings = []
-        for number, query_D in enumerate(query_QD):
-            right = {place[text] for text in self.positive[number]}
-            some = [*right, *({place[text] for text in self.negative[number]} - right)]
-            score_N = np.array([text_ND[n] @ query_D for n in some])
-            grade_N = np.arange(len(some)) < len(right)
-            wanted = [1] * len(right)
-            rankings.append(ranking_of(score_N, grade_N=grade_N.astype(np.int64), wanted=wanted))
-        return {
+        for (rows, num_right), score_N in zip(self._candidates, found, strict=True):
+            grade_N = (np.arange(len(rows)) < num_right).astype(np.int64)
+            rankings.append(ranking_of(score_N, grade_N=grade_N, wanted=[1] * num_right))
+        scores = {
             self.main: _mean(ranking.average_precision() for ranking in rankings),
             "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
             "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
         }
+        return Outcome(scores)
+
+    def cosines(self, embed: Embed) -> Iterator[Scores]:
+        """The cosines of its own candidates, for each query."""
+        query_QD = unit(checked(embed(self.queries), texts=self.queries))
+        texts = self._texts
+        text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        for query_D, (rows, _) in zip(query_QD, self._candidates, strict=True):
+            yield np.array([text_ND[row] @ query_D for row in rows])
+
+    def word_scores(self) -> Iterator[Scores]:
+        """As `cosines`, by BM25 among the candidates of all queries."""
+        for query, (rows, _) in zip(self.queries, self._candidates, strict=True):
+            yield self._index.scores(query)[rows]
+
+    @functools.cached_property
+    def _index(self) -> Bm25:
+        return Bm25(self._texts)
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        """The different candidates of all queries."""
+        every = (text for row in (*self.positive, *self.negative) for text in row)
+        return list(dict.fromkeys(every))
+
+    @functools.cached_property
+    def _candidates(self) -> list[tuple[list[int], int]]:
+        """The candidates of each query, as rows of `_texts`, and how many of them, the first ones,
+        are right."""
+        place = {text: number for number, text in enumerate(self._texts)}
+        found = []
+        for positive, negative in zip(self.positive, self.negative, strict=True):
+            right = {place[text] for text in positive}
+            found.append(([*right, *({place[text] for text in negative} - right)], len(right)))
+        return found
 
 
 def read_reranking(path: Path) -> RerankingTask:

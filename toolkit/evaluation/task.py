@@ -1,7 +1,8 @@
 """The protocol of a task: texts and right answers, read once, scored for any encoder."""
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,25 @@ if TYPE_CHECKING:  # imports torch
     from toolkit.evaluation.word_features import TokenEncoder
 
 Vectors = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
 # Scores of which a smaller one is better.
 LOWER_IS_BETTER = ("alignment", "uniformity")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The scores of a task by name and, for a task of queries, what was found for each of them: its
+    main score, and the names of the documents that come first."""
+
+    scores: Mapping[str, float]
+    queries: Mapping[str, "Found"] = dataclasses.field(default_factory=dict)
+
+
+class Found(TypedDict):
+    """What was found for a query."""
+
+    score: float
+    first: list[str]
 
 
 class Embed(Protocol):
@@ -48,6 +66,20 @@ class Task(Protocol):
 
     def scores(self, embed: Embed) -> Mapping[str, float]:
         """Score an encoder: the value of each score by its name."""
+
+
+@runtime_checkable
+class RankingTask(Task, Protocol):
+    """A task that ranks texts for queries, so that words can rank them, too."""
+
+    def cosines(self, embed: Embed) -> Iterator[Scores]:
+        """For each query the scores (N,) of its texts, by an encoder."""
+
+    def word_scores(self) -> Iterator[Scores]:
+        """The same by BM25, where a score of 0 means that a text is not found."""
+
+    def outcome(self, found: Iterable[Scores]) -> Outcome:
+        """The outcome of the task, given the scores of the texts for each query."""
 
 
 def checked(vectors_ND: Vectors, *, texts: Sequence[str]) -> Vectors:

@@ -147,7 +147,8 @@ def _check_memory(arguments: argparse.Namespace, *, gpus: int) -> None:
 
 
 def num_parts(recipe: EvaluateRecipe) -> int:
-    """How many workers an evaluation can have: its encoders times its tasks."""
+    """How many workers an evaluation can have: its encoders times its tasks, and what baselines add
+    to the tasks that rank."""
     kinds: tuple[Sized, ...] = (
         recipe.sts,
         recipe.retrieval,
@@ -159,7 +160,10 @@ def num_parts(recipe: EvaluateRecipe) -> int:
         recipe.mteb.tasks,
     )
     tasks = sum(len(kind) for kind in kinds)
-    return len(recipe.encoders) * (tasks + MOST_MTEB_TASKS * bool(recipe.mteb.benchmark))
+    ranked = len(recipe.retrieval) + len(recipe.reranking)
+    beside = len(recipe.baselines) + recipe.fusion * len(recipe.encoders)
+    of_encoders = len(recipe.encoders) * (tasks + MOST_MTEB_TASKS * bool(recipe.mteb.benchmark))
+    return of_encoders + ranked * beside
 
 
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:

@@ -30,6 +30,7 @@ from toolkit.base.layout import (
 )
 from toolkit.base.shown import in_html
 from toolkit.encoding.formats import unit_length
+from toolkit.evaluation.baselines import not_better
 from toolkit.evaluation.parts import main_scores
 from toolkit.runs.launched import read_launched
 from toolkit.runs.records import read_metrics, read_starts
@@ -99,8 +100,10 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         )
     if (output / SCORES_FILE).is_file():
         scores: Scores = read_json(output / SCORES_FILE)
-        picture = pictures.bars(shown(scores, main=main_scores(output)))
+        main = main_scores(output)
+        picture = pictures.bars(shown(scores, main=main))
         text = came_from(output / SCORES_FILE) + table(transposed(scores))
+        text += "".join(f"<p>{in_html(line)}</p>" for line in not_better(scores, main=main))
         yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)

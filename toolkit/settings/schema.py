@@ -20,7 +20,14 @@ from toolkit.settings.section import (
     Seed,
     Text,
 )
-from toolkit.settings.task_schema import Classification, Mteb, Probe, Retrieval, WordTask
+from toolkit.settings.task_schema import (
+    Baseline,
+    Classification,
+    Mteb,
+    Probe,
+    Retrieval,
+    WordTask,
+)
 
 INSTRUCTION_FORMAT = "{instruction}; "  # put before a text; LLM2Vec's format
 TEXT_FORMAT = "{text}"
@@ -303,6 +310,9 @@ class EvaluateRecipe(Section):
     of tasks; `instructions` gives, by task, the text to put before each text of that task (for
     retrieval and reranking: before each query).
 
+    `baselines` are scored beside the encoders, on the tasks of `retrieval` and `reranking`: "bm25"
+    ranks by words. `fusion` also scores the ranking of each encoder fused with that of BM25.
+
     Workers share the pairs of encoder and task by leases, as those of an embedding do. `reference`
     names published scores (toolkit/references) to compare with encoders of the same names.
     """
@@ -318,6 +328,8 @@ class EvaluateRecipe(Section):
     reranking: dict[str, Text] = {}
     words: dict[str, WordTask] = {}
     mteb: Mteb = Mteb()
+    baselines: tuple[Baseline, ...] = ()
+    fusion: bool = False
     instructions: dict[str, str] = {}
     reference: Text | None = None
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0

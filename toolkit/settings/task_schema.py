@@ -8,6 +8,7 @@ from typing import Literal
 from toolkit.settings.section import Count, Fraction, Natural, Positive, Section, Text
 
 Column = Count | Text  # a number from 1, or a name
+Baseline = Literal["bm25"]  # what encoders are set beside: no model at all
 
 
 class Retrieval(Section):
