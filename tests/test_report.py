@@ -16,6 +16,7 @@ from tests.encoding.conftest import embed
 from toolkit import train
 from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.parts import Part, Scores, main_scores
+from toolkit.evaluation.task import Found, Outcome
 from toolkit.report import main
 from toolkit.report.page import SAMPLES, date, report, shown, written
 from toolkit.runs.launched import Launched, write_launched
@@ -38,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, shards: Path, tiny_model: Path
         "after": {"STS Spearman": 0.75},
     }
     part = Part("before", "STS", {"main": "Spearman"})
-    Scores(folder / "evaluate").keep(part, {"Spearman": 0.25})
+    Scores(folder / "evaluate").keep(part, Outcome({"Spearman": 0.25}))
     (folder / "evaluate" / "scores.json").write_text(json.dumps(scores))
     stages = [
         Launched(name, name, str(folder / name), str(folder / "logs" / name), steps)
@@ -151,3 +152,31 @@ def test_what_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert main([str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_two_encoders_query_by_query_the_worst_first(tmp_path: Path) -> None:
+    scores = Scores(tmp_path)
+    for encoder, values in (("the_first", (0.5, 0.25, 1.0)), ("last", (0.75, 0.0, 1.0))):
+        queries: dict[str, Found] = {
+            str(number): {
+                "query": f"query <{number}>",
+                "score": value,
+                "first": [f"{encoder} hit {number}"],
+                "relevant": ["r"],
+            }
+            for number, value in enumerate(values)
+        }
+        part = Part(encoder, "law", {"main": "nDCG@10"})
+        scores.keep(part, Outcome({"nDCG@10": sum(values) / 3}, queries))
+    rows = {"BM25": {"law nDCG@10": 0.1}, "the first": {"law nDCG@10": 0.5}, "last": {}}
+    (tmp_path / "scores.json").write_text(json.dumps(rows))
+    assert main([str(tmp_path)]) == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "law, last beside the first" in page
+    assert "the first 0.583, last 0.583: +0.000 (95 % interval -0.250 to +0.250)" in page
+    assert "Of 3 queries 1 are better and 1 worse." in page
+    worse = page.index("What became worse")
+    assert worse < page.index("query &lt;1&gt;") < page.index("What became better")
+    assert page.index("What became better") < page.index("query &lt;0&gt;")
+    assert "query &lt;2&gt;" not in page  # as good as before
+    assert "<td>the_first hit 1</td><td>last hit 1</td><td>0.250</td><td>0.000</td>" in page

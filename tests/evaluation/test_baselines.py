@@ -317,3 +317,7 @@ def test_each_query_keeps_its_score_and_the_documents_that_come_first() -> None:
         cosine = vectors @ asked / np.linalg.norm(vectors, axis=1)
         order = sorted(range(len(TEXTS)), key=lambda row: -cosine[row])
         assert found["first"] == [list(TEXTS)[row] for row in order[:3]]
+        assert found["query"] == QUERIES[name]
+        assert set(found["relevant"]) <= {
+            one for one, grade in JUDGED.grades[name].items() if grade
+        }

@@ -41,7 +41,7 @@ def check_baselines(recipe: EvaluateRecipe, *, tasks: Sequence["Named"]) -> None
             "baselines: BM25 ranks texts for queries, and the recipe has no task that does: give "
             "it retrieval or reranking"
         )
-    if taken := [name for name in recipe.encoders if _is_beside(name)]:
+    if taken := [name for name in recipe.encoders if is_beside(name)]:
         raise BadInput(f"encoders: {taken[0]!r} is the name of a baseline; rename the encoder")
 
 
@@ -78,7 +78,7 @@ def in_order(names: Iterable[str]) -> list[str]:
 def not_better(rows: Mapping[str, Mapping[str, float]], *, main: Iterable[str]) -> Iterator[str]:
     """A line for each encoder and each of the `main` scores by which it does not beat BM25."""
     words = rows.get(BM25, {})
-    encoders = {encoder: row for encoder, row in rows.items() if not _is_beside(encoder)}
+    encoders = {encoder: row for encoder, row in rows.items() if not is_beside(encoder)}
     for name in (one for one in main if one in words):
         for encoder, row in encoders.items():
             if name in row and row[name] <= words[name]:
@@ -97,5 +97,6 @@ def _fused(cosine_N: Scores, word_N: Scores) -> Scores:
     return fused_N
 
 
-def _is_beside(name: str) -> bool:
+def is_beside(name: str) -> bool:
+    """Whether a row is a baseline's, or fused with it, and no encoder's."""
     return name == BM25 or name.endswith(FUSED)

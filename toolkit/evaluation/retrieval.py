@@ -107,7 +107,14 @@ class RetrievalTask:
         queries: dict[str, Found] = {}
         for name, (ranking, first) in zip(self._relevant, self._ranked(found), strict=True):
             rankings.append(ranking)
-            queries[name] = {"score": ranking.ndcg(10), "first": first}
+            grades = self.judged.grades[name]
+            best = sorted((one for one in grades if grades[one] > 0), key=lambda one: -grades[one])
+            queries[name] = {
+                "query": self.judged.queries[name],
+                "score": ranking.ndcg(10),
+                "first": first,
+                "relevant": best[:NUM_FIRST],
+            }
         scores = {
             "nDCG@10": _mean(ranking.ndcg(10) for ranking in rankings),
             "R@100": _mean(ranking.recall(DEPTH) for ranking in rankings),

@@ -2,10 +2,11 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from toolkit.base.errors import BadInput
 
@@ -20,18 +21,20 @@ LOWER_IS_BETTER = ("alignment", "uniformity")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The scores of a task by name and, for a task of queries, what was found for each of them: its
-    main score, and the names of the documents that come first."""
+    """The scores of a task by name and, for a task of queries, what was found for each of them."""
 
     scores: Mapping[str, float]
     queries: Mapping[str, "Found"] = dataclasses.field(default_factory=dict)
 
 
 class Found(TypedDict):
-    """What was found for a query."""
+    """What was found for a query: its text, the main score, the names of the documents that come
+    first, and of some that are relevant."""
 
+    query: str
     score: float
     first: list[str]
+    relevant: list[str]
 
 
 class Embed(Protocol):

@@ -3,8 +3,8 @@
     python -m toolkit.report RUN [--output DIR]
 
 Writes RUN/report/index.html, which holds all it shows, and every picture as a PNG beside it. Needs
-matplotlib (pip install matplotlib). `door`: the command line. `page`: the HTML. `pictures`: what
-matplotlib draws.
+matplotlib (pip install matplotlib). `door`: the command line. `page`: the page. `html`: pieces of
+pages. `comparison`: two encoders query by query. `pictures`: what matplotlib draws.
 """
 
 from toolkit.report.door import main

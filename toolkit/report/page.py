@@ -32,6 +32,8 @@ from toolkit.base.shown import in_html
 from toolkit.encoding.formats import unit_length
 from toolkit.evaluation.baselines import not_better
 from toolkit.evaluation.parts import main_scores
+from toolkit.report.comparison import of_comparison
+from toolkit.report.html import came_from, table
 from toolkit.runs.launched import read_launched
 from toolkit.runs.records import read_metrics, read_starts
 from toolkit.runs.standing import LAST_FILE, Standing, standings
@@ -105,6 +107,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         text = came_from(output / SCORES_FILE) + table(transposed(scores))
         text += "".join(f"<p>{in_html(line)}</p>" for line in not_better(scores, main=main))
         yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
+        yield from of_comparison(one.stage, output=output, encoders=list(scores))
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)
 
@@ -216,19 +219,3 @@ def start_rows(starts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One table row per start of a run."""
     names = ("time", "step", "job", "world_size", "num_nodes", "device", "attention")
     return [{name: start.get(name, "") for name in names} for start in starts]
-
-
-def came_from(path: Path) -> str:
-    """A line of HTML that names the file of the numbers."""
-    return f'<p class="from">from {in_html(path)}</p>'
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same columns as an HTML table, floats with four digits, without empty columns."""
-    heads = [head for head in (rows[0] if rows else ()) if any(row.get(head) != "" for row in rows)]
-    lines = ["".join(f"<th>{in_html(head)}</th>" for head in heads)]
-    for row in rows:
-        cells = [row.get(head, "") for head in heads]
-        shown = [f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in cells]
-        lines.append("".join(f"<td>{in_html(cell)}</td>" for cell in shown))
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
