@@ -3,4 +3,5 @@
 `program` composes; `parts` shares the work. Tasks: `task` (the protocol), `tasks` (reads those of a
 recipe), `sts`, `retrieval`, `ranking`, `classes`, `labelled`, `mteb_tasks`. Tasks on words:
 `tagging`, `words`, `word_features`, `word_scores`, `linear_probe`. Shown: `tables`, `reproduction`.
+A choice among merges: `forgetting`.
 """

@@ -16,11 +16,13 @@ from toolkit.base.layout import REPRODUCTION_FILE, SCORES_FILE
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect, worker_of
 from toolkit.evaluation import parts, reproduction
+from toolkit.evaluation.forgetting import write_choice
 from toolkit.evaluation.parts import Part
-from toolkit.evaluation.reproduction import Scored, read_reference
+from toolkit.evaluation.reproduction import Reference, Scored, read_reference
 from toolkit.evaluation.tables import table
 from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
 from toolkit.settings.hub import is_offline
+from toolkit.settings.merge_schema import Forgetting, check_forgetting
 from toolkit.settings.model_source import check_reference
 from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
 from toolkit.settings.task_schema import Mteb
@@ -45,6 +47,10 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         tasks = read_tasks(recipe)
         for settings in recipe.encoders.values():
             check_reference(settings.model)
+        if recipe.forgetting:
+            adapters = {name: one.adapters for name, one in recipe.encoders.items()}
+            names = [one.name for one in tasks]
+            check_forgetting(recipe.forgetting, encoders=adapters, tasks=names)
         reference = (
             read_reference(recipe.reference, encoders=list(recipe.encoders))
             if recipe.reference
@@ -77,7 +83,17 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
-    by_encoder = _by_encoder(scored)
+    return _show(recipe, scored, reference=reference)
+
+
+def _show(
+    recipe: EvaluateRecipe,
+    scored: Sequence[tuple[Part, Mapping[str, float]]],
+    *,
+    reference: Reference | None,
+) -> dict[str, dict[str, float]]:
+    """Write scores.json and what else the recipe asks for, print it, and return the scores."""
+    output_dir, by_encoder = Path(recipe.output_dir), _by_encoder(scored)
     # Unsorted: in the recipe's order, the encoders show what each stage of training adds.
     write_atomic(output_dir / SCORES_FILE, json.dumps(by_encoder, indent=2) + "\n")
     say_lines(table(by_encoder))
@@ -89,7 +105,24 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / REPRODUCTION_FILE, text)
         say_lines(text)
+    if recipe.forgetting:
+        _choose(recipe, recipe.forgetting, scored)
     return by_encoder
+
+
+def _choose(
+    recipe: EvaluateRecipe, asked: Forgetting, scored: Sequence[tuple[Part, Mapping[str, float]]]
+) -> None:
+    main: dict[str, dict[str, float]] = {name: {} for name in recipe.encoders}
+    for part, scores in scored:
+        main[part.encoder][part.task] = scores[part.facts["main"]]
+    write_choice(
+        Path(recipe.output_dir),
+        scores=main,
+        asked=asked,
+        models={name: one.model for name, one in recipe.encoders.items()},
+        digests={part.encoder: str(part.facts["encoder"]["model"]) for part, _ in scored},
+    )
 
 
 def settle_dtypes(recipe: EvaluateRecipe, *, local_rank: int) -> EvaluateRecipe:

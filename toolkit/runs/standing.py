@@ -27,6 +27,7 @@ from toolkit.base.layout import (
     LEASE_DIR,
     LOG_DIR,
     MANIFEST_FILE,
+    MERGED_FILE,
     METRICS_FILE,
     PART_DIR,
     PLAN_FILE,
@@ -158,12 +159,14 @@ def _kind_of(path: Path) -> str:
         return "embed"
     if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
         return "evaluate"
+    if (path / MERGED_FILE).is_file():
+        return "merge"
     if not (path / CONFIG_FILE).is_file():
         if starting := _starting(path):
             return starting["kind"]
         raise BadInput(
             f"{path}: is not a run: give the run_dir of toolkit.launch or toolkit.train, or the "
-            "output_dir of toolkit.encode or toolkit.evaluate"
+            "output_dir of toolkit.encode, toolkit.evaluate or a merge"
         )
     recipe = load_recipe(str(path / CONFIG_FILE))
     if isinstance(recipe, PipelineRecipe):
@@ -179,6 +182,8 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         standing.reason = read_reuse(output)
     elif stage.kind == "evaluate":
         finished = (output / SCORES_FILE).is_file()
+    elif stage.kind == "merge":
+        finished = (output / MERGED_FILE).is_file()
     else:
         finished = _look_at_training(output, standing, steps=stage.steps, now=now)
     starting = _starting(output)

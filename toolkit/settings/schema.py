@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from toolkit.settings.merge_schema import Forgetting, MergeRecipe
 from toolkit.settings.model_schema import Attention, Model
 from toolkit.settings.section import (
     Count,
@@ -303,6 +304,7 @@ class EvaluateRecipe(Section):
 
     Workers share the pairs of encoder and task by leases, as those of an embedding do. `reference`
     names published scores (toolkit/references) to compare with encoders of the same names.
+    `forgetting` chooses one of the encoders by their scores, and OUT/chosen.json names it.
     """
 
     kind: Literal["evaluate"]
@@ -318,6 +320,7 @@ class EvaluateRecipe(Section):
     mteb: Mteb = Mteb()
     instructions: dict[str, str] = {}
     reference: Text | None = None
+    forgetting: Forgetting | None = None
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 
@@ -360,7 +363,9 @@ class PipelineRecipe(Section):
     stages: Annotated[dict[str, Stage], Field(min_length=1)]
 
 
-StageRecipe = MntpRecipe | SimcseRecipe | SupervisedRecipe | EmbedRecipe | EvaluateRecipe
+StageRecipe = (
+    MntpRecipe | SimcseRecipe | SupervisedRecipe | EmbedRecipe | EvaluateRecipe | MergeRecipe
+)
 Recipe = StageRecipe | PipelineRecipe
 KINDS: dict[str, type[Recipe]] = {
     "mntp": MntpRecipe,
@@ -368,5 +373,6 @@ KINDS: dict[str, type[Recipe]] = {
     "supervised": SupervisedRecipe,
     "embed": EmbedRecipe,
     "evaluate": EvaluateRecipe,
+    "merge": MergeRecipe,
     "pipeline": PipelineRecipe,
 }
