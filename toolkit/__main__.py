@@ -21,6 +21,7 @@ DOORS = {
     "search": "find the rows of an embedded corpus that are nearest to a query",
     "evaluate": "score encoders side by side",
     "report": "draw a run as one page",
+    "merge": "merge encoders of one base into one",
     "export": "write an encoder or vectors for other tools",
     "verify": "check every byte of what the toolkit has written",
 }

@@ -16,7 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
 from toolkit.base.console import at_work, say
+from toolkit.base.documents import checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed, read_json
 from toolkit.base.layout import (
@@ -24,6 +27,7 @@ from toolkit.base.layout import (
     CONFIG_FILE,
     ENCODER_DIR,
     MANIFEST_FILE,
+    MERGED_FILE,
     ORIGIN_FILE,
     PART_DIR,
     PLAN_FILE,
@@ -35,6 +39,7 @@ from toolkit.base.layout import (
 from toolkit.base.tensor_header import read_header
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
+from toolkit.settings.merge_schema import FolderName
 from toolkit.settings.model_source import ModelSource
 
 MAX_TOKENS = 512  # where a folder says nothing, as llm2vec
@@ -43,9 +48,13 @@ if TYPE_CHECKING:
 
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
-    "toolkit.export, an encoding of toolkit.encode, scores of toolkit.evaluate, shards or pairs of "
-    "data_scripts, or a model folder"
+    "toolkit.export, merges of toolkit.merge, an encoding of toolkit.encode, scores of "
+    "toolkit.evaluate, shards or pairs of data_scripts, or a model folder"
 )
+
+
+class _Merged(TypedDict):
+    merges: dict[FolderName, list[float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +243,11 @@ def things_at(path: Path) -> Iterator[Thing]:
         yield Thing(path, _encoder)
     elif names & {PLAN_FILE, UNIT_DIR}:
         yield Thing(path, _encoding)
+    elif MERGED_FILE in names:
+        content = checked(
+            read_json(path / MERGED_FILE), _Merged, source=path / MERGED_FILE, advice="merge again"
+        )
+        yield from (Thing(path / name, _encoder) for name in content["merges"])
     elif names & {SCORES_FILE, PART_DIR}:
         yield Thing(path, _scores)
     elif MANIFEST_FILE in names or any(name.endswith(".parquet") for name in names):

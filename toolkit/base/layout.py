@@ -49,6 +49,10 @@ ENCODER_DIR = "encoder"
 # In an encoder: what it was made from, with the digests of its files; and the model card.
 ORIGIN_FILE, CARD_FILE = "origin.json", "README.md"
 
+# What was merged, in the output directory of a merge: written last by `training.merges`; read by
+# `runs.standing` and `verify`.
+MERGED_FILE = "merged.json"
+
 # --- ENC ---
 
 # What the encoding is and where its units begin: written once by `encoding.units`, which reads it
@@ -73,6 +77,9 @@ PART_DIR = "parts"
 # All scores, written last by `evaluation.program`; read by `runs.standing`, `report`, `verify` and
 # `export --scores`.
 SCORES_FILE = "scores.json"
+# The encoder that was chosen among merges, with the scores of all of them: written by
+# `evaluation.forgetting`; read by `report`, and by whoever is given OUT as a model.
+CHOSEN_FILE = "chosen.json"
 # Our scores beside published ones, written by `evaluation.program`; for people.
 REPRODUCTION_FILE = "reproduction.md"
 # MTEB's own results, written and read by `evaluation.mteb_tasks`.

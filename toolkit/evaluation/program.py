@@ -25,12 +25,14 @@ from toolkit.evaluation.baselines import (
     outcome_with_words,
     words_part,
 )
+from toolkit.evaluation.forgetting import write_choice
 from toolkit.evaluation.parts import Part
-from toolkit.evaluation.reproduction import Scored, read_reference
+from toolkit.evaluation.reproduction import Reference, Scored, read_reference
 from toolkit.evaluation.tables import table
 from toolkit.evaluation.task import Outcome, RankingTask
 from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
 from toolkit.settings.hub import is_offline
+from toolkit.settings.merge_schema import Forgetting, check_forgetting
 from toolkit.settings.model_source import check_reference
 from toolkit.settings.schema import EncoderSettings, EvaluateRecipe
 from toolkit.settings.task_schema import Mteb
@@ -59,6 +61,10 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> Rows:
         check_baselines(recipe, tasks=tasks)
         for settings in recipe.encoders.values():
             check_reference(settings.model)
+        if recipe.forgetting:
+            adapters = {name: one.adapters for name, one in recipe.encoders.items()}
+            names = [one.name for one in tasks]
+            check_forgetting(recipe.forgetting, encoders=adapters, tasks=names)
         reference = (
             read_reference(recipe.reference, encoders=list(recipe.encoders))
             if recipe.reference
@@ -91,25 +97,52 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> Rows:
             say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
-    by_encoder = _by_encoder(scored)
+    return _show(recipe, scored, reference=reference)
+
+
+def _show(
+    recipe: EvaluateRecipe,
+    scored: Sequence[tuple[Part, Mapping[str, float]]],
+    *,
+    reference: Reference | None,
+) -> dict[str, dict[str, float]]:
+    """Write scores.json and what else the recipe asks for, print it, and return the scores."""
+    output_dir, by_encoder = Path(recipe.output_dir), _by_encoder(scored)
     # Unsorted: in the recipe's order, the encoders show what each stage of training adds.
     write_atomic(output_dir / SCORES_FILE, json.dumps(by_encoder, indent=2) + "\n")
-    _show(by_encoder, scored=scored)
+    _print(by_encoder, scored=scored)
     if reference:
         of_encoders = [(part, one) for part, one in scored if part.encoder in recipe.encoders]
         main = [Scored(p.encoder, p.facts["category"], s[p.facts["main"]]) for p, s in of_encoders]
         text = reproduction.report(reference, main, encoders=recipe.encoders)
         write_atomic(output_dir / REPRODUCTION_FILE, text)
         say_lines(text)
+    if recipe.forgetting:
+        _choose(recipe, recipe.forgetting, scored)
     return by_encoder
 
 
-def _show(by_encoder: Rows, *, scored: Sequence[tuple[Part, Mapping[str, float]]]) -> None:
+def _print(by_encoder: Rows, *, scored: Sequence[tuple[Part, Mapping[str, float]]]) -> None:
     """Print the table, and which encoders do not beat words."""
     say_lines(table(by_encoder))
     main = dict.fromkeys(f"{part.task} {part.facts['main']}" for part, _ in scored)
     for line in not_better(by_encoder, main=main):
         say(f"evaluate: {line}")
+
+
+def _choose(
+    recipe: EvaluateRecipe, asked: Forgetting, scored: Sequence[tuple[Part, Mapping[str, float]]]
+) -> None:
+    main: dict[str, dict[str, float]] = {name: {} for name in recipe.encoders}
+    for part, scores in scored:
+        main[part.encoder][part.task] = scores[part.facts["main"]]
+    write_choice(
+        Path(recipe.output_dir),
+        scores=main,
+        asked=asked,
+        models={name: one.model for name, one in recipe.encoders.items()},
+        digests={part.encoder: str(part.facts["encoder"]["model"]) for part, _ in scored},
+    )
 
 
 def settle_dtypes(recipe: EvaluateRecipe, *, local_rank: int) -> EvaluateRecipe:

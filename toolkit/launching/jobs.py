@@ -14,6 +14,7 @@ from submitit.helpers import DelayedSubmission
 from toolkit.base.errors import BadInput, RunFailed, full_disk
 from toolkit.command_line.door import end_with
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
+from toolkit.settings.merge_schema import MergeRecipe
 from toolkit.settings.recipes import parse_recipe
 from toolkit.settings.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
@@ -97,5 +98,9 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
         from toolkit.domain import mining
 
         mining.run(recipe)
+    elif isinstance(recipe, MergeRecipe):
+        from toolkit.training import merges
+
+        merges.run(recipe, environ=environ)
     else:
         raise BadInput(f"a {recipe.kind} recipe is not a single stage")

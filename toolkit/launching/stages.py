@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.base.console import warn
@@ -19,6 +19,7 @@ from toolkit.runs.estimate import GIB, Cluster, Gpu, need
 from toolkit.runs.shapes import shape_of
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
 from toolkit.settings.hub import not_here
+from toolkit.settings.merge_schema import MergeRecipe, check_forgetting, check_merge
 from toolkit.settings.model_source import is_adapter, resolve_model
 from toolkit.settings.pipelines import output_of
 from toolkit.settings.schema import (
@@ -68,7 +69,8 @@ def jobs_of(
     cluster: str,
 ) -> list[PlannedJob]:
     """One job per stage, with what it asks for. Training gets the whole allocation. An embedding
-    gets one task per GPU, and so does an evaluation, up to its encoders times its tasks."""
+    gets one task per GPU, and so does an evaluation, up to its encoders times its tasks. A merge
+    is one task."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -103,7 +105,7 @@ def jobs_of(
         workers = arguments.nodes * ranks
         if isinstance(recipe, EvaluateRecipe):
             asked, workers = one, min(workers, num_parts(recipe))
-        elif isinstance(recipe, DocumentsRecipe | MineRecipe):
+        elif isinstance(recipe, DocumentsRecipe | MineRecipe | MergeRecipe):
             asked, workers = one, 1
         if cluster == "slurm" and (
             isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
@@ -149,7 +151,16 @@ def _check_memory(arguments: argparse.Namespace, *, gpus: int) -> None:
 def num_parts(recipe: EvaluateRecipe) -> int:
     """How many workers an evaluation can have: its encoders times its tasks, and what baselines add
     to the tasks that rank."""
-    kinds: tuple[Sized, ...] = (
+    tasks = sum(len(kind) for kind in _tasks_of(recipe))
+    ranked = len(recipe.retrieval) + len(recipe.reranking)
+    beside = len(recipe.baselines) + recipe.fusion * len(recipe.encoders)
+    of_encoders = len(recipe.encoders) * (tasks + MOST_MTEB_TASKS * bool(recipe.mteb.benchmark))
+    return of_encoders + ranked * beside
+
+
+def _tasks_of(recipe: EvaluateRecipe) -> tuple[Collection[str], ...]:
+    """The names of tasks, by kind; without those of a benchmark of MTEB."""
+    return (
         recipe.sts,
         recipe.retrieval,
         recipe.classification,
@@ -159,11 +170,6 @@ def num_parts(recipe: EvaluateRecipe) -> int:
         recipe.words,
         recipe.mteb.tasks,
     )
-    tasks = sum(len(kind) for kind in kinds)
-    ranked = len(recipe.retrieval) + len(recipe.reranking)
-    beside = len(recipe.baselines) + recipe.fusion * len(recipe.encoders)
-    of_encoders = len(recipe.encoders) * (tasks + MOST_MTEB_TASKS * bool(recipe.mteb.benchmark))
-    return of_encoders + ranked * beside
 
 
 def _gpus(arguments: argparse.Namespace, *, cluster: str) -> int:
@@ -222,7 +228,20 @@ def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
             f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
             " each would embed everything; schedule=claim shares it"
         )
+    elif isinstance(recipe, MergeRecipe):
+        check_merge(recipe)
+    elif isinstance(recipe, EvaluateRecipe):
+        _check_choice(recipe)
     _check_writable(output_of(recipe).absolute())
+
+
+def _check_choice(recipe: EvaluateRecipe) -> None:
+    """Raise `BadInput` for a choice among merges that its encoders and tasks do not allow."""
+    if recipe.forgetting is None or recipe.mteb.benchmark:
+        return  # what tasks a benchmark has is known to mteb alone, whose import takes seconds
+    tasks = [name for kind in _tasks_of(recipe) for name in kind]
+    adapters = {name: one.adapters for name, one in recipe.encoders.items()}
+    check_forgetting(recipe.forgetting, encoders=adapters, tasks=tasks)
 
 
 def _check_pooling_before(stages: Mapping[str, StageRecipe], *, name: str) -> None:
@@ -295,6 +314,8 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
         models, shards = [], []
     elif isinstance(recipe, MineRecipe):
         models, shards = [], [recipe.pairs]
+    elif isinstance(recipe, MergeRecipe):
+        models, shards = [*recipe.models.values(), *([recipe.base] if recipe.base else [])], []
     else:
         models = [m for one in recipe.encoders.values() for m in (one.model, *one.adapters)]
         shards = [task.corpus for task in recipe.retrieval.values()]

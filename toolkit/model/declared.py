@@ -248,8 +248,8 @@ def _check_llm2vec(path: Path) -> None:
 def _is_mntp(folder: Path) -> bool:
     """Whether a folder has only been trained by our MNTP, which pools nothing: how its vectors are
     pooled is only a proposal."""
-    stages = stages_of(folder)
-    return bool(stages) and all(stage.get("kind") == "mntp" for stage in stages)
+    kinds = {stage.get("kind") for stage in stages_of(folder)}
+    return "mntp" in kinds and kinds <= {"mntp", "merge"}
 
 
 def _refuse_modules(folder: Path, *, loaded: Loaded, use: Use) -> None:

@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import itertools
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from toolkit.base.errors import BadInput
-from toolkit.base.files import naming
+from toolkit.base.files import naming, write_json
 from toolkit.base.tensor_header import Place, read_header
 
 DTYPES = {
@@ -32,6 +33,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+FULL_FILE = "model.safetensors"
+MAX_FILE_BYTES = 5 * 10**9  # like the files of most models on the hub
 PIECE = 2**24  # numbers that are converted at a time, so that no second copy of a tensor is needed
 
 
@@ -141,3 +144,49 @@ class Renamed(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def write_tensors(
+    out: Path,
+    *,
+    shapes: Mapping[str, Sequence[int]],
+    dtype: torch.dtype,
+    value_of: Callable[[str], Tensor],
+    max_file_bytes: int = MAX_FILE_BYTES,
+) -> None:
+    """Write the weights of a model, each as `value_of` makes it when its turn comes. A file has at
+    most `max_file_bytes` bytes, if no single tensor is larger."""
+    files = _files(shapes, itemsize=dtype.itemsize, max_file_bytes=max_file_bytes)
+    for file, names in files.items():
+        writer = TensorWriter(
+            out / file, shapes={name: shapes[name] for name in names}, dtype=dtype
+        )
+        try:
+            for name in names:
+                writer.put(name, value_of(name))
+            writer.close()
+        finally:
+            writer.abandon()
+    if len(files) > 1:
+        index = {name: file for file, names in files.items() for name in names}
+        write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+
+
+def _files(
+    shapes: Mapping[str, Sequence[int]], *, itemsize: int, max_file_bytes: int
+) -> dict[str, list[str]]:
+    """Which weights go into which file, in order; a new file begins before one would be too
+    large."""
+    parts: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        size = itemsize * math.prod(shape)
+        if parts[-1] and filled + size > max_file_bytes:
+            parts.append([])
+            filled = 0
+        parts[-1].append(name)
+        filled += size
+    if len(parts) == 1:
+        return {FULL_FILE: parts[0]}
+    total = f"{len(parts):05d}"
+    return {f"model-{n:05d}-of-{total}.safetensors": names for n, names in enumerate(parts, 1)}

@@ -6,7 +6,6 @@ a merge reads and writes one tensor after another, so it needs memory for the la
 
 import dataclasses
 import hashlib
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import digest_of, read_json, sha256_of, write_json
 from toolkit.base.layout import ORIGIN_FILE
 from toolkit.model.backbone import DTYPES, inner_class, inner_prefix, load_config, weight_files
-from toolkit.model.tensor_file import StoredTensors, TensorWriter
+from toolkit.model.tensor_file import MAX_FILE_BYTES, StoredTensors, write_tensors
 from toolkit.model.tokenizer import save_tokenizer, special_ids
 from toolkit.model.vector_rules import MODE_FLAGS, PLAIN_RULES, VectorRules
 from toolkit.settings.model_schema import Lora
@@ -30,9 +29,7 @@ from toolkit.settings.schema import INSTRUCTION_FORMAT
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE = "adapter_model.safetensors"
-FULL_FILE = "model.safetensors"
 _AGAIN = "export the model again to another folder, or copy it again"
-MAX_FILE_BYTES = 5 * 10**9  # like the files of most models on the hub
 # A LoRA matrix of the inner decoder (in ours and LLM2Vec's adapters) or of a causal LM around it.
 _LORA_KEY = re.compile(r"base_model\.model\.(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 
@@ -148,10 +145,10 @@ def check_mergeable(base: Path, *, trained: Iterable[str]) -> None:
     """Raise `BadInput`, before training, for trained weights that `merge_weights` would refuse
     after it, because the base stores no weight of that name."""
     stored, prefix, names = StoredTensors(weight_files(base)), prefix_of(base), list(trained)
-    known = _by_inner_name(stored, prefix=prefix)
+    known = by_inner_name(stored, prefix=prefix)
     stems = [name.removeprefix(PEFT_PREFIX).partition(".lora_") for name in names]
     adapted = {f"{stem}.weight" for stem, lora, _ in stems if lora}
-    weights = adapted or set(_by_inner_name(names, prefix=prefix))
+    weights = adapted or set(by_inner_name(names, prefix=prefix))
     if not (strange := sorted(weights - known.keys())):
         return
     # transformers fuses or renames such weights on loading, and undoes that on saving.
@@ -235,36 +232,32 @@ def merge_weights(
     """Write the inner decoder of `base`, with everything that was trained merged into it.
 
     Adapters are added in order; a weight in `replaced` is used instead of the base's. The
-    language-model head is left out. One tensor at a time is in memory. A file has at most
-    `max_file_bytes` bytes, if no single tensor is larger. Raises `BadInput` for a trained weight
-    that the base does not have.
+    language-model head is left out. One tensor at a time is in memory. Raises `BadInput` for a
+    trained weight that the base does not have.
     """
     stored, prefix = StoredTensors(weight_files(base)), prefix_of(base)
-    keys = _by_inner_name(stored, prefix=prefix)
+    keys = by_inner_name(stored, prefix=prefix)
     new = {} if replaced is None else replaced
-    new_keys = _by_inner_name(new, prefix=prefix)
+    new_keys = by_inner_name(new, prefix=prefix)
     adapters = [adapter.of_inner(prefix) for adapter in adapters]
     check_places(adapters, known=keys, where=str(base))
     if unused := sorted(set(new_keys) - set(keys)):
         raise BadInput(f"{base}: has no weight for the trained {unused[0]!r}: another base model?")
+
+    def value_of(name: str) -> Tensor:
+        value = new[new_keys[name]] if name in new_keys else stored[keys[name]]
+        for adapter in adapters:
+            value = adapter.added_to(value, name=name)
+        return value
+
     shapes = {name: stored.shape(key) for name, key in keys.items()}
-    files = _files(shapes, itemsize=DTYPES[dtype].itemsize, max_file_bytes=max_file_bytes)
-    for file, names in files.items():
-        writer = TensorWriter(
-            out / file, shapes={name: shapes[name] for name in names}, dtype=DTYPES[dtype]
-        )
-        try:
-            for name in names:
-                value = new[new_keys[name]] if name in new_keys else stored[keys[name]]
-                for adapter in adapters:
-                    value = adapter.added_to(value, name=name)
-                writer.put(name, value)
-            writer.close()
-        finally:
-            writer.abandon()
-    if len(files) > 1:
-        index = {name: file for file, names in files.items() for name in names}
-        write_json(out / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+    write_tensors(
+        out,
+        shapes=shapes,
+        dtype=DTYPES[dtype],
+        value_of=value_of,
+        max_file_bytes=max_file_bytes,
+    )
 
 
 def prefix_of(folder: Path) -> str:
@@ -349,7 +342,7 @@ def _write_word_weights(path: Path, *, tokenizer: PreTrainedTokenizerBase) -> No
     write_json(path, content)
 
 
-def _by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:
+def by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:
     """The keys of tensors, by the names that the weights have in the inner decoder.
 
     If any key has the prefix, the tensors are of a causal model, and a key without it belongs to
@@ -358,23 +351,3 @@ def _by_inner_name(tensors: Iterable[str], *, prefix: str) -> dict[str, str]:
     keys = list(tensors)
     inner = [key for key in keys if key.startswith(f"{prefix}.")] or keys
     return {name: key for key in inner if (name := inner_name(key, prefix=prefix)) is not None}
-
-
-def _files(
-    shapes: Mapping[str, Sequence[int]], *, itemsize: int, max_file_bytes: int
-) -> dict[str, list[str]]:
-    """Which weights go into which file, in order; a new file begins before one would be too
-    large."""
-    parts: list[list[str]] = [[]]
-    filled = 0
-    for name, shape in shapes.items():
-        size = itemsize * math.prod(shape)
-        if parts[-1] and filled + size > max_file_bytes:
-            parts.append([])
-            filled = 0
-        parts[-1].append(name)
-        filled += size
-    if len(parts) == 1:
-        return {FULL_FILE: parts[0]}
-    total = f"{len(parts):05d}"
-    return {f"model-{n:05d}-of-{total}.safetensors": names for n, names in enumerate(parts, 1)}

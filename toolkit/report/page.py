@@ -13,14 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from toolkit.base.console import say
+from toolkit.base.documents import checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_atomic
 from toolkit.base.layout import (
+    CHOSEN_FILE,
     COMMIT_MARKER,
     ENCODER_DIR,
     MANIFEST_FILE,
+    MERGED_FILE,
     METRICS_FILE,
     PAGE_FILE,
     PART_DIR,
@@ -108,8 +112,47 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         text += "".join(f"<p>{in_html(line)}</p>" for line in not_better(scores, main=main))
         yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
         yield from of_comparison(one.stage, output=output, encoders=list(scores))
+    if (output / CHOSEN_FILE).is_file():
+        yield _forgetting(one, path=output / CHOSEN_FILE)
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)
+
+
+class _Row(TypedDict):
+    encoder: str
+    ratio: float
+    general: float
+    domain: float
+    is_allowed: bool
+
+
+class _Choice(TypedDict):
+    encoder: str
+    tolerance: float
+    rows: list[_Row]
+
+
+def _forgetting(one: Standing, *, path: Path) -> Section:
+    """What merges have forgotten and learnt, and which of them was chosen."""
+    from toolkit.report import pictures
+
+    choice = checked(read_json(path), _Choice, source=path, advice="run the evaluation again")
+    rows = [
+        {
+            "ratio": row["ratio"],
+            "encoder": row["encoder"],
+            "general": row["general"],
+            "domain": row["domain"],
+            "allowed": "yes" if row["is_allowed"] else "no",
+            "chosen": "chosen" if row["encoder"] == choice["encoder"] else "",
+        }
+        for row in choice["rows"]
+    ]
+    picture = pictures.forgetting(
+        rows, least=choice["rows"][0]["general"] - choice["tolerance"] if rows else 0.0
+    )
+    title = f"{one.stage}: forgetting"
+    return title, came_from(path) + table(rows), picture_name(one, "forgetting"), picture
 
 
 def of_embeddings(one: Standing, *, output: Path) -> Iterator[Section]:
@@ -185,6 +228,7 @@ def written(one: Standing, *, output: Path) -> tuple[str, str]:
         "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
         "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
         **{kind: (LAST_FILE[kind],) for kind in ("documents", "mine")},
+        "merge": (f"*/{COMMIT_MARKER}", MERGED_FILE),
     }.get(one.kind, (METRICS_FILE, f"{ENCODER_DIR}/{COMMIT_MARKER}"))
     paths = [path for pattern in patterns for path in output.glob(pattern)]
     times = sorted(path.stat().st_mtime for path in paths)

@@ -71,6 +71,28 @@ def bars(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     return _png(figure)
 
 
+def forgetting(rows: Sequence[Mapping[str, Any]], *, least: float) -> bytes:
+    """The general and the domain's mean of each merge over its ratio, a dotted line at the `least`
+    general mean that is allowed, and a ring around what was chosen."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    ratios = [row["ratio"] for row in rows]
+    for name, colour in (("general", "tab:blue"), ("domain", "tab:orange")):
+        axes.plot(ratios, [row[name] for row in rows], "o-", color=colour, markersize=4, label=name)
+        for row in rows:
+            if row["chosen"]:
+                axes.plot(
+                    row["ratio"], row[name], "o", color=colour, markersize=11, fillstyle="none"
+                )
+    axes.axhline(least, linestyle=":", color="tab:blue", linewidth=1, label="least general")
+    axes.set_xlabel("share of the domain's encoder", fontsize=9)
+    axes.set_ylabel("mean of the main scores", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return _png(figure)
+
+
 def embedding_map(unit_ND: NDArray[np.float32], *, names: Sequence[str], named: int) -> bytes:
     """Vectors of unit length along the two directions in which they differ most (principal
     components); `named` of them, spread over the map, have their names beside them."""

@@ -29,6 +29,7 @@ from toolkit.base.layout import (
     LEASE_DIR,
     LOG_DIR,
     MANIFEST_FILE,
+    MERGED_FILE,
     METRICS_FILE,
     PART_DIR,
     PLAN_FILE,
@@ -81,6 +82,7 @@ LAST_FILE = {
     "evaluate": SCORES_FILE,
     "documents": DOCUMENTS_FILE,
     "mine": COMMIT_MARKER,
+    "merge": MERGED_FILE,
 }
 
 
@@ -172,12 +174,14 @@ def _kind_of(path: Path) -> str:
         return "evaluate"
     if (path / DOCUMENTS_FILE).is_file():
         return "documents"
+    if (path / MERGED_FILE).is_file():
+        return "merge"
     if not (path / CONFIG_FILE).is_file():
         if starting := _starting(path):
             return starting["kind"]
         raise BadInput(
             f"{path}: is not a run: give the run_dir of toolkit.launch or toolkit.train, or the "
-            "output_dir of toolkit.encode or toolkit.evaluate"
+            "output_dir of toolkit.encode, toolkit.evaluate or a merge"
         )
     recipe = load_recipe(str(path / CONFIG_FILE))
     if isinstance(recipe, PipelineRecipe):

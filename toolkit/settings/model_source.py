@@ -1,4 +1,5 @@
-"""A reference to a model: a hub name, a model folder, or a run directory (for its encoder).
+"""A reference to a model: a hub name, a model folder, a run directory (for its encoder), or the
+output of an evaluation that has chosen an encoder (for that).
 
 A program resolves it once, at its start; all other code takes the `ModelSource`. Knows names and
 folders. Refuses to know what is in a model. No torch, no network.
@@ -8,14 +9,24 @@ import dataclasses
 import re
 from pathlib import Path
 
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from toolkit.base.documents import checked
 from toolkit.base.errors import BadInput
-from toolkit.base.files import is_committed
-from toolkit.base.layout import CHECKPOINT_DIR, ENCODER_DIR
+from toolkit.base.files import is_committed, read_json
+from toolkit.base.layout import CHECKPOINT_DIR, CHOSEN_FILE, ENCODER_DIR
 
 # For any other name the hub's client raises an error of its own, which would be a traceback.
 HUB_NAME = re.compile(r"(?!.*(?:--|\.\.))\w[\w.-]*/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 ADAPTER_CONFIG = "adapter_config.json"
 SMOLLM2 = Path(".cache/smollm2-135m")  # the model that the *_smollm2_135m recipes name
+
+
+_EVALUATE = "run the evaluation again"
+
+
+class _Chosen(TypedDict):
+    model: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +49,9 @@ class ModelSource:
 
 
 def resolve_model(reference: str) -> ModelSource:
-    """The source that `reference` stands for; a run directory stands for its encoder. Raises
-    `BadInput` for what is no model, and for an adapter, which is only a part of one."""
+    """The source that `reference` stands for; a run directory stands for its encoder, and an
+    evaluation with a chosen.json for the encoder that it names. Raises `BadInput` for what is no
+    model, and for an adapter, which is only a part of one."""
     path = Path(reference)
     if not path.exists():
         # owner/name is a hub name, unless "owner" is a folder here: runs/mtnp is a typing error.
@@ -49,6 +61,13 @@ def resolve_model(reference: str) -> ModelSource:
                 raise BadInput(f"model {reference!r}: is not there yet; `make smollm2` makes it")
             raise BadInput(f"model {reference!r}: no such folder, and not a hub name (owner/name)")
         return ModelSource(reference, None)
+    if (path / CHOSEN_FILE).is_file():
+        chosen = checked(
+            read_json(path / CHOSEN_FILE), _Chosen, source=path / CHOSEN_FILE, advice=_EVALUATE
+        )["model"]
+        if (Path(chosen) / CHOSEN_FILE).is_file():
+            raise BadInput(f"{path / CHOSEN_FILE}: names {chosen}, another choice; {_EVALUATE}")
+        return resolve_model(chosen)
     if (path / CHECKPOINT_DIR).is_dir():
         if not is_committed(path / ENCODER_DIR):
             raise BadInput(

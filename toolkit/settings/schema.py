@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
+from toolkit.settings.merge_schema import Forgetting, MergeRecipe
 from toolkit.settings.model_schema import Attention, Model
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.section import (
@@ -315,6 +316,7 @@ class EvaluateRecipe(Section):
 
     Workers share the pairs of encoder and task by leases, as those of an embedding do. `reference`
     names published scores (toolkit/references) to compare with encoders of the same names.
+    `forgetting` chooses one of the encoders by their scores, and OUT/chosen.json names it.
     """
 
     kind: Literal["evaluate"]
@@ -332,6 +334,7 @@ class EvaluateRecipe(Section):
     fusion: bool = False
     instructions: dict[str, str] = {}
     reference: Text | None = None
+    forgetting: Forgetting | None = None
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 
@@ -343,6 +346,7 @@ StageRecipe = (
     | EvaluateRecipe
     | DocumentsRecipe
     | MineRecipe
+    | MergeRecipe
 )
 Recipe = StageRecipe | PipelineRecipe
 KINDS: dict[str, type[Recipe]] = {
@@ -353,5 +357,6 @@ KINDS: dict[str, type[Recipe]] = {
     "evaluate": EvaluateRecipe,
     "documents": DocumentsRecipe,
     "mine": MineRecipe,
+    "merge": MergeRecipe,
     "pipeline": PipelineRecipe,
 }

@@ -4,5 +4,5 @@ Beginning: `entry` (refusals without torch), `program` (composes the run), `admi
 `preflight` (before the first step), `starts`. Data: `data`. Objectives: `objective` (the protocol),
 `objectives` (the list), `mntp`, `simcse`, `supervised`, `contrastive`, `teacher` (distillation).
 Steps: `loop`, `recorder`, `metrics`, `views`, `held_out`, `probe`, `utilisation`. Checkpoints:
-`steps`, `checkpoint`, `saver`. Afterwards: `runs`, `export`, `card`.
+`steps`, `checkpoint`, `saver`. Afterwards: `runs`, `export`, `card`; without training: `merges`.
 """

@@ -20,13 +20,16 @@ from toolkit.settings.model_schema import Model
 from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 
 Scores = Mapping[str, Mapping[str, float]]
+MERGE = "merge"  # the kind of a stage that trains nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
     """The facts on a card. `base` is the model that an adapter belongs to or, for a merged encoder,
     the model that its first stage began with. `stages` are the training stages, first to last
-    (`stage_of`). `is_chained`: the adapters of earlier stages must be merged into `base` first."""
+    (`stage_of`). `is_chained`: the adapters of earlier stages must be merged into `base` first.
+    `merge`: what the encoder was merged from, as origin.json keeps it (`training.merges`).
+    `pooled_by`: the poolings of an encoder whose recipe is not known, if not a plain decoder's."""
 
     form: str
     base: str
@@ -37,6 +40,8 @@ class CardFacts:
     recipe: TrainingRecipe | None = None
     scores: Scores | None = None
     is_chained: bool = False
+    merge: Mapping[str, Any] | None = None
+    pooled_by: Sequence[str] = ()
 
 
 def public_name(reference: str) -> str:
@@ -104,6 +109,7 @@ def model_card(facts: CardFacts, *, name: str) -> str:
         f"# {in_markdown(name)}\n",
         _about(facts),
         f"## Training\n\n{_training(facts)}",
+        *([f"## Merged from\n\n{_merged(facts.merge)}"] if facts.merge else []),
         f"## Scores\n\n{_scores(facts.scores)}",
         f"## How to load it\n\n{_loading(facts, name=name)}",
     ]
@@ -125,6 +131,9 @@ def _about(facts: CardFacts) -> str:
 
 
 def _pooled(facts: CardFacts) -> str:
+    if facts.pooled_by:
+        how = " and ".join(map(as_code, facts.pooled_by))
+        return f"its last hidden states, pooled by {how} as {as_code('modules.json')} says"
     if (model := _pooling_model(facts)) is None:
         return (
             "the mean of the last hidden states of its own tokens, without the begin token, of "
@@ -150,8 +159,22 @@ def _training(facts: CardFacts) -> str:
         return "None: the model's own weights, made bidirectional.\n"
     heads = ("stage", "upon", "steps", "rows a step", "tokens a row", "learning rate", "seed")
     keys = ("kind", "base", "steps", "rows", "tokens", "lr", "seed", "trained", "data")
-    rows = [[str(stage.get(key, "not known")) for key in keys] for stage in facts.stages]
+    rows = [
+        [str(stage.get(key, "" if stage.get("kind") == MERGE else "not known")) for key in keys]
+        for stage in facts.stages
+    ]
     return _table([*heads, "trained", "data (digest)"], rows)
+
+
+def _merged(merge: Mapping[str, Any]) -> str:
+    base, parts = merge["base"], merge["models"]
+    about = f"By the method {merge['method']}, without training"
+    if base:
+        about += (
+            f"; base {as_code(base['name'])} ({base['digest'][:12]}), density {merge['density']:g}"
+        )
+    rows = [[p["name"], f"{p['weight']:g}", p["digest"][:12], p["stages"]] for p in parts]
+    return f"{about}.\n\n" + _table(["model", "weight", "digest", "its stages"], rows)
 
 
 def _scores(scores: Scores | None) -> str:
@@ -173,7 +196,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _loading(facts: CardFacts, *, name: str) -> str:
-    engines = _ENGINES_OF_WORD_WEIGHTS if _pooling_model(facts) is None else _ENGINES
+    is_plain = _pooling_model(facts) is None and not facts.pooled_by
+    engines = _ENGINES_OF_WORD_WEIGHTS if is_plain else _ENGINES
     text = _MERGED + engines
     if facts.form == "peft":
         text = _CHAIN if facts.is_chained else _PEFT

@@ -21,7 +21,7 @@ from toolkit.base.files import (
 )
 from toolkit.base.layout import CARD_FILE, ORIGIN_FILE, WEIGHT_DIR
 from toolkit.base.sealed import content_digest
-from toolkit.model.adapters import chain_of
+from toolkit.model.adapters import Chain, chain_of
 from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import Use
 from toolkit.model.llm2vec_format import config_of_4_44, rewrite_for_llm2vec
@@ -102,7 +102,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
         base=export.base_name or (stage if export.form == "peft" else stages[0])["base"],
         stages=stages,
         width=config.hidden_size,
-        max_tokens=_max_tokens(config),
+        max_tokens=max_tokens_of(config),
         instruction_format=(
             recipe.supervised.instruction_format
             if isinstance(recipe, SupervisedRecipe)
@@ -126,7 +126,7 @@ def write_encoder(run_dir: Path, *, out: Path, export: Export | None = None) -> 
             _write_files(
                 exported, config=config, tokenizer=base, form=form, dtype=dtype, model=model
             )
-        _seal(exported, name=out.name, origin=origin, facts=facts)
+        seal(exported, name=out.name, origin=origin, facts=facts)
     return checkpoint.step
 
 
@@ -146,8 +146,28 @@ def write_chain(
     folder, config = base_folder(chain.base), load_config(chain.base)
     chain.check(Use(causal=False))
     _check_form(export, config=config)
-    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
-    dtype = export.dtype or ("bf16" if stored == "bfloat16" else "fp32")
+    dtype = export.dtype or stored_dtype(config)
+    bases = (chain.base.reference, *chain.names)
+    stages = stages_of_chain(chain)
+    facts = CardFacts(
+        form=export.form,
+        base=stages[0]["base"] if stages else public_name(chain.base.reference),
+        stages=stages,
+        width=config.hidden_size,
+        max_tokens=max_tokens_of(config),
+        instruction_format=chain.instruction_format(),
+        scores=read_scores(export.scores) if export.scores else None,
+    )
+    with committed_directory(out) as exported:
+        merge_weights(folder, adapters=chain.adapters(), dtype=dtype, out=exported)
+        tokenizer = chain.tokenizer
+        _write_files(exported, config=config, tokenizer=tokenizer, form=export.form, dtype=dtype)
+        seal(exported, name=out.name, origin={"kind": "merged", "step": 0}, facts=facts)
+    return bases
+
+
+def stages_of_chain(chain: Chain) -> list[dict[str, Any]]:
+    """The training stages of a base and of the adapters on it, first to last."""
     bases = [chain.base.reference, *chain.names]
     added = [
         {
@@ -156,22 +176,13 @@ def write_chain(
         }
         for below, name, place in zip(bases, chain.names, chain.folders, strict=False)
     ]
-    stages = [*stages_of(folder), *added]
-    facts = CardFacts(
-        form=export.form,
-        base=stages[0]["base"] if stages else public_name(chain.base.reference),
-        stages=stages,
-        width=config.hidden_size,
-        max_tokens=_max_tokens(config),
-        instruction_format=chain.instruction_format(),
-        scores=read_scores(export.scores) if export.scores else None,
-    )
-    with committed_directory(out) as exported:
-        merge_weights(folder, adapters=chain.adapters(), dtype=dtype, out=exported)
-        tokenizer = chain.tokenizer
-        _write_files(exported, config=config, tokenizer=tokenizer, form=export.form, dtype=dtype)
-        _seal(exported, name=out.name, origin={"kind": "merged", "step": 0}, facts=facts)
-    return tuple(bases)
+    return [*stages_of(base_folder(chain.base)), *added]
+
+
+def stored_dtype(config: PretrainedConfig) -> DType:
+    """The type of the weights that are made from a model: bf16 where its own are, else fp32."""
+    stored = str(getattr(config, "dtype", None)).removeprefix("torch.")
+    return "bf16" if stored == "bfloat16" else "fp32"
 
 
 def check_encoder(out: Path) -> None:
@@ -199,7 +210,8 @@ def encoder_step(out: Path) -> int | None:
     return int(read_json(out / ORIGIN_FILE)["step"])
 
 
-def _max_tokens(config: PretrainedConfig) -> int:
+def max_tokens_of(config: PretrainedConfig) -> int:
+    """Where other tools cut the texts of an export."""
     return min(MAX_TOKENS, int(config.max_position_embeddings))
 
 
@@ -270,7 +282,7 @@ def _write_files(
     model: Model | None = None,
 ) -> None:
     """Everything but the weights; `model` are the settings of the last stage, if there is one."""
-    loaded, max_tokens = load_tokenizer(tokenizer), _max_tokens(config)
+    loaded, max_tokens = load_tokenizer(tokenizer), max_tokens_of(config)
     rules = PLAIN_RULES
     if model is not None:
         loaded, rules = training_tokenizer(tokenizer, model=model), trained_rules(model)
@@ -281,7 +293,7 @@ def _write_files(
         rewrite_for_llm2vec(out, tokenizer=loaded, max_tokens=max_tokens)
 
 
-def _seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
+def seal(out: Path, *, name: str, origin: dict[str, Any], facts: CardFacts) -> None:
     """Write the last files: the origin, with the digests of all other files, and the card."""
     # Last, since it records the digests of all files that are there by now.
     content = {

@@ -26,8 +26,8 @@ from toolkit.base.errors import RunFailed
 from toolkit.base.files import publish, sha256_of, write_json
 from toolkit.base.layout import CHECKPOINT_DIR, MOMENT_DIR, STATE_FILE, STEP_PREFIX, WEIGHT_DIR
 from toolkit.base.sealed import content_digest
-from toolkit.model.tensor_file import TensorWriter
-from toolkit.model.weights import ADAPTER_FILE, FULL_FILE, adapter_config, saved_name
+from toolkit.model.tensor_file import FULL_FILE, TensorWriter
+from toolkit.model.weights import ADAPTER_FILE, adapter_config, saved_name
 from toolkit.parallel import comm, zero
 from toolkit.settings.schema import TrainingRecipe
 from toolkit.training import checkpoint
