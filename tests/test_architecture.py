@@ -88,8 +88,6 @@ MAY_LOOK_AND_WRITE = {
     "toolkit/cluster/heartbeats.py:write": "asks only whether the run has begun; the last is right",
     "toolkit/cluster/heartbeats.py:write_forever": "as `write`, which stands in it",
     "toolkit/encoding/index.py:_save": "looks after it has written, and writes again what is gone",
-    "toolkit/evaluation/program.py:run": "asks for a file in the place of its directory; "
-    "scores.json is made whole from what this evaluation has seen, and the last to end is right",
     "toolkit/base/files.py:_place_in_turn": "looks and renames while it alone may",
     "toolkit/base/files.py:publish": "a rename onto a directory that is not empty fails, and that "
     "is handled",

@@ -69,6 +69,9 @@ REUSE_FILE = "reuse.json"
 
 # OUT/parts/ENCODER/TASK.json: written by `evaluation.parts`; read by it, `report` and `verify`.
 PART_DIR = "parts"
+# OUT/corpora/DIGEST/: an encoding of the texts of tasks, made by `evaluation.corpora`; read by it
+# and `verify`; and until all are embedded these texts, read by workers without a task on them.
+CORPUS_DIR, TEXTS_FILE = "corpora", "texts.parquet"
 # All scores, written last by `evaluation.program`; read by `runs.standing`, `report`, `verify` and
 # `export --scores`.
 SCORES_FILE = "scores.json"

@@ -3,11 +3,12 @@
 Composition only. A restart goes on: what is scored already is not scored again.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.base.console import LINE_S, Progress, at_work, say, say_lines
 from toolkit.base.errors import BadInput
@@ -16,8 +17,9 @@ from toolkit.base.layout import REPRODUCTION_FILE, SCORES_FILE
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect, worker_of
 from toolkit.evaluation import parts, reproduction
+from toolkit.evaluation.corpora import LEAST_TEXTS, Corpora, ToldToStop
 from toolkit.evaluation.parts import Part
-from toolkit.evaluation.reproduction import Scored, read_reference
+from toolkit.evaluation.reproduction import Reference, Scored, read_reference
 from toolkit.evaluation.tables import table
 from toolkit.evaluation.tasks import Named, check_mteb_data, read_tasks
 from toolkit.settings.hub import is_offline
@@ -53,7 +55,8 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
         recipe = settle_dtypes(recipe, local_rank=topology.local_rank)
         every = _parts(recipe, tasks=tasks)
         index, count = worker_of(topology, environ=environ)
-        scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank)
+        corpora = Corpora(recipe, should_stop=lambda: stop.received, place=index / count)
+        scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank, corpora=corpora)
         first = index * len(every) // count
         scores = parts.Scores(output_dir)
         missing = [part for part in every if scores.of(part) is None]
@@ -68,16 +71,29 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> dict[str, dict
             lease_s=recipe.lease_s,
             first=first,
             should_stop=lambda: stop.received,
+            help_others=lambda: scorer.help_others(every),
         )
-        for part in mine:
-            scores.keep(part, scorer.scores(part))
-            say(f"evaluate: {part.encoder} on {part.task} is scored")
+        # Told to stop inside of a part, we close `mine`, so that others can take the part.
+        with contextlib.suppress(ToldToStop), contextlib.closing(mine):
+            for part in mine:
+                scores.keep(part, scorer.scores(part))
+                say(f"evaluate: {part.encoder} on {part.task} is scored")
         scored = scores.of_all(every)
         if scored is None:
             say("evaluate: told to stop; the same command goes on")
             stop.leave(environ, leads=topology.rank == 0)
             return {}
-    by_encoder = _by_encoder(scored)
+    return _told(scored, recipe=recipe, reference=reference)
+
+
+def _told(
+    scored: Sequence[tuple[Part, Mapping[str, float]]],
+    *,
+    recipe: EvaluateRecipe,
+    reference: Reference | None,
+) -> dict[str, dict[str, float]]:
+    """Write all scores, print their table, and return them."""
+    output_dir, by_encoder = Path(recipe.output_dir), _by_encoder(scored)
     # Unsorted: in the recipe's order, the encoders show what each stage of training adds.
     write_atomic(output_dir / SCORES_FILE, json.dumps(by_encoder, indent=2) + "\n")
     say_lines(table(by_encoder))
@@ -132,10 +148,13 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
 
 
 class Embedder:
-    """An encoder with the instruction of one task (a `toolkit.evaluation.task.Embed`)."""
+    """An encoder with the instruction of one task (a `toolkit.evaluation.task.Embed`). With
+    `corpora` documents are embedded there, together with other workers."""
 
-    def __init__(self, encoder: "Encoder", *, name: str, instruction: str) -> None:
-        self.encoder, self.name = encoder, name
+    def __init__(
+        self, encoder: "Encoder", *, name: str, instruction: str, corpora: Corpora | None = None
+    ) -> None:
+        self.encoder, self.name, self._corpora = encoder, name, corpora
         self._instruction = instruction
         self._before = encoder.before_text(instruction)
 
@@ -149,6 +168,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> "Vectors":
         """Vectors (N, D), fp32, in the order of `texts`."""
+        if not instructed and self._corpora is not None and len(texts) >= LEAST_TEXTS:
+            return self._corpora.vectors(texts, encoder=self.encoder, name=self.name)
         before = self._before if instructed else ""
         title = f"{self.name}: encode"
         progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
@@ -162,15 +183,25 @@ class Embedder:
 class _Scorer:
     """Scores parts. It keeps the last encoder, since the parts of one encoder come in a row."""
 
-    def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named], local_rank: int) -> None:
-        self._recipe, self._local_rank = recipe, local_rank
+    def __init__(
+        self,
+        recipe: EvaluateRecipe,
+        *,
+        tasks: Sequence[Named],
+        local_rank: int,
+        corpora: Corpora,
+    ) -> None:
+        self._recipe, self._local_rank, self._corpora = recipe, local_rank, corpora
         self._tasks = {one.name: one.task for one in tasks}
         self._loaded: tuple[EncoderSettings, Encoder] | None = None
 
     def scores(self, part: Part) -> Mapping[str, float]:
         """The scores of the part's encoder on its task."""
         embed = Embedder(
-            self.load(part), name=part.encoder, instruction=str(part.facts["instruction"])
+            self.load(part),
+            name=part.encoder,
+            instruction=str(part.facts["instruction"]),
+            corpora=self._corpora if self._recipe.share_corpora else None,
         )
         return self._tasks[part.task].scores(embed)
 
@@ -186,6 +217,16 @@ class _Scorer:
             with at_work(f"evaluate: loads {part.encoder}"):
                 self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
+
+    def help_others(self, every: Sequence[Part]) -> bool:
+        """Embed a corpus that another worker needs, by one of our encoders; returns whether there
+        was one."""
+
+        def encoder_of(made_by: Mapping[str, Any]) -> "Encoder | None":
+            its = next((part for part in every if part.facts["encoder"] == made_by), None)
+            return None if its is None else self.load(its)
+
+        return self._corpora.help_others(encoder_of)
 
 
 def _shown(name: str) -> str:

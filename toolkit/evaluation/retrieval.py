@@ -108,10 +108,11 @@ class RetrievalTask:
         judged = self.judged
         relevant = [name for name in judged.grades if max(judged.grades[name].values()) > 0]
         texts = [judged.queries[name] for name in relevant]
-        query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
         some = list(dict.fromkeys(self.texts))
         place = {text: number for number, text in enumerate(some)}
+        # First the documents, with which other workers may help.
         text_UD = unit(checked(embed(some, instructed=False), texts=some)).astype(np.float32)
+        query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
         first, number_U = equal_rows(text_UD)
         vector_VD, vector_N = text_UD[first], number_U[[place[text] for text in self.texts]]
         documents = _Documents.of(self.names)
@@ -177,8 +178,8 @@ class RerankingTask:
         """Means over the queries, from 0 to 1. A candidate of several queries is embedded once."""
         texts = list(dict.fromkeys(t for row in (*self.positive, *self.negative) for t in row))
         place = {text: number for number, text in enumerate(texts)}
-        query_QD = unit(checked(embed(self.queries), texts=self.queries))
         text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        query_QD = unit(checked(embed(self.queries), texts=self.queries))
         rankings = []
         for number, query_D in enumerate(query_QD):
             right = {place[text] for text in self.positive[number]}

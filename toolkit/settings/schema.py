@@ -301,8 +301,13 @@ class EvaluateRecipe(Section):
     of tasks; `instructions` gives, by task, the text to put before each text of that task (for
     retrieval and reranking: before each query).
 
-    Workers share the pairs of encoder and task by leases, as those of an embedding do. `reference`
-    names published scores (toolkit/references) to compare with encoders of the same names.
+    Workers share the pairs of encoder and task by leases, as those of an embedding do. With
+    `share_corpora` they also embed the documents of retrieval and reranking together, into
+    `output_dir`, where they are kept; without it a worker embeds those of its task alone, in
+    memory.
+
+    `reference` names published scores (toolkit/references) to compare with encoders of the same
+    names.
     """
 
     kind: Literal["evaluate"]
@@ -317,6 +322,7 @@ class EvaluateRecipe(Section):
     words: dict[str, WordTask] = {}
     mteb: Mteb = Mteb()
     instructions: dict[str, str] = {}
+    share_corpora: bool = True
     reference: Text | None = None
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
