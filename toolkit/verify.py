@@ -25,6 +25,7 @@ from toolkit.base.files import is_committed, read_json
 from toolkit.base.layout import (
     CHECKPOINT_DIR,
     CONFIG_FILE,
+    CORPUS_DIR,
     ENCODER_DIR,
     MANIFEST_FILE,
     MERGED_FILE,
@@ -250,6 +251,9 @@ def things_at(path: Path) -> Iterator[Thing]:
         yield from (Thing(path / name, _encoder) for name in content["merges"])
     elif names & {SCORES_FILE, PART_DIR}:
         yield Thing(path, _scores)
+        # Those that are not finished yet are no fault: the evaluation goes on.
+        whole = sorted((path / CORPUS_DIR).glob(f"*/{MANIFEST_FILE}"))
+        yield from (Thing(file.parent, _corpus) for file in whole)
     elif MANIFEST_FILE in names or any(name.endswith(".parquet") for name in names):
         yield Thing(path, _texts)
     elif "config.json" in names or any(name.endswith(".safetensors") for name in names):
@@ -303,6 +307,15 @@ def _encoding(folder: Path) -> str:
     store = VectorStore(folder, verify=True)
     check_indexes(store)
     return f"whole, {proven_line(store)}"
+
+
+def _corpus(folder: Path) -> str:
+    """The encoding of a corpus inside of an evaluation, which no toolkit.encode can make anew."""
+    try:
+        return _encoding(folder)
+    except BadInput as error:
+        what = str(error).partition(";")[0]
+        raise BadInput(f"{what}; delete {folder}: a task that needs it embeds it again") from error
 
 
 def _scores(folder: Path) -> str:

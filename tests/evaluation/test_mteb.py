@@ -20,12 +20,14 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from numpy.typing import NDArray
 
 from tests.conftest import QUICKSTART
-from tests.evaluation.real_sets import read_cranfield, read_entailment
+from tests.evaluation.real_sets import Grades, read_cranfield, read_entailment
 from toolkit import evaluate
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.encoding.encoder import Encoder
+from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.classes import ClassificationTask, ClusteringTask, PairTask
+from toolkit.evaluation.corpora import Corpora
 from toolkit.evaluation.labelled import read_labelled
 from toolkit.evaluation.mteb_tasks import (
     MtebModel,
@@ -202,11 +204,10 @@ def test_pair_classification_scores_are_those_of_mteb(
     assert ours["accuracy"] == pytest.approx(theirs["cosine_accuracy"], abs=1e-6)
 
 
-def test_retrieval_scores_are_those_of_mteb(
-    embed: Remembering, real_data: Path, tmp_path: Path
-) -> None:
-    """500 documents of Cranfield, and the queries that they answer, with an instruction; each text
-    is embedded once for both ways."""
+Texts = dict[str, str]
+
+
+def some_of_cranfield(real_data: Path) -> tuple[Texts, Texts, Grades]:
     documents, queries, grades = read_cranfield(real_data)
     documents = dict(itertools.islice(documents.items(), 500))
     grades = {
@@ -214,15 +215,26 @@ def test_retrieval_scores_are_those_of_mteb(
         for query, graded in grades.items()
         if any(grade for name, grade in graded.items() if name in documents)
     }
-    queries = {query: queries[query] for query in grades}
+    return documents, {query: queries[query] for query in grades}, grades
+
+
+def cranfield_task(documents: Texts, queries: Texts, grades: Grades) -> Any:
     split = {
         "corpus": Dataset.from_list([{"id": i, "text": t} for i, t in documents.items()]),
         "queries": Dataset.from_list([{"id": i, "text": t} for i, t in queries.items()]),
         "relevant_docs": {name: dict(graded) for name, graded in grades.items()},
         "top_ranked": None,
     }
-    task = with_data(LocalCranfield(), {"default": {"test": split}})
-    theirs = by_mteb(task, embed, tmp_path)
+    return with_data(LocalCranfield(), {"default": {"test": split}})
+
+
+def test_retrieval_scores_are_those_of_mteb(
+    embed: Remembering, real_data: Path, tmp_path: Path
+) -> None:
+    """500 documents of Cranfield, and the queries that they answer, with an instruction; each text
+    is embedded once for both ways."""
+    documents, queries, grades = some_of_cranfield(real_data)
+    theirs = by_mteb(cranfield_task(documents, queries, grades), embed, tmp_path)
     rows = embed.rows
     ours = RetrievalTask(Judged(queries, grades), list(documents), list(documents.values())).scores(
         embed
@@ -233,6 +245,27 @@ def test_retrieval_scores_are_those_of_mteb(
         # MTEB rounds these to five digits.
         assert ours[name] == pytest.approx(theirs[theirs_name], abs=5.1e-6), name
     assert 0.02 < ours["nDCG@10"] < 0.6
+
+
+def test_its_documents_are_embedded_into_a_corpus_that_other_tasks_find(
+    tiny_model: Path, real_data: Path, tmp_path: Path
+) -> None:
+    """The score of a worker that shares nothing; queries, with an instruction, are in no corpus."""
+    encoder = Encoder(EncoderSettings(model=str(tiny_model), max_tokens=32))
+    documents, queries, grades = some_of_cranfield(real_data)
+    task = cranfield_task(documents, queries, grades)
+    given = {"kind": "evaluate", "output_dir": str(tmp_path), "encoders": {"x": {"model": "m"}}}
+    recipe = parse_recipe(given, source="test")
+    assert isinstance(recipe, EvaluateRecipe)
+    for is_stopped, folder in ((False, "one"), (True, "two")):  # the second needs none of its own
+        corpora = Corpora(recipe, should_stop=lambda is_stopped=is_stopped: is_stopped)
+        shared = Embedder(encoder, name="x", instruction="Find it.", corpora=corpora)
+        alone = Embedder(encoder, name="x", instruction="Find it.")
+        scores = MtebTask(task, tmp_path / folder).scores(shared)
+        wanted = MtebTask(task, tmp_path / folder / "alone").scores(alone)
+        assert scores["main score"] == pytest.approx(wanted["main score"], abs=1e-6)
+        (corpus,) = (tmp_path / "corpora").iterdir()
+        assert VectorStore(corpus).num_rows == len(set(documents.values()))
 
 
 def test_what_is_scored_is_not_scored_again(

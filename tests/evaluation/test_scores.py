@@ -14,6 +14,7 @@ from tests.conftest import QUICKSTART
 from toolkit import evaluate
 from toolkit.base.errors import BadInput
 from toolkit.evaluation import program
+from toolkit.evaluation.corpora import Corpora
 from toolkit.evaluation.labelled import read_labelled
 from toolkit.evaluation.parts import Part
 from toolkit.evaluation.sts import cosines, geometry, read_pairs, spearman
@@ -184,7 +185,9 @@ def test_two_encoders_side_by_side(
     # A rank has the device of its place on the node.
     asked: list[int] = []
     monkeypatch.setattr(comm, "device_of", lambda rank: asked.append(rank) or torch.device("cpu"))
-    program._Scorer(loaded, tasks=[], local_rank=3).load(Part("both", "dev", {}))
+    corpora = Corpora(loaded, should_stop=lambda: False)
+    scorer = program._Scorer(loaded, tasks=[], local_rank=3, corpora=corpora)
+    scorer.load(Part("both", "dev", {}))
     assert asked == [3]
     # Two names that tables show alike are refused.
     alike = dict.fromkeys(("base_causal", "base causal"), loaded.encoders["both"])

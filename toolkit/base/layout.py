@@ -74,6 +74,9 @@ REUSE_FILE = "reuse.json"
 
 # OUT/parts/ENCODER/TASK.json: written by `evaluation.parts`; read by it, `report` and `verify`.
 PART_DIR = "parts"
+# OUT/corpora/DIGEST/: an encoding of the texts of tasks, made by `evaluation.corpora`; read by it
+# and `verify`; and until all are embedded these texts, read by workers without a task on them.
+CORPUS_DIR, TEXTS_FILE = "corpora", "texts.parquet"
 # All scores, written last by `evaluation.program`; read by `runs.standing`, `report`, `verify` and
 # `export --scores`.
 SCORES_FILE = "scores.json"
@@ -93,7 +96,7 @@ WORD_DIR, PROBE_WEIGHTS_FILE, PROBE_FILE = "words", "probe.safetensors", "probe.
 # DOCS/source/: shards of the documents; DOCS/corpus/: of their passages, all that is searched;
 # DOCS/train/: of the passages for training. DOCS/split.parquet: the part of each passage. Written
 # by `domain.documents`; the stages after it are given their paths.
-SOURCE_DIR, CORPUS_DIR, TRAIN_DIR, SPLIT_FILE = "source", "corpus", "train", "split.parquet"
+SOURCE_DIR, SEARCHED_DIR, TRAIN_DIR, SPLIT_FILE = "source", "corpus", "train", "split.parquet"
 # What the three are made from, while they are made.
 PASSAGES_FILE, TRAIN_PASSAGES_FILE = "passages.parquet", "train_passages.parquet"
 # The counts, written last by `domain.documents`; read by `report`.

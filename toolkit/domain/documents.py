@@ -18,9 +18,9 @@ from toolkit.base.console import Progress, say
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_atomic, write_json
 from toolkit.base.layout import (
-    CORPUS_DIR,
     DOCUMENTS_FILE,
     PASSAGES_FILE,
+    SEARCHED_DIR,
     SOURCE_DIR,
     SPLIT_FILE,
     TRAIN_DIR,
@@ -53,7 +53,7 @@ def run(recipe: DocumentsRecipe) -> None:
     source = _shards(_source_work(recipe), max_bad_fraction=recipe.max_bad_fraction)
     _require_enough(len(source), recipe=recipe)
     _write_passages(source, recipe=recipe)
-    corpus = _shards(_work_of(PASSAGES_FILE, output=CORPUS_DIR, recipe=recipe))
+    corpus = _shards(_work_of(PASSAGES_FILE, output=SEARCHED_DIR, recipe=recipe))
     document_of = _documents_of(corpus, out=out)
     part_of = split(
         document_of.values(),
@@ -120,7 +120,7 @@ def _work_of(name: str, *, output: str, recipe: DocumentsRecipe) -> Work:
         output=(out / output).absolute(),
         inputs=find_inputs([out / name]),
         rules=ShardRules(language=recipe.language),
-        deduplicate=recipe.deduplicate if output == CORPUS_DIR else "none",
+        deduplicate=recipe.deduplicate if output == SEARCHED_DIR else "none",
     )
 
 

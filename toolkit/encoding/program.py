@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.base.console import at_work, say
-from toolkit.base.errors import BadInput, RunFailed
-from toolkit.base.layout import LEASE_DIR, MANIFEST_FILE, UNIT_DIR
+from toolkit.base.errors import BadInput
+from toolkit.base.layout import LEASE_DIR, MANIFEST_FILE
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.preempt import StopSignal
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     import torch
 
     from toolkit.encoding.encoder import Encoder
-
-MAX_ROUNDS = 5  # each makes the units again that were not whole at the end of the one before
 
 
 def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
@@ -99,21 +97,15 @@ def _work(
             f"embed: {_name(way, index=index, count=count)}: {len(output.units)} units, "
             f"{num_done} done"
         )
-        num_rounds = 0
-        while True:
-            _embed(work, shards=shards, encoder=encoder, output=output, chunks=chunks, old=old)
-            num_left = work.num_left()
-            if num_left and work.stopped():
-                return num_left
-            # Closing may find damaged markers: then there are units to do again.
-            if not num_left and work.close():
-                break
-            num_rounds += not num_left
-            if num_rounds == MAX_ROUNDS:
-                raise RunFailed(
-                    f"{output.directory / UNIT_DIR}: what is written there gets lost: after "
-                    f"{num_rounds} rounds some units are not whole; choose another file system"
-                )
+        num_left = schedule.until_whole(
+            work,
+            lambda: _embed(
+                work, shards=shards, encoder=encoder, output=output, chunks=chunks, old=old
+            ),
+            directory=output.directory,
+        )
+        if num_left:
+            return num_left
         if way != schedule.MPI or topology.rank == 0:
             say(f"embed: {output.directory}: {output.completeness()}")
             if old is not None and (output.directory / MANIFEST_FILE).is_file():

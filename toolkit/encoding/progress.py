@@ -13,12 +13,20 @@ class EncodingProgress:
     """A progress bar, or sparse lines. Rows that others have written count too, so that the
     predicted end is that of the whole encoding."""
 
-    def __init__(self, output: Output, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        output: Output,
+        *,
+        title: str = "embed",
+        least_s: float = 0.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._output, self._now = output, now
         self._open = {unit.name: unit.stop - unit.start for unit in output.unfinished()}
         self._began = self._looked = now()
         self._tokens = self._mine = self._others = 0
-        self._progress = Progress("embed", total=sum(self._open.values()), unit="rows", now=now)
+        total = sum(self._open.values())
+        self._progress = Progress(title, total=total, unit="rows", least_s=least_s, now=now)
 
     def on_rows(self, rows: int, tokens: int) -> None:
         """Count rows and tokens that this worker has embedded."""

@@ -10,10 +10,11 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from toolkit.base.errors import RunFailed
-from toolkit.base.layout import LEASE_DIR
+from toolkit.base.layout import LEASE_DIR, UNIT_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.topology import Topology
@@ -23,6 +24,7 @@ from toolkit.settings.schema import EmbedRecipe
 
 MANIFEST_LEASE = "manifest"
 ALONE, CLAIM, MPI = "alone", "claim", "mpi"
+MAX_ROUNDS = 5  # each makes the units again that were not whole at the end of the one before
 MAX_MISSES = 8  # units that others took since we looked; after so many, look again
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
 STOP_POLL_S = 0.2
@@ -72,6 +74,26 @@ class Schedule(Protocol):
     def close(self) -> bool:
         """Once no unit is left, have one worker write the manifest. Returns whether it is there; if
         not, there are units to take again."""
+
+
+def until_whole(work: Schedule, do: Callable[[], None], *, directory: Path) -> int:
+    """`do` what `work` gives until no unit is left; returns how many are, if we are told to stop.
+    Raises `RunFailed` when units are not whole again and again."""
+    num_rounds = 0
+    while True:
+        do()
+        num_left = work.num_left()
+        if num_left and work.stopped():
+            return num_left
+        # Closing may find damaged markers: then there are units to do again.
+        if not num_left and work.close():
+            return 0
+        num_rounds += not num_left
+        if num_rounds == MAX_ROUNDS:
+            raise RunFailed(
+                f"{directory / UNIT_DIR}: what is written there gets lost: after {num_rounds} "
+                "rounds some units are not whole; choose another file system"
+            )
 
 
 class Alone:

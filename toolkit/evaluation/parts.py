@@ -9,7 +9,7 @@ Knows files and leases. Refuses to know how a score is made. No torch.
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from toolkit.base.layout import LEASE_DIR, PART_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.evaluation.task import Outcome
 
-POLL_S = 1.0
+FIRST_POLL_S, POLL_S = 0.05, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +99,16 @@ def share(
     lease_s: float,
     first: int,
     should_stop: Callable[[], bool],
-) -> Iterator[Part]:
+    help_others: Callable[[], bool] = lambda: False,
+) -> Generator[Part]:
     """The parts that this worker is to make, one after another, from number `first` on. Ends when
-    all scores are there, whoever made them, or when we are told to stop.
+    all scores are there, whoever made them, or when we are told to stop. While others hold all
+    parts that are left, it calls `help_others`, which returns whether there was something to do.
 
     The caller must `keep` the scores of a part before it asks for the next part.
     """
     order = [*parts[first:], *parts[:first]]
+    wait_s = FIRST_POLL_S
     with Leases(scores.output_dir / LEASE_DIR, lease_s=lease_s) as leases:
         while missing := [part for part in order if scores.of(part) is None]:
             taken = leases.taken()
@@ -118,6 +121,11 @@ def share(
                 if scores.of(part) is None:  # another worker may have made it since we looked
                     yield part
                 leases.give_back(name)
+                wait_s = FIRST_POLL_S
                 break
             else:  # others hold all that is missing: one of them may fail
-                time.sleep(POLL_S)
+                if help_others():
+                    wait_s = FIRST_POLL_S
+                else:
+                    time.sleep(wait_s)
+                    wait_s = min(2 * wait_s, POLL_S)

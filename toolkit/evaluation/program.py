@@ -3,6 +3,7 @@
 Composition only. A restart goes on: what is scored already is not scored again.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from toolkit.evaluation.baselines import (
     outcome_with_words,
     words_part,
 )
+from toolkit.evaluation.corpora import LEAST_TEXTS, Corpora, ToldToStop
 from toolkit.evaluation.forgetting import write_choice
 from toolkit.evaluation.parts import Part
 from toolkit.evaluation.reproduction import Reference, Scored, read_reference
@@ -73,7 +75,8 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> Rows:
         recipe = settle_dtypes(recipe, local_rank=topology.local_rank)
         every = _parts(recipe, tasks=tasks)
         index, count = worker_of(topology, environ=environ)
-        scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank)
+        corpora = Corpora(recipe, should_stop=lambda: stop.received, place=index / count)
+        scorer = _Scorer(recipe, tasks=tasks, local_rank=topology.local_rank, corpora=corpora)
         first = index * len(every) // count
         scores = parts.Scores(output_dir)
         missing = [part for part in every if scores.of(part) is None]
@@ -88,10 +91,13 @@ def run(recipe: EvaluateRecipe, *, environ: Mapping[str, str]) -> Rows:
             lease_s=recipe.lease_s,
             first=first,
             should_stop=lambda: stop.received,
+            help_others=lambda: scorer.help_others(every),
         )
-        for part in mine:
-            scores.keep(part, scorer.outcome(part))
-            say(f"evaluate: {part.encoder} on {part.task} is scored")
+        # Told to stop inside of a part, we close `mine`, so that others can take the part.
+        with contextlib.suppress(ToldToStop), contextlib.closing(mine):
+            for part in mine:
+                scores.keep(part, scorer.outcome(part))
+                say(f"evaluate: {part.encoder} on {part.task} is scored")
         scored = scores.of_all(every)
         if scored is None:
             say("evaluate: told to stop; the same command goes on")
@@ -189,13 +195,20 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
 
 
 class Embedder:
-    """An encoder with the instruction of one task (a `toolkit.evaluation.task.Embed`)."""
+    """An encoder with the instruction of one task (a `toolkit.evaluation.task.Embed`). With
+    `corpora` documents are embedded there, together with other workers."""
 
     def __init__(
-        self, encoder: "Encoder", *, name: str, instruction: str, remembers: bool = False
+        self,
+        encoder: "Encoder",
+        *,
+        name: str,
+        instruction: str,
+        corpora: Corpora | None = None,
+        remembers: bool = False,
     ) -> None:
         """`remembers`: the last vectors are kept, to be given again for the same texts."""
-        self.encoder, self.name = encoder, name
+        self.encoder, self.name, self._corpora = encoder, name, corpora
         self._remembers = remembers
         self._last: dict[bool, tuple[list[str], Vectors]] = {}
         self._instruction = instruction
@@ -213,6 +226,8 @@ class Embedder:
         """Vectors (N, D), fp32, in the order of `texts`."""
         if instructed in self._last and self._last[instructed][0] == list(texts):
             return self._last[instructed][1]
+        if not instructed and self._corpora is not None and len(texts) >= LEAST_TEXTS:
+            return self._corpora.vectors(texts, encoder=self.encoder, name=self.name)
         before = self._before if instructed else ""
         title = f"{self.name}: encode"
         progress = Progress(title, total=len(texts), unit="rows", least_s=LINE_S)
@@ -228,8 +243,15 @@ class Embedder:
 class _Scorer:
     """Scores parts. It keeps the last encoder, since the parts of one encoder come in a row."""
 
-    def __init__(self, recipe: EvaluateRecipe, *, tasks: Sequence[Named], local_rank: int) -> None:
-        self._recipe, self._local_rank = recipe, local_rank
+    def __init__(
+        self,
+        recipe: EvaluateRecipe,
+        *,
+        tasks: Sequence[Named],
+        local_rank: int,
+        corpora: Corpora,
+    ) -> None:
+        self._recipe, self._local_rank, self._corpora = recipe, local_rank, corpora
         self._tasks = {one.name: one.task for one in tasks}
         self._loaded: tuple[EncoderSettings, Encoder] | None = None
         self._embedder: tuple[Any, Embedder] | None = None
@@ -254,8 +276,13 @@ class _Scorer:
             self._embedder = None  # frees the memory of its vectors
             instruction = str(part.facts["instruction"])
             again = self._recipe.fusion and isinstance(self._tasks[part.task], RankingTask)
-            encoder = self.load(part)
-            embedder = Embedder(encoder, name=str(name), instruction=instruction, remembers=again)
+            embedder = Embedder(
+                self.load(part),
+                name=str(name),
+                instruction=instruction,
+                corpora=self._corpora if self._recipe.share_corpora else None,
+                remembers=again,
+            )
             self._embedder = asked, embedder
         return self._embedder[1]
 
@@ -272,6 +299,16 @@ class _Scorer:
             with at_work(f"evaluate: loads {name}"):
                 self._loaded = settings, Encoder(settings, device=device_of(self._local_rank))
         return self._loaded[1]
+
+    def help_others(self, every: Sequence[Part]) -> bool:
+        """Embed a corpus that another worker needs, by one of our encoders; returns whether there
+        was one."""
+
+        def encoder_of(made_by: Mapping[str, Any]) -> "Encoder | None":
+            its = next((part for part in every if part.facts["encoder"] == made_by), None)
+            return None if its is None else self.load(its)
+
+        return self._corpora.help_others(encoder_of)
 
 
 def _shown(name: str) -> str:

@@ -130,10 +130,11 @@ class RetrievalTask:
     def cosines(self, embed: Embed) -> Iterator[Scores]:
         """The cosines (N,) of all texts, for each query with a relevant document."""
         texts = [self.judged.queries[name] for name in self._relevant]
-        query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
         some = list(dict.fromkeys(self.texts))
         place = {text: number for number, text in enumerate(some)}
+        # First the documents, with which other workers may help.
         text_UD = unit(checked(embed(some, instructed=False), texts=some)).astype(np.float32)
+        query_QD = unit(checked(embed(texts), texts=texts)).astype(np.float32)
         first, number_U = equal_rows(text_UD)
         vector_VD, vector_N = text_UD[first], number_U[[place[text] for text in self.texts]]
         for start in range(0, len(texts), QUERY_BLOCK):
@@ -236,9 +237,10 @@ class RerankingTask:
 
     def cosines(self, embed: Embed) -> Iterator[Scores]:
         """The cosines of its own candidates, for each query."""
-        query_QD = unit(checked(embed(self.queries), texts=self.queries))
         texts = self._texts
+        # First the documents, with which other workers may help.
         text_ND = unit(checked(embed(texts, instructed=False), texts=texts))
+        query_QD = unit(checked(embed(self.queries), texts=self.queries))
         for query_D, (rows, _) in zip(query_QD, self._candidates, strict=True):
             yield np.array([text_ND[row] @ query_D for row in rows])
 

@@ -48,7 +48,8 @@ class Embed(Protocol):
 
     def __call__(self, texts: Sequence[str], *, instructed: bool = True) -> Vectors:
         """Embed texts as vectors (N, D), fp32, in their order; `instructed` puts the task's
-        instruction before each text."""
+        instruction before each text; documents, of which other tasks may have the same, have
+        none."""
 
 
 @runtime_checkable

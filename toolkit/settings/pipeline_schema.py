@@ -21,10 +21,12 @@ class Stage(Section):
 
 
 class PipelineModel(Section):
-    """The base model of the first stage, and the encoder that a domain's is merged with."""
+    """The base model of the first training stage, the encoder that a domain's is merged with, and
+    the decoder that writes questions."""
 
     base: Text
     general: Text | None = None
+    generator: Text | None = None
 
 
 class PipelineData(Section):

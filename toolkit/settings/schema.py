@@ -314,9 +314,13 @@ class EvaluateRecipe(Section):
     `baselines` are scored beside the encoders, on the tasks of `retrieval` and `reranking`: "bm25"
     ranks by words. `fusion` also scores the ranking of each encoder fused with that of BM25.
 
-    Workers share the pairs of encoder and task by leases, as those of an embedding do. `reference`
-    names published scores (toolkit/references) to compare with encoders of the same names.
-    `forgetting` chooses one of the encoders by their scores, and OUT/chosen.json names it.
+    Workers share the pairs of encoder and task by leases, as those of an embedding do. With
+    `share_corpora` they also embed the documents of retrieval and reranking together, into
+    `output_dir`, where they are kept; without it a worker embeds those of its task alone, in
+    memory.
+
+    `reference` names published scores (toolkit/references) to compare with encoders of the same
+    names. `forgetting` chooses one of the encoders by their scores, and OUT/chosen.json names it.
     """
 
     kind: Literal["evaluate"]
@@ -333,6 +337,7 @@ class EvaluateRecipe(Section):
     baselines: tuple[Baseline, ...] = ()
     fusion: bool = False
     instructions: dict[str, str] = {}
+    share_corpora: bool = True
     reference: Text | None = None
     forgetting: Forgetting | None = None
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
