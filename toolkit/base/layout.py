@@ -95,9 +95,9 @@ WORD_DIR, PROBE_WEIGHTS_FILE, PROBE_FILE = "words", "probe.safetensors", "probe.
 
 # DOCS/source/: shards of the documents; DOCS/corpus/: of their passages, all that is searched;
 # DOCS/train/: of the passages for training. DOCS/split.parquet: the part of each passage. Written
-# by `domain.documents`; the stages after it are given their paths.
+# by `domain.collection`; the stages after it are given their paths.
 SOURCE_DIR, SEARCHED_DIR, TRAIN_DIR, SPLIT_FILE = "source", "corpus", "train", "split.parquet"
 # What the three are made from, while they are made.
 PASSAGES_FILE, TRAIN_PASSAGES_FILE = "passages.parquet", "train_passages.parquet"
-# The counts, written last by `domain.documents`; read by `report`.
+# The counts, written last by `domain.collection`; read by `report`.
 DOCUMENTS_FILE = "documents.json"

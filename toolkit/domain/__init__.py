@@ -1,4 +1,4 @@
 """The stages that adapt an encoder to a domain, beside those that train, embed and score.
 
-`documents` collects a folder of documents and splits it into parts; `mining` finds hard negatives.
+`collection` collects a folder of documents and splits it into parts; `mining` finds hard negatives.
 """

@@ -91,9 +91,9 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
 
         evaluation.run(recipe, environ=environ)
     elif isinstance(recipe, DocumentsRecipe):
-        from toolkit.domain import documents
+        from toolkit.domain import collection
 
-        documents.run(recipe)
+        collection.run(recipe)
     elif isinstance(recipe, MineRecipe):
         from toolkit.domain import mining
 

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import run
 from toolkit.base.errors import BadInput
-from toolkit.domain import documents
-from toolkit.domain.documents import split
+from toolkit.domain import collection
+from toolkit.domain.collection import split
 from toolkit.settings.domain_schema import DocumentsRecipe
 from toolkit.text.shards import open_shards
 
@@ -47,7 +47,7 @@ def made(folder: Path, out: Path, **settings: Any) -> DocumentsRecipe:
     recipe = DocumentsRecipe(
         kind="documents", source=str(folder), output_dir=str(out), test_documents=8, **settings
     )
-    documents.run(recipe)
+    collection.run(recipe)
     return recipe
 
 
@@ -103,7 +103,7 @@ def test_a_restart_makes_what_is_missing_and_the_same_bytes(folder: Path, tmp_pa
     recipe = made(folder, one)
     (one / "documents.json").unlink()  # killed before the end
     (one / "split.parquet").unlink()
-    documents.run(recipe)
+    collection.run(recipe)
     made(folder, other)
     for name in ("split.parquet", "documents.json", "corpus/shard-00000.parquet"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
