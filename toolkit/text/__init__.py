@@ -5,4 +5,5 @@ Reading: `sources` (which reader a file needs), `readers`, `packed`, `delimited`
 `sharding` makes parts, `assembly` joins them to shards; `shards`, `manifest`, `tally`, `copies`,
 `changes`, `verify`, `repair`. Tokens: `tokens`, `token_files`, `token_shards`, `packing`,
 `masking`. Samples: `order`, `stream`, `held_out`. Pairs: `pair_formats`, `pairs`, `pair_stream`.
+Search: `bm25`.
 """
