@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from toolkit.base.console import Progress
-from toolkit.encoding.output import Output
+from toolkit.encoding.schedule import Units
 
 LOOK_EVERY_S = 30.0  # between two looks at what others have written
 
@@ -13,12 +13,19 @@ class EncodingProgress:
     """A progress bar, or sparse lines. Rows that others have written count too, so that the
     predicted end is that of the whole encoding."""
 
-    def __init__(self, output: Output, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        output: Units,
+        *,
+        title: str = "embed",
+        unit: str = "rows",
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._output, self._now = output, now
         self._open = {unit.name: unit.stop - unit.start for unit in output.unfinished()}
         self._began = self._looked = now()
         self._tokens = self._mine = self._others = 0
-        self._progress = Progress("embed", total=sum(self._open.values()), unit="rows", now=now)
+        self._progress = Progress(title, total=sum(self._open.values()), unit=unit, now=now)
 
     def on_rows(self, rows: int, tokens: int) -> None:
         """Count rows and tokens that this worker has embedded."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.settings.model_schema import Attention, Model
+from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.section import (
     Count,
     Natural,
@@ -360,13 +361,15 @@ class PipelineRecipe(Section):
     stages: Annotated[dict[str, Stage], Field(min_length=1)]
 
 
-StageRecipe = MntpRecipe | SimcseRecipe | SupervisedRecipe | EmbedRecipe | EvaluateRecipe
+SharedRecipe = EmbedRecipe | QuestionsRecipe  # whose work is divided into units
+StageRecipe = MntpRecipe | SimcseRecipe | SupervisedRecipe | SharedRecipe | EvaluateRecipe
 Recipe = StageRecipe | PipelineRecipe
 KINDS: dict[str, type[Recipe]] = {
     "mntp": MntpRecipe,
     "simcse": SimcseRecipe,
     "supervised": SupervisedRecipe,
     "embed": EmbedRecipe,
+    "questions": QuestionsRecipe,
     "evaluate": EvaluateRecipe,
     "pipeline": PipelineRecipe,
 }
