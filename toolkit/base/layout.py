@@ -79,3 +79,11 @@ MTEB_DIR = "mteb"
 # OUT/words/ENCODER/TASK/: the trained linear layer of a word task, written by
 # `evaluation.linear_probe`.
 WORD_DIR, PROBE_WEIGHTS_FILE, PROBE_FILE = "words", "probe.safetensors", "probe.json"
+
+# --- OUT of `questions`, which has a plan, units, leases and a manifest as ENC has ---
+
+# What a user trains on, mines and evaluates with: a directory of pairs; queries and judgements as
+# in BEIR. Written last but the manifest by `domain.finishing`; read by training and evaluation.
+PAIR_DIR, QUERIES_FILE, JUDGEMENTS_FILE = "pairs", "queries.jsonl", "judgements.tsv"
+# The questions that were left out, each with the reason, written with these; for people.
+DROPPED_FILE = "dropped.jsonl"

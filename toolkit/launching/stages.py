@@ -20,9 +20,11 @@ from toolkit.runs.shapes import shape_of
 from toolkit.settings.hub import not_here
 from toolkit.settings.model_source import is_adapter, resolve_model
 from toolkit.settings.pipelines import output_of
+from toolkit.settings.questions_schema import QuestionsRecipe, check_questions
 from toolkit.settings.schema import (
     EmbedRecipe,
     EvaluateRecipe,
+    SharedRecipe,
     SimcseRecipe,
     StageRecipe,
     SupervisedRecipe,
@@ -67,7 +69,8 @@ def jobs_of(
     cluster: str,
 ) -> list[PlannedJob]:
     """One job per stage, with what it asks for. Training gets the whole allocation. An embedding
-    gets one task per GPU, and so does an evaluation, up to its encoders times its tasks."""
+    and questions get one task per GPU, and so does an evaluation, up to its encoders times its
+    tasks."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -103,7 +106,7 @@ def jobs_of(
         if isinstance(recipe, EvaluateRecipe):
             asked, workers = one, min(workers, num_parts(recipe))
         if cluster == "slurm" and (
-            isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
+            isinstance(recipe, SharedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
         ):
             throttle = arguments.array_throttle
             asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
@@ -210,11 +213,13 @@ def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
         recipe = fit_to_ranks(recipe, world_size=workers)
         check_training(recipe, world_size=workers)
         check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
-    elif isinstance(recipe, EmbedRecipe) and recipe.schedule == "alone" and workers > 1:
+    elif isinstance(recipe, SharedRecipe) and recipe.schedule == "alone" and workers > 1:
         raise BadInput(
             f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
-            " each would embed everything; schedule=claim shares it"
+            " each would do everything; schedule=claim shares it"
         )
+    if isinstance(recipe, QuestionsRecipe):
+        check_questions(recipe)
     _check_writable(output_of(recipe).absolute())
 
 
@@ -252,6 +257,9 @@ def missing_inputs(
     recipe = stages[name]
     if isinstance(recipe, EvaluateRecipe):
         yield from (f"{name}: {path}: no such file" for path in _missing_files(recipe))
+    if isinstance(recipe, QuestionsRecipe):
+        outputs = _outputs_before(stages, name=name)
+        yield from (f"{name}: {path}: no such file" for path in _missing_texts(recipe, outputs))
     models, shards = inputs_of(stages, name=name)
     for directory in shards:
         if not is_committed(Path(directory)):
@@ -281,16 +289,29 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     elif isinstance(recipe, EmbedRecipe):
         models = [recipe.encoder.model, *recipe.encoder.adapters]
         shards = [recipe.corpus.input]
+    elif isinstance(recipe, QuestionsRecipe):
+        models, shards = [recipe.generator.model], [recipe.corpus.input]
     else:
         models = [m for one in recipe.encoders.values() for m in (one.model, *one.adapters)]
         shards = [task.corpus for task in recipe.retrieval.values()]
-    before = list(stages)[: list(stages).index(name)]
-    outputs = [output_of(stages[earlier]).absolute() for earlier in before]
+    outputs = _outputs_before(stages, name=name)
     there = [
         [path for path in paths if not _comes_later(path, outputs=outputs)]
         for paths in (models, shards)
     ]
     return there[0], there[1]
+
+
+def _outputs_before(stages: Mapping[str, StageRecipe], *, name: str) -> list[Path]:
+    """The directories that the stages before this one write."""
+    before = list(stages)[: list(stages).index(name)]
+    return [output_of(stages[earlier]).absolute() for earlier in before]
+
+
+def _missing_texts(recipe: QuestionsRecipe, outputs: Sequence[Path]) -> list[str]:
+    """The files that questions are asked with and that neither exist nor are written before."""
+    given = [path for path in (recipe.documents, recipe.prompt, recipe.examples) if path]
+    return [p for p in given if not Path(p).exists() and not _comes_later(p, outputs=outputs)]
 
 
 def _missing_files(recipe: EvaluateRecipe) -> list[str]:

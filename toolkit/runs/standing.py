@@ -68,6 +68,7 @@ TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
 LOADING = "loads its model"
 UNREADABLE = "not readable"
+SHARED = ("embed", "questions")  # kinds whose work is divided into units
 # The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
@@ -142,7 +143,7 @@ def is_running(state: str) -> bool:
 
 
 def _heartbeats(output: Path, *, kind: str, now: float) -> list[dict[str, Any]]:
-    if kind != "embed":
+    if kind not in SHARED:
         return read_heartbeats(output / HEARTBEATS_FILE, now=now)
     beats = beats_of_hosts(output / LEASE_DIR, now=now)
     return [{"node": host, "seconds": round(beats[host], 1)} for host in sorted(beats)]
@@ -155,7 +156,8 @@ def _is_run(path: Path) -> bool:
 
 def _kind_of(path: Path) -> str:
     if (path / PLAN_FILE).is_file():
-        return "embed"
+        plan = read_json(path / PLAN_FILE)
+        return "questions" if isinstance(plan, dict) and "per_document" in plan else "embed"
     if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
         return "evaluate"
     if not (path / CONFIG_FILE).is_file():
@@ -163,7 +165,7 @@ def _kind_of(path: Path) -> str:
             return starting["kind"]
         raise BadInput(
             f"{path}: is not a run: give the run_dir of toolkit.launch or toolkit.train, or the "
-            "output_dir of toolkit.encode or toolkit.evaluate"
+            "output_dir of toolkit.encode, toolkit.questions or toolkit.evaluate"
         )
     recipe = load_recipe(str(path / CONFIG_FILE))
     if isinstance(recipe, PipelineRecipe):
@@ -174,7 +176,7 @@ def _kind_of(path: Path) -> str:
 def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     standing = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
     output = Path(stage.output)
-    if stage.kind == "embed":
+    if stage.kind in SHARED:
         finished = _look_at_encoding(output, standing, now=now)
         standing.reason = read_reuse(output)
     elif stage.kind == "evaluate":
@@ -251,7 +253,7 @@ def _look_at_encoding(output: Path, standing: Standing, *, now: float) -> bool:
     if not (output / PLAN_FILE).is_file():
         return False
     path = output / PLAN_FILE
-    plan = checked(read_json(path), _Bounds, source=path, advice="remove it to encode anew")
+    plan = checked(read_json(path), _Bounds, source=path, advice="remove it to begin anew")
     standing.total = len(plan["bounds"]) - 1
     times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
     standing.done = len(times)
