@@ -26,7 +26,7 @@ from pathlib import Path
 from toolkit.base.console import say, warn
 from toolkit.base.errors import BadInput
 from toolkit.base.files import write_atomic
-from toolkit.base.layout import LEASE_DIR
+from toolkit.base.layout import JUDGEMENTS_FILE, LEASE_DIR, QUERIES_FILE
 from toolkit.cluster.leases import Leases
 from toolkit.command_line.door import Parser, guarded
 
@@ -172,10 +172,10 @@ def run(arguments: argparse.Namespace) -> None:
             raise BadInput(f"{output}: somebody else is writing there; choose another --output")
         _write_lines(output / "documents.jsonl", kept)
         rows = [{"_id": name, "text": text} for name, text in asked.items()]
-        _write_lines(output / "queries.jsonl", rows)
+        _write_lines(output / QUERIES_FILE, rows)
         lines = ["query-id\tcorpus-id\tscore"]
         lines += ["\t".join(map(str, row)) for row in judged]
-        write_atomic(output / "judgements.tsv", "\n".join(lines) + "\n")
+        write_atomic(output / JUDGEMENTS_FILE, "\n".join(lines) + "\n")
     say(
         f"next: python data_scripts/shard_wikipedia.py --input {output / 'documents.jsonl'} "
         f"--output {output / 'shards'}"

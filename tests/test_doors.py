@@ -20,7 +20,7 @@ from toolkit.settings.catalogue import recipe_names
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import KINDS
 
-DOORS = ("train", "encode", "evaluate", "export", "search", "launch", "plan", "ready")
+DOORS = ("train", "encode", "questions", "evaluate", "export", "search", "launch", "plan", "ready")
 Harm = Callable[[Path], None]
 Refused = Callable[..., str]
 
@@ -456,6 +456,7 @@ def recipes_listed(text: str) -> set[str]:
     [
         ("train", {"mntp", "simcse", "supervised"}),
         ("encode", {"embed"}),
+        ("questions", {"questions"}),
         ("evaluate", {"evaluate"}),
         ("plan", {"pipeline", "mntp", "simcse", "supervised", "embed"}),
         ("launch", set(KINDS)),

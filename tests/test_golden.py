@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import QUICKSTART, ROOT, need
 from toolkit import launch
-from toolkit.launching.stages import inputs_of
+from toolkit.launching.inputs import inputs_of
 from toolkit.settings.catalogue import recipe_names
 from toolkit.settings.pipelines import resolve
 

@@ -18,6 +18,7 @@ DOORS = {
     "status": "show where runs stand",
     "train": "train an encoder, alone or inside an allocation",
     "encode": "embed a corpus, alone or together with other workers",
+    "questions": "have a decoder write questions about the documents of a corpus",
     "search": "find the rows of an embedded corpus that are nearest to a query",
     "evaluate": "score encoders side by side",
     "report": "draw a run as one page",

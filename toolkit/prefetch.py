@@ -20,7 +20,7 @@ from toolkit.base.files import is_committed, write_json
 from toolkit.base.layout import PREFETCHED_FILE
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, add_recipe, guarded
-from toolkit.launching.stages import inputs_of
+from toolkit.launching.inputs import inputs_of
 from toolkit.settings.catalogue import recipes_text
 from toolkit.settings.pipelines import resolve
 from toolkit.settings.schema import EvaluateRecipe, StageRecipe

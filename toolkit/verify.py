@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 
 KINDS = (
     "a run directory or a checkpoint of toolkit.train, a pipeline of toolkit.launch, an encoder of "
-    "toolkit.export, merges of toolkit.merge, an encoding of toolkit.encode, scores of "
-    "toolkit.evaluate, shards or pairs of data_scripts, or a model folder"
+    "toolkit.export, merges of toolkit.merge, an encoding of toolkit.encode, questions of "
+    "toolkit.questions, scores of toolkit.evaluate, shards or pairs of data_scripts, or a model "
+    "folder"
 )
 
 
@@ -243,7 +244,7 @@ def things_at(path: Path) -> Iterator[Thing]:
     elif ORIGIN_FILE in names or (is_committed(path) and "config.json" in names):
         yield Thing(path, _encoder)
     elif names & {PLAN_FILE, UNIT_DIR}:
-        yield Thing(path, _encoding)
+        yield Thing(path, _units)
     elif MERGED_FILE in names:
         content = checked(
             read_json(path / MERGED_FILE), _Merged, source=path / MERGED_FILE, advice="merge again"
@@ -297,6 +298,20 @@ def _encoder(folder: Path) -> str:
 
     check_encoder(folder)
     return "whole"
+
+
+def _units(folder: Path) -> str:
+    """Vectors or questions, which the plan tells apart."""
+    plan = read_json(folder / PLAN_FILE) if (folder / PLAN_FILE).is_file() else None
+    is_asked = isinstance(plan, dict) and "per_document" in plan
+    return _questions(folder) if is_asked else _encoding(folder)
+
+
+def _questions(folder: Path) -> str:
+    from toolkit.domain.finishing import check_output
+
+    counts = check_output(folder)
+    return f"whole, {counts['kept']:,} of {counts['asked']:,} questions kept"
 
 
 def _encoding(folder: Path) -> str:

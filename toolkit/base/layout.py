@@ -101,3 +101,10 @@ SOURCE_DIR, SEARCHED_DIR, TRAIN_DIR, SPLIT_FILE = "source", "corpus", "train", "
 PASSAGES_FILE, TRAIN_PASSAGES_FILE = "passages.parquet", "train_passages.parquet"
 # The counts, written last by `domain.collection`; read by `report`.
 DOCUMENTS_FILE = "documents.json"
+# --- OUT of `questions`, which has a plan, units, leases and a manifest as ENC has ---
+
+# What a user trains on, mines and evaluates with: a directory of pairs; queries and judgements as
+# in BEIR. Written last but the manifest by `domain.finishing`; read by training and evaluation.
+PAIR_DIR, QUERIES_FILE, JUDGEMENTS_FILE = "pairs", "queries.jsonl", "judgements.tsv"
+# The questions that were left out, each with the reason, written with these; for people.
+DROPPED_FILE = "dropped.jsonl"

@@ -4,33 +4,26 @@ Composition only. Workers may come and go at any time; a restart, with any numbe
 what is finished.
 """
 
-import contextlib
-import os
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.base.console import at_work, say
 from toolkit.base.errors import BadInput
-from toolkit.base.layout import LEASE_DIR, MANIFEST_FILE
-from toolkit.cluster.leases import Leases
-from toolkit.cluster.mpi import Dealing
-from toolkit.cluster.preempt import StopSignal
-from toolkit.cluster.topology import Topology, detect, worker_of
-from toolkit.encoding import schedule
+from toolkit.base.layout import MANIFEST_FILE
+from toolkit.cluster.topology import Topology
 from toolkit.encoding.chunks import rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.reuse import OldVectors, open_old, record_reuse
-from toolkit.encoding.schedule import Alone, Claims, Dealt, Schedule
+from toolkit.encoding.schedule import Schedule
+from toolkit.encoding.sharing import run_shared
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import (
     ChunkRules,
     claim_directory,
     identity,
     planned_dtype,
-    share,
     units,
 )
 from toolkit.runs.records import reuse_line
@@ -51,73 +44,42 @@ def run(recipe: EmbedRecipe, *, environ: Mapping[str, str]) -> None:
     `EmbedRecipe` says how workers share the units. Raises `BadInput` before anything is written
     when corpus, model or output cannot be used.
     """
-    # Importing torch takes seconds, in which a signal would otherwise end the process.
-    with StopSignal(environ) as stop:
-        topology = detect(environ)
-        # `_work` gives leases back and lets other ranks go, before the job waits to be requeued.
-        num_left = _work(recipe, topology=topology, environ=environ, stop=stop)
-        if num_left:
-            say(f"embed: told to stop; {num_left} units are left")
-            stop.leave(environ, leads=topology.rank == 0)
+    run_shared(_Embedding(recipe), recipe, environ=environ)
 
 
-def _work(
-    recipe: EmbedRecipe, *, topology: Topology, environ: Mapping[str, str], stop: StopSignal
-) -> int:
-    """Work until nothing is left or we are told to stop; returns the number of units left."""
+class _Embedding:
+    """The work of an encoding (`sharing.Work`)."""
 
-    def should_stop() -> bool:
-        return stop.received
+    name = "embed"
 
-    way = schedule.way_of(recipe, topology)
-    index, count = worker_of(topology, environ=environ)
-    with contextlib.ExitStack() as entered:
-        if way == schedule.MPI:
-            num_ranks = topology.world_size if topology.launcher == "mpi" else None
-            dealing = Dealing(lost_after_s=recipe.lease_s, num_ranks=num_ranks)
-            entered.enter_context(dealing)
-        chunks = rules_of(recipe)
-        shards, encoder, output, old = _open(
-            recipe, topology=topology, verify=index == 0, chunks=chunks
+    def __init__(self, recipe: EmbedRecipe) -> None:
+        self._recipe = recipe
+
+    def open(self, *, topology: Topology, verify: bool) -> Output:
+        """Open corpus and model, and claim the output directory."""
+        self._chunks = rules_of(self._recipe)
+        self._shards, self._encoder, self._output, self._old = _open(
+            self._recipe, topology=topology, verify=verify, chunks=self._chunks
         )
-        work: Schedule
-        if way == schedule.MPI:
-            work = Dealt(output, dealing=dealing, should_stop=should_stop)
-        elif way == schedule.CLAIM:
-            leases = Leases(output.directory / LEASE_DIR, lease_s=recipe.lease_s)
-            first = index * len(output.units) // count
-            entered.enter_context(leases)
-            work = Claims(output, leases=leases, first=first, should_stop=should_stop)
-        else:
-            work = Alone(output, should_stop=should_stop)
-        # Each worker checks a share: together they read all finished units once.
-        work.check(share(list(output.units), index=index, count=count))
-        num_done = len(output.finished())
-        say(
-            f"embed: {_name(way, index=index, count=count)}: {len(output.units)} units, "
-            f"{num_done} done"
-        )
-        num_left = schedule.until_whole(
+        return self._output
+
+    def do(self, work: Schedule) -> None:
+        """Embed and write the units that `work` gives."""
+        _embed(
             work,
-            lambda: _embed(
-                work, shards=shards, encoder=encoder, output=output, chunks=chunks, old=old
-            ),
-            directory=output.directory,
+            shards=self._shards,
+            encoder=self._encoder,
+            output=self._output,
+            chunks=self._chunks,
+            old=self._old,
         )
-        if num_left:
-            return num_left
-        if way != schedule.MPI or topology.rank == 0:
-            say(f"embed: {output.directory}: {output.completeness()}")
-            if old is not None and (output.directory / MANIFEST_FILE).is_file():
-                say(f"embed: {reuse_line(record_reuse(VectorStore(output.directory), old))}")
-        return 0
 
-
-def _name(way: str, *, index: int, count: int) -> str:
-    """The name of a worker. One that a person starts by hand knows of no other workers."""
-    if way == schedule.CLAIM and count == 1:
-        return f"worker {socket.gethostname()}:{os.getpid()} ({way})"
-    return f"worker {index + 1} of {count} ({way})"
+    def tell(self) -> None:
+        """Say what became of every row of the source, and what was taken over."""
+        output, old = self._output, self._old
+        say(f"embed: {output.directory}: {output.completeness()}")
+        if old is not None and (output.directory / MANIFEST_FILE).is_file():
+            say(f"embed: {reuse_line(record_reuse(VectorStore(output.directory), old))}")
 
 
 @at_work("embed: opens corpus and model")

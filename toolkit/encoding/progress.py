@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from toolkit.base.console import Progress
-from toolkit.encoding.output import Output
+from toolkit.encoding.schedule import Units
 
 LOOK_EVERY_S = 30.0  # between two looks at what others have written
 
@@ -15,9 +15,10 @@ class EncodingProgress:
 
     def __init__(
         self,
-        output: Output,
+        output: Units,
         *,
         title: str = "embed",
+        unit: str = "rows",
         least_s: float = 0.0,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -26,7 +27,7 @@ class EncodingProgress:
         self._began = self._looked = now()
         self._tokens = self._mine = self._others = 0
         total = sum(self._open.values())
-        self._progress = Progress(title, total=total, unit="rows", least_s=least_s, now=now)
+        self._progress = Progress(title, total=total, unit=unit, least_s=least_s, now=now)
 
     def on_rows(self, rows: int, tokens: int) -> None:
         """Count rows and tokens that this worker has embedded."""

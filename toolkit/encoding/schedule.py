@@ -9,7 +9,7 @@ import bisect
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +18,8 @@ from toolkit.base.layout import LEASE_DIR, UNIT_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.mpi import Dealing
 from toolkit.cluster.topology import Topology
-from toolkit.encoding.output import Output
 from toolkit.encoding.units import Unit
-from toolkit.settings.schema import EmbedRecipe
+from toolkit.settings.schema import SharedRecipe
 
 MANIFEST_LEASE = "manifest"
 ALONE, CLAIM, MPI = "alone", "claim", "mpi"
@@ -35,11 +34,45 @@ def never() -> bool:
     return False
 
 
-def way_of(recipe: EmbedRecipe, topology: Topology) -> str:
+def way_of(recipe: SharedRecipe, topology: Topology) -> str:
     """`ALONE`, `CLAIM` or `MPI`: what the recipe says, or else what the launcher suggests."""
     if recipe.schedule != "auto":
         return recipe.schedule
     return MPI if topology.launcher == "mpi" and topology.world_size > 1 else CLAIM
+
+
+class Units(Protocol):
+    """What is made in units, and which of them are on disk: vectors (`output.Output`), or whatever
+    else is written whole, one unit at a time."""
+
+    @property
+    def directory(self) -> Path:
+        """Where the units and the leases are."""
+
+    @property
+    def units(self) -> Sequence[Unit]:
+        """All units, in the order of their rows."""
+
+    def finished(self) -> set[str]:
+        """The names of the units that have a marker; no digest is checked."""
+
+    def unfinished(self) -> list[Unit]:
+        """The units without a marker, in order."""
+
+    def has_marker(self, unit: Unit) -> bool:
+        """Whether the marker of this unit exists."""
+
+    def forget(self, unit: Unit) -> None:
+        """Remove a damaged unit's marker, so that the unit is made again."""
+
+    def damaged(self, some: Iterable[Unit]) -> list[Unit]:
+        """Those of `some` units that have a marker, but whose files are not what it says."""
+
+    def write_manifest(self) -> list[Unit]:
+        """Write the manifest if every unit is there; returns the units that are missing."""
+
+    def is_in_manifest(self, names: Iterable[str]) -> bool:
+        """Whether a whole manifest exists that repeats the markers of these units."""
 
 
 class Schedule(Protocol):
@@ -99,7 +132,7 @@ def until_whole(work: Schedule, do: Callable[[], None], *, directory: Path) -> i
 class Alone:
     """One worker does all unfinished units, in order."""
 
-    def __init__(self, output: Output, *, should_stop: Callable[[], bool]) -> None:
+    def __init__(self, output: Units, *, should_stop: Callable[[], bool]) -> None:
         self._output, self._should_stop = output, should_stop
         self._todo = deque(output.unfinished())
         self._num_left = len(self._todo)
@@ -148,7 +181,7 @@ class Alone:
         self._num_left += len(units)
 
 
-def _remove_leases(output: Output) -> None:
+def _remove_leases(output: Units) -> None:
     """Remove what killed workers of an earlier run by claims left behind."""
     shutil.rmtree(output.directory / LEASE_DIR, ignore_errors=True)
 
@@ -156,9 +189,7 @@ def _remove_leases(output: Output) -> None:
 class Dealt:
     """Rank 0 deals units by number over MPI."""
 
-    def __init__(
-        self, output: Output, *, dealing: Dealing, should_stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, output: Units, *, dealing: Dealing, should_stop: Callable[[], bool]) -> None:
         self._output, self._dealing, self._should_stop = output, dealing, should_stop
         if dealing.rank == 0:
             dealing.deal([unit.number for unit in output.unfinished()])
@@ -226,7 +257,7 @@ class Claims:
     """
 
     def __init__(
-        self, output: Output, *, leases: Leases, first: int, should_stop: Callable[[], bool]
+        self, output: Units, *, leases: Leases, first: int, should_stop: Callable[[], bool]
     ) -> None:
         self._output, self._leases, self._should_stop = output, leases, should_stop
         self._first = first

@@ -154,13 +154,14 @@ def check_facts(content: Mapping[str, Any], *, source: Path, advice: str) -> Non
         raise BadInput(f"{source}: is damaged (its digest is not that of its facts); {advice}")
 
 
-def planned_dtype(output_dir: Path) -> DType | None:
+def planned_dtype(output_dir: Path, *, section: str = "encoder") -> DType | None:
     """The number type in the plan of an output directory, which all its workers compute in; None
-    without a plan, or with one that says nothing valid (which `claim_directory` refuses)."""
+    without a plan, or with one that says nothing valid (which `claim_directory` refuses). `section`
+    is the plan's key for the settings of the model."""
     path = output_dir / PLAN_FILE
     plan = read_json(path) if path.is_file() else None
-    encoder = plan.get("encoder") if isinstance(plan, dict) else None
-    dtype = encoder.get("dtype") if isinstance(encoder, dict) else None
+    settings = plan.get(section) if isinstance(plan, dict) else None
+    dtype = settings.get("dtype") if isinstance(settings, dict) else None
     return next((known for known in get_args(DType) if known == dtype), None)
 
 
@@ -172,10 +173,12 @@ def claim_directory(
     corpus: str,
     adapters: Sequence[str] = (),
     source: Tally | None = None,
+    what: str = "an encoding",
 ) -> None:
     """Create the plan in a new output directory, or check that the plan there is the same. If two
     workers with different facts arrive at the same time, one of them gets the directory. `source`:
-    what became of the rows that the corpus was made from, if its manifest says it.
+    what became of the rows that the corpus was made from, if its manifest says it. `what` is made
+    there, for messages.
 
     Raises `BadInput` with the facts that differ: vectors of two models must never mix.
     """
@@ -187,17 +190,15 @@ def claim_directory(
     foreign = output_dir.is_dir() and any(not _ours(e.name) for e in output_dir.iterdir())
     if not path.is_file():
         if foreign:
-            raise BadInput(
-                f"output_dir={output_dir} is neither empty nor an encoding; choose another"
-            )
+            raise BadInput(f"output_dir={output_dir} is neither empty nor {what}; choose another")
         paths = {"model_path": model, "adapter_paths": list(adapters), "corpus_path": corpus}
         counts = {"source": source} if source else {}
         create_json(path, {**facts, **paths, **counts})
     # Read even after creating it: another worker may have been quicker.
-    _require_same(output_dir, there=read_json(path), facts=facts)
+    _require_same(output_dir, there=read_json(path), facts=facts, what=what)
 
 
-def _require_same(output_dir: Path, *, there: Any, facts: dict[str, Any]) -> None:
+def _require_same(output_dir: Path, *, there: Any, facts: dict[str, Any], what: str) -> None:
     damaged = f"{output_dir / PLAN_FILE}: is damaged; choose another output_dir"
     if not isinstance(there, dict):
         raise BadInput(damaged)
@@ -210,7 +211,7 @@ def _require_same(output_dir: Path, *, there: Any, facts: dict[str, Any]) -> Non
         differing.remove("bounds")
     if differing:
         raise BadInput(
-            f"output_dir={output_dir} holds an encoding of another "
+            f"output_dir={output_dir} holds {what} of another "
             f"{' and '.join(differing)}; choose another output_dir"
         )
     # The facts are equal; the digest that the plan records must be theirs.

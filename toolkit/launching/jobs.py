@@ -15,6 +15,7 @@ from toolkit.base.errors import BadInput, RunFailed, full_disk
 from toolkit.command_line.door import end_with
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
 from toolkit.settings.merge_schema import MergeRecipe
+from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.recipes import parse_recipe
 from toolkit.settings.schema import EmbedRecipe, EvaluateRecipe, Recipe, TrainingRecipe
 
@@ -86,6 +87,10 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
         from toolkit.encoding import program as encoding
 
         encoding.run(recipe, environ=environ)
+    elif isinstance(recipe, QuestionsRecipe):
+        from toolkit.domain import program as domain
+
+        domain.run(recipe, environ=environ)
     elif isinstance(recipe, EvaluateRecipe):
         from toolkit.evaluation import program as evaluation
 

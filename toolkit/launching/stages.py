@@ -7,24 +7,23 @@ import argparse
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from toolkit.base.console import warn
 from toolkit.base.errors import BadInput
-from toolkit.base.files import is_committed
 from toolkit.base.layout import ENCODER_DIR, LOG_DIR
 from toolkit.cluster import site, submit
+from toolkit.launching.inputs import check_inputs, missing_inputs
 from toolkit.runs.estimate import GIB, Cluster, Gpu, need
 from toolkit.runs.shapes import shape_of
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
-from toolkit.settings.hub import not_here
 from toolkit.settings.merge_schema import MergeRecipe, check_forgetting, check_merge
-from toolkit.settings.model_source import is_adapter, resolve_model
 from toolkit.settings.pipelines import output_of
+from toolkit.settings.questions_schema import QuestionsRecipe, check_questions
 from toolkit.settings.schema import (
-    EmbedRecipe,
     EvaluateRecipe,
+    SharedRecipe,
     SimcseRecipe,
     StageRecipe,
     SupervisedRecipe,
@@ -38,12 +37,6 @@ from toolkit.training.steps import check_steps
 ONE_GPU_GIB = 32
 GPUS_UNKNOWN = 1  # per node, in the scripts that a dry run prints where SLURM cannot be asked
 MOST_MTEB_TASKS = 56  # of a benchmark; counting them would import mteb, which takes seconds
-HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
-HOW_TO_FETCH = (
-    "fetch it on a node with a network: python -m toolkit.prefetch RECIPE (where jobs do reach the "
-    "hub, HF_HUB_OFFLINE=0; where they have a cache of their own, --allow-missing-models)"
-)
-HOW_TO_PAIR = "make it with data_scripts/prepare_pairs.py --input FILES --output DIR"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +62,8 @@ def jobs_of(
     cluster: str,
 ) -> list[PlannedJob]:
     """One job per stage, with what it asks for. Training gets the whole allocation. An embedding
-    gets one task per GPU, and so does an evaluation, up to its encoders times its tasks. A merge
-    is one task."""
+    and questions get one task per GPU, and so does an evaluation, up to its encoders times its
+    tasks. All else is one task."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -108,7 +101,7 @@ def jobs_of(
         elif isinstance(recipe, DocumentsRecipe | MineRecipe | MergeRecipe):
             asked, workers = one, 1
         if cluster == "slurm" and (
-            isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
+            isinstance(recipe, SharedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
         ):
             throttle = arguments.array_throttle
             asked = dataclasses.replace(one, array=workers, array_throttle=throttle)
@@ -223,15 +216,17 @@ def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
         recipe = fit_to_ranks(recipe, world_size=workers)
         check_training(recipe, world_size=workers)
         check_steps(Path(recipe.run_dir), steps=recipe.train.steps)
-    elif isinstance(recipe, EmbedRecipe) and recipe.schedule == "alone" and workers > 1:
+    elif isinstance(recipe, SharedRecipe) and recipe.schedule == "alone" and workers > 1:
         raise BadInput(
             f"{name}: schedule=alone is for one worker, and these nodes have {workers}:"
-            " each would embed everything; schedule=claim shares it"
+            " each would do everything; schedule=claim shares it"
         )
     elif isinstance(recipe, MergeRecipe):
         check_merge(recipe)
     elif isinstance(recipe, EvaluateRecipe):
         _check_choice(recipe)
+    elif isinstance(recipe, QuestionsRecipe):
+        check_questions(recipe)
     _check_writable(output_of(recipe).absolute())
 
 
@@ -257,86 +252,6 @@ def _check_pooling_before(stages: Mapping[str, StageRecipe], *, name: str) -> No
         if other.model.pools_as != recipe.model.pools_as:
             now, before = recipe.model.pooling_text, other.model.pooling_text
             raise BadInput(f"{name}: {now}, and {other_name}, from which it goes on, has {before}")
-
-
-def check_inputs(
-    stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
-) -> None:
-    """Raise `BadInput` for the first of `missing_inputs`."""
-    for missing in missing_inputs(stages, name=name, models_must_be_here=models_must_be_here):
-        raise BadInput(missing)
-
-
-def missing_inputs(
-    stages: Mapping[str, StageRecipe], *, name: str, models_must_be_here: bool
-) -> Iterator[str]:
-    """One line for each input of a stage that cannot be read.
-
-    What an earlier stage will write does not exist yet and is left out. A hub model that is not in
-    this machine's cache is only a warning where it need not be here.
-    """
-    recipe = stages[name]
-    if isinstance(recipe, EvaluateRecipe):
-        yield from (f"{name}: {path}: no such file" for path in _missing_files(recipe))
-    if isinstance(recipe, DocumentsRecipe) and not Path(recipe.source).exists():
-        yield f"{name}: {recipe.source}: no such file or folder"
-    models, shards = inputs_of(stages, name=name)
-    for directory in shards:
-        if not is_committed(Path(directory)):
-            of_pairs = isinstance(recipe, SupervisedRecipe | MineRecipe)
-            how = HOW_TO_PAIR if of_pairs else HOW_TO_SHARD
-            yield f"{name}: {directory}: no whole shard directory; {how}"
-    for model in models:
-        try:
-            if isinstance(recipe, TrainingRecipe) or not is_adapter(Path(model)):
-                model = resolve_model(model).name
-        except BadInput as error:
-            yield str(error)
-            continue
-        if problem := not_here(model):
-            if os.path.isdir(model):
-                yield f"{name}: {problem}; copy or download it again"
-            elif models_must_be_here:
-                yield f"{name}: {problem}, and jobs run offline; {HOW_TO_FETCH}"
-            else:
-                warn(f"{name}: {problem}")
-
-
-def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str], list[str]]:
-    """The models and the shards that a stage reads, except those that an earlier stage writes."""
-    recipe = stages[name]
-    if isinstance(recipe, TrainingRecipe):
-        models, shards = [recipe.model.base], [recipe.data.train]
-    elif isinstance(recipe, EmbedRecipe):
-        models = [recipe.encoder.model, *recipe.encoder.adapters]
-        shards = [recipe.corpus.input]
-    elif isinstance(recipe, DocumentsRecipe):
-        models, shards = [], []
-    elif isinstance(recipe, MineRecipe):
-        models, shards = [], [recipe.pairs]
-    elif isinstance(recipe, MergeRecipe):
-        models, shards = [*recipe.models.values(), *([recipe.base] if recipe.base else [])], []
-    else:
-        models = [m for one in recipe.encoders.values() for m in (one.model, *one.adapters)]
-        shards = [task.corpus for task in recipe.retrieval.values()]
-    before = list(stages)[: list(stages).index(name)]
-    outputs = [output_of(stages[earlier]).absolute() for earlier in before]
-    there = [
-        [path for path in paths if not _comes_later(path, outputs=outputs)]
-        for paths in (models, shards)
-    ]
-    return there[0], there[1]
-
-
-def _missing_files(recipe: EvaluateRecipe) -> list[str]:
-    """The files of local tasks that do not exist; the job checks the content of the others."""
-    paths = [*recipe.sts.values(), *recipe.clustering.values(), *recipe.reranking.values()]
-    paths += recipe.pair_classification.values()
-    paths += [part for task in recipe.classification.values() for part in (task.train, task.test)]
-    paths += [part for task in recipe.words.values() for part in (task.train, task.test)]
-    for task in recipe.retrieval.values():
-        paths += [task.queries, *([task.judgements] if task.judgements else [])]
-    return [path for path in paths if not Path(path).exists()]
 
 
 def warn_if_too_large(
@@ -374,8 +289,3 @@ def _check_writable(path: Path) -> None:
         raise BadInput(f"{path}: {there} is a file; choose another directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise BadInput(f"{path}: you may not write in {there}; choose another directory")
-
-
-def _comes_later(path: str, *, outputs: Sequence[Path]) -> bool:
-    absolute = Path(path).absolute()
-    return any(absolute == output or output in absolute.parents for output in outputs)

@@ -224,8 +224,10 @@ def date(seconds: float) -> str:
 def written(one: Standing, *, output: Path) -> tuple[str, str]:
     """When a stage began and when it last wrote a result, by the times of its files; both empty if
     it has written nothing."""
+    in_units = (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE)
     patterns = {
-        "embed": (PLAN_FILE, f"{UNIT_DIR}/*.json", MANIFEST_FILE),
+        "embed": in_units,
+        "questions": in_units,
         "evaluate": (f"{PART_DIR}/*/*.json", SCORES_FILE),
         **{kind: (LAST_FILE[kind],) for kind in ("documents", "mine")},
         "merge": (f"*/{COMMIT_MARKER}", MERGED_FILE),

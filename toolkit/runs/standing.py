@@ -72,6 +72,7 @@ TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
 LOADING = "loads its model"
 UNREADABLE = "not readable"
+SHARED = ("embed", "questions")  # kinds whose work is divided into units
 # The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
@@ -156,7 +157,7 @@ def is_running(state: str) -> bool:
 
 
 def _heartbeats(output: Path, *, kind: str, now: float) -> list[dict[str, Any]]:
-    if kind != "embed":
+    if kind not in SHARED:
         return read_heartbeats(output / HEARTBEATS_FILE, now=now)
     beats = beats_of_hosts(output / LEASE_DIR, now=now)
     return [{"node": host, "seconds": round(beats[host], 1)} for host in sorted(beats)]
@@ -169,7 +170,8 @@ def _is_run(path: Path) -> bool:
 
 def _kind_of(path: Path) -> str:
     if (path / PLAN_FILE).is_file():
-        return "embed"
+        plan = read_json(path / PLAN_FILE)
+        return "questions" if isinstance(plan, dict) and "per_document" in plan else "embed"
     if (path / SCORES_FILE).is_file() or (path / PART_DIR).is_dir():
         return "evaluate"
     if (path / DOCUMENTS_FILE).is_file():
@@ -181,7 +183,7 @@ def _kind_of(path: Path) -> str:
             return starting["kind"]
         raise BadInput(
             f"{path}: is not a run: give the run_dir of toolkit.launch or toolkit.train, or the "
-            "output_dir of toolkit.encode, toolkit.evaluate or a merge"
+            "output_dir of toolkit.encode, toolkit.questions, toolkit.evaluate or a merge"
         )
     recipe = load_recipe(str(path / CONFIG_FILE))
     if isinstance(recipe, PipelineRecipe):
@@ -192,7 +194,7 @@ def _kind_of(path: Path) -> str:
 def _standing(stage: Launched, *, run: str, now: float) -> Standing:
     standing = Standing(run, stage.name, stage.kind, jobs=stage.jobs)
     output = Path(stage.output)
-    if stage.kind == "embed":
+    if stage.kind in SHARED:
         finished = _look_at_encoding(output, standing, now=now)
         standing.reason = read_reuse(output)
     elif stage.kind in LAST_FILE:
@@ -269,7 +271,7 @@ def _look_at_encoding(output: Path, standing: Standing, *, now: float) -> bool:
     if not (output / PLAN_FILE).is_file():
         return False
     path = output / PLAN_FILE
-    plan = checked(read_json(path), _Bounds, source=path, advice="remove it to encode anew")
+    plan = checked(read_json(path), _Bounds, source=path, advice="remove it to begin anew")
     standing.total = len(plan["bounds"]) - 1
     times = sorted(path.stat().st_mtime for path in (output / UNIT_DIR).glob("*.json"))
     standing.done = len(times)

@@ -12,6 +12,7 @@ from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
 from toolkit.settings.merge_schema import Forgetting, MergeRecipe
 from toolkit.settings.model_schema import Attention, Model
 from toolkit.settings.pipeline_schema import PipelineRecipe
+from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.section import (
     Count,
     Natural,
@@ -343,11 +344,12 @@ class EvaluateRecipe(Section):
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
 
+SharedRecipe = EmbedRecipe | QuestionsRecipe  # whose work is divided into units
 StageRecipe = (
     MntpRecipe
     | SimcseRecipe
     | SupervisedRecipe
-    | EmbedRecipe
+    | SharedRecipe
     | EvaluateRecipe
     | DocumentsRecipe
     | MineRecipe
@@ -359,6 +361,7 @@ KINDS: dict[str, type[Recipe]] = {
     "simcse": SimcseRecipe,
     "supervised": SupervisedRecipe,
     "embed": EmbedRecipe,
+    "questions": QuestionsRecipe,
     "evaluate": EvaluateRecipe,
     "documents": DocumentsRecipe,
     "mine": MineRecipe,
