@@ -32,7 +32,8 @@ def test_every_recipe_loads_and_survives_a_round_trip(name: str, tmp_path: Path)
     (tmp_path / "again.yaml").write_text(to_yaml(recipe))
     assert load_recipe(str(tmp_path / "again.yaml")) == recipe
     if isinstance(recipe, PipelineRecipe):
-        assert list(resolve_stages(recipe)) == list(recipe.stages)
+        left = [name for name in recipe.stages if name not in recipe.skip]
+        assert list(resolve_stages(recipe)) == left
 
 
 def test_the_recipes_of_the_evaluation_readme_load(tmp_path: Path) -> None:

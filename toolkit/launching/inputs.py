@@ -12,7 +12,7 @@ from toolkit.base.console import warn
 from toolkit.base.errors import BadInput
 from toolkit.base.files import is_committed
 from toolkit.base.layout import MANIFEST_FILE
-from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
+from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.hub import not_here
 from toolkit.settings.merge_schema import MergeRecipe
 from toolkit.settings.model_source import is_adapter, resolve_model
@@ -87,7 +87,7 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     elif isinstance(recipe, EmbedRecipe):
         models = [recipe.encoder.model, *recipe.encoder.adapters]
         shards = [recipe.corpus.input]
-    elif isinstance(recipe, DocumentsRecipe):
+    elif isinstance(recipe, DocumentsRecipe | ReportRecipe):
         models, shards = [], []
     elif isinstance(recipe, MineRecipe):
         models, shards = [], [recipe.pairs]

@@ -6,14 +6,16 @@ what a scheduler stores is readable, and a restart is the same call again.
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from submitit.helpers import DelayedSubmission
 
 from toolkit.base.errors import BadInput, RunFailed, full_disk
 from toolkit.command_line.door import end_with
-from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
+from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.merge_schema import MergeRecipe
 from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.recipes import parse_recipe
@@ -107,5 +109,9 @@ def run_stage(recipe: Recipe, *, environ: Mapping[str, str]) -> None:
         from toolkit.training import merges
 
         merges.run(recipe, environ=environ)
+    elif isinstance(recipe, ReportRecipe):
+        from toolkit.report.page import report
+
+        report(Path(recipe.run), output=Path(recipe.output_dir), now=time.time())
     else:
         raise BadInput(f"a {recipe.kind} recipe is not a single stage")

@@ -13,11 +13,12 @@ from pathlib import Path
 from toolkit.base.console import warn
 from toolkit.base.errors import BadInput
 from toolkit.base.layout import ENCODER_DIR, LOG_DIR
+from toolkit.base.needs import need_package
 from toolkit.cluster import site, submit
 from toolkit.launching.inputs import check_inputs, missing_inputs
 from toolkit.runs.estimate import GIB, Cluster, Gpu, need
 from toolkit.runs.shapes import shape_of
-from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
+from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.merge_schema import MergeRecipe, check_forgetting, check_merge
 from toolkit.settings.pipelines import output_of
 from toolkit.settings.questions_schema import QuestionsRecipe, check_questions
@@ -98,7 +99,7 @@ def jobs_of(
         workers = arguments.nodes * ranks
         if isinstance(recipe, EvaluateRecipe):
             asked, workers = one, min(workers, num_parts(recipe))
-        elif isinstance(recipe, DocumentsRecipe | MineRecipe | MergeRecipe):
+        elif isinstance(recipe, DocumentsRecipe | MineRecipe | MergeRecipe | ReportRecipe):
             asked, workers = one, 1
         if cluster == "slurm" and (
             isinstance(recipe, SharedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
@@ -223,6 +224,8 @@ def check_settings(recipe: StageRecipe, *, name: str, workers: int) -> None:
         )
     elif isinstance(recipe, MergeRecipe):
         check_merge(recipe)
+    elif isinstance(recipe, ReportRecipe):
+        need_package("matplotlib", of="toolkit.report")
     elif isinstance(recipe, EvaluateRecipe):
         _check_choice(recipe)
     elif isinstance(recipe, QuestionsRecipe):

@@ -4,7 +4,8 @@
 
 Writes RUN/report/index.html, which holds all it shows, and every picture as a PNG beside it. Needs
 matplotlib (pip install matplotlib). `door`: the command line. `page`: the page. `html`: pieces of
-pages. `comparison`: two encoders query by query. `pictures`: what matplotlib draws.
+pages. `comparison`: two encoders query by query. `domain`: what an adapted encoder was made of.
+`pictures`: what matplotlib draws.
 """
 
 from toolkit.report.door import main

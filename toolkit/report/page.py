@@ -6,7 +6,6 @@ Knows what a stage has written, and HTML. Refuses to know how a picture is drawn
 import base64
 import contextlib
 import datetime
-import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing_extensions import TypedDict  # pydantic wants this one before Python
 
 from toolkit.base.console import say
 from toolkit.base.documents import checked
-from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_atomic
 from toolkit.base.layout import (
     CHOSEN_FILE,
@@ -32,11 +30,13 @@ from toolkit.base.layout import (
     SCORES_FILE,
     UNIT_DIR,
 )
+from toolkit.base.needs import need_package
 from toolkit.base.shown import in_html
 from toolkit.encoding.formats import unit_length
 from toolkit.evaluation.baselines import not_better
 from toolkit.evaluation.parts import main_scores
 from toolkit.report.comparison import of_comparison
+from toolkit.report.domain import of_domain
 from toolkit.report.html import came_from, table
 from toolkit.runs.launched import read_launched
 from toolkit.runs.records import read_metrics, read_starts
@@ -55,13 +55,16 @@ figcaption, .from { color: #666; font-size: .85rem } figure { margin: 1rem 0 }
 def report(run: Path, *, output: Path, now: float) -> None:
     """Write the page of a run, dated `now` (Unix seconds). Raises `BadInput` for a folder that is
     no run, and when matplotlib is missing."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput("toolkit.report needs matplotlib: pip install matplotlib")
+    need_package("matplotlib", of="toolkit.report")
     stages = standings(run, now=now)
     places = {one.name: Path(one.output) for one in read_launched(run)} or {stages[0].stage: run}
     body, pictures = [summary(stages, places=places)], dict[str, bytes]()
-    for one in stages:
-        for title, text, name, picture in sections(one, output=places[one.stage]):
+    first = list(of_domain(run, stages, places=places))
+    # Of a domain, people want to know first whether it was worth it: the last evaluation.
+    ordered = sorted(stages[::-1], key=_is_no_evaluation) if first else stages
+    every = [first, *(sections(one, output=places[one.stage]) for one in ordered)]
+    for some in every:
+        for title, text, name, picture in some:
             body.append(f"<h2>{in_html(title)}</h2>{text}")
             if picture:
                 # Two names of stages may become the same file name.
@@ -84,6 +87,10 @@ def report(run: Path, *, output: Path, now: float) -> None:
     )
     write_atomic(output / PAGE_FILE, page)
     say(f"{output / PAGE_FILE}: {len(stages)} stages, {len(pictures)} pictures")
+
+
+def _is_no_evaluation(one: Standing) -> bool:
+    return one.kind != "evaluate"
 
 
 Scores = Mapping[str, Mapping[str, float]]

@@ -31,6 +31,7 @@ from toolkit.base.layout import (
     MANIFEST_FILE,
     MERGED_FILE,
     METRICS_FILE,
+    PAGE_FILE,
     PART_DIR,
     PLAN_FILE,
     SCORES_FILE,
@@ -84,6 +85,7 @@ LAST_FILE = {
     "documents": DOCUMENTS_FILE,
     "mine": COMMIT_MARKER,
     "merge": MERGED_FILE,
+    "report": PAGE_FILE,
 }
 
 

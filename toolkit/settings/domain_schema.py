@@ -55,3 +55,11 @@ class MineRecipe(Section):
     skip: Natural = 0
     max_ratio: Positive = 0.95
     batch_queries: Count = 4096
+
+
+class ReportRecipe(Section):
+    """The page of a run, as toolkit.report draws it, in `output_dir`."""
+
+    kind: Literal["report"]
+    output_dir: Text
+    run: Text

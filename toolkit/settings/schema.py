@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe
+from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.merge_schema import Forgetting, MergeRecipe
 from toolkit.settings.model_schema import Attention, Model
 from toolkit.settings.pipeline_schema import PipelineRecipe
@@ -354,6 +354,7 @@ StageRecipe = (
     | DocumentsRecipe
     | MineRecipe
     | MergeRecipe
+    | ReportRecipe
 )
 Recipe = StageRecipe | PipelineRecipe
 KINDS: dict[str, type[Recipe]] = {
@@ -366,5 +367,6 @@ KINDS: dict[str, type[Recipe]] = {
     "documents": DocumentsRecipe,
     "mine": MineRecipe,
     "merge": MergeRecipe,
+    "report": ReportRecipe,
     "pipeline": PipelineRecipe,
 }

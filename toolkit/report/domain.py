@@ -1,0 +1,134 @@
+"""What a person wants to know first of an encoder that was adapted to a domain.
+
+Knows the files of the stages that adapt one. Refuses to know scores, which have sections of their
+own.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
+
+from toolkit.base.documents import Count, checked
+from toolkit.base.files import read_json
+from toolkit.base.layout import (
+    CHOSEN_FILE,
+    CONFIG_FILE,
+    DOCUMENTS_FILE,
+    MANIFEST_FILE,
+    SEARCHED_DIR,
+)
+from toolkit.base.shown import in_html
+from toolkit.report.html import came_from, table
+from toolkit.runs.standing import Standing
+
+Section = tuple[str, str, str, bytes]  # title, HTML, no picture
+DEPLOY = """\
+# in Python
+from sentence_transformers import SentenceTransformer
+SentenceTransformer("{model}").encode(["a text"])
+
+# as a service
+vllm serve {model} --runner pooling
+
+# a corpus, and searches in it: with FAISS, or fused with BM25
+python -m toolkit.encode embed_corpus encoder.model={model} \\
+    corpus.input={corpus} output_dir=embeddings
+python -m toolkit.search embeddings "a question" --index hnsw
+python -m toolkit.search embeddings "a question" --hybrid
+"""
+
+
+class _Part(TypedDict):
+    documents: Count
+    passages: Count
+
+
+class _Documents(TypedDict):
+    documents: Count
+    parts: dict[str, _Part]
+    settings: dict[str, Any]
+
+
+class _Asked(TypedDict):
+    asked: Count
+    kept: Count
+    dropped: dict[str, Count]
+
+
+class _Questions(TypedDict):
+    counts: _Asked
+
+
+class _Chosen(TypedDict):
+    encoder: str
+    ratio: float
+    model: str
+    digest: str
+
+
+def of_domain(
+    run: Path, stages: Sequence[Standing], *, places: Mapping[str, Path]
+) -> Iterator[Section]:
+    """The sections on data, deployment and recipe; none for a run without documents."""
+    kinds = {one.stage: one.kind for one in stages}
+    folders = [places[name] for name, kind in kinds.items() if kind == "documents"]
+    found = [folder for folder in folders if (folder / DOCUMENTS_FILE).is_file()]
+    if not found:
+        return
+    text = _documents(found[0])
+    rows = [
+        _questions(name, places[name] / MANIFEST_FILE)
+        for name, kind in kinds.items()
+        if kind == "questions" and (places[name] / MANIFEST_FILE).is_file()
+    ]
+    yield "What it was trained on", text + (table(rows) if rows else ""), "", b""
+    for folder in places.values():
+        if (folder / CHOSEN_FILE).is_file():
+            yield "The encoder, and how to deploy it", _deploy(folder, source=found[0]), "", b""
+    if (run / CONFIG_FILE).is_file():
+        recipe = (run / CONFIG_FILE).read_text(encoding="utf-8")
+        yield "The recipe", f"<details>{_as_written(recipe)}</details>", "", b""
+
+
+def _documents(folder: Path) -> str:
+    path = folder / DOCUMENTS_FILE
+    found = checked(read_json(path), _Documents, source=path, advice="collect them again")
+    rows = [
+        {"part": part, "documents": count["documents"], "passages": count["passages"]}
+        for part, count in found["parts"].items()
+    ]
+    source = in_html(str(found["settings"].get("source", "")))
+    told = (
+        f"<p>{found['documents']:,} documents of {source}. Training sees passages of the part "
+        "train alone; what dev and test ask for is searched in all of them.</p>"
+    )
+    return came_from(path) + told + table(rows)
+
+
+def _questions(stage: str, path: Path) -> dict[str, Any]:
+    counts = checked(read_json(path), _Questions, source=path, advice="write them again")["counts"]
+    left_out = ", ".join(f"{why} {count:,}" for why, count in counts["dropped"].items())
+    return {
+        "questions": stage,
+        "asked": counts["asked"],
+        "kept": counts["kept"],
+        "left out": left_out or "none",
+    }
+
+
+def _deploy(folder: Path, *, source: Path) -> str:
+    path = folder / CHOSEN_FILE
+    chosen = checked(read_json(path), _Chosen, source=path, advice="run the evaluation again")
+    told = (
+        f"<p>Chosen: {in_html(chosen['encoder'])}, with {chosen['ratio']:.0%} of the domain's "
+        f"encoder; weights {in_html(chosen['digest'][:16])}, in {in_html(chosen['model'])}.</p>"
+    )
+    commands = DEPLOY.format(model=chosen["model"], corpus=source / SEARCHED_DIR)
+    return came_from(path) + told + _as_written(commands)
+
+
+def _as_written(text: str) -> str:
+    """Lines of text as a block of HTML."""
+    return "<pre>" + "\n".join(in_html(line) for line in text.splitlines()) + "</pre>"
