@@ -61,7 +61,8 @@ def report(run: Path, *, output: Path, now: float) -> None:
     body, pictures = [summary(stages, places=places)], dict[str, bytes]()
     first = list(of_domain(run, stages, places=places))
     # Of a domain, people want to know first whether it was worth it: the last evaluation.
-    ordered = sorted(stages[::-1], key=_is_no_evaluation) if first else stages
+    last_first = list(reversed(stages))
+    ordered = sorted(last_first, key=_is_no_evaluation) if first else stages
     every = [first, *(sections(one, output=places[one.stage]) for one in ordered)]
     for some in every:
         for title, text, name, picture in some:
