@@ -12,12 +12,14 @@ in hardly any other text.
 Shapes: Q queries, K rows for each, N texts.
 """
 
+import functools
+import logging
+import sys
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from unicodedata import normalize
 
-import bm25s
 import numpy as np
 import regex
 from numpy.typing import NDArray
@@ -65,9 +67,9 @@ class Bm25:
         ]
         self.num_texts = len(texts_words)
         # The library divides by the mean length, which is 0 without any word.
-        self._index: bm25s.BM25 | None = None
+        self._index: Any = None
         if numbers:
-            self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+            self._index = _library().BM25(k1=k1, b=b, method="lucene")
             known = (texts_words, dict(numbers))
             self._index.index(known, create_empty_token=False, show_progress=False)
 
@@ -84,7 +86,7 @@ class Bm25:
         if len(parts["indices"]) != last or (len(ends), ends[-1:].sum()) != (num_words + 1, last):
             raise ValueError(f"{num_words} words, and scores of others")
         if num_words:
-            made._index = bm25s.BM25(method="lucene")
+            made._index = _library().BM25(method="lucene")
             made._index.scores = {**parts, "num_docs": made.num_texts}
             made._index.nonoccurrence_array = None
         return made
@@ -139,3 +141,18 @@ def _best(scores_N: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], N
     order = np.argsort(-scores_N[found], kind="stable")[:top]
     rows = found[order].astype(np.int64)
     return rows, scores_N[rows]
+
+
+@functools.cache
+def _library() -> Any:
+    """bm25s. When it is imported it looks for jax, and has it compute something: on a GPU jax then
+    takes most of the memory. It looks for numba, too, which takes a second. It needs neither."""
+    hidden = [name for name in ("jax", "numba") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: is not there
+    try:
+        import bm25s
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # of itself DEBUG, whatever others say
+    return bm25s
