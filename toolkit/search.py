@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.base.console import Progress, at_work, say, say_beside, say_json
+from toolkit.base.console import LINE_S, Progress, at_work, say, say_beside, say_json
 from toolkit.base.errors import BadInput
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.encoding.index import KINDS
 
 if TYPE_CHECKING:
+    from toolkit.encoding.formats import Vectors
     from toolkit.encoding.search import Find, Hit
     from toolkit.encoding.store import VectorStore
 
@@ -22,23 +23,28 @@ EXAMPLES = """examples:
   python -m toolkit.search embeddings/wikipedia --queries questions.txt --json > answers.jsonl
   python -m toolkit.search embeddings/wikipedia --build-index hnsw
   python -m toolkit.search embeddings/wikipedia --index hnsw "who built the canal?"
+  python -m toolkit.search embeddings/wikipedia --hybrid "who built the canal?"
 
 Without --index every row is compared. An index needs faiss (pip install faiss-cpu). Its build can
-be stopped and started again at any time.
+be stopped and started again at any time. --hybrid and --bm25 need no more than the texts: the first
+search makes an index of their words.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How to search. `prompt`: put before queries instead of what stood before the corpus's texts.
-    `index`: the kind of index to use instead of the exact search. `corpus`,
-    `model`: where they are now, if they were moved. `every_chunk`: show all matching chunks of a
-    document, not only the best. `verify`: first compare every file with its digest."""
+    `index`: the kind of index to use instead of the exact search. `hybrid`: fused with the ranking
+    by words; `bm25`: by words alone. `corpus`, `model`: where they are now, if they were moved.
+    `every_chunk`: show all matching chunks of a document, not only the best. `verify`: first
+    compare every file with its digest."""
 
     top: int = 5
     instruction: str = ""
     prompt: str | None = None
     index: str | None = None
+    hybrid: bool = False
+    bm25: bool = False
     model: str | None = None
     corpus: Path | None = None
     as_json: bool = False
@@ -48,6 +54,43 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> int:
     """The door `python -m toolkit.search`."""
+    parser = _parser()
+    answer_shell(parser)
+    arguments = parser.parse_intermixed_args(argv)  # queries may stand behind options
+    settings = Settings(
+        top=arguments.top,
+        instruction=arguments.instruction,
+        prompt=arguments.prompt,
+        index=arguments.index,
+        hybrid=arguments.hybrid,
+        bm25=arguments.bm25,
+        model=arguments.model,
+        corpus=arguments.corpus,
+        as_json=arguments.json,
+        every_chunk=arguments.every_chunk,
+        verify=arguments.verify,
+    )
+
+    def action() -> None:
+        queries = [*arguments.query, *read_queries(arguments.queries)]
+        check_words(arguments)
+        if bool(queries) == bool(arguments.build_index):
+            raise BadInput("give queries (in quotes, or --queries FILE), or else --build-index")
+        if blank := [query for query in queries if not query.strip()]:
+            raise BadInput(f"the query {blank[0]!r} is blank")
+        from toolkit.text.tokens import is_unicode
+
+        if strange := [query for query in queries if not is_unicode(query)]:
+            raise BadInput(f"the query {strange[0]!r} is not valid Unicode; write it in UTF-8")
+        if queries:
+            run(arguments.encoding, queries=queries, settings=settings)
+        else:
+            build(arguments.encoding, kind=arguments.build_index)
+
+    return guarded(action)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m toolkit.search",
         description="Find the rows of an encoded corpus that are nearest to a query (cosine).",
@@ -63,6 +106,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--prompt", help="put before each query: the name of a prompt of the model, or a text")
     add("--build-index", choices=KINDS, help="make this index, or finish one that was begun")
     add("--index", choices=KINDS, help="search by this index: faster, but may miss rows")
+    add("--hybrid", action="store_true", help="fuse with the ranking by words (BM25)")
+    add("--bm25", action="store_true", help="search by words alone (BM25); needs no model")
     add("--model", help="the encoder's folder, if it was moved")
     add("--corpus", type=Path, help="the corpus's shards, if they were moved")
     add("--json", action="store_true", help="print one line of JSON per query")
@@ -72,36 +117,21 @@ def main(argv: list[str] | None = None) -> int:
         help="show all chunks of a long text, not only the best",
     )
     add("--verify", action="store_true", help="first compare all files with their digests")
-    answer_shell(parser)
-    arguments = parser.parse_intermixed_args(argv)  # queries may stand behind options
-    settings = Settings(
-        top=arguments.top,
-        instruction=arguments.instruction,
-        prompt=arguments.prompt,
-        index=arguments.index,
-        model=arguments.model,
-        corpus=arguments.corpus,
-        as_json=arguments.json,
-        every_chunk=arguments.every_chunk,
-        verify=arguments.verify,
-    )
+    return parser
 
-    def action() -> None:
-        queries = [*arguments.query, *read_queries(arguments.queries)]
-        if bool(queries) == bool(arguments.build_index):
-            raise BadInput("give queries (in quotes, or --queries FILE), or else --build-index")
-        if blank := [query for query in queries if not query.strip()]:
-            raise BadInput(f"the query {blank[0]!r} is blank")
-        from toolkit.text.tokens import is_unicode
 
-        if strange := [query for query in queries if not is_unicode(query)]:
-            raise BadInput(f"the query {strange[0]!r} is not valid Unicode; write it in UTF-8")
-        if queries:
-            run(arguments.encoding, queries=queries, settings=settings)
-        else:
-            build(arguments.encoding, kind=arguments.build_index)
-
-    return guarded(action)
+def check_words(arguments: argparse.Namespace) -> None:
+    """Raise `BadInput` for options that do not go with a search by words."""
+    if arguments.bm25:
+        beside = ("hybrid", "index", "instruction", "prompt", "model")
+        if given := [f"--{name}" for name in beside if getattr(arguments, name)]:
+            raise BadInput(f"--bm25 and {given[0]}: --bm25 searches by words alone; leave one out")
+    if arguments.build_index and (arguments.hybrid or arguments.bm25):
+        asked = "--hybrid" if arguments.hybrid else "--bm25"
+        raise BadInput(
+            f"--build-index and {asked}: --build-index is for vectors, and the first search with "
+            f"{asked} makes the index of words; give one of them"
+        )
 
 
 def read_queries(path: Path | None) -> list[str]:
@@ -149,18 +179,8 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
 
     with at_work(f"search: checks {encoding}"):
         store = VectorStore(encoding, verify=settings.verify)
-    find = _find(store, index=settings.index)
-    # Here and not above: neither the help text nor a refusal must wait for torch.
-    from toolkit.encoding.encoder import encoder_of
-
-    with at_work("search: loads the model"):
-        encoder = encoder_of(store, model=settings.model)
-    prompt = settings.prompt
-    if prompt is not None:
-        prompt = encoder.prompt_of(prompt, asked_by="--prompt ")
-    queries_QD = encoder.vectors_of(
-        queries, instruction=encoder.before_text(settings.instruction), prompt=prompt
-    )
+    find = _find(store, queries=queries, settings=settings)
+    queries_QD = _vectors(store, queries=queries, settings=settings)
     with at_work("search: reads the vectors"):
         results = nearest(
             store,
@@ -175,18 +195,50 @@ def run(encoding: Path, *, queries: list[str], settings: Settings) -> None:
             say_json({"query": query, "hits": [hit.as_json() for hit in hits]})
             continue
         say(query)
+        if not hits and settings.bm25:
+            say("  no text has a word of it")
         for place, hit in enumerate(hits, 1):
-            say(f"  {place}. {hit.score:.3f}  {hit.title or hit.id}  ({hit.id})")
+            score = f"{hit.score:.5f}" if settings.hybrid else f"{hit.score:.3f}"
+            say(f"  {place}. {score}  {hit.title or hit.id}  ({hit.id})")
             if hit.snippet:
                 say(f"            {hit.snippet}")
 
 
-def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
-    if index is None:
-        return None
-    from toolkit.encoding.index import Index
+def _find(store: "VectorStore", *, queries: list[str], settings: Settings) -> "Find | None":
+    """What finds rows; None for the exact search."""
+    near = None
+    if settings.index is not None:
+        from toolkit.encoding.index import Index
 
-    return Index(store, kind=index).nearest_rows
+        near = Index(store, kind=settings.index).nearest_rows
+    if not settings.hybrid and not settings.bm25:
+        return near
+    from toolkit.encoding.word_index import by_words, hybrid, word_index
+
+    progress = Progress("index of words", total=store.num_rows, unit="rows", least_s=LINE_S)
+    words = word_index(store, corpus=settings.corpus, on_rows=progress.advance)
+    progress.close()
+    if settings.bm25:
+        return by_words(words, queries)
+    return hybrid(store, words, queries=queries, near=near)
+
+
+def _vectors(store: "VectorStore", *, queries: list[str], settings: Settings) -> "Vectors":
+    """The vectors (Q, D) of the queries; without numbers, where words alone are searched."""
+    import numpy as np
+
+    if settings.bm25:
+        return np.zeros((len(queries), 0), np.float32)
+    # Here and not above: neither the help text nor a refusal must wait for torch.
+    from toolkit.encoding.encoder import encoder_of
+
+    with at_work("search: loads the model"):
+        encoder = encoder_of(store, model=settings.model)
+    prompt = settings.prompt
+    if prompt is not None:
+        prompt = encoder.prompt_of(prompt, asked_by="--prompt ")
+    before = encoder.before_text(settings.instruction)
+    return encoder.vectors_of(queries, instruction=before, prompt=prompt)
 
 
 def _with_snippets(

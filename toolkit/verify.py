@@ -318,9 +318,11 @@ def _encoding(folder: Path) -> str:
     from toolkit.encoding.completeness import proven_line
     from toolkit.encoding.index import check_indexes
     from toolkit.encoding.store import VectorStore
+    from toolkit.encoding.word_index import check_word_index
 
     store = VectorStore(folder, verify=True)
     check_indexes(store)
+    check_word_index(store)
     return f"whole, {proven_line(store)}"
 
 

@@ -65,8 +65,10 @@ UNIT_DIR = "units"
 MANIFEST_FILE = "manifest.json"
 # Who works on what, in ENC and OUT, written by `cluster.leases`; read by it and `runs.standing`.
 LEASE_DIR = "leases"
-# Approximate indexes, written and read by `encoding.index`.
+# Indexes: approximate ones, written and read by `encoding.index`, and that of words, by
+# `encoding.word_index`.
 INDEX_DIR = "index"
+WORD_INDEX_FILE = "words.safetensors"
 # What was taken over from an older encoding, written by `encoding.reuse`; read by `runs.standing`.
 REUSE_FILE = "reuse.json"
 
