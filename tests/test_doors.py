@@ -454,10 +454,10 @@ def recipes_listed(text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("door", "kinds"),
     [
-        ("train", {"mntp", "simcse", "supervised"}),
+        ("train", {"mntp", "simcse", "supervised", "graded"}),
         ("encode", {"embed"}),
         ("evaluate", {"evaluate"}),
-        ("plan", {"pipeline", "mntp", "simcse", "supervised", "embed"}),
+        ("plan", {"pipeline", "mntp", "simcse", "supervised", "graded", "embed"}),
         ("launch", set(KINDS)),
         ("ready", set(KINDS)),
         ("prefetch", set(KINDS)),

@@ -24,6 +24,7 @@ from toolkit.settings.pipelines import output_of
 from toolkit.settings.schema import (
     EmbedRecipe,
     EvaluateRecipe,
+    GradedRecipe,
     SimcseRecipe,
     StageRecipe,
     SupervisedRecipe,
@@ -241,7 +242,7 @@ def _check_choice(recipe: EvaluateRecipe) -> None:
 
 def _check_pooling_before(stages: Mapping[str, StageRecipe], *, name: str) -> None:
     """Raise `BadInput` for a contrastive stage that pools otherwise than the one before it."""
-    kinds = (SimcseRecipe, SupervisedRecipe)
+    kinds = (SimcseRecipe, SupervisedRecipe, GradedRecipe)
     recipe = stages[name]
     if not isinstance(recipe, kinds):
         return
@@ -273,6 +274,8 @@ def missing_inputs(
     recipe = stages[name]
     if isinstance(recipe, EvaluateRecipe):
         yield from (f"{name}: {path}: no such file" for path in _missing_files(recipe))
+    if isinstance(recipe, GradedRecipe) and not Path(recipe.data.train).is_file():
+        yield f"{name}: {recipe.data.train}: no such file; give a .tsv or .csv of graded pairs"
     models, shards = inputs_of(stages, name=name)
     for directory in shards:
         if not is_committed(Path(directory)):
@@ -298,7 +301,9 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     """The models and the shards that a stage reads, except those that an earlier stage writes."""
     recipe = stages[name]
     if isinstance(recipe, TrainingRecipe):
-        models, shards = [recipe.model.base], [recipe.data.train]
+        # Graded pairs are a file, and no directory of shards.
+        is_file = isinstance(recipe, GradedRecipe)
+        models, shards = [recipe.model.base], [] if is_file else [recipe.data.train]
     elif isinstance(recipe, EmbedRecipe):
         models = [recipe.encoder.model, *recipe.encoder.adapters]
         shards = [recipe.corpus.input]

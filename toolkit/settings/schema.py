@@ -172,6 +172,14 @@ class Supervised(Section):
     teacher: Teacher | None = None
 
 
+class Graded(Section):
+    """Training on the grades of pairs of texts (CoSENT): `data.train` is a .tsv (score first) or a
+    .csv (score last) of them, as STS tasks are. Differences of cosines are multiplied by `scale`.
+    """
+
+    scale: Positive = 20.0
+
+
 class TrainingRecipe(Section):
     """The settings that every kind of training run has."""
 
@@ -208,6 +216,13 @@ class SupervisedRecipe(TrainingRecipe):
 
     kind: Literal["supervised"]
     supervised: Supervised
+
+
+class GradedRecipe(TrainingRecipe):
+    """A run on graded pairs of texts."""
+
+    kind: Literal["graded"]
+    graded: Graded
 
 
 class EncoderSettings(Section):
@@ -364,13 +379,20 @@ class PipelineRecipe(Section):
 
 
 StageRecipe = (
-    MntpRecipe | SimcseRecipe | SupervisedRecipe | EmbedRecipe | EvaluateRecipe | MergeRecipe
+    MntpRecipe
+    | SimcseRecipe
+    | SupervisedRecipe
+    | GradedRecipe
+    | EmbedRecipe
+    | EvaluateRecipe
+    | MergeRecipe
 )
 Recipe = StageRecipe | PipelineRecipe
 KINDS: dict[str, type[Recipe]] = {
     "mntp": MntpRecipe,
     "simcse": SimcseRecipe,
     "supervised": SupervisedRecipe,
+    "graded": GradedRecipe,
     "embed": EmbedRecipe,
     "evaluate": EvaluateRecipe,
     "merge": MergeRecipe,
