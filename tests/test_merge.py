@@ -456,6 +456,11 @@ def test_an_output_that_is_there_stays_as_it_is(
     line = refuses("a", "b", *HALVES, out=out / "0.25")
     assert "weights is [0.75, 0.25] there and [0.5, 0.5] here" in line
     assert "is an encoder itself" in refuses("a", "b", *asked, out=out / "0.25")
+    origin = (out / "0.25" / "origin.json").read_text()
+    (out / "0.25" / "origin.json").write_text(origin.replace('"linear"', '"slerp"'))
+    line = refuses("a", "b", *asked, "--method", "slerp", out=out)
+    assert "origin.json: is damaged (its digest differs)" in line
+    (out / "0.25" / "origin.json").write_text(origin)
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refuses("a", "b", *asked, out=tmp_path / "file")
     shutil.copytree(models["base"], tmp_path / "mine" / "0.25")
