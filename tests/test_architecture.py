@@ -474,6 +474,7 @@ def test_layer_guard_fails_on_a_planted_import(tmp_path: Path) -> None:
 LIGHT = [
     "launch",
     "export",
+    "merge",
     "search",
     "train",
     "encode",

@@ -337,6 +337,8 @@ def test_what_can_be_refused_without_torch_is(
         ["toolkit.export", absent, str(tmp_path / "out")],
         ["toolkit.export", taken, str(tmp_path / "out")],
         ["toolkit.export", str(tiny_model), taken],
+        ["toolkit.merge", str(tiny_model), absent, str(tmp_path / "out"), "--ratios", "0.5"],
+        ["toolkit.merge", absent, taken, str(tmp_path / "out"), "--weights", "0.5,0.6"],
         ["toolkit.search", absent, "query"],
         ["toolkit.search", str(tmp_path / "unfinished"), "query"],
         ["toolkit.search", absent, "--build-index", "flat"],
@@ -454,11 +456,11 @@ def recipes_listed(text: str) -> set[str]:
 @pytest.mark.parametrize(
     ("door", "kinds"),
     [
-        ("train", {"mntp", "simcse", "supervised"}),
+        ("train", {"mntp", "simcse", "supervised", "graded"}),
         ("encode", {"embed"}),
         ("questions", {"questions"}),
         ("evaluate", {"evaluate"}),
-        ("plan", {"pipeline", "mntp", "simcse", "supervised", "embed"}),
+        ("plan", {"pipeline", "mntp", "simcse", "supervised", "graded", "embed"}),
         ("launch", set(KINDS)),
         ("ready", set(KINDS)),
         ("prefetch", set(KINDS)),

@@ -29,6 +29,7 @@ from toolkit.encoding.output import Output
 from toolkit.encoding.store import VectorStore
 from toolkit.model.backbone import weight_files
 from toolkit.model.tensor_file import StoredTensors
+from toolkit.settings.model_source import resolve_model
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
 from toolkit.text.records import Article
 from toolkit.text.shards import checked_manifest
@@ -272,6 +273,8 @@ DOCUMENTS: dict[str, tuple[str, str, Open]] = {
     "note of tokens": ("s", "tokens-00000.json", make_token_set),
     "note of blocks": ("s", "blocks-32-00000.json", make_token_set),
     "manifest of pairs": ("pairs", "manifest.json", open_pair_set),
+    "merges": ("merges", "merged.json", lambda folder: verify.main([str(folder)])),
+    "choice": ("scores", "chosen.json", lambda folder: resolve_model(str(folder))),
     "index of weights": ("model", "model.safetensors.index.json", weight_files),
 }
 
@@ -288,6 +291,10 @@ def things(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     make_token_set(folder / "s")
     pairs = [Pair("a", "b", ("c",)), Pair("d", "e")]
     write_pairs([(PairTask("x"), iter(pairs))], output=folder / "pairs", sources=[], quarantine=[])
+    (folder / "merges").mkdir()
+    write_json(folder / "merges" / "merged.json", {"merges": {"0.5": [0.5, 0.5]}})
+    (folder / "scores").mkdir()
+    write_json(folder / "scores" / "chosen.json", {"model": "owner/name", "encoder": "a"})
     (folder / "model").mkdir()
     told = {"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}
     write_json(folder / "model" / "model.safetensors.index.json", told)

@@ -24,7 +24,7 @@ from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.recipes import load_recipe, to_yaml
 
 DOORS = ["launch", "plan", "export", "search", "encode", "train", "evaluate", "verify", "status"]
-DOORS += ["ready", "prefetch", "report"]
+DOORS += ["merge", "ready", "prefetch", "report"]
 
 # What sbatch gets for each stage; {dependency}, {array} and the shape differ.
 SCRIPT = """\

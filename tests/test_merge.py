@@ -411,7 +411,10 @@ def test_other_ways_from_a_text_to_its_vector_are_refused(
     write_json(special / "tokenizer.json", content)
     asked = ("--ratios", "0.5")
     assert "base and rope: rms_norm_eps is" in refuses("base", rope, *asked)
-    assert "base and tokens: their tokenizers differ: " in refuses("base", tokens, *asked)
+    line = refuses("base", tokens, *asked)
+    numbers = sorted([vocabulary[one], vocabulary[other]])
+    assert f"base and tokens: their tokenizers differ: {min(one, other)!r} has the ids " in line
+    assert all(str(number) in line for number in numbers)
     assert "in post_processor of tokenizer.json" in refuses("base", special, *asked)
     last = shutil.copytree(models["b"], tmp_path / "last")
     pool_last(last)
@@ -453,6 +456,11 @@ def test_an_output_that_is_there_stays_as_it_is(
     line = refuses("a", "b", *HALVES, out=out / "0.25")
     assert "weights is [0.75, 0.25] there and [0.5, 0.5] here" in line
     assert "is an encoder itself" in refuses("a", "b", *asked, out=out / "0.25")
+    origin = (out / "0.25" / "origin.json").read_text()
+    (out / "0.25" / "origin.json").write_text(origin.replace('"linear"', '"slerp"'))
+    line = refuses("a", "b", *asked, "--method", "slerp", out=out)
+    assert "origin.json: is damaged (its digest differs)" in line
+    (out / "0.25" / "origin.json").write_text(origin)
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refuses("a", "b", *asked, out=tmp_path / "file")
     shutil.copytree(models["base"], tmp_path / "mine" / "0.25")

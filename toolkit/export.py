@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toolkit.base.console import say
 from toolkit.base.errors import BadInput
-from toolkit.base.layout import PLAN_FILE
+from toolkit.base.layout import CHOSEN_FILE, PLAN_FILE
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, guarded
 from toolkit.encoding.lance_dataset import write_lance
@@ -117,7 +117,8 @@ def _is_model(source: str) -> bool:
     path = Path(source)
     # A path that exists is never looked up on the hub.
     if path.exists():
-        return is_adapter(path) or (path / "config.json").is_file()
+        names = ("config.json", CHOSEN_FILE)
+        return is_adapter(path) or any((path / name).is_file() for name in names)
     try:
         resolve_model(source)
     except BadInput:

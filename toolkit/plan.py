@@ -33,7 +33,7 @@ from toolkit.settings.schema import EmbedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8
-KINDS = ("pipeline", "mntp", "simcse", "supervised", "embed")
+KINDS = ("pipeline", "mntp", "simcse", "supervised", "graded", "embed")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         program="train",
         about="Train inside an allocation (srun, torchrun, submitit) or alone.",
         example="srun python -m toolkit.train mntp_mistral_7b run_dir=runs/mntp train.steps=500",
-        kinds=("mntp", "simcse", "supervised"),
+        kinds=("mntp", "simcse", "supervised", "graded"),
         run=action,
     )
 

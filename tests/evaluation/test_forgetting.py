@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import QUICKSTART, refused
-from toolkit import evaluate, launch, verify
-from toolkit.base.files import read_json
+from toolkit import evaluate, export, launch, verify
+from toolkit.base.files import is_committed, read_json
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.forgetting import choose
 from toolkit.evaluation.parts import main_scores
@@ -127,6 +127,8 @@ def test_an_evaluation_chooses_and_stands_for_its_choice(
     # OUT is a model: the one that was chosen.
     assert resolve_model(str(out)).folder == tiny_model
     assert Encoder.from_pretrained(out).encode(["a bridge"]).any()
+    assert export.main([str(out), str(tmp_path / "exported")]) == 0
+    assert is_committed(tmp_path / "exported")
     # And it has a curve.
     assert report([str(out)]) == 0
     page = (out / "report" / "index.html").read_text()

@@ -201,7 +201,7 @@ def test_the_door_prints_a_plan(door: Door, tmp_path: Path) -> None:
     printed = door("plan", "mntp_mistral_7b", base, "--gpus-per-node", "7", code=2)
     assert "train.global_batch_rows=32 cannot be dealt to 7 ranks" in printed
     printed = door("plan", "quickstart_evaluate", code=2)
-    assert "toolkit.plan takes pipeline, mntp, simcse, supervised, embed" in printed
+    assert "toolkit.plan takes pipeline, mntp, simcse, supervised, graded, embed" in printed
     printed = door("plan", "mntp_mistral_7b", "model.base=nobody/nothing", code=2)
     assert "not in this machine's hub cache" in printed
 

@@ -35,6 +35,7 @@ EXTRA = {
     "mntp": ["train.micro_batch_rows=2"],
     "simcse": ["model.attention_dropout=0.0", "train.micro_batch_rows=8"],
     "supervised": ["supervised.num_hard_negatives=2", "train.micro_batch_rows=8"],
+    "graded": ["train.micro_batch_rows=8"],
 }
 VARIANTS = {
     "sdpa": ["model.attention=sdpa"],
@@ -63,7 +64,8 @@ def case_recipe(
     overrides = [*OVERRIDES, *EXTRA[kind], "model.attention=packed"]
     for variant in variants:
         overrides += VARIANTS[variant]
-    overrides += [f"data.train={pairs if kind == 'supervised' else shards}", f"model.base={base}"]
+    train = {"supervised": pairs, "graded": Path(pairs).parent / "graded.tsv"}.get(kind, shards)
+    overrides += [f"data.train={train}", f"model.base={base}"]
     if "taught" in variants:
         settings = {"embeddings": Path(pairs).with_name("teacher"), **TEACHER}
         settings |= {"false_negative_margin": MARGIN[kind]}

@@ -42,10 +42,11 @@ from toolkit.model.norms import fuse_norms
 from toolkit.model.vector_rules import ASKED_MODES, Normalize, VectorRules
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import GradedRecipe, MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.pair_stream import TaskPair
 from toolkit.text.pairs import Pair, PairTask
 from toolkit.text.stream import Sample
+from toolkit.training.graded import GradedPair
 from toolkit.training.objectives import build_objective
 
 TEXTS = ("A bridge carries the railway.", "Why?", "The chemist poured the acid.", "A lock.")
@@ -59,6 +60,7 @@ EXTRA = {
         *("model.attention_dropout=0", "supervised.matryoshka_dims=[32, 64]"),
         "supervised.false_negative_margin=0.1",
     ],
+    "graded": [],
 }
 groups_of = attention._grouped  # before it is replaced
 
@@ -192,6 +194,8 @@ class Training:
         if isinstance(recipe, SupervisedRecipe):
             task = PairTask("one", query_instruction="Find it", max_negatives=1)
             contents = [TaskPair(Pair(text, text[:9], ("no",)), task) for text in TEXTS]
+        elif isinstance(recipe, GradedRecipe):
+            contents = [GradedPair(text, text[:9], n % 3) for n, text in enumerate(TEXTS)]
         elif isinstance(recipe, MntpRecipe):
             contents = [[row] for row in tokenizer.encode([text * 3 for text in TEXTS])]
         encoded = objective.encode([Sample(0, n, content) for n, content in enumerate(contents)])

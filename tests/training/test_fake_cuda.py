@@ -14,7 +14,7 @@ from tests.conftest import need, run
 
 HERE = Path(__file__).parent
 FLASH, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
-NAMES = ("encoder bf16", "encoder fp32", "mntp", "simcse", "simcse last", "supervised")
+NAMES = ("encoder bf16", "encoder fp32", "mntp", "simcse", "simcse last", "supervised", "graded")
 CASES = [f"{name}, {where}" for name in NAMES for where in ("fake cuda", "meta")]
 # The masked head selects the states that predict a token: once forward, once backward, for each
 # micro-batch.

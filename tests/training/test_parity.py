@@ -27,6 +27,7 @@ CASES = (
     *("supervised-full:1", "supervised-cached-full:3", "supervised-sdpa:3"),
     *("supervised-matryoshka:3", "supervised-cached-matryoshka:3"),
     *("simcse-taught:3", "simcse-cached-taught:2"),
+    *("graded:3", "graded-cached:2", "graded-tokens:3", "graded-cached-full:3", "graded-full:3"),
     *("supervised-taught:3", "supervised-cached-taught-matryoshka:3", "supervised-tokens-taught:2"),
     *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
     *("mntp-recomputed:3", "simcse-cached-recomputed:3"),
@@ -34,6 +35,7 @@ CASES = (
 )
 # A rank of four has two rows: GradCache needs micro-batches of one.
 FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
+FOUR += ("graded-one:3",)
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
 FIGURES = {"loss", "accuracy", "alignment", "teacher_kl"}
@@ -62,6 +64,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     symmetric = PairTask("same", query_instruction="Same", document_instruction="Same")
     out = tmp_path_factory.mktemp("pairs") / "pairs"
     write_pairs([(task, rows), (symmetric, both)], output=out, sources=[], quarantine=[])
+    # Beside them graded pairs: several of one grade, and texts of many lengths.
+    graded = [(n % 4, texts[n], f"{texts[n + 1]} {texts[n]}"[: 15 + 9 * (n % 5)]) for n in range(9)]
+    (out.parent / "graded.tsv").write_text("".join("\t".join(map(str, g)) + "\n" for g in graded))
     return out
 
 
@@ -180,6 +185,9 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
         ("mntp-fused-full:3", "mntp-full:3"),
         ("simcse-cached-fused-recomputed:3", "simcse:3"),
         ("simcse-cached-full:3", "simcse-full:3"),
+        ("graded-cached:2", "graded:3"),
+        ("graded-tokens:3", "graded:3"),
+        ("graded-cached-full:3", "graded-full:3"),
         ("simcse-cached-full:0", "simcse-full:3"),
         ("supervised-cached-full:3", "supervised-full:1"),
         ("supervised-cached-matryoshka:3", "supervised-matryoshka:3"),
@@ -200,7 +208,7 @@ def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: 
 
 
 @pytest.mark.parametrize(
-    "case", ["mntp", "simcse", "supervised", "simcse-taught", "supervised-taught"]
+    "case", ["mntp", "simcse", "supervised", "simcse-taught", "supervised-taught", "graded"]
 )
 def test_one_rank_equals_the_naive_computation(
     case: str, one: Found, shards: Path, pairs: Path, tiny_model: Path
@@ -222,6 +230,7 @@ def test_one_rank_equals_the_naive_computation(
         for name, parameter in trained.items():
             parameter.copy_(start.weights[name])
     naive = {"mntp": naive_mntp, "simcse": naive_simcse, "supervised": naive_supervised}
+    naive |= {"graded": naive_graded}
     loss = naive[kind](model, recipe)
     loss.backward()
     found = {"loss": loss.detach(), **{n: p.grad for n, p in trained.items()}}
@@ -292,6 +301,28 @@ def naive_simcse(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
             taught=[place for place in candidates if place != number],
         )
     return total / len(texts)
+
+
+def naive_graded(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
+    """Text by text, and every two pairs whose grades differ."""
+    samples, tokenizer = samples_and_tokenizer(recipe)
+    cosines = []
+    for sample in samples:
+        vectors = []
+        for text in (sample.content.first, sample.content.second):
+            (ids,) = tokenizer.encode([text])
+            hidden = model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0]
+            vectors.append(hidden[1:].mean(dim=0))
+        one, other = vectors
+        cosines.append(one @ other / (one.norm() * other.norm()))
+    grades = [sample.content.grade for sample in samples]
+    assert len(set(grades)) < len(grades)
+    total = torch.tensor(1.0, dtype=torch.float64)
+    for mine, cosine in zip(grades, cosines, strict=True):
+        for theirs, other in zip(grades, cosines, strict=True):
+            if mine > theirs:
+                total = total + (recipe.graded.scale * (other - cosine).double()).exp()
+    return total.log()
 
 
 def naive_teacher(query: str, candidates: list[str]) -> Tensor:

@@ -21,6 +21,7 @@ from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.schema import (
     EmbedRecipe,
     EvaluateRecipe,
+    GradedRecipe,
     StageRecipe,
     SupervisedRecipe,
     TrainingRecipe,
@@ -57,6 +58,8 @@ def missing_inputs(
             yield f"{name}: {path}: no such file"
     if isinstance(recipe, DocumentsRecipe) and not Path(recipe.source).exists():
         yield f"{name}: {recipe.source}: no such file or folder"
+    if isinstance(recipe, GradedRecipe) and not Path(recipe.data.train).is_file():
+        yield f"{name}: {recipe.data.train}: no such file; give a .tsv or .csv of graded pairs"
     models, shards = inputs_of(stages, name=name)
     for directory in shards:
         if not is_committed(Path(directory)):
@@ -83,7 +86,9 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     """The models and the shards that a stage reads, except those that an earlier stage writes."""
     recipe = stages[name]
     if isinstance(recipe, TrainingRecipe):
-        models, shards = [recipe.model.base], [recipe.data.train]
+        # Graded pairs are a file, and no directory of shards.
+        is_file = isinstance(recipe, GradedRecipe)
+        models, shards = [recipe.model.base], [] if is_file else [recipe.data.train]
     elif isinstance(recipe, EmbedRecipe):
         models = [recipe.encoder.model, *recipe.encoder.adapters]
         shards = [recipe.corpus.input]

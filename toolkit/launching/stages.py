@@ -24,6 +24,7 @@ from toolkit.settings.pipelines import output_of
 from toolkit.settings.questions_schema import QuestionsRecipe, check_questions
 from toolkit.settings.schema import (
     EvaluateRecipe,
+    GradedRecipe,
     SharedRecipe,
     SimcseRecipe,
     StageRecipe,
@@ -244,7 +245,7 @@ def _check_choice(recipe: EvaluateRecipe) -> None:
 
 def _check_pooling_before(stages: Mapping[str, StageRecipe], *, name: str) -> None:
     """Raise `BadInput` for a contrastive stage that pools otherwise than the one before it."""
-    kinds = (SimcseRecipe, SupervisedRecipe)
+    kinds = (SimcseRecipe, SupervisedRecipe, GradedRecipe)
     recipe = stages[name]
     if not isinstance(recipe, kinds):
         return

@@ -55,7 +55,7 @@ _UNASKED_PROMPTS = ("query", "document", "passage", "corpus")
 # The families that `use_bidirectional_attention` makes bidirectional; others ignore it.
 _BIDIRECTIONAL_BY_FLAG = ("gemma3", "gemma3_text")
 # The kinds of our own stages whose vectors are pooled in training.
-_POOLING_KINDS = ("simcse", "supervised")
+_POOLING_KINDS = ("simcse", "supervised", "graded")
 Loaded = Callable[[], PreTrainedTokenizerBase]
 
 

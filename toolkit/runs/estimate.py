@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.runs.shapes import Shape
 from toolkit.settings.layouts import Layout, read_layout
-from toolkit.settings.schema import MntpRecipe, SimcseRecipe, TrainingRecipe
+from toolkit.settings.schema import GradedRecipe, MntpRecipe, SimcseRecipe, TrainingRecipe
 from toolkit.settings.training_checks import batch_split
 
 GIB = 2**30
@@ -159,8 +159,10 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     )
     width = BYTES[recipe.model.dtype]
     micro, accumulation = batch_split(recipe.train, world_size=cluster.world)
-    # Texts per row: a block of MNTP, both views of SimCSE, or query, positive and negative.
-    texts = 1 if isinstance(recipe, MntpRecipe) else 2 if isinstance(recipe, SimcseRecipe) else 3
+    # Texts per row: a block of MNTP, both views of SimCSE, a graded pair, or query, positive and
+    # negative.
+    two = isinstance(recipe, (SimcseRecipe, GradedRecipe))
+    texts = 1 if isinstance(recipe, MntpRecipe) else 2 if two else 3
     tokens = micro * texts * recipe.data.max_tokens
     if budget := recipe.train.micro_batch_tokens:
         local = accumulation * tokens

@@ -182,6 +182,14 @@ class Supervised(Section):
     teacher: Teacher | None = None
 
 
+class Graded(Section):
+    """Training on the grades of pairs of texts (CoSENT): `data.train` is a .tsv (score first) or a
+    .csv (score last) of them, as STS tasks are. Differences of cosines are multiplied by `scale`.
+    """
+
+    scale: Positive = 20.0
+
+
 class TrainingRecipe(Section):
     """The settings that every kind of training run has."""
 
@@ -218,6 +226,13 @@ class SupervisedRecipe(TrainingRecipe):
 
     kind: Literal["supervised"]
     supervised: Supervised
+
+
+class GradedRecipe(TrainingRecipe):
+    """A run on graded pairs of texts."""
+
+    kind: Literal["graded"]
+    graded: Graded
 
 
 class EncoderSettings(Section):
@@ -349,6 +364,7 @@ StageRecipe = (
     MntpRecipe
     | SimcseRecipe
     | SupervisedRecipe
+    | GradedRecipe
     | SharedRecipe
     | EvaluateRecipe
     | DocumentsRecipe
@@ -361,6 +377,7 @@ KINDS: dict[str, type[Recipe]] = {
     "mntp": MntpRecipe,
     "simcse": SimcseRecipe,
     "supervised": SupervisedRecipe,
+    "graded": GradedRecipe,
     "embed": EmbedRecipe,
     "questions": QuestionsRecipe,
     "evaluate": EvaluateRecipe,

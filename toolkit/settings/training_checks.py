@@ -13,6 +13,7 @@ from toolkit.base.layout import CONFIG_FILE
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.recipes import flatten, load_recipe
 from toolkit.settings.schema import (
+    GradedRecipe,
     MntpRecipe,
     SimcseRecipe,
     SupervisedRecipe,
@@ -39,7 +40,7 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     Returns the rows per micro-batch and the number of accumulation steps."""
     read_layout(recipe.deepspeed.config)
     micro, accumulation = batch_split(recipe.train, world_size=world_size)
-    contrastive = isinstance(recipe, (SimcseRecipe, SupervisedRecipe))
+    contrastive = isinstance(recipe, (SimcseRecipe, SupervisedRecipe, GradedRecipe))
     if contrastive and recipe.train.global_batch_rows < 2:
         raise BadInput("train.global_batch_rows=1: a contrastive row needs others beside it")
     if recipe.train.micro_batch_tokens is not None and recipe.model.attention != "packed":
@@ -49,10 +50,11 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
         )
     if isinstance(recipe, SupervisedRecipe):
         _check_instruction_format(recipe.supervised.instruction_format)
-        if number := recipe.data.held_out_documents:
-            raise BadInput(
-                f"data.held_out_documents={number}: pairs do not come from documents; give 0"
-            )
+    if isinstance(recipe, (SupervisedRecipe, GradedRecipe)) and recipe.data.held_out_documents:
+        number = recipe.data.held_out_documents
+        raise BadInput(
+            f"data.held_out_documents={number}: pairs do not come from documents; give 0"
+        )
     check_no_blocks(recipe)
     _check_pooling(recipe)
     _check_steps(recipe)

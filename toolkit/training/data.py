@@ -14,7 +14,7 @@ from toolkit.model.attention import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
 from toolkit.settings.model_source import ModelSource
-from toolkit.settings.schema import MntpRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import GradedRecipe, MntpRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.text.held_out import HeldOut
 from toolkit.text.pair_stream import PairStream
 from toolkit.text.pairs import open_pairs, text_hash
@@ -27,6 +27,7 @@ from toolkit.text.token_shards import (
     open_tokens,
 )
 from toolkit.text.tokens import TextTokenizer
+from toolkit.training.graded import GradedPairs
 from toolkit.training.teacher import open_teaching
 
 
@@ -119,6 +120,8 @@ def _digest_of(directory: Path, *, recipe: TrainingRecipe, verify: bool) -> str:
                 f"{', '.join(names)}"
             )
         return pairs.digest
+    if isinstance(recipe, GradedRecipe):
+        return GradedPairs(directory).digest
     return open_shards(directory, verify=verify).digest
 
 
@@ -138,6 +141,8 @@ def _open_texts(recipe: TrainingRecipe) -> Samples:
     if isinstance(recipe, SupervisedRecipe):
         pairs = open_pairs(Path(recipe.data.train), verify=False)
         return PairStream(pairs, seed=recipe.train.seed)
+    if isinstance(recipe, GradedRecipe):
+        return Stream(GradedPairs(Path(recipe.data.train)), seed=recipe.train.seed)
     shards = open_shards(Path(recipe.data.train), verify=False)
     return Stream(Sentences(shards, held_out=held_out_by(recipe)), seed=recipe.train.seed)
 

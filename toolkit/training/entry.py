@@ -9,9 +9,10 @@ from pathlib import Path
 from toolkit.base.console import say
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
+from toolkit.evaluation import sts
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.model_source import resolve_model
-from toolkit.settings.schema import SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import GradedRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import check_training, fit_to_ranks
 from toolkit.text import pairs, shards
 
@@ -38,5 +39,7 @@ def check_inputs(recipe: TrainingRecipe, *, world_size: int) -> None:
     directory = Path(recipe.data.train)
     if isinstance(recipe, SupervisedRecipe):
         pairs.checked_manifest(directory, verify=False)
+    elif isinstance(recipe, GradedRecipe):
+        sts.read_pairs(directory)
     else:
         shards.checked_manifest(directory, verify=False)

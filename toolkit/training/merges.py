@@ -19,6 +19,7 @@ from toolkit.base.files import (
     write_json,
 )
 from toolkit.base.layout import CARD_FILE, COMMIT_MARKER, MERGED_FILE, ORIGIN_FILE
+from toolkit.base.sealed import content_digest
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.model.adapters import Chain, chain_of
@@ -138,10 +139,12 @@ def _is_there(out: Path, record: Mapping[str, Any]) -> bool:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise BadInput(f"{out}: exists already, and is no whole encoder; choose another")
         return False
-    origin = read_json(out / ORIGIN_FILE) if (out / ORIGIN_FILE).is_file() else {}
-    found = origin.get(MERGE)
-    if not isinstance(found, dict):
+    origin = read_json(out / ORIGIN_FILE) if (out / ORIGIN_FILE).is_file() else None
+    if not isinstance(origin, dict) or MERGE not in origin:
         raise BadInput(f"{out}: is there already, and was not merged; choose another directory")
+    if origin.pop("digest", None) != content_digest(origin):
+        raise BadInput(f"{out / ORIGIN_FILE}: is damaged (its digest differs); remove {out} first")
+    found = origin[MERGE]
     both = _decisive(found), _decisive(record)
     for key, value in both[1].items():
         if both[0].get(key) != value:

@@ -8,9 +8,16 @@ from typing import Any
 from toolkit.base.errors import BadInput
 from toolkit.model.losses import check_kernel
 from toolkit.model.vector_rules import trained_rules
-from toolkit.settings.schema import MntpRecipe, SimcseRecipe, SupervisedRecipe, TrainingRecipe
+from toolkit.settings.schema import (
+    GradedRecipe,
+    MntpRecipe,
+    SimcseRecipe,
+    SupervisedRecipe,
+    TrainingRecipe,
+)
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.data import is_packed
+from toolkit.training.graded import GradedObjective
 from toolkit.training.mntp import MntpObjective
 from toolkit.training.objective import Objective
 from toolkit.training.simcse import SimcseObjective
@@ -52,6 +59,8 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
             low_precision=low_precision,
             teaching=teaching,
         )
+    if isinstance(recipe, GradedRecipe):
+        return GradedObjective(recipe.graded, tokenizer=tokenizer, packed=packed, rules=rules)
     assert isinstance(recipe, SimcseRecipe)
     return SimcseObjective(
         recipe.simcse,
