@@ -5,6 +5,7 @@ Knows recipes and resources. Refuses to know how a job is submitted. Nothing her
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence, Sized
@@ -28,6 +29,7 @@ from toolkit.settings.schema import (
     SupervisedRecipe,
     TrainingRecipe,
 )
+from toolkit.settings.task_schema import Mteb
 from toolkit.settings.training_checks import check_training, fit_to_ranks
 from toolkit.training.steps import check_steps
 
@@ -67,7 +69,7 @@ def jobs_of(
     cluster: str,
 ) -> list[PlannedJob]:
     """One job per stage, with what it asks for. Training gets the whole allocation. An embedding
-    gets one task per GPU, and so does an evaluation, up to its encoders times its tasks."""
+    gets one task per GPU, and so does an evaluation, up to its `most_workers`."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -101,7 +103,7 @@ def jobs_of(
         asked = whole
         workers = arguments.nodes * ranks
         if isinstance(recipe, EvaluateRecipe):
-            asked, workers = one, min(workers, num_parts(recipe))
+            asked, workers = one, int(min(workers, most_workers(recipe)))
         if cluster == "slurm" and (
             isinstance(recipe, EmbedRecipe) or (isinstance(recipe, EvaluateRecipe) and workers > 1)
         ):
@@ -143,8 +145,12 @@ def _check_memory(arguments: argparse.Namespace, *, gpus: int) -> None:
         raise BadInput(f"--mem-per-gpu-gib {per_gpu}: there are no GPUs; give --mem-gib")
 
 
-def num_parts(recipe: EvaluateRecipe) -> int:
-    """How many workers an evaluation can have: its encoders times its tasks."""
+def most_workers(recipe: EvaluateRecipe) -> float:
+    """How many workers an evaluation can have: its encoders times its tasks, or any number if they
+    can embed the documents of a task together."""
+    has_documents = recipe.retrieval or recipe.reranking or recipe.mteb != Mteb()
+    if recipe.share_corpora and has_documents:
+        return math.inf
     kinds: tuple[Sized, ...] = (
         recipe.sts,
         recipe.retrieval,
