@@ -186,7 +186,13 @@ def _find(store: "VectorStore", *, index: str | None) -> "Find | None":
         return None
     from toolkit.encoding.index import Index
 
-    return Index(store, kind=index).nearest_rows
+    found = Index(store, kind=index)
+    if found.num_missing:
+        say_beside(
+            f"index {index} lacks {found.num_missing:,} of {store.num_rows:,} rows, which are "
+            f"searched exactly; --build-index {index} adds them"
+        )
+    return found.nearest_rows
 
 
 def _with_snippets(
