@@ -574,6 +574,23 @@ def test_a_dry_run_names_every_missing_file_of_an_evaluation(
     assert "evaluate: b.tsv: no such file\n" in warned
 
 
+def test_an_evaluation_has_workers_for_its_parts_or_for_a_corpus(tmp_path: Path) -> None:
+    """Two encoders, one task: two can score it, and any number embeds its documents."""
+    encoders = {"a": {"model": "m"}, "b": {"model": "n"}}
+    common = {"kind": "evaluate", "output_dir": "scores", "encoders": encoders}
+    tasks = {"retrieval": {"x": {"corpus": "c", "queries": "q.jsonl"}}, "sts": {"x": "p.csv"}}
+    for name, sharing, array in (
+        ("retrieval", "true", "0-15"),
+        ("retrieval", "false", "0-1"),
+        ("sts", "true", "0-1"),
+    ):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(json.dumps({**common, name: tasks[name]}))
+        shape = ["--cluster", "slurm", "--nodes", "2", "--gpus-per-node", "8"]
+        asked = [str(file), *shape, f"share_corpora={sharing}"]
+        assert f"#SBATCH --array={array}%" in dry_run(*asked, folder=tmp_path), name
+
+
 def test_a_dry_run_still_refuses_what_no_data_would_mend(folder: Path) -> None:
     shape = ["--cluster", "slurm", "--gpus-per-node", "3", "--dry-run"]
     message = refusal("quickstart", *shape, "data.train=no/shards", folder=folder)

@@ -210,7 +210,13 @@ def _find(store: "VectorStore", *, queries: list[str], settings: Settings) -> "F
     if settings.index is not None:
         from toolkit.encoding.index import Index
 
-        near = Index(store, kind=settings.index).nearest_rows
+        found = Index(store, kind=settings.index)
+        near = found.nearest_rows
+        if found.num_missing:
+            say_beside(
+                f"index {settings.index} lacks {found.num_missing:,} of {store.num_rows:,} rows, "
+                f"which are searched exactly; --build-index {settings.index} adds them"
+            )
     if not settings.hybrid and not settings.bm25:
         return near
     from toolkit.encoding.word_index import by_words, hybrid, word_index

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import bench_cranfield, bench_merge, bench_quality, simulate_dealing
+from tests.benchmarks import (
+    bench_corpora,
+    bench_cranfield,
+    bench_merge,
+    bench_quality,
+    simulate_dealing,
+)
 from tests.benchmarks.harness import Contender, Run, compare, run_once, table
 from tests.conftest import run
 from toolkit.settings.schema import EncoderSettings
@@ -131,6 +137,15 @@ def test_cranfield_is_encoded_and_searched(
     print(scores)
     assert scores["recall_100"] > 100 / 1400 + 0.03, scores
     assert scores["ndcg_cut_10"] > 0.015, scores
+
+
+def test_two_workers_share_an_evaluation(
+    real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench_corpora.main(["--data", str(real_data), "--short", "--runs", "1"])
+    printed = capsys.readouterr().out
+    assert "2 worker(s): " in printed and "['256 of its 256 texts here']" in printed
+    assert "of the time of one" in printed
 
 
 def test_a_simulated_crew_becomes_a_table_and_a_plot(

@@ -110,8 +110,23 @@ def test_a_killed_build_goes_on(
         patch.setattr(indexing, "write_json", write_json)
         with pytest.raises(Killed):
             build_index(store, kind=kind, save_every_s=0, on_rows=on_rows)
-    with pytest.raises(BadInput, match=r"has [56]00 of 1,500 rows; build it with"):
-        Index(store, kind=kind)
+    # What is missing is searched exactly.
+    index = Index(store, kind=kind)
+    assert index.num_missing in (900, 1000)
+    queries_QD = clustered(QUERIES, seed=2)
+    assert recall(store, kind=kind, queries_QD=queries_QD) >= {"flat": 1.0}.get(kind, 0.95)
+    scores_QK, rows_QK = index.nearest_rows(queries_QD, 10)
+    wanted_QK, exact_QK = nearest_rows(store, queries_QD=queries_QD, top=10)
+    for scores, rows, wanted, exact in zip(scores_QK, rows_QK, wanted_QK, exact_QK, strict=True):
+        late = exact[exact >= ROWS - index.num_missing]
+        assert set(late) <= set(rows) and len(set(rows)) == 10
+        score_of = dict(zip(exact, wanted, strict=True))
+        assert all(
+            score_of.get(row, score) == score for row, score in zip(rows, scores, strict=True)
+        )
+        assert sorted(scores, reverse=True) == scores.tolist()
+    few_Q, _ = index.nearest_rows(queries_QD, ROWS)
+    assert few_Q.shape == (QUERIES, ROWS)
     added.clear()
     build_index(store, kind=kind, on_rows=added.append)
     assert added[0] == (6 if moment == "after the name" else 5) * UNIT_ROWS
@@ -223,6 +238,35 @@ def test_a_disk_that_is_full_costs_what_was_not_saved(
             build_index(store, kind="flat")
     assert list((store.directory / INDEX_DIR).iterdir()) == []
     build_index(store, kind="flat")
+
+
+def test_the_door_says_what_an_index_lacks(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed after its first unit: the hits are those of the exact search, and no row is lost."""
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    store, added = VectorStore(folder), list[int]()
+
+    def on_rows(rows: int) -> None:
+        added.append(rows)
+        if len(added) == 3:  # of what was there, and of two units, the first of them saved
+            raise Killed
+
+    with pytest.raises(Killed):
+        build_index(store, kind="hnsw", save_every_s=0, on_rows=on_rows)
+    asked = [str(folder), "a bridge over a river", "a lion", "--json"]
+    assert search.main([*asked, "--index", "hnsw"]) == 0
+    found = capsys.readouterr()
+    missing = store.num_rows - store.units[0].stop
+    assert f"index hnsw lacks {missing} of 170 rows, which are searched exactly; --b" in found.err
+    assert search.main(asked) == 0
+    for one, other in zip(
+        found.out.splitlines(), capsys.readouterr().out.splitlines(), strict=True
+    ):
+        assert [hit["id"] for hit in json.loads(one)["hits"]] == [
+            hit["id"] for hit in json.loads(other)["hits"]
+        ]
+    assert verify.run(folder) == 0  # an unfinished index is no fault
 
 
 def test_without_faiss_it_is_asked_for(store: VectorStore) -> None:

@@ -19,7 +19,7 @@ from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.baselines import not_better, outcome_with_words
 from toolkit.evaluation.retrieval import Judged, RerankingTask, RetrievalTask
 from toolkit.evaluation.task import Outcome
-from toolkit.launching.stages import num_parts
+from toolkit.launching.stages import most_workers
 from toolkit.report.door import main as report
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import EvaluateRecipe
@@ -250,7 +250,8 @@ def test_rows_beside_the_encoders(
     loaded = load_recipe(str(path))
     assert isinstance(loaded, EvaluateRecipe)
     parts = list((tmp_path / "anew" / "parts").glob("*/*.json"))
-    assert num_parts(loaded) == len(parts) == 7
+    alone = loaded.model_copy(update={"share_corpora": False})
+    assert most_workers(alone) == len(parts) == 7
     # The page of the run has the rows, and the same line.
     assert report([str(tmp_path / "anew")]) == 0
     page = (tmp_path / "anew" / "report" / "index.html").read_text()

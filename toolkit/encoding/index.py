@@ -36,7 +36,7 @@ from toolkit.base.files import (
 from toolkit.base.layout import INDEX_DIR
 from toolkit.base.sealed import SELF_DIGEST
 from toolkit.encoding.formats import Vectors, unit_length
-from toolkit.encoding.search import Found, check_queries, cosines
+from toolkit.encoding.search import Found, check_queries, cosines, nearest_rows
 from toolkit.encoding.store import VectorStore
 
 FORMAT = "toolkit-index/1"
@@ -137,8 +137,9 @@ def build_index(
 
 
 class Index:
-    """A finished index, to be searched. faiss loads its file whole, so that the file is compared
-    with its SHA-256 first: some 0.6 s of a core per GB."""
+    """An index, to be searched. faiss loads its file whole, so that the file is compared with its
+    SHA-256 first: some 0.6 s of a core per GB. The rows of units that are not in it, because its
+    build was not finished, are `num_missing`; they are searched exactly."""
 
     def __init__(self, store: VectorStore, *, kind: str) -> None:
         """Raises `BadInput` when there is none, or it is damaged or of another encoding."""
@@ -146,6 +147,8 @@ class Index:
         record = _checked(store, kind=kind)
         path = store.directory / INDEX_DIR / record.file
         self._index = _loaded(path, record=record, width=store.width)
+        self._begun = record.rows
+        self.num_missing = store.num_rows - record.rows
         self._ef_search = record.parameters.get("ef_search", 0)
         if kind == IVF:
             self._index.nprobe = record.parameters["probes"]
@@ -154,6 +157,21 @@ class Index:
         """The cosines (Q, K) and rows (Q, K) that the index finds, best first, with row -1 where it
         finds fewer. It proposes `CANDIDATES` times as many rows, of which those with the highest
         cosine of stored vectors are kept. `BadInput` for what `check_queries` refuses."""
+        found = self._proposed(queries_QD, top)
+        if not self.num_missing or not len(queries_QD):
+            return found
+        others = nearest_rows(self._store, queries_QD=queries_QD, top=top, start=self._begun)
+        scores_QK = np.concatenate([found[0], others[0]], axis=1)
+        rows_QK = np.concatenate([found[1], others[1]], axis=1)
+        # Those of the index come first: of equal cosines the first row of the corpus.
+        best_QK = np.argsort(-scores_QK, axis=1, kind="stable")[:, : found[0].shape[1]]
+        return (
+            np.take_along_axis(scores_QK, best_QK, axis=1),
+            np.take_along_axis(rows_QK, best_QK, axis=1),
+        )
+
+    def _proposed(self, queries_QD: Vectors, top: int) -> Found:
+        """What `nearest_rows` finds among the rows of the index."""
         all_QD = check_queries(queries_QD, width=self._store.width, top=top)
         top = min(top, self._store.num_rows)
         depth = min(CANDIDATES * top, self._store.num_rows)
@@ -287,9 +305,9 @@ def _checked(store: VectorStore, *, kind: str) -> Record:
     record = _record(folder, kind=kind)
     if record.encoding != store.manifest[SELF_DIGEST]:
         raise BadInput(f"{folder / record.file}: was built from another encoding; {build}")
-    if record.rows != store.num_rows:
+    if record.rows > store.num_rows:
         raise BadInput(
-            f"{folder / record.file}: has {record.rows:,} of {store.num_rows:,} rows; {build}"
+            f"{folder / record.file}: has {record.rows:,} rows of {store.num_rows:,}; {build}"
         )
     if record.parameters != parameters_of(kind, num_rows=store.num_rows, width=store.width):
         raise BadInput(f"{folder / record.file}: was built with other parameters; {build}")

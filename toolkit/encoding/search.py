@@ -112,9 +112,9 @@ def check_queries(queries_QD: Vectors, *, width: int, top: int) -> Vectors:
     return unit_length(queries_QD)
 
 
-def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
-    """The cosines (Q, K) and rows (Q, K) of the nearest rows of each query, best first. `BadInput`
-    for what `check_queries` refuses.
+def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int, start: int = 0) -> Found:
+    """The cosines (Q, K) and rows (Q, K) of the nearest rows of each query, best first, among the
+    units from the one that holds row `start` on. `BadInput` for what `check_queries` refuses.
 
     How a matrix product rounds a score depends on the place of the row and on what else is
     multiplied. So it only proposes rows, which `cosines` then ranks: equal vectors get equal
@@ -125,7 +125,7 @@ def nearest_rows(store: VectorStore, *, queries_QD: Vectors, top: int) -> Found:
         (np.zeros(0, dtype=np.float32), np.zeros(0, dtype=np.int64)) for _ in query
     ]
     floor_Q = np.full(len(query), -np.inf, dtype=np.float32)
-    for unit, vectors_RD in store.blocks():
+    for unit, vectors_RD in store.blocks(start=start):
         score_QR = _products(query, vectors_RD)
         scored = _Unit(vectors_RD)
         # Of equal cosines the first row stays, so that only rows above the worst hit come in. After

@@ -128,7 +128,7 @@ class Corpora:
                 raise BadInput(f"{directory / TEXTS_FILE}: cannot be read ({error})") from error
             planned = self._planned(texts, encoder)
             if planned.directory == directory:  # else these are not the texts of the plan
-                self._embed(planned, name=f"corpus {directory.name[:8]}")
+                self._embed(planned, name="for others")
                 return True
         return False
 

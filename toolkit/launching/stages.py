@@ -5,6 +5,7 @@ Knows recipes and resources. Refuses to know how a job is submitted. Nothing her
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -31,6 +32,7 @@ from toolkit.settings.schema import (
     SupervisedRecipe,
     TrainingRecipe,
 )
+from toolkit.settings.task_schema import Mteb
 from toolkit.settings.training_checks import check_training, fit_to_ranks
 from toolkit.training.steps import check_steps
 
@@ -64,8 +66,8 @@ def jobs_of(
     cluster: str,
 ) -> list[PlannedJob]:
     """One job per stage, with what it asks for. Training gets the whole allocation. An embedding
-    and questions get one task per GPU, and so does an evaluation, up to its encoders times its
-    tasks. All else is one task."""
+    and questions get one task per GPU, and so does an evaluation, up to its `most_workers`. All
+    else is one task."""
     if cluster == "local" and arguments.nodes != 1:
         raise BadInput(
             f"--nodes {arguments.nodes} --cluster local: this machine is one node; "
@@ -99,7 +101,7 @@ def jobs_of(
         asked = whole
         workers = arguments.nodes * ranks
         if isinstance(recipe, EvaluateRecipe):
-            asked, workers = one, min(workers, num_parts(recipe))
+            asked, workers = one, int(min(workers, most_workers(recipe)))
         elif isinstance(recipe, DocumentsRecipe | MineRecipe | MergeRecipe | ReportRecipe):
             asked, workers = one, 1
         if cluster == "slurm" and (
@@ -143,9 +145,12 @@ def _check_memory(arguments: argparse.Namespace, *, gpus: int) -> None:
         raise BadInput(f"--mem-per-gpu-gib {per_gpu}: there are no GPUs; give --mem-gib")
 
 
-def num_parts(recipe: EvaluateRecipe) -> int:
-    """How many workers an evaluation can have: its encoders times its tasks, and what baselines add
-    to the tasks that rank."""
+def most_workers(recipe: EvaluateRecipe) -> float:
+    """How many workers an evaluation can have: its encoders times its tasks and what baselines add,
+    or any number if they can embed the documents of a task together."""
+    has_documents = recipe.retrieval or recipe.reranking or recipe.mteb != Mteb()
+    if recipe.share_corpora and has_documents:
+        return math.inf
     tasks = sum(len(kind) for kind in _tasks_of(recipe))
     ranked = len(recipe.retrieval) + len(recipe.reranking)
     beside = len(recipe.baselines) + recipe.fusion * len(recipe.encoders)
