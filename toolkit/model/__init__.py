@@ -5,6 +5,6 @@ folder declares about its vectors: `VectorRules` (in `vector_rules`) is the one 
 which `declared` reads from its `modules`. Attention: `attention` over packed rows, `bidirectional`
 with its proof. Vectors and losses: `pooling`, `head` (after it, by the rules), `plain_path` (their
 proof), `losses`, `distillation`. Weights on disk: `tensor_file`, `weights`, `llm2vec_format`. On a
-CPU: `memory`, `onednn`, `dropout`, `side_by_side`. On a GPU: `norms`, `copied_out`. The number type
-of an encoder: `precision`.
+CPU: `memory`, `onednn`, `dropout`, `side_by_side`. On a GPU: `fused`, `norms`, `copied_out`. The
+number type of an encoder: `precision`.
 """
