@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 demo test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge benchmark-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
+.PHONY: help install quickstart smollm2 demo test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge certify-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -99,8 +99,9 @@ benchmark-checkpoint: install  ## a save beside DeepSpeed's own: seconds, waitin
 benchmark-merge: install  ## the peak memory of a merge, up to 8 GB of weights (40 GB on the disk, ten minutes)
 	$(BIN)/python -m tests.benchmarks.bench_merge
 
-benchmark-gpu: install  ## tokens/s, MFU and GradCache's price on a GPU, a 7B shape with random weights
-	$(BIN)/python -m tests.benchmarks.bench_gpu
+certify-gpu: install  ## all that is claimed of a GPU, on one of them, in nine minutes (DRY=1: on a CPU, tiny)
+	mkdir -p runs
+	$(BIN)/python -m tests.benchmarks.certify --out runs/certify.json $(if $(DRY),--dry)
 
 benchmark-quality: install  ## every state on every local task over three seeds, tables and plots (three hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.benchmarks.bench_quality --plot tests/benchmarks/quality

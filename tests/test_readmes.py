@@ -173,8 +173,12 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[str]], argpars
 
     def call(program: str, arguments: list[str]) -> argparse.Namespace:
         module = program.removesuffix(".py").replace("/", ".")
+        found = importlib.import_module(module)
         try:
-            importlib.import_module(module).main(arguments)
+            # What a package runs is in a module of its own, unless it gives it.
+            if not hasattr(found, "main"):
+                found = importlib.import_module(f"{module}.__main__")
+            found.main(arguments)
         except Parsed:
             return asked.pop()
         except SystemExit as stop:

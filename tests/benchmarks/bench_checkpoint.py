@@ -22,9 +22,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
-from tests.benchmarks.bench_gpu import QUICKSTART, make_model
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, table
+from tests.benchmarks.random_model import QUICKSTART, VOCABULARY, save_with_tokenizer
 from tests.conftest import torchrun
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
@@ -35,6 +36,12 @@ from toolkit.training import admission, program
 from toolkit.training.saver import Saver
 
 WAYS = ("ours", "ours, in the background", "DeepSpeed")
+SHAPES = {
+    "100m": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8}
+    | {"num_attention_heads": 12, "num_key_value_heads": 4},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2},
+}
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -122,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Make model and shards, save by every way in turn, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--shape", default="100m", choices=("100m", "tiny"))
+    parser.add_argument("--shape", default="100m", choices=SHAPES)
     parser.add_argument("--work", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -135,8 +142,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         shared = Path(name)
-        (shared / "model").mkdir()
-        make_model(shared / "model", shape=arguments.shape)
+        torch.manual_seed(0)
+        config = MistralConfig(
+            vocab_size=VOCABULARY, sliding_window=None, **SHAPES[arguments.shape]
+        )
+        model = MistralForCausalLM(config).to(torch.bfloat16)
+        save_with_tokenizer(model, shared / "model")
         shard = [sys.executable, "data_scripts/shard_wikipedia.py", "--output", f"{name}/shards"]
         source = ["--input", str(QUICKSTART / "encyclopedia.xml.bz2")]
         subprocess.run([*shard, *source], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)

@@ -76,14 +76,6 @@ def test_training_steps_say_how_fast_they_were(shards: Path, tiny_model: Path) -
     assert 0 < told["memory_gib"] < 100
 
 
-def test_the_gpu_benchmark_runs_without_a_gpu_on_a_tiny_shape() -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.bench_gpu", "--shape", "tiny"]
-    printed = run([*command, "--runs", "1", "--steps", "2"])
-    for name in ("packed", "padded", "plain", "GradCache, 8 micro-batches"):
-        assert f"| {name} | " in printed
-    assert json.loads(printed.splitlines()[-1])["packed beside padded, largest difference"] < 0.05
-
-
 def test_scores_over_seeds_become_a_table_and_a_plot(tmp_path: Path) -> None:
     scores = {"base": [0.25, 0.25], "trained": [0.5, 0.3]}
     lines = bench_quality.table(scores).splitlines()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tests.light import FEW_ADAPTERS
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.model import norms
+from toolkit.model import fused
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
@@ -48,7 +48,7 @@ VARIANTS = {
     "matryoshka": ["supervised.matryoshka_dims=[32, 64]", "supervised.false_negative_margin=0.1"],
     "tokens": ["train.micro_batch_tokens=64"],  # as many micro-batches as the longer rank needs
     "weighted": ["model.pooling=weighted_mean", "model.begin_token=pool"],
-    "fused": [],  # the norms of a GPU
+    "fused": [],  # the norms and adapters of a GPU
     "taught": [],  # see `TEACHER`
 }
 # By the margins a random teacher leaves out some candidates of some queries.
@@ -119,18 +119,19 @@ def trainer_of(recipe: TrainingRecipe, *, device: torch.device) -> Trainer:
 
 
 @contextlib.contextmanager
-def norms_of_a_gpu() -> Iterator[None]:
-    """What is built meanwhile has the norms that it would have on a GPU, and must have some."""
-    counts: list[int] = []
+def fused_as_on_a_gpu() -> Iterator[None]:
+    """What is built meanwhile is fused by torch as it would be on a GPU, and must have what can be:
+    norms, and adapters unless all weights are trained. oneDNN's layers of a CPU are left out."""
+    counts: list[dict[str, int]] = []
 
-    def fuse(model: torch.nn.Module, *, device: torch.device) -> int:
-        assert norms.fuse_norms(model, device=device) == 0
-        counts.append(norms.fuse_norms(model, device=torch.device("cuda")))
-        return counts[-1]
+    def fuse(model: torch.nn.Module, *, device: torch.device, **_kernels: str) -> None:
+        assert fused.fuse(model, device=device) == {}
+        counts.append(fused.fuse(model, device=torch.device("cuda"), kernels="torch"))
 
-    with mock.patch.object(program, "fuse_norms", fuse):
+    with mock.patch.multiple(program, fuse=fuse, train_by_onednn=lambda _model: 0):
         yield
-    assert counts == [5]  # two in each of two layers, and the last
+    # Two norms in each of two layers, and the last; seven adapters per layer.
+    assert counts in ([{"norms": 5, "lora": 14}], [{"norms": 5, "lora": 0}])
 
 
 def start_rank() -> torch.device:
@@ -148,8 +149,8 @@ def main(out: str, base: str, shards: str, pairs: str, cases: list[str]) -> None
         if broken:
             comm.gather_rows = lambda rows: gather(rows).detach()  # noqa: B023
         recipe = case_recipe(kind, shards=shards, base=base, stage=stage, pairs=pairs)
-        fused = "fused" in kind.split("-")
-        with norms_of_a_gpu() if fused else contextlib.nullcontext():
+        as_on_a_gpu = "fused" in kind.split("-")
+        with fused_as_on_a_gpu() if as_on_a_gpu else contextlib.nullcontext():
             trainer = trainer_of(recipe, device=device)
         batches = trainer.batches(0)
         units = sum(trainer.objective.num_units(batch) for batch in batches)

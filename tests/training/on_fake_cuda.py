@@ -37,8 +37,8 @@ from toolkit.encoding.units import ChunkRules
 from toolkit.model import attention
 from toolkit.model.attention import PACKED
 from toolkit.model.backbone import add_lora, load_config
+from toolkit.model.fused import fuse
 from toolkit.model.head import Head
-from toolkit.model.norms import fuse_norms
 from toolkit.model.vector_rules import ASKED_MODES, Normalize, VectorRules
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.recipes import load_recipe
@@ -120,12 +120,14 @@ def model_of(path: str, *, head: bool, dtype: torch.dtype, recipe: TrainingRecip
     config = load_config(resolve_model(path))
     with META:
         model = factory.from_config(config, dtype=dtype, attn_implementation=PACKED)
-        if recipe is None:
-            return model.eval()
-        assert recipe.model.lora is not None
-        model = add_lora(model, lora=recipe.model.lora).train()
-    assert fuse_norms(model, device=CUDA) == 2 * config.num_hidden_layers + 1
-    return model
+        if recipe is not None:
+            assert recipe.model.lora is not None
+            model = add_lora(model, lora=recipe.model.lora)
+    # Without liger-kernel, whose kernels need a device.
+    counts = fuse(model, device=CUDA, kernels="torch")
+    layers = config.num_hidden_layers
+    assert counts == {"norms": 2 * layers + 1, "lora": 7 * layers if recipe else 0}
+    return model.eval() if recipe is None else model.train()
 
 
 def move(model: nn.Module, *, device: torch.device) -> None:

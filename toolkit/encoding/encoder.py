@@ -35,6 +35,7 @@ from toolkit.model.backbone import (
 )
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.copied_out import copied_out
+from toolkit.model.fused import fuse
 from toolkit.model.head import Head
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
@@ -130,6 +131,7 @@ class Encoder:
         # Merged adapters cost nothing when texts are encoded.
         merge_into(model, adapters=self._chain.adapters())
         model.eval()
+        fuse(model, device=self.device)
         if self.device.type == "cpu":
             lay_out_linears(model)
         return model

@@ -176,7 +176,7 @@ def need(shape: Shape, recipe: TrainingRecipe, *, layout_name: str, cluster: Clu
     memory["gradient buckets"] = 0 if layout.optimizer_on_cpu else layout.staged * width
     memory["overhead"] = OVERHEAD_BYTES
     cached = not isinstance(recipe, MntpRecipe) and accumulation > 1
-    _, work = flops(shape, recipe, attended=recipe.data.max_tokens, cached=cached)
+    work = work_flops(shape, recipe, attended=recipe.data.max_tokens, cached=cached)
     step = recipe.train.global_batch_rows * texts * recipe.data.max_tokens
     passes = accumulation * (3 if cached else 2)
     hidden, exposed = traffic(
@@ -292,6 +292,22 @@ def flops(
         head = 2 * recipe.mntp.mask_probability * shape.vocab * shape.hidden
     model = (forward + head) * (2 if recipe.model.lora else 3)
     return model, model + forward * (recipe.model.activation_checkpointing + cached)
+
+
+def work_flops(shape: Shape, recipe: TrainingRecipe, *, attended: float, cached: bool) -> float:
+    """FLOPs per token that a GPU computes: those of the hardware by `flops`, and what its formula
+    leaves out as the literature does. tests/benchmarks counts all operations and agrees.
+
+    Attention itself has no weights, frozen or not: its backward pass has twice the products of the
+    forward pass, and flash attention computes the scores again there (Dao et al. 2022). Adapters
+    have products of their own, with trained weights.
+    """
+    _, work = flops(shape, recipe, attended=attended, cached=cached)
+    product = 2 * shape.layers * shape.linear["o_proj"][0] * attended
+    again = recipe.model.activation_checkpointing + cached
+    if recipe.model.lora is None:
+        return work + product
+    return work + 3 * product + shape.adapters(recipe.model.lora) * (6 + 2 * again)
 
 
 def peak_of(device_name: str) -> float | None:

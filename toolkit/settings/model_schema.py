@@ -9,6 +9,7 @@ from toolkit.settings.section import Count, Fraction, Section, Text
 
 DType = Literal["fp32", "bf16"]
 Attention = Literal["packed", "sdpa", "eager"]
+Kernels = Literal["auto", "torch", "liger"]
 TrainedPooling = Literal["mean", "last", "weighted_mean"]
 BeginToken = Literal["skip", "pool", "none"]
 
@@ -28,6 +29,9 @@ class Model(Section):
     attention "packed" puts the texts of a batch one after another, without padding; the other
     values pad. `attention_dropout` replaces the setting of the base.
 
+    `kernels`, on a GPU: what computes SwiGLU and the positions. torch: torch alone. liger:
+    liger-kernel, which must be installed. auto: liger-kernel where it is.
+
     `pooling` says how the states of a text's tokens become its vector, in contrastive training and
     in all that uses the encoder afterwards. mean: their mean. last: the state of the last token,
     which is an end token that is put after every text. weighted_mean: the mean with the weight n
@@ -46,6 +50,7 @@ class Model(Section):
     begin_token: BeginToken = "skip"  # noqa: S105 (no password)
     attention: Attention = "packed"
     attention_dropout: Fraction = 0.0
+    kernels: Kernels = "auto"
     activation_checkpointing: bool = False
     lora: Lora | None
 

@@ -17,6 +17,7 @@ from toolkit.cluster.topology import Topology, detect
 from toolkit.model.attention import check_dropout
 from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import digest_of_base
+from toolkit.model.fused import check_kernels
 from toolkit.model.weights import base_folder, check_mergeable
 from toolkit.parallel import comm, zero
 from toolkit.parallel.agreement import agree
@@ -138,6 +139,7 @@ def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, s
         dtype=DTYPES[recipe.model.dtype],
         on_gpu=torch.cuda.is_available(),
     )
+    check_kernels(recipe.model.kernels, on_gpu=torch.cuda.is_available())
     check_views(recipe.train.views)
     check_objective(recipe)
     data_digest = digest_of_data(recipe, verify=leads)

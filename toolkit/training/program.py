@@ -34,7 +34,7 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
-from toolkit.model.norms import fuse_norms
+from toolkit.model.fused import fuse
 from toolkit.model.onednn import train_by_onednn
 from toolkit.model.weights import saved_name
 from toolkit.parallel import comm, zero
@@ -235,7 +235,7 @@ def build_engine(
         model = add_lora(model, lora=recipe.model.lora)
     train_by_onednn(model)
     if device:
-        fuse_norms(model, device=device)
+        fuse(model, device=device, kernels=recipe.model.kernels)
     if restored:
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         masters = checkpoint.by_parameter(restored.weights, names=names)
