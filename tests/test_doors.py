@@ -458,7 +458,7 @@ def recipes_listed(text: str) -> set[str]:
         ("encode", {"embed"}),
         ("questions", {"questions"}),
         ("evaluate", {"evaluate"}),
-        ("plan", {"pipeline", "mntp", "simcse", "supervised", "embed"}),
+        ("plan", {"pipeline", "mntp", "simcse", "supervised", "embed", "questions"}),
         ("launch", set(KINDS)),
         ("ready", set(KINDS)),
         ("prefetch", set(KINDS)),

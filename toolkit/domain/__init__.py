@@ -3,5 +3,5 @@
 `program` composes. `documents`: which ones, and what identifies an output. `prompts`: what the
 decoder reads. `decoder`: the model, which continues prompts. `writing`: the questions of a unit.
 `output`: units on disk. `filters`: which questions are kept. `finishing`: pairs, queries,
-judgements, and an account of all questions.
+judgements, and an account of all questions. Before anything runs: `forecast`.
 """
