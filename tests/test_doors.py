@@ -460,7 +460,7 @@ def recipes_listed(text: str) -> set[str]:
         ("encode", {"embed"}),
         ("questions", {"questions"}),
         ("evaluate", {"evaluate"}),
-        ("plan", {"pipeline", "mntp", "simcse", "supervised", "graded", "embed"}),
+        ("plan", {"pipeline", "mntp", "simcse", "supervised", "graded", "embed", "questions"}),
         ("launch", set(KINDS)),
         ("ready", set(KINDS)),
         ("prefetch", set(KINDS)),

@@ -28,12 +28,13 @@ from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.catalogue import recipes_text
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve
+from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import EmbedRecipe, TrainingRecipe
+from toolkit.settings.schema import EmbedRecipe, SharedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8
-KINDS = ("pipeline", "mntp", "simcse", "supervised", "graded", "embed")
+KINDS = ("pipeline", "mntp", "simcse", "supervised", "graded", "embed", "questions")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--efficiency", type=float, default=0.45, help="fraction of the peak reached (default 0.45)"
     )
-    embedding = parser.add_argument_group("of an embedding")
+    embedding = parser.add_argument_group("of an embedding, and of questions")
     embedding.add_argument("--price", type=float, help="what a GPU costs per hour, in any currency")
     embedding.add_argument(
         "--tokens-per-s",
@@ -83,10 +84,15 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Print the estimate of every training stage. Raises `BadInput` where there can be none."""
     cluster = cluster_of(arguments)
-    if load_recipe(arguments.recipe, kinds=KINDS).kind == "embed":
-        embedding = load_recipe(arguments.recipe, overrides=arguments.overrides)
-        assert isinstance(embedding, EmbedRecipe)
-        say_lines(describe_embedding(embedding, arguments=arguments, cluster=cluster))
+    if load_recipe(arguments.recipe, kinds=KINDS).kind in ("embed", "questions"):
+        shared = load_recipe(arguments.recipe, overrides=arguments.overrides)
+        assert isinstance(shared, SharedRecipe)
+        _check_options(arguments)
+        if isinstance(shared, EmbedRecipe):
+            text = describe_embedding(shared, arguments=arguments, cluster=cluster)
+        else:
+            text = describe_questions(shared, arguments=arguments, cluster=cluster)
+        say_lines(text)
         return
     base, stages = training_stages(arguments.recipe, overrides=arguments.overrides)
     shape = shape_of(base)
@@ -129,14 +135,34 @@ def training_stages(name: str, *, overrides: list[str]) -> tuple[str, Mapping[st
     return recipe.model.base, {recipe.kind: recipe}
 
 
-def describe_embedding(
-    recipe: EmbedRecipe, *, arguments: argparse.Namespace, cluster: Cluster
-) -> str:
-    """An embedding's forecast as text. Raises `BadInput` as `forecast` does."""
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Raise `BadInput` for a price, a speed or a sample that cannot be."""
     for name in ("price", "tokens_per_s", "sample"):
         value = getattr(arguments, name)
         if value is not None and not 0 < value < math.inf:
             raise BadInput(f"--{name.replace('_', '-')} {value}: more than 0")
+
+
+def describe_questions(
+    recipe: QuestionsRecipe, *, arguments: argparse.Namespace, cluster: Cluster
+) -> str:
+    """The forecast of questions as text. Raises `BadInput` as `forecast` does."""
+    from toolkit.domain.forecast import forecast
+
+    found = forecast(recipe, sample_rows=arguments.sample)
+    rate, per_document = arguments.tokens_per_s, recipe.per_document
+    lines = found.lines(per_document=per_document, tokens_per_s=rate, world=cluster.world)
+    if arguments.price and rate:
+        total = arguments.price * (found.read.value + found.written) / rate / 3600
+        each = total / found.documents * 1000
+        lines.append(f"  cost: at most {total:,.2f} in all, {each:,.2f} per thousand documents")
+    return "\n".join(lines)
+
+
+def describe_embedding(
+    recipe: EmbedRecipe, *, arguments: argparse.Namespace, cluster: Cluster
+) -> str:
+    """An embedding's forecast as text. Raises `BadInput` as `forecast` does."""
     from toolkit.encoding.forecast import forecast
 
     found = forecast(recipe, sample_rows=arguments.sample)

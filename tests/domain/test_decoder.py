@@ -138,6 +138,7 @@ def test_a_continuation_does_not_depend_on_the_texts_beside_it(decoder: Decoder)
 def test_a_line_break_or_an_end_token_ends_a_question(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(decoding, "KEPT", 0.0)
     tokenizer = decoder.tokenizer
     script = tokenizer("\nwhat is it\nand then more", add_special_tokens=False)["input_ids"]
     ends = tokenizer("why", add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
@@ -150,6 +151,38 @@ def test_a_line_break_or_an_end_token_ends_a_question(
     (first,), (second,) = decoder.continued(rows[:2], shared=head, draws_BKS=draws, choice=GREEDY)
     assert first.ended and first.text.strip() == "what is it"
     assert second.ended and second.text.strip() == "why" and second.tokens == len(ends) - 1
+
+
+def test_rows_that_ended_are_no_longer_computed(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And those that go on are what they are beside all others."""
+    rows, head = rows_of(decoder)
+    draws_BKS = np.random.default_rng(2).random((len(rows), 6, STEPS))
+    choice = Choice(temperature=0.7, top_p=0.9)
+    often = decoder.tokenizer(" the of , a and in", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(decoder, "_ends", {*decoder._ends, *often})
+    sizes: list[int] = []
+    real = Decoder._forward
+
+    def watched(self: Decoder, ids_BT: torch.Tensor, **given: object) -> torch.Tensor:
+        sizes.append(len(ids_BT) * (ids_BT.shape[1] == 1))
+        found: torch.Tensor = real(self, ids_BT, **given)  # type: ignore[arg-type]
+        return found
+
+    monkeypatch.setattr(Decoder, "_forward", watched)
+    found, computed = [], []
+    for kept in (0.0, 1.0, 0.75):
+        monkeypatch.setattr(decoding, "KEPT", kept)
+        sizes.clear()
+        found.append(decoder.continued(rows, shared=head, draws_BKS=draws_BKS, choice=choice))
+        computed.append(sum(sizes))
+    assert found[0] == found[1] == found[2]
+    lengths = {one.tokens for several in found[0] for one in several}
+    assert len(lengths) > 3, "they all end together"
+    # Of the steps of each row, all but the last are computed (what comes first is in the prompt).
+    needed = sum(min(one.tokens, STEPS - 1) for several in found[0] for one in several)
+    assert computed[1] == needed < computed[2] < computed[0]
 
 
 def test_draws_depend_on_seed_document_and_number_alone() -> None:
@@ -175,6 +208,7 @@ def test_the_shared_part_is_read_once(decoder: Decoder, monkeypatch: pytest.Monk
         return found
 
     monkeypatch.setattr(decoding.Decoder, "_forward", watched)
+    monkeypatch.setattr(decoding, "KEPT", 0.0)
     rows, head = rows_of(decoder)
     decoder._last_shared = None
     for _ in range(2):

@@ -4,6 +4,7 @@ every question is accounted for."""
 import collections
 import itertools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -155,6 +156,27 @@ def test_a_worker_that_is_told_to_stop_leaves_whole_units(
     assert all(there[name] == content for name, content in done.items())
     ask(output, *arguments)
     assert contents(output) == contents(whole)
+
+
+def test_a_worker_that_is_told_to_stop_leaves_its_unit(
+    tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the next batch: a unit of a large model takes longer than a scheduler waits."""
+    asked: list[int] = []
+    real = Decoder.continued
+
+    def told(self: Decoder, prompts: list[object], **given: Any) -> Any:
+        asked.append(len(prompts))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, prompts, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Decoder, "continued", told)
+    with pytest.raises(SystemExit) as stopped:
+        ask(tmp_path / "out", *arguments, "generator.batch_rows=2")
+    assert stopped.value.code == 75
+    assert asked == [1], "it wrote the other three documents of its unit, too"
+    assert not list((tmp_path / "out").glob("units/*.json"))
+    assert not (tmp_path / "out" / "leases").exists()
 
 
 @pytest.mark.parametrize(

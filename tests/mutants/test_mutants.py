@@ -8,7 +8,7 @@ from tests.mutants import bench as bench_module
 from tests.mutants.bench import CAUGHT, INAPPLICABLE, SURVIVED, Bench
 from tests.mutants.catalogue import ROOT, Fault, all_faults, chosen
 
-PACKAGES = ("text", "model", "training", "parallel", "cluster", "encoding", "evaluation")
+PACKAGES = ("text", "model", "training", "parallel", "cluster", "encoding", "evaluation", "domain")
 SHARED = ("base", "settings", "command_line", "runs", "launching", "report")
 # Each takes a second or two.
 SHORT = ("a-piece-that-comes-back-is-dealt-last", "tasks-of-an-array-are-counted-one-too-few")

@@ -4,5 +4,6 @@
 `program` composes; `documents` (which ones, and what identifies an output), `prompts` (what the
 decoder reads), `decoder` (the model, which continues prompts), `writing` (the questions of a unit),
 `output` (units on disk), `filters` (which questions are kept), `finishing` (pairs, queries,
-judgements, and an account of all questions). `mining`: hard negatives.
+judgements, and an account of all questions). Before anything is written: `forecast`. `mining`: hard
+negatives.
 """

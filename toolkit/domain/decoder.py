@@ -35,6 +35,9 @@ from toolkit.settings.model_source import ModelSource
 # The nucleus is looked for among so many tokens: sorting a whole vocabulary takes longer than the
 # model, and what lies behind them is noise.
 MOST_CANDIDATES = 128
+# Ended rows are taken out of a batch when at most this part of its rows goes on: that copies the
+# cache of all the others, which is about what computing them for one more token takes.
+KEPT = 0.75
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Decoder:
     def __init__(self, source: ModelSource, *, dtype: DType, device: torch.device) -> None:
         if device.type == "cpu":
             keep_large_blocks()
-        self.reference, self.device = source.reference, device
+        self.device = device
         self._config = config = causal_config(source)
         self.tokenizer = load_tokenizer(source)
         self._model = load_backbone(
@@ -93,12 +96,6 @@ class Decoder:
         self._ends = end_tokens(self._model, tokenizer=self.tokenizer)
         self._breaks = _LineBreaks(self.tokenizer)
         self._last_shared: tuple[Sequence[int], DynamicCache] | None = None
-
-    @property
-    def most_tokens(self) -> int | None:
-        """How many tokens the model can read and write together, if its configuration says so."""
-        limit: int | None = getattr(self._config.get_text_config(), "max_position_embeddings", None)
-        return limit
 
     @torch.inference_mode()
     def continued(
@@ -184,9 +181,10 @@ class Decoder:
     ) -> list[Continuation]:
         written: list[list[int]] = [[] for _ in range(len(logits_RV))]
         texts: dict[int, str] = {}  # of the rows that came to an end
+        alive = list(range(len(written)))  # the rows that are computed, ended ones among them
         for step in range(draws_RS.shape[1]):
-            token_R = choice.tokens(logits_RV, draws_RS[:, step])
-            for row, token in enumerate(token_R.tolist()):
+            token_R = choice.tokens(logits_RV, draws_RS[alive, step])
+            for row, token in zip(alive, token_R.tolist(), strict=True):
                 if row in texts:
                     continue
                 if token in self._ends:
@@ -197,6 +195,13 @@ class Decoder:
                     texts[row] = text
             if len(texts) == len(written) or step + 1 == draws_RS.shape[1]:
                 break
+            open_places = [place for place, row in enumerate(alive) if row not in texts]
+            if len(open_places) <= KEPT * len(alive):
+                # A few long questions would otherwise cost what all of them do.
+                places_R = torch.tensor(open_places, device=self.device)
+                cache.batch_select_indices(places_R)
+                token_R, mask_RT = token_R[places_R], mask_RT[places_R]
+                alive = [alive[place] for place in open_places]
             mask_RT = torch.cat([mask_RT, torch.ones_like(mask_RT[:, :1])], dim=-1)
             logits_RV = self._forward(token_R[:, None], mask=mask_RT, cache=cache)
         return [
@@ -239,6 +244,12 @@ def causal_config(source: ModelSource) -> PretrainedConfig:
             "name the causal model that it was made from"
         )
     return load_config(source, causal=True)
+
+
+def most_tokens(config: PretrainedConfig) -> int | None:
+    """How many tokens the model can read and write together, if its configuration says so."""
+    limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return limit
 
 
 def end_tokens(model: Any, *, tokenizer: Any) -> Collection[int]:

@@ -28,12 +28,13 @@ from toolkit.encoding.progress import EncodingProgress
 from toolkit.encoding.schedule import Schedule
 from toolkit.encoding.sharing import run_shared
 from toolkit.encoding.units import Unit, claim_directory, planned_dtype, units
-from toolkit.settings.model_schema import DType
-from toolkit.settings.model_source import resolve_model
+from toolkit.settings.model_source import ModelSource, resolve_model
 from toolkit.settings.questions_schema import QuestionsRecipe, check_questions
 from toolkit.text.shards import open_shards
 
 if TYPE_CHECKING:
+    import torch
+
     from toolkit.domain.decoder import Decoder
     from toolkit.domain.writing import Question
 
@@ -72,27 +73,24 @@ class _Asking:
         self._shards = open_shards(Path(recipe.corpus.input), verify=verify)
         self._chosen = choose(recipe, self._shards)
         # Here and not above: neither the help text nor a refusal must wait for torch.
-        from toolkit.domain.decoder import Decoder, causal_config
+        from toolkit.domain.decoder import causal_config, most_tokens
         from toolkit.domain.writing import Writer
-        from toolkit.model.precision import dtype_for
         from toolkit.model.tokenizer import load_tokenizer
         from toolkit.model.weights import base_folder, model_digest
         from toolkit.parallel.comm import device_of
 
-        device = device_of(topology.local_rank)
-        causal_config(source)
+        config, tokenizer = causal_config(source), load_tokenizer(source)
         frame = frame_of(
-            whole_prompt(prompt, examples),
-            tokenizer=load_tokenizer(source),
-            chat=recipe.generator.chat,
+            whole_prompt(prompt, examples), tokenizer=tokenizer, chat=recipe.generator.chat
         )
-        facts, dtype = self._claimed(
-            frame,
+        around = len(tokenizer(frame.before + frame.after)["input_ids"])
+        _check_room(recipe, around=around, most=most_tokens(config))
+        facts, decoder = self._claimed(
+            source,
+            frame=frame,
+            device=device_of(topology.local_rank),
             model_digest=model_digest(base_folder(source)),
-            dtype=dtype_for(recipe.generator.dtype, device=device),
         )
-        decoder = Decoder(source, dtype=dtype, device=device)
-        _check_room(recipe, decoder=decoder, frame=frame)
         self._writer = Writer(recipe, decoder=decoder, frame=frame)
         self._output = QuestionOutput(
             Path(recipe.output_dir),
@@ -104,14 +102,20 @@ class _Asking:
         return self._output
 
     def _claimed(
-        self, frame: Frame, *, model_digest: str, dtype: DType
-    ) -> tuple[dict[str, Any], DType]:
-        """The facts of the plan that the output directory has now, and the number type in them. The
-        first worker's device decides about dtype=auto, for all others and for every restart."""
+        self, source: ModelSource, *, frame: Frame, device: "torch.device", model_digest: str
+    ) -> "tuple[dict[str, Any], Decoder]":
+        """The facts of the plan that the output directory has now, and the model in the number type
+        of that plan. The first worker's device decides about dtype=auto, for all others and for
+        every restart."""
+        from toolkit.domain.decoder import Decoder
+        from toolkit.model.precision import dtype_for
+
         recipe, output_dir = self._recipe, Path(self._recipe.output_dir)
         is_open = recipe.generator.dtype == "auto"
+        dtype = dtype_for(recipe.generator.dtype, device=device)
         while True:
             dtype = (is_open and planned_dtype(output_dir, section="generator")) or dtype
+            decoder = Decoder(source, dtype=dtype, device=device)
             generator = recipe.generator.model_copy(update={"dtype": dtype})
             facts = identity(
                 recipe.model_copy(update={"generator": generator}),
@@ -129,11 +133,11 @@ class _Asking:
                     what=WHAT,
                 )
             except BadInput:
-                # Since we looked, a worker on another kind of device may have made the plan.
+                # While we loaded it, a worker on another kind of device may have made the plan.
                 if is_open and planned_dtype(output_dir, section="generator") not in (None, dtype):
                     continue
                 raise
-            return facts, dtype
+            return facts, decoder
 
     def do(self, work: Schedule) -> None:
         """Write the questions of the units that `work` gives."""
@@ -216,17 +220,16 @@ class _Asking:
         say(f"{WHAT}: {self._output.directory}: {line}")
 
 
-def _check_room(recipe: QuestionsRecipe, *, decoder: "Decoder", frame: Frame) -> None:
-    """Raise `BadInput` when the longest passage, with what stands around it and the question, is
-    longer than the model can read."""
-    around = len(decoder.tokenizer(frame.before + frame.after)["input_ids"])
-    needed = around + recipe.corpus.max_tokens + recipe.generator.max_new_tokens
-    if decoder.most_tokens is not None and needed > decoder.most_tokens:
+def _check_room(recipe: QuestionsRecipe, *, around: int, most: int | None) -> None:
+    """Raise `BadInput` when the longest passage, with the `around` tokens of prompt and examples
+    and the question, is longer than the model can read."""
+    generator, max_tokens = recipe.generator, recipe.corpus.max_tokens
+    needed = around + max_tokens + generator.max_new_tokens
+    if most is not None and needed > most:
         raise BadInput(
-            f"prompt and examples ({around} tokens), corpus.max_tokens="
-            f"{recipe.corpus.max_tokens} and generator.max_new_tokens="
-            f"{recipe.generator.max_new_tokens} are {needed} tokens together, and "
-            f"{decoder.reference} reads {decoder.most_tokens}: give fewer"
+            f"prompt and examples ({around} tokens), corpus.max_tokens={max_tokens} and "
+            f"generator.max_new_tokens={generator.max_new_tokens} are {needed} tokens together, "
+            f"and {generator.model} reads {most}: give fewer"
         )
 
 

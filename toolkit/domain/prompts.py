@@ -101,7 +101,7 @@ def frame_of(prompt: str, *, tokenizer: Any, chat: bool | str) -> Frame:
         )
     else:
         rendered = (tokenizer.bos_token or "") * _begins(tokenizer) + prompt
-    before, _, after = rendered.partition(PASSAGE)
+    before, _, after = rendered.rpartition(PASSAGE)  # the last: an example may hold it, too
     return Frame(before, after, tuple(_ids(tokenizer, before.rstrip())))
 
 

@@ -10,13 +10,16 @@ depends on its unit alone, and units depend on the plan alone.
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from toolkit.domain.decoder import Choice, Decoder
 from toolkit.domain.prompts import Frame, passage_of, question_of, tokens_of
 from toolkit.settings.questions_schema import QuestionsRecipe
+
+if TYPE_CHECKING:
+    from toolkit.domain.decoder import Decoder
 
 Record = Mapping[str, str]
 
@@ -43,7 +46,9 @@ def draws_of(seed: int, *, document: str, number: int, steps: int) -> NDArray[np
 class Writer:
     """Writes the questions of documents with a loaded model."""
 
-    def __init__(self, recipe: QuestionsRecipe, *, decoder: Decoder, frame: Frame) -> None:
+    def __init__(self, recipe: QuestionsRecipe, *, decoder: "Decoder", frame: Frame) -> None:
+        from toolkit.domain.decoder import Choice  # not above: what reads questions needs no torch
+
         generator = recipe.generator
         self._decoder, self._frame = decoder, frame
         self._seed, self._times = recipe.seed, recipe.per_document
