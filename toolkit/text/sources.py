@@ -101,7 +101,7 @@ def find_inputs(paths: Sequence[Path]) -> tuple[Input, ...]:
         inside = [
             file
             for file in sorted(path.rglob("*"))
-            if file.is_file() and _is_known(file, below=path)
+            if file.is_file() and is_known(file, below=path)
         ]
         if not inside:
             raise BadInput(f"{path}: holds no file that can be read")
@@ -219,7 +219,8 @@ def is_packed(given: Input) -> bool:
     return given.path.lower().endswith((*COMPRESSED, *PARQUET))
 
 
-def _is_known(path: Path, *, below: Path) -> bool:
+def is_known(path: Path, *, below: Path) -> bool:
+    """Whether a file in the folder `below` is an input, by its name: known, and not hidden."""
     # Only the parts below the folder that was named count as hidden: "../data" is not hidden.
     parts = path.relative_to(below).parts
     if path.name.startswith("_") or any(part.startswith(".") for part in parts):
