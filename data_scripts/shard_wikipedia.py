@@ -9,20 +9,25 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from toolkit.base.console import Progress, say, say_beside
+from toolkit.base.console import Progress, at_work, say, say_beside
 from toolkit.base.errors import BadInput
+from toolkit.base.files import digest_of
+from toolkit.base.layout import COPIES_SUFFIX, LEASE_DIR
 from toolkit.cluster.crew import local_crew, mpi_crew
+from toolkit.cluster.leases import Leases
 from toolkit.cluster.topology import array_task, detect
 from toolkit.command_line.door import Parser, guarded
 from toolkit.settings.model_source import resolve_model
 from toolkit.text.assembly import QUARANTINE, Unfinished, finish, written
 from toolkit.text.filters import Filters
 from toolkit.text.readers import Columns
+from toolkit.text.remote import RemoteFile, is_address, local_path, remote_files
 from toolkit.text.sharding import DEDUPLICATE, Part, Work, make_parts
 from toolkit.text.shards import ShardRules
 from toolkit.text.sources import Input, find_inputs, noun_of
@@ -39,6 +44,7 @@ The output is the same to the byte for any number of workers. It is written comp
 all; a killed run continues where it stopped when it is started again. Exit codes: 0 done, 2 the
 input cannot be used.
 """
+LEASE_S, POLL_S = 60.0, 0.5  # of copies of inputs
 NOUNS = {
     "dump": ("article", "page"),
     "dataset": ("document", "row"),
@@ -55,11 +61,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--input",
-        type=Path,
         nargs="+",
         default=[],
         help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with one document per line (.txt), "
-        "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk",
+        "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk; "
+        "addresses (s3://, gs://, https://, ...) of files, patterns or folders, which are copied "
+        "to OUTPUT.inputs first",
     )
     parser.add_argument(
         "--whole-files",
@@ -236,7 +243,7 @@ def work_of(arguments: argparse.Namespace) -> Work:
     else:
         inputs = tuple(
             given if given.is_file else dataclasses.replace(given, split=arguments.split)
-            for given in find_inputs(arguments.input, whole_files=arguments.whole_files)
+            for given in find_inputs(_paths(arguments), whole_files=arguments.whole_files)
         )
     for given in inputs:
         if given.is_file and not Path(given.path).is_file():
@@ -260,6 +267,42 @@ def work_of(arguments: argparse.Namespace) -> Work:
         deduplicate=arguments.deduplicate,
         limit=arguments.limit,
     )
+
+
+def _paths(arguments: argparse.Namespace) -> list[Path]:
+    """The paths of all inputs, after copying those that were given by address. Processes that come
+    together each copy other files, and all end when all files are here."""
+    paths: list[Path | RemoteFile] = []
+    for one in arguments.input:
+        local = local_path(one) if is_address(one) else Path(one)
+        if local is None:
+            paths += remote_files(one, whole_files=arguments.whole_files)
+        else:
+            paths.append(local)
+    files = [one for one in paths if isinstance(one, RemoteFile)]
+    output = arguments.output.absolute()
+    folder = output.with_name(output.name + COPIES_SUFFIX)
+    missing = [one for one in files if not one.is_copied(folder)]
+    if missing:
+        with Leases(folder / LEASE_DIR, lease_s=LEASE_S) as leases:
+            while missing := [one for one in missing if not one.is_copied(folder)]:
+                if not any(_copied(one, folder=folder, leases=leases) for one in missing):
+                    time.sleep(POLL_S)  # others copy what is left
+    return [one if isinstance(one, Path) else one.place(folder) for one in paths]
+
+
+def _copied(file: RemoteFile, *, folder: Path, leases: Leases) -> bool:
+    """Copy a file unless another process does; returns whether we did."""
+    name = digest_of({"place": str(file.place(folder))})[:32]
+    if not leases.take(name, generation=leases.taken().get(name)):
+        return False
+    try:
+        if not file.is_copied(folder):
+            with at_work(f"shard: copies {file.path}"):
+                file.copy(folder)
+    finally:
+        leases.give_back(name)
+    return True
 
 
 def report(work: Work, *, manifest: dict[str, Any]) -> None:

@@ -72,6 +72,12 @@ WORD_INDEX_FILE = "words.safetensors"
 # What was taken over from an older encoding, written by `encoding.reuse`; read by `runs.standing`.
 REUSE_FILE = "reuse.json"
 
+# --- Shards ---
+
+# DIR.inputs/, beside a directory of shards: copies of inputs that were given by address, with where
+# each came from; written and read by `text.remote`. While files are copied there are leases in it.
+COPIES_SUFFIX = ".inputs"
+
 # --- OUT ---
 
 # OUT/parts/ENCODER/TASK.json: written by `evaluation.parts`; read by it, `report` and `verify`.

@@ -109,7 +109,7 @@ def find_inputs(paths: Sequence[Path], *, whole_files: bool = False) -> tuple[In
         inside = [
             file
             for file in sorted(path.rglob("*"))
-            if file.is_file() and _is_known(file, below=path, whole_files=whole_files)
+            if file.is_file() and is_known(file, below=path, whole_files=whole_files)
         ]
         if not inside:
             raise BadInput(f"{path}: holds no file that can be read")
@@ -228,7 +228,8 @@ def is_packed(given: Input) -> bool:
     return given.path.lower().endswith((*COMPRESSED, *PARQUET))
 
 
-def _is_known(path: Path, *, below: Path, whole_files: bool) -> bool:
+def is_known(path: Path, *, below: Path, whole_files: bool = False) -> bool:
+    """Whether a file in the folder `below` is an input, by its name: known, and not hidden."""
     # Only the parts below the folder that was named count as hidden: "../data" is not hidden.
     parts = path.relative_to(below).parts
     if path.name.startswith("_") or any(part.startswith(".") for part in parts):
