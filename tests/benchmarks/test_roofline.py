@@ -9,7 +9,7 @@ import torch
 
 from tests.benchmarks import counted, roofline
 from tests.benchmarks.roofline import ALL, NORMS, Case, Traced, config_of, trace
-from toolkit.runs.estimate import forward_flops, work_flops
+from toolkit.runs.estimate import GPUS, Cluster, forward_flops, need, work_flops
 from toolkit.runs.shapes import read_shape
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import TrainingRecipe
@@ -86,13 +86,37 @@ def test_recomputing_moves_more_and_keeps_less(steps: dict[str, Traced]) -> None
         assert again.counted.moved()[name] > plain.counted.moved()[name], name
 
 
+def few_layers(name: str) -> Any:
+    """The configuration of a shape with twelve layers only, which takes less time."""
+    config = config_of(name)
+    config.num_hidden_layers = 12
+    config.layer_types = (config.to_dict().get("layer_types") or [])[:12] or None
+    return config
+
+
+# Its norms of queries and keys keep their inputs, which the plan leaves out.
+@pytest.mark.parametrize(("name", "within"), [("mistral-7b", 0.03), ("qwen3-0.6b", 0.12)])
+def test_the_plan_knows_the_memory_of_a_step(name: str, within: float) -> None:
+    """Without liger-kernel, and without recomputation, at 4,096 tokens: weights, their gradients,
+    what layers keep, and logits."""
+    config = few_layers(name)
+    given = ["train.micro_batch_tokens=null", "train.micro_batch_rows=8", "data.max_tokens=512"]
+    given += ["train.global_batch_rows=8", "mntp.mask_probability=0.2"]
+    recipe = load_recipe("mntp_mistral_7b", overrides=given)
+    assert isinstance(recipe, TrainingRecipe) and not recipe.model.activation_checkpointing
+    alone = Cluster(1, 1, gpu=GPUS["h100"], network=1e12)
+    asked = need(read_shape(config.to_dict()), recipe, layout_name="zero2", cluster=alone)
+    items = ("weights", "gradients", "activations", "logits")
+    planned = sum(asked.memory[name] for name in items)
+    found = trace(config, Case("mntp", NORMS | {"lora"})).counted.peak
+    assert planned == pytest.approx(found, rel=within)
+
+
 @pytest.mark.parametrize("name", ["mistral-7b", "qwen3-0.6b", "smollm2-135m"])
 def test_the_plan_counts_the_same_flops(name: str) -> None:
     """Of encoding and of MNTP, with and without recomputation: within two hundredths."""
     # Of the first layer no gradient of the input is computed: a tenth of a few layers.
-    config = config_of(name)
-    config.num_hidden_layers = 12
-    config.layer_types = (config.to_dict().get("layer_types") or [])[:12] or None
+    config = few_layers(name)
     shape = read_shape(config.to_dict())
     found = trace(config, Case("encode", rows=2))
     assert found.flops == pytest.approx(forward_flops(shape, attended=512), rel=0.02)

@@ -254,14 +254,22 @@ def traffic(
 
 
 def _activations(shape: Shape, recipe: TrainingRecipe, *, tokens: int) -> float:
-    """Bytes per rank of what the backward pass needs of the decoder layers: the inputs of their
-    maps, their attention, their norms (in fp32), and with LoRA the inputs after dropout."""
+    """Bytes per rank of what the backward pass of a GPU needs of the decoder layers: the inputs of
+    norms, attention and the feed-forward part, and the inputs of all maps that are trained; those
+    of adapters after dropout, with a mask of a byte for each number. tests/benchmarks traces it.
+    (liger-kernel needs a tenth less.)"""
     width, hidden = BYTES[recipe.model.dtype], shape.hidden
-    outputs = sum(columns for _, columns in shape.linear.values())
-    inputs = sum(rows for rows, _ in shape.linear.values())
+    after = ("o_proj", "down_proj")  # the sum of the states needs nothing of their outputs
+    numbers = 2 * hidden + sum(
+        rows if name in after else columns for name, (rows, columns) in shape.linear.items()
+    )
     lora = recipe.model.lora
-    dropped = inputs * width if lora and lora.dropout else 0
-    layer = tokens * (2 * outputs * width + 2 * hidden * (width + 4) + dropped)
+    if lora and lora.dropout:
+        targets = [shape.linear[name] for name in lora.targets if name in shape.linear]
+        inputs = sum(rows for rows, _ in targets) * (width + 1)
+    else:
+        inputs = (2 * hidden + shape.linear["down_proj"][0]) * width
+    layer = tokens * (numbers * width + inputs)
     if recipe.model.activation_checkpointing:
         # Every layer keeps its input; one layer at a time is computed again, in full.
         return float(shape.layers * tokens * hidden * width + layer)
