@@ -12,12 +12,15 @@ from safetensors.torch import save_file
 
 from tests.conftest import contents
 from tests.domain.conftest import Arguments, ask, write_split
+from tests.text.making import shard_articles
 from toolkit import launch, questions, ready
 from toolkit.domain import program
 from toolkit.domain.decoder import Decoder
 from toolkit.domain.finishing import counts_fault, counts_of
 from toolkit.domain.writing import Question
+from toolkit.text.manifest import write_manifest
 from toolkit.text.records import Article
+from toolkit.text.shards import FORMAT, ShardRules, write_shard
 
 Refused = Callable[..., str]
 
@@ -115,9 +118,6 @@ def test_a_corpus_that_is_absent_or_has_an_id_twice(
 ) -> None:
     assert str(tmp_path / "absent") in refused(f"corpus.input={tmp_path / 'absent'}")
     # data_scripts makes no such shards; a copy by hand may be one.
-    from toolkit.text.manifest import write_manifest
-    from toolkit.text.shards import FORMAT, ShardRules, write_shard
-
     folder = tmp_path / "twice"
     folder.mkdir()
     articles = [Article("same", "T", "", text) for text in ("one text", "another text")]
@@ -126,6 +126,13 @@ def test_a_corpus_that_is_absent_or_has_an_id_twice(
     (folder / "COMMITTED").touch()
     said = refused(f"corpus.input={folder}", "documents=null", "part=null")
     assert "two documents have the id 'same'" in said
+
+
+def test_ids_that_judgements_cannot_hold(refused: Refused, tmp_path: Path) -> None:
+    articles = [Article(name, "T", "", "a text of words") for name in ("one", "two\tthree")]
+    shards = shard_articles(articles, output=tmp_path / "shards")
+    said = refused(f"corpus.input={shards}", "documents=null", "part=null")
+    assert "the id 'two\\tthree' has white space" in said
 
 
 # --- settings ---

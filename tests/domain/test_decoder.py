@@ -161,7 +161,7 @@ def test_rows_that_ended_are_no_longer_computed(
     draws_BKS = np.random.default_rng(2).random((len(rows), 6, STEPS))
     choice = Choice(temperature=0.7, top_p=0.9)
     often = decoder.tokenizer(" the of , a and in", add_special_tokens=False)["input_ids"]
-    monkeypatch.setattr(decoder, "_ends", {*decoder._ends, *often})
+    monkeypatch.setattr(decoder, "ends", {*decoder.ends, *often})
     sizes: list[int] = []
     real = Decoder._forward
 

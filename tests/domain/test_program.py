@@ -24,7 +24,9 @@ from toolkit.domain import finishing
 from toolkit.domain import output as writing
 from toolkit.domain.decoder import Decoder
 from toolkit.evaluation.retrieval import check_corpus, read_judged
+from toolkit.launching.jobs import StageJob
 from toolkit.runs.standing import standings
+from toolkit.settings.recipes import load_recipe
 from toolkit.text.pairs import open_pairs
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
@@ -240,6 +242,16 @@ def test_only_a_damaged_unit_is_made_again(
         "00002.parquet",
         "00002.json",
     }
+
+
+def test_a_job_of_a_pipeline_writes_the_same_bytes(
+    whole: Path, tmp_path: Path, arguments: Arguments
+) -> None:
+    overrides = [*arguments, f"output_dir={tmp_path / 'out'}"]
+    recipe = load_recipe("write_questions", overrides=overrides)
+    job = StageJob(recipe.model_dump(mode="json"), name="questions")
+    assert job() == "questions"
+    assert contents(tmp_path / "out") == contents(whole)
 
 
 # --- other settings on the same output ---

@@ -93,7 +93,7 @@ class Decoder:
             lay_out_linears(self._model)
         taken = inspect.signature(self._model.forward).parameters
         self._takes = {name for name in ("position_ids", "logits_to_keep") if name in taken}
-        self._ends = end_tokens(self._model, tokenizer=self.tokenizer)
+        self.ends = end_tokens(self._model, tokenizer=self.tokenizer)
         self._breaks = _LineBreaks(self.tokenizer)
         self._last_shared: tuple[Sequence[int], DynamicCache] | None = None
 
@@ -187,7 +187,7 @@ class Decoder:
             for row, token in zip(alive, token_R.tolist(), strict=True):
                 if row in texts:
                     continue
-                if token in self._ends:
+                if token in self.ends:
                     texts[row] = self._text(written[row])
                     continue
                 written[row].append(token)

@@ -40,7 +40,8 @@ class Chosen:
 
 def choose(recipe: QuestionsRecipe, shards: ShardSet) -> Chosen:
     """The documents of the recipe's part, or all. Raises `BadInput` when two documents of the
-    corpus have one id, for ids that are not in the corpus, and when none is left."""
+    corpus have one id, for ids that are not in the corpus or have white space, and when no document
+    is left."""
     found = ids_of_shards(Path(recipe.corpus.input), digest=shards.digest)
     if found is None:
         raise BadInput(f"corpus.input={recipe.corpus.input}: has changed since it was opened")
@@ -62,6 +63,11 @@ def choose(recipe: QuestionsRecipe, shards: ShardSet) -> Chosen:
         ids = [one for one in ids if one in wanted]
     if not ids:
         raise BadInput(f"corpus.input={recipe.corpus.input}: has no document")
+    if broken := [one for one in ids if len(one.split()) != 1]:
+        raise BadInput(
+            f"corpus.input={recipe.corpus.input}: the id {broken[0]!r} has white space, which "
+            "files of judgements cannot hold; make the shards with other ids"
+        )
     return Chosen(np.array([row_of[one] for one in ids], dtype=np.int64), ids)
 
 

@@ -122,7 +122,12 @@ class _Asking:
                 shards=self._shards,
                 chosen=self._chosen,
                 model_digest=model_digest,
-                asked={"before": frame.before, "after": frame.after},
+                # No digest of a model has its generation_config.json, which names end tokens.
+                asked={
+                    "before": frame.before,
+                    "after": frame.after,
+                    "ends": sorted(decoder.ends),
+                },
             )
             try:
                 claim_directory(
