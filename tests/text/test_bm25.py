@@ -1,10 +1,13 @@
 """BM25 beside its formula in plain Python, and what counts as a word."""
 
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from toolkit.text import bm25
 from toolkit.text.bm25 import NO_ROW, Bm25, words
 
 SPLIT = {
@@ -92,3 +95,17 @@ def test_texts_without_words_are_an_index_that_finds_nothing(texts: list[str]) -
 )
 def test_words_of_any_script(text: str, expected: list[str]) -> None:
     assert words(text) == expected
+
+
+def test_jax_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it would take most of the memory of the encoder that is scored beside BM25."""
+    for name in ("jax", "numba"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError(__name__)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [one for one in sys.modules if one.split(".")[0] in ("bm25s", "jax", "numba")]:
+        monkeypatch.delitem(sys.modules, name)
+    bm25._library.cache_clear()
+    assert bm25._library() is sys.modules["bm25s"]
+    assert not {"jax", "numba"} & set(sys.modules)
+    assert Bm25(["a cat"]).search(["cat"], top=1)[0].tolist() == [[0]]
+    bm25._library.cache_clear()

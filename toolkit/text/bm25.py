@@ -12,11 +12,14 @@ in hardly any other text.
 Shapes: Q queries, K rows for each, N texts.
 """
 
+import functools
+import logging
+import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from unicodedata import normalize
 
-import bm25s
 import numpy as np
 import regex
 from numpy.typing import NDArray
@@ -25,9 +28,12 @@ from numpy.typing import NDArray
 # defaults of Lucene, and so of most search engines. On BoolQ they are better than those of Anserini
 # (0.9, 0.4), which most papers have: nDCG@10 0.796 and 0.787.
 K1, B = 1.2, 0.75
+# In digests: words by another rule would be other words.
+WORDS = "runs of letters and digits, or pairs/1"
 # What stands in place of a row where no further text has a word of the query.
 NO_ROW = -1
 
+_PARTS = {"data": np.float32, "indices": np.int32, "indptr": np.int64}
 # The prolonged sound mark of katakana belongs to no script of its own.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _RUNS = regex.compile(
@@ -51,8 +57,7 @@ def words(text: str) -> list[str]:
 class Bm25:
     """An index of the words of texts."""
 
-    def __init__(self, texts: Sequence[str], *, k1: float = K1, b: float = B) -> None:
-        self.num_texts = len(texts)
+    def __init__(self, texts: Iterable[str], *, k1: float = K1, b: float = B) -> None:
         self._word_numbers: dict[str, int] = {}
         numbers = self._word_numbers
         # Four bytes a word: a list of Python's numbers would take twice as much.
@@ -60,12 +65,44 @@ class Bm25:
             array("i", [numbers.setdefault(word, len(numbers)) for word in words(text)])
             for text in texts
         ]
+        self.num_texts = len(texts_words)
         # The library divides by the mean length, which is 0 without any word.
-        self._index: bm25s.BM25 | None = None
+        self._index: Any = None
         if numbers:
-            self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+            self._index = _library().BM25(k1=k1, b=b, method="lucene")
             known = (texts_words, dict(numbers))
             self._index.index(known, create_empty_token=False, show_progress=False)
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> "Bm25":
+        """The index that gave these `arrays`. Raises `LookupError` or `ValueError` for others."""
+        made = cls([])
+        made.num_texts = int(arrays["num_texts"][0])
+        known = arrays["words"].tobytes().decode().split("\n")
+        made._word_numbers = {word: number for number, word in enumerate(known) if word}
+        parts = {name: arrays[name] for name in _PARTS}
+        num_words, last = len(made._word_numbers), len(parts["data"])
+        ends = parts["indptr"]
+        if len(parts["indices"]) != last or (len(ends), ends[-1:].sum()) != (num_words + 1, last):
+            raise ValueError(f"{num_words} words, and scores of others")
+        if num_words:
+            made._index = _library().BM25(method="lucene")
+            made._index.scores = {**parts, "num_docs": made.num_texts}
+            made._index.nonoccurrence_array = None
+        return made
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All that the index consists of, to be kept in a file: its words, in UTF-8 and one per
+        line, and their scores in texts by columns (CSC)."""
+        known = "\n".join(self._word_numbers).encode()
+        empty = {name: np.zeros(int(name == "indptr"), kind) for name, kind in _PARTS.items()}
+        found = self._index.scores if self._index else empty
+        parts = {name: np.ascontiguousarray(found[name], kind) for name, kind in _PARTS.items()}
+        return {
+            "words": np.frombuffer(known, np.uint8),
+            "num_texts": np.array([self.num_texts], np.int64),
+            **parts,
+        }
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """The score (N,) of each text; a word that the query repeats counts each time."""
@@ -104,3 +141,18 @@ def _best(scores_N: NDArray[np.float32], top: int) -> tuple[NDArray[np.int64], N
     order = np.argsort(-scores_N[found], kind="stable")[:top]
     rows = found[order].astype(np.int64)
     return rows, scores_N[rows]
+
+
+@functools.cache
+def _library() -> Any:
+    """bm25s. When it is imported it looks for jax, and has it compute something: on a GPU jax then
+    takes most of the memory. It looks for numba, too, which takes a second. It needs neither."""
+    hidden = [name for name in ("jax", "numba") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: is not there
+    try:
+        import bm25s
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # of itself DEBUG, whatever others say
+    return bm25s
