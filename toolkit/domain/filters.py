@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from toolkit.domain.writing import Question
 from toolkit.settings.questions_schema import QuestionFilters
@@ -101,7 +101,7 @@ def repeated(questions: Sequence[str]) -> list[bool]:
 
 
 def not_found_again(
-    questions: Sequence[str], *, rows: Sequence[int], texts: Sequence[str], top: int
+    questions: Sequence[str], *, rows: Sequence[int], texts: Iterable[str], top: int
 ) -> list[bool]:
     """For each question, whether its document's row is missing among the `top` texts that BM25
     finds for it."""

@@ -129,7 +129,7 @@ def faults_of(
     lost = not_found_again(
         [questions[place].question for place in good],
         rows=[rows[place] for place in good],
-        texts=[shards.text(row) for row in range(shards.num_rows)],
+        texts=(shards.text(row) for row in range(shards.num_rows)),
         top=filters.round_trip_top,
     )
     for place, is_lost in zip(good, lost, strict=True):
