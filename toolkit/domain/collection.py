@@ -6,10 +6,12 @@ that nearly repeat another are left out before. Refuses to know how files are re
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -156,17 +158,23 @@ def _write_passages(source: ShardSet, *, recipe: DocumentsRecipe) -> None:
 
     def rows() -> Iterator[dict[str, str]]:
         for record in _records(source):
-            name, most = record["id"], recipe.passage_chars
+            name, most = without_blanks(record["id"]), recipe.passage_chars
             texts = [record["text"]]
             if most is not None and len(texts[0]) > most:
                 texts = passages(texts[0], max_chars=most, language=recipe.language)
             if len(texts) == 1:
-                yield {**record, "document": name}
+                yield {**record, "id": name, "document": name}
                 continue
             for number, text in enumerate(texts):
                 yield {**record, "text": text, "id": f"{name}{MARK}{number}", "document": name}
 
     _write_table(rows(), path=Path(recipe.output_dir) / PASSAGES_FILE)
+
+
+def without_blanks(name: str) -> str:
+    """A name as an id that files of judgements can hold, which separate columns by white space: its
+    white space, and % itself, are written as in addresses."""
+    return re.sub(r"[\s%]", lambda found: quote(found[0]), name)
 
 
 def _records(shards: ShardSet) -> Iterator[dict[str, str]]:
