@@ -115,7 +115,6 @@ def test_the_time_without_a_kernel() -> None:
     """Kernels overlap, and lie inside of each other."""
     assert gaps([(0, 4), (1, 2), (3, 5), (7, 8), (9, 10)]) == pytest.approx(3 / 10)
     assert gaps([(5, 6), (0, 5)]) == 0.0
-    assert gaps([]) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 from tests.benchmarks.certify.machine import Machine, Notes
 from tests.benchmarks.random_model import QUICKSTART
 from toolkit.cluster.topology import detect
+from toolkit.encoding import encoder as encoders
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.backbone import add_lora, checkpoint_activations
 from toolkit.model.fused import fuse_lora, fuse_rope, fuse_swiglu, has_liger
@@ -69,7 +71,9 @@ def encode(machine: Machine, notes: Notes) -> None:
     settings = EncoderSettings(
         model=str(QUICKSTART / "tiny-mistral"), dtype=machine.sized("bf16", "fp32"), max_tokens=512
     )
-    encoder = Encoder(settings, device=machine.device)
+    # Nothing is fused by itself: positions would be, of all models of this process.
+    with mock.patch.object(encoders, "fuse", return_value={}):
+        encoder = Encoder(settings, device=machine.device)
     encoder._model = machine.drawn(head=False).to(next(encoder._model.parameters()).dtype).eval()
     encoder.width = machine.config.hidden_size
     texts = texts_of(machine.sized(8000, 40))

@@ -114,13 +114,14 @@ class Machine:
             work()
             self.wait()
         wanted = torch.autograd.DeviceType.CUDA if self.on_gpu else torch.autograd.DeviceType.CPU
-        return gaps(
-            [
-                (event.time_range.start, event.time_range.end)
-                for event in profiled.events() or ()
-                if event.device_type == wanted
-            ]
-        )
+        found = [
+            (event.time_range.start, event.time_range.end)
+            for event in profiled.events() or ()
+            if event.device_type == wanted
+        ]
+        if not found:
+            raise RuntimeError("the profiler saw no kernel")
+        return gaps(found)
 
     def drawn(self, *, head: bool, config: PretrainedConfig | None = None) -> Any:
         """A model with random weights in bf16, made on the device: nothing is read from a disk."""
@@ -156,9 +157,8 @@ class Machine:
 
 
 def gaps(intervals: Sequence[tuple[float, float]]) -> float:
-    """The share of the whole span that none of the intervals covers; they may overlap."""
-    if not intervals:
-        return 1.0
+    """The share of the whole span that none of the intervals, at least one, covers; they may
+    overlap."""
     ordered = sorted(intervals)
     start, end = ordered[0]
     idle = 0.0
