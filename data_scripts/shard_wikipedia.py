@@ -59,25 +59,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        default=[],
-        help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with one document per line (.txt), "
-        "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk; "
-        "addresses (s3://, gs://, https://, ...) of files, patterns or folders, which are copied "
-        "to OUTPUT.inputs first",
-    )
-    parser.add_argument(
-        "--whole-files",
-        action="store_true",
-        help="each .txt, .md or .rst file is one document, in whatever encoding",
-    )
-    parser.add_argument("--dataset", help="instead: a data set of the Hugging Face hub")
-    parser.add_argument("--config", help="the configuration of that data set")
-    parser.add_argument(
-        "--split", default="train", help="the split of that data set; default %(default)s"
-    )
+    _add_input(parser)
     parser.add_argument("--output", type=Path, required=True, help="the directory to make")
     parser.add_argument(
         "--workers", type=int, default=1, help="number of processes; default %(default)s"
@@ -113,6 +95,28 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("text", "id", "title", "url"):
         names.add_argument(f"--{name}-column", default=name, help="default %(default)s")
     return parser.parse_args(argv)
+
+
+def _add_input(group: Any) -> None:
+    group.add_argument(
+        "--input",
+        nargs="+",
+        default=[],
+        help="MediaWiki dumps (.xml), JSON lines (.jsonl), text with one document per line (.txt), "
+        "each also with .gz, .bz2 or .zst; .parquet; folders of these; a folder of save_to_disk; "
+        "addresses (s3://, gs://, https://, ...) of files, patterns or folders, which are copied "
+        "to OUTPUT.inputs first",
+    )
+    group.add_argument(
+        "--whole-files",
+        action="store_true",
+        help="each .txt, .md or .rst file is one document, in whatever encoding",
+    )
+    group.add_argument("--dataset", help="instead: a data set of the Hugging Face hub")
+    group.add_argument("--config", help="the configuration of that data set")
+    group.add_argument(
+        "--split", default="train", help="the split of that data set; default %(default)s"
+    )
 
 
 def _add_filters(group: Any) -> None:

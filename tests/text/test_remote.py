@@ -103,9 +103,12 @@ def test_processes_that_come_together_copy_each_file_once(
     monkeypatch.setattr(type(memory), "open", opening)
     monkeypatch.setattr(shard_wikipedia, "POLL_S", 0.01)
     found: list[list[Path]] = []
+    given = shard_wikipedia.parse_arguments(
+        ["--input", "memory://bucket", "--output", str(tmp_path / "out")]
+    )
 
     def process() -> None:
-        found.append(shard_wikipedia._paths(["memory://bucket"], output=tmp_path / "out"))
+        found.append(shard_wikipedia._paths(given))
 
     threads = [threading.Thread(target=process) for _ in range(3)]
     for thread in threads:
