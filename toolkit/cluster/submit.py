@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from submitit import LocalExecutor, SlurmExecutor
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from toolkit.base.errors import BadInput
@@ -232,9 +232,12 @@ def run_here(
         _, marker, message = _last_line(error).partition(f"{BadInput.__module__}.BadInput: ")
         if marker:
             raise BadInput(message)
-        raise JobFailed(
-            f"{resources.name} failed: {_last_line(error)}; log: {running.paths.stderr}"
-        )
+        why = _last_line(error)
+        if isinstance(error, UncompletedJobError):  # its last line is that of the job's output
+            why = (
+                "its process ended without a result: killed (often for want of memory), or crashed"
+            )
+        raise JobFailed(f"{resources.name} failed: {why}; log: {running.paths.stderr}")
 
 
 def check_folder(folder: Path, *, what: str) -> None:

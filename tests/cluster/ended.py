@@ -1,0 +1,15 @@
+"""Jobs that do not end well; a process of their own imports them."""
+
+import os
+import signal
+
+from toolkit.base.errors import BadInput
+
+
+def killed() -> None:
+    print("step 3 of 20", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+
+
+def wrong() -> None:
+    raise BadInput("steps=0: at least 1")
