@@ -26,15 +26,20 @@ from toolkit.base.layout import (
     CHECKPOINT_DIR,
     CONFIG_FILE,
     CORPUS_DIR,
+    DOCUMENTS_FILE,
     ENCODER_DIR,
     MANIFEST_FILE,
     MERGED_FILE,
     ORIGIN_FILE,
+    PAGE_FILE,
     PART_DIR,
     PLAN_FILE,
     SCORES_FILE,
+    SEARCHED_DIR,
+    SOURCE_DIR,
     STATE_FILE,
     STEP_PREFIX,
+    TRAIN_DIR,
     UNIT_DIR,
 )
 from toolkit.base.tensor_header import read_header
@@ -255,6 +260,11 @@ def things_at(path: Path) -> Iterator[Thing]:
         # Those that are not finished yet are no fault: the evaluation goes on.
         whole = sorted((path / CORPUS_DIR).glob(f"*/{MANIFEST_FILE}"))
         yield from (Thing(file.parent, _corpus) for file in whole)
+    elif DOCUMENTS_FILE in names:
+        folders = (SOURCE_DIR, SEARCHED_DIR, TRAIN_DIR)
+        yield from (Thing(path / name, _texts) for name in folders)
+    elif PAGE_FILE in names:
+        yield Thing(path, _page)
     elif MANIFEST_FILE in names or any(name.endswith(".parquet") for name in names):
         yield Thing(path, _texts)
     elif "config.json" in names or any(name.endswith(".safetensors") for name in names):
@@ -291,6 +301,11 @@ def _checkpoint(folder: Path) -> str:
 
     check_files(folder)
     return "whole"
+
+
+def _page(folder: Path) -> str:
+    (folder / PAGE_FILE).read_text(encoding="utf-8")
+    return "a page"
 
 
 def _encoder(folder: Path) -> str:

@@ -3,7 +3,7 @@
 import os
 import signal
 
-from toolkit.base.errors import BadInput
+from toolkit.base.errors import BadInput, RunFailed
 
 
 def killed() -> None:
@@ -13,3 +13,7 @@ def killed() -> None:
 
 def wrong() -> None:
     raise BadInput("steps=0: at least 1")
+
+
+def failed() -> None:
+    raise RunFailed("none of 30 questions is left")

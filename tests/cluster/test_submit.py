@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.ended import killed, wrong
+from tests.cluster.ended import failed, killed, wrong
 from toolkit.base.errors import BadInput
 from toolkit.cluster.submit import JobFailed, Resources, run_here
 
@@ -33,3 +33,8 @@ def test_a_job_that_was_killed_says_so(tmp_path: Path) -> None:
 def test_bad_input_of_a_job_is_that_of_its_launcher(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="steps=0: at least 1"):
         run_here(resources(), job=wrong, folder=tmp_path / "logs", show=print)
+
+
+def test_a_job_that_fails_is_told_by_its_error(tmp_path: Path) -> None:
+    with pytest.raises(JobFailed, match="none of 30 questions is left"):
+        run_here(resources(), job=failed, folder=tmp_path / "logs", show=print)

@@ -40,6 +40,7 @@ def test_a_folder_becomes_a_chosen_encoder_with_a_report(papers: Path, tmp_path:
     settings = (
         "skip=[mntp]",
         "train.save_every_steps=100",
+        "choose.baselines=[bm25]",
         "evaluate.encoders.after.max_tokens=32",
     )
     said = launch(papers, out, *settings)
@@ -54,10 +55,12 @@ def test_a_folder_becomes_a_chosen_encoder_with_a_report(papers: Path, tmp_path:
     for head in ("What it was trained on", "how to deploy it", "after beside before", "forgetting"):
         assert head in page
     check_parts(out)
-    # The same command finds all of it there.
-    again = launch(papers, out, *settings)
+    assert Path(chosen["model"]).is_absolute()
+    run([sys.executable, "-m", "toolkit.verify", str(out)])
+    # A restart finds what is there, and refuses pairs that other rules have mined.
+    again = launch(papers, out, *settings, "mine.negatives=2", code=2)
     assert "these documents are already there" in again
-    assert json.loads((out / "scores" / "scores.json").read_text()) == scores
+    assert "holds pairs that were mined from others, or by other rules" in again
 
 
 def check_parts(out: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_a_restart_makes_what_is_missing_and_the_same_bytes(folder: Path, tmp_pa
     made(folder, other)
     for name in ("split.parquet", "documents.json", "corpus/shard-00000.parquet"):
         assert (one / name).read_bytes() == (other / name).read_bytes()
-    with pytest.raises(BadInput, match="holds documents of other settings"):
+    with pytest.raises(BadInput, match=r"holds documents of another seed \(1\)"):
         made(folder, one, seed=2)
 
 
@@ -148,3 +149,32 @@ def test_ids_have_no_white_space_and_stay_different() -> None:
     made = [without_blanks(name) for name in names]
     assert len(set(made)) == len(names)
     assert all(len(name.split()) == 1 for name in made)
+
+
+def test_a_folder_that_changed_is_refused_and_what_was_removed_is_made_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    recipe = made(folder, out)
+    shard = (out / "corpus" / "shard-00000.parquet").read_bytes()
+    shutil.rmtree(out / "corpus")
+    collection.run(recipe)
+    assert (out / "corpus" / "shard-00000.parquet").read_bytes() == shard
+    capsys.readouterr()
+    collection.run(recipe)
+    assert "already there; nothing to do" in capsys.readouterr().out
+    (folder / "new.txt").write_text(prose(999))
+    with pytest.raises(BadInput, match="made with other input"):
+        collection.run(recipe)
+
+
+def test_too_few_documents_become_enough(tmp_path: Path) -> None:
+    folder, out = tmp_path / "papers", tmp_path / "out"
+    folder.mkdir()
+    for number in range(60):
+        if number == 40:
+            with pytest.raises(BadInput, match="at least 50 are needed"):
+                made(folder, out)
+        (folder / f"{number}.txt").write_text(prose(number))
+    made(folder, out)
+    assert len(records(out / "corpus")) == 60

@@ -163,6 +163,10 @@ def test_what_follows_a_stage_that_is_left_out_goes_on_from_its_base() -> None:
     assert list(one_left) == ["simcse", "embed"]
     assert isinstance(simcse := one_left["simcse"], SimcseRecipe)
     assert simcse.model.base == pipeline.model.base
+    for place in ("out/x/", "./out/x"):  # the same folder
+        moved = pipeline.model_copy(update={"run_dir": place})
+        assert isinstance(embed := resolve_stages(moved)["embed"], EmbedRecipe)
+        assert embed.encoder.model == pipeline.model.base
     with pytest.raises(BadInput, match=r"no stage 'simcs'; stages: mntp, simcse, embed"):
         resolve_stages(pipeline.model_copy(update={"skip": ("simcs",)}))
 

@@ -31,6 +31,11 @@ def test_japanese_and_russian_in_their_old_encodings() -> None:
     assert decoded(russian.encode("cp1251")) == russian
 
 
+def test_a_text_that_was_cut_in_a_character_keeps_its_encoding() -> None:
+    content = PROSE.encode()[: PROSE.encode().rindex("ö".encode()) + 1]
+    assert decoded(content) == PROSE[: PROSE.rindex("ö")] + "\N{REPLACEMENT CHARACTER}"
+
+
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" * 9, b"\xff\xfe\0", b"a\0b"])
 def test_what_is_no_text_gives_none(content: bytes) -> None:
     assert decoded(content) is None

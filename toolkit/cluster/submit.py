@@ -233,7 +233,8 @@ def run_here(
         if marker:
             raise BadInput(message)
         why = _last_line(error)
-        if isinstance(error, UncompletedJobError):  # its last line is that of the job's output
+        if not isinstance(error, FailedJobError) and isinstance(error, UncompletedJobError):
+            # Its last line is that of the job's output.
             why = (
                 "its process ended without a result: killed (often for want of memory), or crashed"
             )

@@ -15,10 +15,18 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from toolkit.base.console import Progress, say
+from toolkit.base.documents import checked
 from toolkit.base.errors import BadInput
-from toolkit.base.files import read_json, write_atomic, write_json
+from toolkit.base.files import (
+    is_committed,
+    read_json,
+    remove_committed,
+    write_atomic,
+    write_json,
+)
 from toolkit.base.layout import (
     DOCUMENTS_FILE,
     PASSAGES_FILE,
@@ -41,6 +49,12 @@ DEV, TEST, TRAIN = "dev", "test", "train"
 LARGEST_SHARE = 5  # dev and test have at most a fifth of the documents each
 MARK = "#"  # between the id of a document and the number of its passage
 ROWS_PER_READ = 1000
+
+
+class _Made(TypedDict):
+    settings: dict[str, Any]
+
+
 SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "title", "url", "text", "document")])
 
 
@@ -49,10 +63,11 @@ def run(recipe: DocumentsRecipe) -> None:
     `output_dir` holds those of another recipe."""
     out = Path(recipe.output_dir)
     settings = recipe.model_dump(mode="json", exclude={"output_dir"})
-    if _are_there(out, settings=settings):
+    source_work = _source_work(recipe)
+    if _are_there(out, settings=settings) and written(source_work):
         say(f"{out}: these documents are already there; nothing to do")
         return
-    source = _shards(_source_work(recipe), max_bad_fraction=recipe.max_bad_fraction)
+    source = _shards(source_work, max_bad_fraction=recipe.max_bad_fraction)
     _require_enough(len(source), recipe=recipe)
     _write_passages(source, recipe=recipe)
     corpus = _shards(_work_of(PASSAGES_FILE, output=SEARCHED_DIR, recipe=recipe))
@@ -81,11 +96,16 @@ def run(recipe: DocumentsRecipe) -> None:
 def _are_there(out: Path, *, settings: dict[str, Any]) -> bool:
     if not (out / DOCUMENTS_FILE).exists():
         return False
-    if read_json(out / DOCUMENTS_FILE)["settings"] != settings:
+    made = checked(
+        read_json(out / DOCUMENTS_FILE), _Made, source=out / DOCUMENTS_FILE, advice="delete it"
+    )["settings"]
+    if different := [key for key in settings if made.get(key) != settings[key]]:
         raise BadInput(
-            f"{out}: holds documents of other settings; give another output_dir, or delete it"
+            f"{out}: holds documents of another {different[0]} ({made.get(different[0])!r}); give "
+            "another output_dir, or delete it"
         )
-    return True
+    # What was removed is made again.
+    return all(is_committed(out / name) for name in (SOURCE_DIR, SEARCHED_DIR, TRAIN_DIR))
 
 
 def split(documents: Iterable[str], *, num_dev: int, num_test: int, seed: int) -> dict[str, str]:
@@ -141,11 +161,15 @@ def _shards(work: Work, *, max_bad_fraction: float = 0.0) -> ShardSet:
         summary = finish(work, max_bad_fraction=max_bad_fraction)["summary"]
         for reason, count in {**summary["dropped"], **summary["quarantined"]}.items():
             say(f"{count:>12,} left out of {work.output.name}: {reason}")
+        for name, why in summary["damaged_files"].items():
+            say(f"damaged: {name}: {why}")
     return open_shards(work.output, verify=False)
 
 
 def _require_enough(num_documents: int, *, recipe: DocumentsRecipe) -> None:
     if num_documents < recipe.least_documents:
+        # With more documents the same command makes them anew.
+        remove_committed(Path(recipe.output_dir) / SOURCE_DIR)
         raise BadInput(
             f"{recipe.source}: {num_documents} documents after duplicates were left out, and at "
             f"least {recipe.least_documents} are needed, to train on some and to test on others. "
@@ -173,8 +197,8 @@ def _write_passages(source: ShardSet, *, recipe: DocumentsRecipe) -> None:
 
 def without_blanks(name: str) -> str:
     """A name as an id that files of judgements can hold, which separate columns by white space: its
-    white space, and % itself, are written as in addresses."""
-    return re.sub(r"[\s%]", lambda found: quote(found[0]), name)
+    white space, % itself, and the mark of passages are written as in addresses."""
+    return re.sub(rf"[\s%{MARK}]", lambda found: quote(found[0]), name)
 
 
 def _records(shards: ShardSet) -> Iterator[dict[str, str]]:

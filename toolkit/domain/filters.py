@@ -6,13 +6,12 @@ Knows words. Refuses to know where questions come from, and other documents than
 
 import dataclasses
 import itertools
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from toolkit.domain.writing import Question
 from toolkit.settings.questions_schema import QuestionFilters
-from toolkit.text.bm25 import Bm25
+from toolkit.text.bm25 import Bm25, words
 from toolkit.text.duplicates import normalized
 from toolkit.text.filters import is_clearly_not, language_of
 
@@ -24,12 +23,12 @@ REASONS = (NOTHING, UNFINISHED, SHORT, LONG, LOOPS, COPIED, LANGUAGE, REPEATED, 
 RUN_WORDS = 3  # a loop is a run of so many words that comes again
 LOOP_LETTERS = 4  # a shorter word may follow itself ("had had")
 QUERIES_AT_ONCE = 1024
-_WORD = re.compile(r"\w+")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, without case and punctuation."""
-    return _WORD.findall(text.casefold())
+    """The words of a text, without case and punctuation. Of a script without spaces, pairs of
+    characters."""
+    return words(text.casefold())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,11 +9,18 @@ from pathlib import Path
 
 from toolkit.base.console import Progress, at_work, say, warn
 from toolkit.base.errors import BadInput
-from toolkit.base.files import is_committed
+from toolkit.base.files import digest_of, is_committed
 from toolkit.encoding.snippets import corpus_of
 from toolkit.encoding.store import VectorStore
 from toolkit.settings.domain_schema import MineRecipe
-from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
+from toolkit.text.pairs import (
+    Pair,
+    PairSet,
+    PairTask,
+    checked_manifest,
+    open_pairs,
+    write_pairs,
+)
 
 
 def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = None) -> None:
@@ -22,11 +29,17 @@ def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = N
     output = Path(recipe.output_dir)
     if recipe.skip >= recipe.depth:
         raise BadInput(f"skip {recipe.skip}: leaves nothing of depth {recipe.depth}")
-    if is_committed(output):
-        say(f"{output}: these pairs are already there; nothing to do")
-        return
     pairs = open_pairs(Path(recipe.pairs))
     store = VectorStore(Path(recipe.embeddings))
+    sources = _sources(recipe, pairs=pairs, store=store)
+    if is_committed(output):
+        if checked_manifest(output, verify=False)["sources"] != sources:
+            raise BadInput(
+                f"{output}: holds pairs that were mined from others, or by other rules; choose "
+                "another output_dir, or delete it, and what was trained on it"
+            )
+        say(f"{output}: these pairs are already there; nothing to do")
+        return
     if store.has_chunks:
         raise BadInput(
             f"{recipe.embeddings}: holds vectors of chunks; encode without corpus.chunk_tokens"
@@ -59,14 +72,21 @@ def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = N
     manifest = write_pairs(
         ((task, mined(number, task)) for number, task in enumerate(pairs.tasks)),
         output=output,
-        sources=[
-            {"name": Path(recipe.pairs).name, "sha256": pairs.digest},
-            {"name": Path(recipe.embeddings).name, "sha256": store.manifest["digest"]},
-        ],
+        sources=sources,
         quarantine=[],
     )
     progress.close()
     _report(recipe, num_pairs=manifest["rows"], num_found=num_found, left_out=miner.left_out)
+
+
+def _sources(recipe: MineRecipe, *, pairs: PairSet, store: VectorStore) -> list[dict[str, str]]:
+    """What decides the output, with its digests."""
+    rules = recipe.model_dump(include={"negatives", "depth", "skip", "max_ratio"})
+    return [
+        {"name": Path(recipe.pairs).name, "sha256": pairs.digest},
+        {"name": Path(recipe.embeddings).name, "sha256": store.manifest["digest"]},
+        {"name": "rules of mining", "sha256": digest_of(rules)},
+    ]
 
 
 def _report(

@@ -7,6 +7,7 @@ time both write the same. It is loaded whole, too, and compared with its digest.
 Knows BM25 and where texts are. Refuses to know how vectors are searched. Shapes: Q queries, K hits.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,7 +54,9 @@ def word_index(
     try:
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, save({**arrays, "sha256": _digest(arrays)}))
-    except PermissionError as error:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         say_beside(f"the index of words is not kept: {error}")
     return index
 

@@ -80,7 +80,7 @@ def write_choice(
     content: dict[str, Any] = {
         "encoder": chosen.encoder,
         "ratio": chosen.ratio,
-        "model": models[chosen.encoder],
+        "model": _place_of(models[chosen.encoder]),
         "digest": digests[chosen.encoder],
         "tolerance": asked.tolerance,
         "general": list(asked.general),
@@ -99,3 +99,8 @@ def write_choice(
         f"({chosen.general - first.general:+.4f}; at most {asked.tolerance:g} may be lost)"
     )
     return choice
+
+
+def _place_of(model: str) -> str:
+    """A folder by its whole path, so that the choice stands for it from any directory."""
+    return str(Path(model).absolute()) if Path(model).exists() else model

@@ -140,14 +140,15 @@ def _choose(
     recipe: EvaluateRecipe, asked: Forgetting, scored: Sequence[tuple[Part, Mapping[str, float]]]
 ) -> None:
     main: dict[str, dict[str, float]] = {name: {} for name in recipe.encoders}
-    for part, scores in scored:
+    of_encoders = [(part, scores) for part, scores in scored if part.encoder in main]
+    for part, scores in of_encoders:
         main[part.encoder][part.task] = scores[part.facts["main"]]
     write_choice(
         Path(recipe.output_dir),
         scores=main,
         asked=asked,
         models={name: one.model for name, one in recipe.encoders.items()},
-        digests={part.encoder: str(part.facts["encoder"]["model"]) for part, _ in scored},
+        digests={part.encoder: str(part.facts["encoder"]["model"]) for part, _ in of_encoders},
     )
 
 

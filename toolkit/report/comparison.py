@@ -3,7 +3,7 @@
 Knows HTML and comparisons. Refuses to know how they are made (`evaluation.comparing`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from toolkit.base.layout import PART_DIR
@@ -16,16 +16,20 @@ SHOWN_QUERIES = 10
 Section = tuple[str, str, str, bytes]  # title, HTML, no picture
 
 
-def of_comparison(stage: str, *, output: Path, encoders: Sequence[str]) -> Iterator[Section]:
+def of_comparison(
+    stage: str, *, output: Path, scores: Mapping[str, Mapping[str, float]]
+) -> Iterator[Section]:
     """A section for each task whose queries were kept for both encoders; none for one encoder.
-    `encoders` are names as tables show them, in the recipe's order."""
+    `scores` has names as tables show them, in the recipe's order."""
     # Folders have the recipe's names, and tables show blanks for underscores.
     folders = {path.name.replace("_", " "): path.name for path in (output / PART_DIR).glob("*")}
-    names = [name for name in encoders if name in folders and not is_beside(name)]
+    names = [name for name in scores if name in folders and not is_beside(name)]
     if len(names) < 2:
         return
     before, after = names[0], names[-1]
     for one in compare(output, before=folders[before], after=folders[after]):
+        if not any(name.startswith(f"{one.task} ") for name in scores[after]):
+            continue  # of an earlier evaluation, which had more tasks
         title = f"{stage}: {one.task}, {after} beside {before}"
         text = came_from(output / PART_DIR) + _words(one, before=before, after=after)
         worst = [change for change in one.changes if change.difference < 0][:SHOWN_QUERIES]

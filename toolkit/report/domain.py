@@ -4,6 +4,7 @@ Knows the files of the stages that adapt one. Refuses to know scores, which have
 own.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ Section = tuple[str, str, str, bytes]  # title, HTML, no picture
 DEPLOY = """\
 # in Python
 from sentence_transformers import SentenceTransformer
-SentenceTransformer("{model}").encode(["a text"])
+SentenceTransformer({model!r}).encode(["a text"])
 
 # as a service
 vllm serve {model} --runner pooling
@@ -35,6 +36,7 @@ vllm serve {model} --runner pooling
 # a corpus, and searches in it: with FAISS, or fused with BM25
 python -m toolkit.encode embed_corpus encoder.model={model} \\
     corpus.input={corpus} output_dir=embeddings
+python -m toolkit.search embeddings --build-index hnsw
 python -m toolkit.search embeddings "a question" --index hnsw
 python -m toolkit.search embeddings "a question" --hybrid
 """
@@ -125,7 +127,8 @@ def _deploy(folder: Path, *, source: Path) -> str:
         f"<p>Chosen: {in_html(chosen['encoder'])}, with {chosen['ratio']:.0%} of the domain's "
         f"encoder; weights {in_html(chosen['digest'][:16])}, in {in_html(chosen['model'])}.</p>"
     )
-    commands = DEPLOY.format(model=chosen["model"], corpus=source / SEARCHED_DIR)
+    places = {"model": chosen["model"], "corpus": str(source / SEARCHED_DIR)}
+    commands = DEPLOY.format(**{name: shlex.quote(place) for name, place in places.items()})
     return came_from(path) + told + _as_written(commands)
 
 

@@ -119,7 +119,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         text = came_from(output / SCORES_FILE) + table(transposed(scores))
         text += "".join(f"<p>{in_html(line)}</p>" for line in not_better(scores, main=main))
         yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
-        yield from of_comparison(one.stage, output=output, encoders=list(scores))
+        yield from of_comparison(one.stage, output=output, scores=scores)
     if (output / CHOSEN_FILE).is_file():
         yield _forgetting(one, path=output / CHOSEN_FILE)
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():

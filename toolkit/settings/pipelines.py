@@ -7,6 +7,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from os.path import normpath
 from pathlib import Path
 from typing import Any, cast
 
@@ -99,7 +100,8 @@ def _without(
             return {key: renamed(one) for key, one in value.items()}
         if isinstance(value, list):
             return [renamed(one) for one in value]
-        return instead.get(value, value) if isinstance(value, str) else value
+        # By the place that they name: runs/a/ and ./runs/a are the same folder.
+        return instead.get(normpath(value), value) if isinstance(value, str) else value
 
     for name, recipe in stages.items():
         if instead:
@@ -109,7 +111,8 @@ def _without(
             left[name] = recipe
         elif isinstance(recipe, TrainingRecipe):
             encoder = Path(recipe.run_dir) / ENCODER_DIR
-            instead |= dict.fromkeys((recipe.run_dir, str(encoder)), recipe.model.base)
+            places = (normpath(recipe.run_dir), normpath(encoder))
+            instead |= dict.fromkeys(places, recipe.model.base)
     return left
 
 

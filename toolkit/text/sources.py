@@ -213,7 +213,10 @@ def identity(given: Input) -> dict[str, Any]:
     if given.is_file:
         if not path.is_file():
             return {"name": given.name, "bytes": 0, "sha256": ""}
-        return {"name": given.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        try:
+            return {"name": given.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        except PermissionError:  # it is counted among the damaged files
+            return {"name": given.name, "bytes": path.stat().st_size, "sha256": ""}
     asked = {"name": given.name, "config": given.config, "split": given.split}
     if not path.is_dir():
         return {**asked, "fingerprint": rows_of_dataset(given).fingerprint}

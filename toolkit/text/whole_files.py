@@ -24,6 +24,7 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+GOOD_PER_BAD = 10  # characters of several bytes for each bad byte, for a text to be UTF-8
 WRAPPED_CHARS = 120  # lines of a hard-wrapped text are shorter
 TITLE_WORDS = 2  # a file name with fewer words, such as doc_0012, says nothing
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
@@ -78,8 +79,15 @@ def decoded(content: bytes) -> str | None:
     try:
         return _if_text(content.decode())
     except UnicodeDecodeError:
-        best = from_bytes(content).best()
-        return None if best is None else _if_text(str(best))
+        pass
+    # A few bad bytes in much UTF-8, as where a file was cut, make it no other encoding.
+    text = content.decode(errors="replace")
+    num_bad = text.count("\N{REPLACEMENT CHARACTER}")
+    num_good = sum(not character.isascii() for character in text) - num_bad
+    if num_bad * GOOD_PER_BAD <= num_good:
+        return _if_text(text)
+    best = from_bytes(content).best()
+    return None if best is None else _if_text(str(best))
 
 
 def _if_text(text: str) -> str | None:
