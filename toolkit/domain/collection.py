@@ -198,7 +198,7 @@ def _write_passages(source: ShardSet, *, recipe: DocumentsRecipe) -> None:
 def without_blanks(name: str) -> str:
     """A name as an id that files of judgements can hold, which separate columns by white space: its
     white space, % itself, and the mark of passages are written as in addresses."""
-    return re.sub(rf"[\s%{MARK}]", lambda found: quote(found[0]), name)
+    return re.sub(r"[\s%#]", lambda found: quote(found[0]), name)
 
 
 def _records(shards: ShardSet) -> Iterator[dict[str, str]]:
