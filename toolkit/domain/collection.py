@@ -81,7 +81,7 @@ def run(recipe: DocumentsRecipe) -> None:
     _write_split(document_of, part_of=part_of, out=out)
     trained = (one for one in _records(corpus) if part_of[document_of[one["id"]]] == TRAIN)
     rows = ({**one, "document": document_of[one["id"]]} for one in trained)
-    _write_table(rows, path=out / TRAIN_PASSAGES_FILE)
+    _write_passage_table(rows, path=out / TRAIN_PASSAGES_FILE)
     _shards(_work_of(TRAIN_PASSAGES_FILE, output=TRAIN_DIR, recipe=recipe))
     counts = _counts(document_of, part_of=part_of)
     content = {"settings": settings, "documents": len(source), "parts": counts}
@@ -192,7 +192,7 @@ def _write_passages(source: ShardSet, *, recipe: DocumentsRecipe) -> None:
             for number, text in enumerate(texts):
                 yield {**record, "text": text, "id": f"{name}{MARK}{number}", "document": name}
 
-    _write_table(rows(), path=Path(recipe.output_dir) / PASSAGES_FILE)
+    _write_passage_table(rows(), path=Path(recipe.output_dir) / PASSAGES_FILE)
 
 
 def without_blanks(name: str) -> str:
@@ -206,9 +206,12 @@ def _records(shards: ShardSet) -> Iterator[dict[str, str]]:
         yield from shards.records(start, start + ROWS_PER_READ)
 
 
-def _write_table(rows: Iterable[Mapping[str, str]], *, path: Path) -> None:
+def _write_passage_table(rows: Iterable[Mapping[str, str]], *, path: Path) -> None:
+    _write_table(pa.Table.from_pylist(list(rows), schema=SCHEMA), path=path)
+
+
+def _write_table(table: pa.Table, *, path: Path) -> None:
     sink = pa.BufferOutputStream()
-    table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
     pq.write_table(table, sink, compression="zstd", row_group_size=ROWS_PER_READ)
     write_atomic(path, sink.getvalue().to_pybytes())
 
@@ -223,9 +226,8 @@ def _documents_of(corpus: ShardSet, *, out: Path) -> dict[str, str]:
 def _write_split(document_of: Mapping[str, str], *, part_of: Mapping[str, str], out: Path) -> None:
     documents = list(document_of.values())
     parts = [part_of[document] for document in documents]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"id": list(document_of), "part": parts, "document": documents}), sink)
-    write_atomic(out / SPLIT_FILE, sink.getvalue().to_pybytes())
+    columns = {"id": list(document_of), "part": parts, "document": documents}
+    _write_table(pa.table(columns), path=out / SPLIT_FILE)
 
 
 def _counts(

@@ -35,6 +35,11 @@ class Part:
         return output_dir / PART_DIR / file_name(self.encoder) / f"{file_name(self.task)}.json"
 
 
+def shown(name: str) -> str:
+    """An encoder's name in tables."""
+    return name.replace("_", " ")
+
+
 def file_name(name: str) -> str:
     """The name, if it can be a file's name too; else raise `BadInput`."""
     if not name or name.startswith(".") or "/" in name or not name.isprintable():

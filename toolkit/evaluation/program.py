@@ -173,7 +173,7 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
     # A task of MTEB ranks inside of MTEB, which knows nothing of words.
     ranking = [one for one in tasks if isinstance(one.task, RankingTask)]
     made = [words_part(one) for one in ranking] if recipe.baselines else []
-    shown = [_shown(name) for name in recipe.encoders]
+    shown = [parts.shown(name) for name in recipe.encoders]
     if twice := [name for name in shown if shown.count(name) > 1]:
         raise BadInput(f"encoders: two are shown as {twice[0]!r}; rename one of them")
     for name, settings in recipe.encoders.items():
@@ -312,17 +312,12 @@ class _Scorer:
         return self._corpora.help_others(encoder_of)
 
 
-def _shown(name: str) -> str:
-    """An encoder's name in tables."""
-    return name.replace("_", " ")
-
-
 def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> Rows:
     """All scores of each row, the main one of a task first: BM25, the encoders, what is fused."""
     names = in_order(dict.fromkeys(part.encoder for part, _ in scored))
-    rows: Rows = {_shown(name): {} for name in names}
+    rows: Rows = {parts.shown(name): {} for name in names}
     for part, scores in scored:
-        row = rows[_shown(part.encoder)]
+        row = rows[parts.shown(part.encoder)]
         main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
     return rows

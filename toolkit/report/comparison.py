@@ -10,10 +10,10 @@ from toolkit.base.layout import PART_DIR
 from toolkit.base.shown import in_html
 from toolkit.evaluation.baselines import is_beside
 from toolkit.evaluation.comparing import Change, Comparison, compare
-from toolkit.report.html import came_from, table
+from toolkit.evaluation.parts import shown
+from toolkit.report.html import Section, came_from, table
 
 SHOWN_QUERIES = 10
-Section = tuple[str, str, str, bytes]  # title, HTML, no picture
 
 
 def of_comparison(
@@ -22,7 +22,7 @@ def of_comparison(
     """A section for each task whose queries were kept for both encoders; none for one encoder.
     `scores` has names as tables show them, in the recipe's order."""
     # Folders have the recipe's names, and tables show blanks for underscores.
-    folders = {path.name.replace("_", " "): path.name for path in (output / PART_DIR).glob("*")}
+    folders = {shown(path.name): path.name for path in (output / PART_DIR).glob("*")}
     names = [name for name in scores if name in folders and not is_beside(name)]
     if len(names) < 2:
         return

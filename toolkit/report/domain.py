@@ -21,10 +21,9 @@ from toolkit.base.layout import (
     SEARCHED_DIR,
 )
 from toolkit.base.shown import in_html
-from toolkit.report.html import came_from, table
+from toolkit.report.html import Section, came_from, table
 from toolkit.runs.standing import Standing
 
-Section = tuple[str, str, str, bytes]  # title, HTML, no picture
 DEPLOY = """\
 # in Python
 from sentence_transformers import SentenceTransformer

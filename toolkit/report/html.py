@@ -6,6 +6,8 @@ from typing import Any
 
 from toolkit.base.shown import in_html
 
+Section = tuple[str, str, str, bytes]  # title, HTML, name of the picture, the picture if any
+
 
 def came_from(path: Path) -> str:
     """A line of HTML that names the file of the numbers."""

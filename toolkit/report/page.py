@@ -37,7 +37,7 @@ from toolkit.evaluation.baselines import not_better
 from toolkit.evaluation.parts import main_scores
 from toolkit.report.comparison import of_comparison
 from toolkit.report.domain import of_domain
-from toolkit.report.html import came_from, table
+from toolkit.report.html import Section, came_from, table
 from toolkit.runs.launched import read_launched
 from toolkit.runs.records import read_metrics, read_starts
 from toolkit.runs.standing import LAST_FILE, Standing, standings
@@ -95,7 +95,6 @@ def _is_no_evaluation(one: Standing) -> bool:
 
 
 Scores = Mapping[str, Mapping[str, float]]
-Section = tuple[str, str, str, bytes]  # title, HTML, name of the picture, the picture if any
 
 
 def sections(one: Standing, *, output: Path) -> Iterator[Section]:
