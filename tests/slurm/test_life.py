@@ -120,7 +120,8 @@ def test_the_time_limit_and_a_storm_of_signals(
         job = submit(slurm, run_dir, *overrides, "train.save_every_steps=1000", flags=flags)
         wait_until(log.exists, what="log")
         while "told to stop" not in log.read_text() and not is_over(slurm, job):
-            if newest_step(run_dir) or list(run_dir.rglob("*.tmp")):  # it saves
+            # It saves. Only one level: a checkpoint's folder is renamed while this looks.
+            if newest_step(run_dir) or list((run_dir / "checkpoints").glob("*.tmp")):
                 slurm.run(["scancel", "--signal=USR2", job])
             time.sleep(0.02)
         if is_requeued(slurm, job):
