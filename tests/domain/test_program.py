@@ -258,7 +258,11 @@ def test_a_job_of_a_pipeline_writes_the_same_bytes(
 
 
 def test_other_filters_ask_the_model_nothing(
-    whole: Path, tmp_path: Path, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+    whole: Path,
+    tmp_path: Path,
+    arguments: Arguments,
+    shards: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)
@@ -268,11 +272,14 @@ def test_other_filters_ask_the_model_nothing(
 
     monkeypatch.setattr(Decoder, "continued", never)
     changes = ["filters.round_trip_top=null", "instruction=Find the article"]
+    changes += ["own_words.sentences=1"]
     ask(output, *arguments, *changes)
     assert contents(output / "units") == contents(whole / "units")
     kept, before = lines(output / "queries.jsonl"), lines(whole / "queries.jsonl")
     assert len(kept) > len(before)
-    (listed,) = json.loads((output / "pairs" / "manifest.json").read_text())["sets"]
+    listed, own = json.loads((output / "pairs" / "manifest.json").read_text())["sets"]
+    assert own["name"] == "sentences"
+    assert 0 < own["rows"] <= len(open_shards(shards))
     assert listed["query_instruction"] == "Find the article"
     assert verify.main([str(output)]) == 0
     ask(output, *arguments)

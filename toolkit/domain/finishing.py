@@ -39,6 +39,7 @@ from toolkit.domain.filters import (
     repeated,
 )
 from toolkit.domain.output import AGAIN, QuestionOutput
+from toolkit.domain.own_words import own_pairs
 from toolkit.domain.writing import Question
 from toolkit.settings.questions_schema import QuestionFilters, QuestionsRecipe
 from toolkit.text.pairs import Pair, PairTask, checked_manifest, write_pairs
@@ -64,15 +65,18 @@ class Counts(TypedDict):
 
 def settings_of(recipe: QuestionsRecipe) -> dict[str, Any]:
     """What decides the result besides the questions as they were written."""
-    return {"filters": recipe.filters.model_dump(mode="json"), "instruction": recipe.instruction}
+    sections = {"filters": recipe.filters, "own_words": recipe.own_words}
+    settings = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    return {**settings, "instruction": recipe.instruction}
 
 
 def finish(
     output: QuestionOutput, *, recipe: QuestionsRecipe, shards: ShardSet, rows_D: NDArray[np.int64]
 ) -> dict[str, Any]:
     """Write pairs, queries, judgements and what was dropped; returns the entries of the manifest:
-    `counts`, and the digests of the `files`. Raises `RunFailed` when no question is left, with some
-    of what was written, and when the counts do not add up."""
+    `counts`, those of the documents' `own_pairs`, and the digests of the `files`. Raises
+    `RunFailed` when no question is left, with some of what was written, and when the counts do not
+    add up."""
     questions = [one for unit in output.units for one in output.questions(unit)]
     texts = {int(row): shards.text(int(row)) for row in rows_D.tolist()}
     row_of = dict(zip(ids_of(shards, rows_D), rows_D.tolist(), strict=True))
@@ -86,13 +90,19 @@ def finish(
     if not counts["kept"]:
         raise RunFailed(nothing_left(questions, faults=faults, where=str(output.directory)))
     kept = [one for one, fault in zip(questions, faults, strict=True) if not fault]
+    sets = {
+        TASK: (Pair(one.question, texts[row_of[one.id]]) for one in kept),
+        **own_pairs(
+            (shards.record(row) for row in rows_D.tolist()),
+            settings=recipe.own_words,
+            seed=recipe.seed,
+        ),
+    }
     remove_committed(output.directory / PAIR_DIR)
-    write_pairs(
+    written = write_pairs(
         [
-            (
-                PairTask(TASK, query_instruction=recipe.instruction),
-                (Pair(one.question, texts[row_of[one.id]]) for one in kept),
-            )
+            (PairTask(name, query_instruction=recipe.instruction), pairs)
+            for name, pairs in sets.items()
         ],
         output=output.directory / PAIR_DIR,
         sources=[{"questions": output.digest, "corpus": shards.digest}],
@@ -101,7 +111,11 @@ def finish(
     for name, content in files_of(questions, faults=faults).items():
         write_atomic(output.directory / name, content)
     places = [PAIR_DIR + "/" + MANIFEST_FILE, *FILES]
-    return {"counts": counts, "files": {n: sha256_of(output.directory / n) for n in places}}
+    return {
+        "counts": counts,
+        "own_pairs": {one["name"]: one["rows"] for one in written["sets"] if one["name"] != TASK},
+        "files": {name: sha256_of(output.directory / name) for name in places},
+    }
 
 
 def ids_of(shards: ShardSet, rows_D: NDArray[np.int64]) -> Iterator[str]:

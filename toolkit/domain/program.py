@@ -220,9 +220,11 @@ class _Asking:
         if not path.is_file():  # we were told to stop while another worker writes it
             say(f"{WHAT}: another worker filters the questions")
             return
-        counts = read_json(path)["counts"]
-        line = counts_line(counts, per_document=self._recipe.per_document)
+        manifest = read_json(path)
+        line = counts_line(manifest["counts"], per_document=self._recipe.per_document)
         say(f"{WHAT}: {self._output.directory}: {line}")
+        for name, count in manifest["own_pairs"].items():
+            say(f"{count:>12,} pairs of the documents' own {name}")
 
 
 def _check_room(recipe: QuestionsRecipe, *, around: int, most: int | None) -> None:

@@ -66,6 +66,18 @@ class QuestionFilters(Section):
     round_trip_top: Count | None = 10
 
 
+class OwnWords(Section):
+    """Pairs that the documents hold by themselves, beside the questions: the title of a document
+    (`titles`), and so many of its sentences (`sentences`), each with the text without it. In a
+    share `left_in` of them it stays in the text. Titles and sentences of fewer than `min_words`
+    words are left out."""
+
+    titles: bool = False
+    sentences: Natural = 0
+    left_in: Fraction = 0.1
+    min_words: Count = 4
+
+
 class QuestionsRecipe(Section):
     """Questions that a decoder writes about documents: `per_document` for each document of
     `corpus.input` that has text.
@@ -73,7 +85,8 @@ class QuestionsRecipe(Section):
     `documents` (Parquet with the columns id and part, both text) says which documents: those whose
     part is `part`; null means all. `prompt` is a text file with {passage} and, if it shows
     examples, {examples}; `examples` are JSON lines of passage and question. null is what the
-    toolkit ships. `instruction` becomes that of the queries in the training pairs.
+    toolkit ships. `instruction` becomes that of the queries in the training pairs. `own_words` adds
+    data sets to the pairs that no model writes.
 
     `schedule` and `lease_s` say how workers share the units, as in an embedding."""
 
@@ -89,6 +102,7 @@ class QuestionsRecipe(Section):
     instruction: str = ""
     seed: Seed = 42
     filters: QuestionFilters = QuestionFilters()
+    own_words: OwnWords = OwnWords()
     schedule: Literal["auto", "alone", "claim", "mpi"] = "auto"
     lease_s: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 60.0
 
