@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart smollm2 demo test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge certify-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
+.PHONY: help install wheels quickstart smollm2 demo test test-times test-slow test-llm2vec test-smollm2 faults benchmark-data benchmark-training benchmark-checkpoint benchmark-merge certify-gpu benchmark-quality benchmark-real benchmark-encode benchmark-scheduling lint clean test-mutants
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -20,6 +20,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet '$(TORCH)'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
+
+# The versions are those of this environment. Packages without a wheel are built here.
+WHEELS ?= wheels
+wheels: install  ## all packages as files in wheels/, to install where no index can be reached
+	mkdir -p $(WHEELS)
+	$(BIN)/python -m pip freeze --exclude-editable > $(WHEELS)/versions.txt
+	$(BIN)/python -m pip wheel --quiet --wheel-dir $(WHEELS) '$(TORCH)'
+	$(BIN)/python -m pip wheel --quiet --wheel-dir $(WHEELS) --find-links $(WHEELS) --constraint $(WHEELS)/versions.txt .
 
 quickstart: install  ## the whole pipeline on what the project ships, with a table of scores
 	$(BIN)/python -m toolkit.quickstart
