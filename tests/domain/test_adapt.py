@@ -73,11 +73,17 @@ def check_parts(out: Path) -> None:
     kept_out = {record["text"] for record in records if parts[record["id"]] != "train"}
     assert len(kept_out) == 24
     mined = open_pairs(out / "mined")
-    pairs = [mined.pair(0, row) for row in range(int(mined.num_rows[0]))]
+    assert [task.name for task in mined.tasks] == ["questions", "titles", "sentences"]
+    pairs = [
+        mined.pair(number, row)
+        for number, num_rows in enumerate(mined.num_rows)
+        for row in range(int(num_rows))
+    ]
     assert pairs
     for pair in pairs:
         for text in (pair.positive, *pair.negatives):
             assert not any(text.endswith(other) for other in kept_out)
+        assert not any(pair.query in other for other in kept_out)
     trained = open_shards(out / "documents" / "train")
     assert not kept_out & {record["text"] for record in trained.records(0, len(trained))}
     for part in ("dev", "test"):

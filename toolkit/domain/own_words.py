@@ -18,6 +18,7 @@ from toolkit.text.pairs import Pair
 from toolkit.text.sentences import sentence_spans
 
 TITLES, SENTENCES = "titles", "sentences"
+TITLE_WORDS = 2  # of one word, too many texts speak
 ENDS = " \t\n.:;,-"  # between a title and what follows
 
 Record = Mapping[str, str]
@@ -26,10 +27,9 @@ Record = Mapping[str, str]
 def own_pairs(records: Iterable[Record], *, settings: OwnWords, seed: int) -> dict[str, list[Pair]]:
     """The pairs of each data set that `settings` ask for, in the order of the documents.
 
-    Left out: a title of fewer than `settings.min_words` words, one that has fewer than half of its
-    words in common with its text (such as the name of a file), and one that an earlier document
-    has; a sentence that stands in two documents. What is drawn depends on the seed and the id of
-    the document alone."""
+    Left out: a title of one word, one that has fewer than half of its words in common with its text
+    (such as the name of a file), and one that an earlier document has; a sentence that stands in
+    two documents. What is drawn depends on the seed and the id of the document alone."""
     titles: list[Pair] = []
     sentences: list[Pair] = []
     for record in records:
@@ -50,7 +50,7 @@ def _title_pair(record: Record, *, settings: OwnWords, seed: int) -> Iterator[Pa
     title, text = record["title"].strip(), record["text"]
     rest = without_title(text, title=title)
     words, known = words_of(title), set(words_of(rest))
-    if len(words) < settings.min_words or 2 * sum(word in known for word in words) < len(words):
+    if len(words) < TITLE_WORDS or 2 * sum(word in known for word in words) < len(words):
         return
     (draw,) = draws_of(seed, document=f"{TITLES}\0{record['id']}", number=0, steps=1)
     yield Pair(title, text if draw < settings.left_in else rest)

@@ -68,9 +68,8 @@ class QuestionFilters(Section):
 
 class OwnWords(Section):
     """Pairs that the documents hold by themselves, beside the questions: the title of a document
-    (`titles`), and so many of its sentences (`sentences`), each with the text without it. In a
-    share `left_in` of them it stays in the text. Titles and sentences of fewer than `min_words`
-    words are left out."""
+    (`titles`), and so many of its sentences (`sentences`) of at least `min_words` words, each with
+    the text without it. In a share `left_in` of them it stays in the text."""
 
     titles: bool = False
     sentences: Natural = 0
