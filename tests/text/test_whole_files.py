@@ -99,6 +99,25 @@ def test_an_embedded_image_is_left_out_and_the_text_stays(tmp_path: Path) -> Non
     assert open_shards(out).text(0) == "Before the wing and after.\n[w]:\nThe end."
 
 
+@pytest.mark.parametrize(
+    "signs", ["café – déjà vu", "“quoted”, naïve", "£5 at 20° C", "Größe", "’s"]
+)
+def test_a_few_signs_in_much_ascii_are_western(signs: str) -> None:
+    text = (
+        f"The flow over the wing grows, {signs}, as soon as the disturbances do so. "
+        + "Words. " * 60
+    )
+    assert decoded(text.encode("cp1252")) == text
+
+
+def test_many_letters_tell_other_encodings() -> None:
+    text = (
+        "Przepływ nad skrzydłem staje się turbulentny, gdy zaburzenia rosną. Właściwości warstwy "
+        "przyściennej mierzono ciśnieniomierzem, a łódka płynęła dalej. "
+    )
+    assert decoded(text.encode("cp1250")) == text
+
+
 def test_a_text_that_was_cut_in_a_character_keeps_its_encoding() -> None:
     content = PROSE.encode()[: PROSE.encode().rindex("ö".encode()) + 1]
     assert decoded(content) == PROSE[: PROSE.rindex("ö")] + "\N{REPLACEMENT CHARACTER}"

@@ -29,6 +29,8 @@ MARKS = (
 # change the character set: all contain ESC $.
 ESCAPED = ("iso2022_jp", "iso2022_jp_2", "iso2022_jp_ext", "iso2022_jp_2004", "iso2022_kr")
 GOOD_PER_BAD = 10  # characters of several bytes for each bad byte, for a text to be UTF-8
+FEW_SIGNS = 0.04  # of all bytes: fewer that are not ASCII do not tell encodings apart
+_SIGNS = bytes(range(128, 256))
 WRAPPED_CHARS = 120  # lines of a hard-wrapped text are shorter
 TITLE_WORDS = 2  # a file name with fewer words, such as doc_0012, says nothing
 # What a text has only when it is read in a wrong encoding: control characters (but for tabs, line
@@ -106,8 +108,28 @@ def decoded(content: bytes) -> str | None:
     num_good = sum(not character.isascii() for character in text) - num_bad
     if num_bad * GOOD_PER_BAD <= num_good:
         return text
-    best = from_bytes(content).best()
-    return None if best is None else _if_text(str(best))
+    return _if_text(_likeliest(content))
+
+
+def _likeliest(content: bytes) -> str | None:
+    """The text in the encoding that charset-normalizer finds most likely.
+
+    A few signs in much ASCII, such as quotes and the letters of names, say nearly nothing, and it
+    then prefers Baltic or Polish letters as often as not: there we take Western European (cp1252),
+    as browsers do, where it is nearly as likely.
+    """
+    found = from_bytes(content)
+    best = found.best()
+    if best is None:
+        return None
+    num_signs = len(content) - len(content.translate(None, _SIGNS))
+    if num_signs <= FEW_SIGNS * len(content):
+        for one in found:
+            is_western = "cp1252" in (one.encoding, *one.could_be_from_charset)
+            is_near = one.chaos <= best.chaos + 0.02 and one.coherence >= best.coherence - 0.1
+            if is_western and is_near:
+                return str(one)
+    return str(best)
 
 
 def _strictly(content: bytes, encoding: str) -> str | None:
