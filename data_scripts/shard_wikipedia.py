@@ -26,11 +26,12 @@ from toolkit.command_line.door import Parser, guarded
 from toolkit.settings.model_source import resolve_model
 from toolkit.text.assembly import QUARANTINE, Unfinished, finish, written
 from toolkit.text.filters import Filters
+from toolkit.text.folders import overlap
 from toolkit.text.readers import Columns
 from toolkit.text.remote import RemoteFile, is_address, local_path, remote_files
 from toolkit.text.sharding import DEDUPLICATE, Part, Work, make_parts
 from toolkit.text.shards import ShardRules
-from toolkit.text.sources import Input, find_inputs, noun_of
+from toolkit.text.sources import Input, noun_of, survey
 
 EXAMPLES = """examples:
   python data_scripts/shard_wikipedia.py --workers 8 \\
@@ -245,10 +246,7 @@ def work_of(arguments: argparse.Namespace) -> Work:
             ),
         )
     else:
-        inputs = tuple(
-            given if given.is_file else dataclasses.replace(given, split=arguments.split)
-            for given in find_inputs(_paths(arguments), whole_files=arguments.whole_files)
-        )
+        inputs = _inputs(arguments)
     for given in inputs:
         if given.is_file and not Path(given.path).is_file():
             raise BadInput(f"{given.path}: no such file; give a dump or a file of documents")
@@ -273,9 +271,25 @@ def work_of(arguments: argparse.Namespace) -> Work:
     )
 
 
-def _paths(arguments: argparse.Namespace) -> list[Path]:
-    """The paths of all inputs, after copying those that were given by address. Processes that come
-    together each copy other files, and all end when all files are here."""
+def _inputs(arguments: argparse.Namespace) -> tuple[Input, ...]:
+    """The inputs of the paths and addresses that were given; what is passed over is told."""
+    paths, roots = _paths(arguments)
+    for path in paths:
+        if problem := overlap(arguments.output, source=path):
+            raise BadInput(problem)
+    found = survey(paths, whole_files=arguments.whole_files, roots=roots)
+    if found.passed:
+        say(found.told)
+    return tuple(
+        given if given.is_file else dataclasses.replace(given, split=arguments.split)
+        for given in found.inputs
+    )
+
+
+def _paths(arguments: argparse.Namespace) -> tuple[list[Path], list[Path]]:
+    """The paths of all inputs, after copying those that were given by address, and the folders of
+    these copies. Processes that come together each copy other files, and all end when all files are
+    here."""
     paths: list[Path | RemoteFile] = []
     for one in arguments.input:
         local = local_path(one) if is_address(one) else Path(one)
@@ -292,7 +306,8 @@ def _paths(arguments: argparse.Namespace) -> list[Path]:
             while missing := [one for one in missing if not one.is_copied(folder)]:
                 if not any(_copied(one, folder=folder, leases=leases) for one in missing):
                     time.sleep(POLL_S)  # others copy what is left
-    return [one if isinstance(one, Path) else one.place(folder) for one in paths]
+    roots = [root for one in files if (root := one.root(folder)) is not None]
+    return [one if isinstance(one, Path) else one.place(folder) for one in paths], roots
 
 
 def _copied(file: RemoteFile, *, folder: Path, leases: Leases) -> bool:

@@ -178,3 +178,53 @@ def test_too_few_documents_become_enough(tmp_path: Path) -> None:
         (folder / f"{number}.txt").write_text(prose(number))
     made(folder, out)
     assert len(records(out / "corpus")) == 60
+
+
+def test_what_is_not_read_is_told_and_counted(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.pdf", "b.pdf", "c.docx", ".hidden.txt"):
+        (folder / name).write_bytes(b"%PDF")
+    (folder / "state.json").write_text("{}")  # makes no data set of Hugging Face
+    made(folder, tmp_path / "out")
+    told = f"{folder}: not read: .pdf 2, .docx 1, .json 1, hidden 1 (a.pdf, b.pdf, c.docx, ...)"
+    assert told in capsys.readouterr().out.splitlines()
+    content = json.loads((tmp_path / "out" / "documents.json").read_text())
+    assert content["not_read"] == {".pdf": 2, ".docx": 1, ".json": 1, "hidden": 1}
+    assert content["documents"] == 58
+
+
+def test_another_file_changes_no_name_and_few_parts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    folder = folder.rename(tmp_path / "all" / "papers")
+    made(tmp_path / "all", tmp_path / "before")
+    (tmp_path / "all" / "new.txt").write_text(prose(999))
+    made(tmp_path / "all", tmp_path / "after")
+    before, after = records(tmp_path / "before" / "corpus"), records(tmp_path / "after" / "corpus")
+    assert set(after) == {*before, "new.txt"}
+    parts = [
+        {
+            row["id"]: row["part"]
+            for row in pq.read_table(tmp_path / out / "split.parquet").to_pylist()
+        }
+        for out in ("before", "after")
+    ]
+    assert (
+        sum(parts[0][name] != parts[1][name] for name in before) <= 2
+    )  # beside the new one's place
+
+
+@pytest.mark.parametrize("place", ["", "out", "sub/out"])
+def test_an_output_in_the_folder_of_documents_is_refused(folder: Path, place: str) -> None:
+    before = sorted(folder.rglob("*"))
+    said = launch(folder, folder / place, code=2)
+    assert f"lies in {folder}, which is read" in said
+    said = run(
+        [sys.executable, "-m", "toolkit.launch", "tiny_adapt_domain", "--cluster", "local"]
+        + [f"data.source={folder}", f"run_dir={folder / place / 'run'}"],
+        code=2,
+    )
+    assert f"lies in {folder}, which is read" in said
+    with pytest.raises(BadInput, match="give another directory"):
+        made(folder, folder / place)
+    assert sorted(folder.rglob("*")) == before

@@ -259,3 +259,46 @@ def test_short_texts_have_signatures_too(text: str) -> None:
     assert signature(text).shape == signature("x " * 100).shape
     assert np.array_equal(signature(text), signature(text))
     assert not np.array_equal(signature(text), signature(text + " four five"))
+
+
+UNSPACED_SENTENCES = {
+    "zh": "机翼上方第{0}股气流在扰动足够大时会变为湍流，{1}号压力计随即记录到更高的读数。",
+    "ja": "翼の上の第{0}の流れは、擾乱が十分に大きくなると乱流になり、{1}の計器が高い値を示す。",
+    "th": "กระแสลมเหนือปีกที่{0}จะปั่นป่วนเมื่อการรบกวนมากพอและเครื่องวัดหมายเลข{1}แสดงค่าที่สูงขึ้น",
+}
+
+
+@pytest.mark.parametrize("language", UNSPACED_SENTENCES)
+def test_near_duplicates_are_found_in_scripts_without_spaces(language: str) -> None:
+    """One character of every second sentence is changed."""
+    drawn = [chr(code) for code in np.random.default_rng(1).permutation(20_000)[:440] + 0x4E00]
+    sentence = UNSPACED_SENTENCES[language]
+    numbers = list(zip(drawn[:20], drawn[20:40], strict=True))
+    changed = [(one, "々" if at % 2 else two) for at, (one, two) in enumerate(numbers)]
+    texts = ["".join(sentence.format(*pair) for pair in pairs) for pairs in (numbers, changed)]
+    texts.append("".join(drawn[40:]))
+    found = nearly_repeated(
+        np.stack([signature(text) for text in texts]),
+        among=np.ones(len(texts), dtype=np.bool_),
+        reason="near",
+    )
+    assert [(duplicate.of, duplicate.number) for duplicate in found] == [(0, 1)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The flow over the wing becomes turbulent as soon as disturbances grow, doesn't it? x_1 2²",
+        "Течение над крылом становится турбулентным, когда возмущения растут достаточно быстро.",
+        "Η ροή πάνω από την πτέρυγα γίνεται τυρβώδης όταν οι διαταραχές μεγαλώνουν ΑΡΚΕΤΑ.",
+        "पंख के ऊपर का प्रवाह अशांत हो जाता है जब गड़बड़ी काफी बढ़ जाती है।",
+        "يصبح التدفق فوق الجناح مضطربا عندما تنمو الاضطرابات بما فيه الكفاية.",
+    ],
+)
+def test_words_between_spaces_have_the_signature_that_they_had(text: str) -> None:
+    """Shards of before can be compared: a shingle is five runs of letters and digits."""
+    from rensa import RMinHash
+
+    naive = RMinHash(num_perm=NUM_PERMUTATIONS, seed=1)
+    naive.update(sorted(five_grams(re.findall(r"\w+", text.casefold()))))
+    assert signature(text).tolist() == [value & 0xFFFF for value in naive.digest()]

@@ -108,7 +108,9 @@ def test_processes_that_come_together_copy_each_file_once(
     )
 
     def process() -> None:
-        found.append(shard_wikipedia._paths(given))
+        paths, roots = shard_wikipedia._paths(given)
+        found.append(paths)
+        assert {*roots} == {tmp_path / "out.inputs" / "memory" / "bucket"}
 
     threads = [threading.Thread(target=process) for _ in range(3)]
     for thread in threads:

@@ -64,3 +64,12 @@ def test_a_long_line_has_the_sentences_that_its_parts_have() -> None:
     spans = sentence_spans(endless + "The end of it is here.")
     assert spans[0][0] == 0 and all(stop - start <= MAX_LINE_CHARS for start, stop in spans)
     assert sum(stop - start for start, stop in spans) > 0.99 * len(endless)
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u2009", "\u2028", "\u202f", "\u3000", "\x85"])
+def test_a_wide_space_before_a_full_stop_ends_no_program(space: str) -> None:
+    """sentencex cut such a character in two, which is a panic of Rust."""
+    assert split_sentences(f"See part A{space}. The end of it is here.", min_chars=0) == [
+        f"See part A{space}.",
+        "The end of it is here.",
+    ]

@@ -11,7 +11,7 @@ from toolkit.base.errors import BadInput
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.sources import find_inputs
-from toolkit.text.whole_files import decoded, title_of, unwrapped
+from toolkit.text.whole_files import decoded, title_of, unwrapped, without_embedded
 
 PROSE = "Die Strömung über dem Flügel wird turbulent, sobald die Störungen groß genug werden. " * 5
 
@@ -29,6 +29,93 @@ def test_japanese_and_russian_in_their_old_encodings() -> None:
     russian = "Течение над крылом становится турбулентным, когда возмущения растут. " * 20
     assert decoded(japanese.encode("shift_jis")) == japanese
     assert decoded(russian.encode("cp1251")) == russian
+
+
+SENTENCES = {
+    "en": "The flow over the wing becomes turbulent as the disturbances grow.",
+    "de": PROSE,
+    "ru": "Течение над крылом становится турбулентным, когда возмущения растут.",
+    "el": "Η ροή πάνω από την πτέρυγα γίνεται τυρβώδης.",
+    "he": "הזרימה מעל הכנף הופכת לסוערת כאשר ההפרעות גדלות.",
+    "ar": "يصبح التدفق فوق الجناح مضطربا عندما تنمو الاضطرابات.",
+    "hi": "पंख के ऊपर का प्रवाह अशांत हो जाता है।",
+    "th": "กระแสลมเหนือปีกจะปั่นป่วน เมื่อการรบกวนมากพอ",
+    "ja": "翼の上の流れは、擾乱が十分に大きくなると乱流になります。",
+    "zh": "机翼上方的气流，在扰动足够大时变为湍流。",
+    "ko": "날개 위의 흐름은 교란이 커지면 난류가 된다.",
+    "signs": "Wings \U0001f6e9 are great \U0001f44d, aren’t they?",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("language", SENTENCES)
+def test_wide_characters_without_a_mark(language: str, encoding: str) -> None:
+    for text in (f"{SENTENCES[language]}\n", f"{SENTENCES[language]}\r\n" * 30):
+        assert decoded(text.encode(encoding)) == text
+
+
+@pytest.mark.parametrize(
+    ("language", "encoding"),
+    [("ja", "iso2022_jp"), ("ja", "iso2022_jp_2004"), ("zh", "iso2022_jp_2"), ("ko", "iso2022_kr")],
+)
+def test_encodings_of_seven_bits(language: str, encoding: str) -> None:
+    text = f"{SENTENCES[language]}\nABC\n"
+    assert decoded(text.encode(encoding)) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a text with one\0 byte that is zero, and with an even number of bytes",
+        b"name\0value\0other\0thing\0" * 50,
+        b"file.txt" + b"\0" * 92 + b"0000644\0" + b"\0" * 400 + b"An archive of tar. " * 40,
+        "Größe über\0 alles Maß".encode("cp1252"),
+        "翼の上の流れ\0は乱流".encode("shift_jis"),
+        b"\x1b$)A\x0e<:=;\x0f is ISO-2022-CN\n",
+        b"an escape \x1b$ of nothing",
+    ],
+)
+def test_what_only_looks_like_such_a_text_gives_none(content: bytes) -> None:
+    assert decoded(content) is None
+
+
+def test_an_escape_sequence_of_colour_is_no_encoding() -> None:
+    text = "\x1b[31mred\x1b[0m costs $ 5\n"
+    assert decoded(text.encode()) == text
+
+
+def test_an_embedded_image_is_left_out_and_the_text_stays(tmp_path: Path) -> None:
+    image = "data:image/png;base64," + "iVBORw0KGgo+/" * 1000 + "=="
+    text = f'# Flow\n\nBefore ![the wing]({image} "title") and after.\n\n[w]: {image}\n\nThe end.\n'
+    assert without_embedded(text) == "# Flow\n\nBefore the wing and after.\n\n[w]: \n\nThe end.\n"
+    assert without_embedded(f'<img src="{image}" alt="x">') == '<img src="" alt="x">'
+    plain = "A short data:text/plain,hello and ![a picture](pictures/a.png) stay. ![x]"
+    assert without_embedded(plain) == plain
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.md").write_text(text)
+    out = tmp_path / "out"
+    command = [sys.executable, "data_scripts/shard_wikipedia.py", "--whole-files", "--input"]
+    run([*command, str(tmp_path / "in"), "--output", str(out)])
+    assert open_shards(out).text(0) == "Before the wing and after.\n[w]:\nThe end."
+
+
+@pytest.mark.parametrize(
+    "signs", ["café – déjà vu", "“quoted”, naïve", "£5 at 20° C", "Größe", "’s"]
+)
+def test_a_few_signs_in_much_ascii_are_western(signs: str) -> None:
+    text = (
+        f"The flow over the wing grows, {signs}, as soon as the disturbances do so. "
+        + "Words. " * 60
+    )
+    assert decoded(text.encode("cp1252")) == text
+
+
+def test_many_letters_tell_other_encodings() -> None:
+    text = (
+        "Przepływ nad skrzydłem staje się turbulentny, gdy zaburzenia rosną. Właściwości warstwy "
+        "przyściennej mierzono ciśnieniomierzem, a łódka płynęła dalej. "
+    )
+    assert decoded(text.encode("cp1250")) == text
 
 
 def test_a_text_that_was_cut_in_a_character_keeps_its_encoding() -> None:

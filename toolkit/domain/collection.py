@@ -39,11 +39,12 @@ from toolkit.base.layout import (
 from toolkit.cluster.crew import local_crew
 from toolkit.settings.domain_schema import DocumentsRecipe
 from toolkit.text.assembly import finish, written
+from toolkit.text.folders import counts_of, overlap
 from toolkit.text.passages import passages
 from toolkit.text.readers import Columns
 from toolkit.text.sharding import Part, Work, make_parts
 from toolkit.text.shards import ShardRules, ShardSet, open_shards
-from toolkit.text.sources import find_inputs
+from toolkit.text.sources import Found, Input, find_inputs, survey
 
 DEV, TEST, TRAIN = "dev", "test", "train"
 LARGEST_SHARE = 5  # dev and test have at most a fifth of the documents each
@@ -63,7 +64,10 @@ def run(recipe: DocumentsRecipe) -> None:
     `output_dir` holds those of another recipe."""
     out = Path(recipe.output_dir)
     settings = recipe.model_dump(mode="json", exclude={"output_dir"})
-    source_work = _source_work(recipe)
+    found = _found(recipe)
+    source_work = _source_work(recipe, inputs=found.inputs)
+    if found.passed:
+        say(f"{recipe.source}: {found.told}")
     if _are_there(out, settings=settings) and written(source_work):
         say(f"{out}: these documents are already there; nothing to do")
         return
@@ -84,7 +88,8 @@ def run(recipe: DocumentsRecipe) -> None:
     _write_passage_table(rows, path=out / TRAIN_PASSAGES_FILE)
     _shards(_work_of(TRAIN_PASSAGES_FILE, output=TRAIN_DIR, recipe=recipe))
     counts = _counts(document_of, part_of=part_of)
-    content = {"settings": settings, "documents": len(source), "parts": counts}
+    passed = counts_of(found.passed)
+    content = {"settings": settings, "documents": len(source), "parts": counts, "not_read": passed}
     write_json(out / DOCUMENTS_FILE, content)
     told = ", ".join(
         f"{count['documents']:,} for {part} ({count['passages']:,} passages)"
@@ -121,13 +126,19 @@ def split(documents: Iterable[str], *, num_dev: int, num_test: int, seed: int) -
     return dict(zip(drawn, parts, strict=True))
 
 
-def _source_work(recipe: DocumentsRecipe) -> Work:
+def _found(recipe: DocumentsRecipe) -> Found:
     path = Path(recipe.source)
     if not path.exists():
         raise BadInput(f"{path}: no such file or folder; give the documents of your domain")
+    if problem := overlap(Path(recipe.output_dir), source=path):
+        raise BadInput(problem)
+    return survey([path], whole_files=True)
+
+
+def _source_work(recipe: DocumentsRecipe, *, inputs: tuple[Input, ...]) -> Work:
     return Work(
         output=(Path(recipe.output_dir) / SOURCE_DIR).absolute(),
-        inputs=find_inputs([path], whole_files=True),
+        inputs=inputs,
         columns=Columns(text=recipe.text_column, id=recipe.id_column, title=recipe.title_column),
         rules=ShardRules(language=recipe.language),
         deduplicate=recipe.deduplicate,

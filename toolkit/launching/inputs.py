@@ -26,6 +26,7 @@ from toolkit.settings.schema import (
     SupervisedRecipe,
     TrainingRecipe,
 )
+from toolkit.text.folders import overlap
 
 HOW_TO_SHARD = "make it with data_scripts/shard_wikipedia.py --input DUMP --output DIR"
 HOW_TO_FETCH = (
@@ -56,8 +57,11 @@ def missing_inputs(
     for path in _files_of(recipe):
         if not Path(path).exists() and not _comes_later(path, outputs=outputs):
             yield f"{name}: {path}: no such file"
-    if isinstance(recipe, DocumentsRecipe) and not Path(recipe.source).exists():
-        yield f"{name}: {recipe.source}: no such file or folder"
+    if isinstance(recipe, DocumentsRecipe):
+        if not Path(recipe.source).exists():
+            yield f"{name}: {recipe.source}: no such file or folder"
+        if problem := overlap(Path(recipe.output_dir), source=Path(recipe.source)):
+            yield f"{name}: {problem}"
     if isinstance(recipe, GradedRecipe) and not Path(recipe.data.train).is_file():
         yield f"{name}: {recipe.data.train}: no such file; give a .tsv or .csv of graded pairs"
     models, shards = inputs_of(stages, name=name)

@@ -6,8 +6,7 @@ word stems: those belong to one language, and this reads any.
 A word is a run of letters and digits, in lower case and with its accents, after Unicode's
 normalisation NFKC. A run of a script that is written without spaces (Chinese, Japanese, Thai, Lao,
 Khmer, Burmese), or whose words carry their particles (Korean), becomes its pairs of neighbouring
-characters, as in Lucene's analyser for Chinese, Japanese and Korean: the run as a whole would stand
-in hardly any other text.
+characters (`unspaced`): the run as a whole would stand in hardly any other text.
 
 Shapes: Q queries, K rows for each, N texts.
 """
@@ -24,6 +23,8 @@ import numpy as np
 import regex
 from numpy.typing import NDArray
 
+from toolkit.text.unspaced import UNSPACED, pairs
+
 # How fast a repeated word stops counting, and how much a long text pays for its length: the
 # defaults of Lucene, and so of most search engines. On BoolQ they are better than those of Anserini
 # (0.9, 0.4), which most papers have: nDCG@10 0.796 and 0.787.
@@ -34,10 +35,8 @@ WORDS = "runs of letters and digits, or pairs/1"
 NO_ROW = -1
 
 _PARTS = {"data": np.float32, "indices": np.int32, "indptr": np.int64}
-# The prolonged sound mark of katakana belongs to no script of its own.
-_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}ー\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _RUNS = regex.compile(
-    rf"([{_UNSPACED}]+)|[\p{{L}}\p{{N}}--[{_UNSPACED}]][\p{{L}}\p{{N}}\p{{M}}--[{_UNSPACED}]]*",
+    rf"([{UNSPACED}]+)|[\p{{L}}\p{{N}}--[{UNSPACED}]][\p{{L}}\p{{N}}\p{{M}}--[{UNSPACED}]]*",
     regex.V1,
 )
 
@@ -46,11 +45,7 @@ def words(text: str) -> list[str]:
     """The words of a text, in their order."""
     found: list[str] = []
     for run in _RUNS.finditer(normalize("NFKC", text).lower()):
-        letters = run[0]
-        if run[1] is None or len(letters) == 1:
-            found.append(letters)
-        else:
-            found.extend(letters[at : at + 2] for at in range(len(letters) - 1))
+        found += [run[0]] if run[1] is None else pairs(run[1])
     return found
 
 

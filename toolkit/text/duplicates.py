@@ -24,7 +24,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
+
+from toolkit.text.unspaced import UNSPACED, pairs
 
 NUM_PERMUTATIONS = 256
 NUM_BANDS = 32  # of 8 rows: a pair of similarity 0.8 is a candidate with probability 0.997
@@ -36,7 +39,7 @@ SIGNATURE_TYPE = np.uint16
 SHINGLE_WORDS = 5
 SEED = 1
 KEY_BYTES = 16
-KEYS = 3  # version of keys and signatures: raise it when a document would get another one
+KEYS = 4  # version of keys and signatures: raise it when a document would get another one
 PAIRS_AT_ONCE = 100_000
 LONGEST_RUN = 1_000  # marks on one letter; Unicode's own limit for streams is 30 (UAX 15)
 MARKS_END = 0x20000  # there are no marks in the planes from here on
@@ -45,6 +48,7 @@ Keys = NDArray[np.void]
 Signature = NDArray[np.uint16]
 Ints = NDArray[np.int64]
 _WORD = re.compile(r"\w+")
+_UNSPACED_RUN = regex.compile(rf"[{UNSPACED}]+")
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,12 @@ def is_mark(character: str) -> bool:
 def signature(text: str) -> Signature:
     """The MinHash signature (P,) of a text.
 
-    A shingle is `SHINGLE_WORDS` words, and words consist of letters and digits. A text with fewer
-    words has no such shingle; its only shingle is the whole normalised text.
+    A shingle is `SHINGLE_WORDS` words. A text with fewer words has no such shingle; its only
+    shingle is the whole normalised text.
     """
     from rensa import RMinHash  # here, because only near duplicates need it
 
-    words = _WORD.findall(text.casefold())
+    words = _words(text.casefold())
     shingles = [
         " ".join(words[start : start + SHINGLE_WORDS])
         for start in range(len(words) - SHINGLE_WORDS + 1)
@@ -122,6 +126,18 @@ def signature(text: str) -> Signature:
     minhash = RMinHash(num_perm=NUM_PERMUTATIONS, seed=SEED)
     minhash.update(shingles)
     return np.array(minhash.digest(), dtype=np.uint32).astype(SIGNATURE_TYPE)
+
+
+def _words(text: str) -> list[str]:
+    """Runs of letters and digits, but of a script without spaces its pairs of characters: the words
+    of a whole sentence would otherwise be one, which any change makes another."""
+    found: list[str] = []
+    end = 0
+    for run in _UNSPACED_RUN.finditer(text):
+        found += _WORD.findall(text[end : run.start()])
+        found += pairs(run[0])
+        end = run.end()
+    return found + _WORD.findall(text[end:])
 
 
 def as_signatures(written: Iterable[bytes]) -> Signature:

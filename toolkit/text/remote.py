@@ -27,17 +27,26 @@ _GLOB = re.compile(r"[*?\[]")
 @dataclasses.dataclass(frozen=True)
 class RemoteFile:
     """A file elsewhere: the scheme of its address, the rest of it, and what is known of its
-    content. A file with another `stamp` has changed, where its file system says so."""
+    content. A file with another `stamp` has changed, where its file system says so. `below` is the
+    folder that was named, if the file was found in one."""
 
     filesystem: Any
     scheme: str
     path: str
     size: int | None
     stamp: str
+    below: str | None = None
+
+    def root(self, folder: Path) -> Path | None:
+        """Where the copy of the folder that was named is; None if the file itself was."""
+        return None if self.below is None else self._place(self.below, folder)
 
     def place(self, folder: Path) -> Path:
         """Where its copy is below a folder: neighbours stay neighbours, with the same names."""
-        path = _ADDRESS.sub("", self.path)
+        return self._place(self.path, folder)
+
+    def _place(self, path: str, folder: Path) -> Path:
+        path = _ADDRESS.sub("", path)
         if self.scheme in ("http", "https"):
             path = path.partition("?")[0]
         parts = PurePosixPath(path.lstrip("/")).parts
@@ -107,6 +116,7 @@ def remote_files(address: str, *, whole_files: bool = False) -> list[RemoteFile]
     those whose kind is known. Raises `BadInput` if there are none, nothing here opens it, or the
     kind of a file that was named is unknown."""
     filesystem, path = _opened(address)
+    below = None
     try:
         if _GLOB.search(path) and not filesystem.exists(path):
             found = sorted(filesystem.glob(path))
@@ -114,12 +124,12 @@ def remote_files(address: str, *, whole_files: bool = False) -> list[RemoteFile]
             found = [path]
         else:
             found = sorted(filesystem.find(path))
-            base = Path(path)
+            below, base = path, Path(path)
             found = [
                 one for one in found if is_known(Path(one), below=base, whole_files=whole_files)
             ]
         scheme = address.partition("://")[0].lower()
-        files = [_known(filesystem, scheme=scheme, path=one) for one in found]
+        files = [_known(filesystem, scheme=scheme, path=one, below=below) for one in found]
     except Exception as error:  # each file system has its own errors
         raise BadInput(f"{_shown(address)}: cannot be read ({_said(error)})") from error
     if not files:
@@ -129,10 +139,11 @@ def remote_files(address: str, *, whole_files: bool = False) -> list[RemoteFile]
     return files
 
 
-def _known(filesystem: Any, *, scheme: str, path: str) -> RemoteFile:
+def _known(filesystem: Any, *, scheme: str, path: str, below: str | None) -> RemoteFile:
     size = filesystem.info(path).get("size")
     stamp = str(filesystem.ukey(path))
-    return RemoteFile(filesystem, scheme, path, None if size is None else int(size), stamp)
+    size = None if size is None else int(size)
+    return RemoteFile(filesystem, scheme, path, size, stamp, below)
 
 
 @functools.cache

@@ -4,6 +4,7 @@ Knows sentence ends (through sentencex) and which sentences are worth keeping. R
 documents and files.
 """
 
+import re
 from collections.abc import Iterator
 
 import sentencex
@@ -13,6 +14,9 @@ MIN_WORDS = 4
 # Longer lines are searched in pieces: sentencex scans from each opening quote to the end of what it
 # gets, which takes quadratic time.
 MAX_LINE_CHARS = 10_000
+# White space of several bytes before a full stop ends sentencex 1.0 with a panic of Rust, no
+# `Exception`; as a blank it means the same to it.
+_WIDE_SPACE = re.compile(r"[^\S\x00-\x7f](?=\.)")
 # Written without spaces between words, so that the number of words means nothing.
 UNSPACED_LANGUAGES = frozenset({"bo", "ja", "km", "lo", "my", "th", "wuu", "yue", "zh"})
 
@@ -59,7 +63,7 @@ def _boundaries(line: str, *, language: str) -> Iterator[tuple[int, int]]:
             piece = piece[: blank + 1]
         spans = [
             (start + boundary["start_index"], start + boundary["end_index"])
-            for boundary in sentencex.get_sentence_boundaries(language, piece)
+            for boundary in sentencex.get_sentence_boundaries(language, _WIDE_SPACE.sub(" ", piece))
         ]
         kept = spans if is_last or len(spans) < 2 else spans[:-1]
         yield from kept

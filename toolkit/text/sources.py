@@ -15,6 +15,14 @@ import pyarrow.parquet as pq
 
 from toolkit.base.errors import BadInput
 from toolkit.base.files import sha256_of, stamp_of
+from toolkit.text.folders import (
+    HIDDEN,
+    Passed,
+    contents,
+    ending_of,
+    name_below,
+    told,
+)
 from toolkit.text.readers import (
     Columns,
     DatasetRows,
@@ -42,8 +50,8 @@ COMPRESSED = (".gz", ".zst", ".bz2")
 class Input:
     """One file, or one split of a data set of Hugging Face's `datasets` (by hub name or on disk).
 
-    `name` is the path relative to the common folder of all inputs, so that it stays the same when
-    all of them are moved together.
+    `name` is the path relative to the folder that was given, or to the common folder of all that
+    was given, so that it stays the same when all is moved together, and when a file comes or goes.
     """
 
     name: str
@@ -71,12 +79,17 @@ def kind_of(path: Path, *, whole_files: bool = False) -> str:
             return kind
     if name.endswith(PARQUET):
         return "parquet"
-    if name.endswith((".bz2", ".gz")):  # Wikimedia's parts: articles1.xml-p1p41242.bz2
+    # Wikimedia's parts: articles1.xml-p1p41242.bz2. Among anybody's files .gz says nothing.
+    if name.endswith((".bz2", ".gz")) and (not whole_files or ".xml" in name):
         return "dump"
+    raise BadInput(f"{path}: unknown kind of file; give one of {_known(whole_files=whole_files)}")
+
+
+def _known(*, whole_files: bool) -> str:
+    """The endings of files that can be read, for people."""
     texts = WHOLE_FILES if whole_files else TEXT_LINES
     known = ", ".join((*XML, *JSON_LINES, *texts, *PARQUET))
-    packed = ", ".join(COMPRESSED)
-    raise BadInput(f"{path}: unknown kind of file; give one of {known}, or with one of {packed}")
+    return f"{known}, or with one of {', '.join(COMPRESSED)}"
 
 
 def noun_of(kind: str) -> str:
@@ -95,38 +108,85 @@ def reading_settings(kind: str, *, columns: Columns) -> dict[str, str | int]:
     return {"kind": kind, **vars(columns)}
 
 
-def find_inputs(paths: Sequence[Path], *, whole_files: bool = False) -> tuple[Input, ...]:
+@dataclass(frozen=True)
+class Found:
+    """The inputs that paths name, and what was passed over in the folders among them. `folder` is
+    what the names of both are relative to."""
+
+    inputs: tuple[Input, ...]
+    passed: tuple[Passed, ...]
+    folder: Path
+
+    @property
+    def told(self) -> str:
+        """One line about what was passed over; empty if nothing was."""
+        return f"not read: {told(self.passed, below=self.folder)}" if self.passed else ""
+
+
+def find_inputs(
+    paths: Sequence[Path], *, whole_files: bool = False, roots: Sequence[Path] = ()
+) -> tuple[Input, ...]:
+    """The inputs of `survey`, where nobody is told what was passed over."""
+    return survey(paths, whole_files=whole_files, roots=roots).inputs
+
+
+def survey(
+    paths: Sequence[Path], *, whole_files: bool = False, roots: Sequence[Path] = ()
+) -> Found:
     """The inputs for these paths, in order: each file, and for a folder all files below it whose
-    kind is known. With `whole_files` a text file (`WHOLE_FILES`) is one document.
+    kind is known. With `whole_files` a text file (`WHOLE_FILES`) is one document. `roots` are
+    folders that were given as well, whose files are among `paths`.
 
     Raises `BadInput` for a file of unknown kind, a folder without such files, and repeated inputs.
     """
     files: list[Path] = []
+    passed: list[Passed] = []
+    given = [_absolute(root) for root in roots]
     for path in paths:
         if not path.is_dir() or is_saved_dataset(path):
             files.append(path)
+            given.append(_absolute(path).parent)
             continue
-        inside = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and is_known(file, below=path, whole_files=whole_files)
-        ]
-        if not inside:
-            raise BadInput(f"{path}: holds no file that can be read")
+        inside, left = _known_below(path, whole_files=whole_files)
         files += inside
+        passed += left
+        given.append(_absolute(path))
     places = [_absolute(file) for file in files]
     if len(set(places)) < len(places):
         raise BadInput("an input is named twice")
-    common = Path(os.path.commonpath([place.parent for place in places]))
-    return tuple(
+    common = Path(os.path.commonpath(given))
+    inputs = tuple(
         Input(
-            # A name on Linux may be any bytes; what is not UTF-8 is written as \xff.
-            name=os.fsencode(place.relative_to(common)).decode("utf-8", "backslashreplace"),
+            name=name_below(place, common),
             path=str(file),
             kind="dataset" if is_saved_dataset(file) else kind_of(file, whole_files=whole_files),
         )
         for file, place in zip(files, places, strict=True)
     )
+    there = tuple(Passed(_absolute(one.path), one.reason) for one in passed)
+    return Found(inputs=inputs, passed=there, folder=common)
+
+
+def _known_below(folder: Path, *, whole_files: bool) -> tuple[list[Path], list[Passed]]:
+    """The files below a folder whose kind is known, at least one, and what is passed over."""
+    try:
+        files, passed = contents(folder)
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be read ({error.strerror})") from error
+    known = []
+    for file in files:
+        if is_known(file, below=folder, whole_files=whole_files):
+            known.append(file)
+        else:
+            hidden = file.name.startswith("_") or "multistream-index" in file.name
+            passed.append(Passed(file, HIDDEN if hidden else ending_of(file)))
+    if not known:
+        there = f": {told(passed, below=folder)}" if passed else ""
+        raise BadInput(
+            f"{folder}: holds no file that can be read{there}; those that can are "
+            f"{_known(whole_files=whole_files)}"
+        )
+    return known, passed
 
 
 def _absolute(path: Path) -> Path:
@@ -136,8 +196,15 @@ def _absolute(path: Path) -> Path:
 
 
 def is_saved_dataset(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk` of Hugging Face's `datasets`."""
-    return any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    """Whether a folder was written by `save_to_disk` of Hugging Face's `datasets`: one split, or
+    folders of splits. A file of such a name alone may be anybody's."""
+    if os.path.isfile(path / "dataset_dict.json"):  # False where the folder cannot be entered
+        return any(_is_saved_split(info.parent) for info in path.glob("*/dataset_info.json"))
+    return _is_saved_split(path)
+
+
+def _is_saved_split(path: Path) -> bool:
+    return all(os.path.isfile(path / name) for name in ("state.json", "dataset_info.json"))
 
 
 def num_rows(given: Input) -> int | None:
