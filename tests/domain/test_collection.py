@@ -178,3 +178,10 @@ def test_too_few_documents_become_enough(tmp_path: Path) -> None:
         (folder / f"{number}.txt").write_text(prose(number))
     made(folder, out)
     assert len(records(out / "corpus")) == 60
+
+
+def test_too_many_bad_rows_are_refused_by_the_key_of_the_recipe(tmp_path: Path) -> None:
+    rows = [json.dumps({"id": f"d{n}", "text": prose(n)}) for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *["no JSON"] * 9]))
+    with pytest.raises(BadInput, match=r"9 of 69 rows are bad, more than max_bad_fraction 0\.05"):
+        made(tmp_path / "rows.jsonl", tmp_path / "out")
