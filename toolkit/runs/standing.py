@@ -80,6 +80,8 @@ SHARED = ("embed", "questions")  # kinds whose work is divided into units
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
 
+TRACEBACK = "Traceback (most recent call last):"
+
 # What a stage writes last, by its kind; training has steps instead.
 LAST_FILE = {
     "embed": MANIFEST_FILE,
@@ -362,7 +364,8 @@ def _trouble(logs: Path, *, jobs: Sequence[str], any_line: bool) -> str:
         for path, lines in tails:
             if errors := [line for line in lines if line.startswith(starts)]:
                 return f"{errors[-1][:500]}  [{path.name}]"
-    for path, lines in tails if any_line else ():
+    # A traceback first: the times of two files do not tell which was written last within a tick.
+    for path, lines in sorted(tails, key=lambda it: TRACEBACK not in it[1]) if any_line else ():
         if said := [line for line in lines if line.strip() and not line.startswith("submitit ")]:
             return f"{said[-1][:500]}  [{path.name}]"
     return ""
