@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         max_ratio=arguments.max_ratio,
         batch_queries=arguments.batch,
     )
-    mining.run(recipe, model=arguments.model, corpus=arguments.corpus)
+    mining.run(recipe, by_hand=mining.ByHand(arguments.model, arguments.corpus))
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:

@@ -14,10 +14,12 @@ import pytest
 from tests.conftest import need
 from tests.encoding.conftest import embed
 from toolkit import train
+from toolkit.base.files import committed_directory, write_json
 from toolkit.encoding.store import VectorStore
 from toolkit.evaluation.parts import Part, Scores, main_scores
 from toolkit.evaluation.task import Found, Outcome
 from toolkit.report import main
+from toolkit.report.domain import of_domain
 from toolkit.report.page import SAMPLES, date, report, shown, written
 from toolkit.runs.launched import Launched, write_launched
 from toolkit.runs.records import read_metrics
@@ -181,3 +183,25 @@ def test_two_encoders_query_by_query_the_worst_first(tmp_path: Path) -> None:
     assert page.index("What became better") < page.index("query &lt;0&gt;")
     assert "query &lt;2&gt;" not in page  # as good as before
     assert "<td>the_first hit 1</td><td>last hit 1</td><td>0.250</td><td>0.000</td>" in page
+
+
+def test_an_encoder_that_was_not_merged_is_deployed_from_its_training(tmp_path: Path) -> None:
+    parts = {"train": {"documents": 3, "passages": 4}}
+    made = {"documents": 3, "parts": parts, "settings": {"source": "papers"}}
+    write_json(tmp_path / "documents" / "documents.json", made)
+    places = {name: tmp_path / name for name in ("documents", "simcse", "supervised", "evaluate")}
+    stages = [Standing("r", name, name) for name in places]
+
+    def deployment() -> str:
+        found = {title: text for title, text, *_ in of_domain(tmp_path, stages, places=places)}
+        return found.get("The encoder, and how to deploy it", "")
+
+    assert deployment() == ""
+    for stage in ("simcse", "supervised"):
+        with committed_directory(places[stage] / "encoder"):
+            pass
+        assert f"vllm serve {tmp_path}/{stage}/encoder --runner" in deployment()
+    assert "Trained by the stage supervised, and not merged" in deployment()
+    chosen = {"encoder": "merged_50", "ratio": 0.5, "model": "/m/0.5", "digest": "d" * 64}
+    write_json(places["evaluate"] / "chosen.json", chosen)
+    assert "vllm serve /m/0.5 --runner" in deployment()

@@ -7,13 +7,15 @@ import random
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from submitit import LocalExecutor
 
+from tests.cluster import ended
 from tests.encoding.conftest import embed
 from toolkit import status, train
 from toolkit.base.errors import BadInput
@@ -21,6 +23,7 @@ from toolkit.base.files import read_json, read_json_lines, write_json
 from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.queue import JobState
+from toolkit.cluster.submit import JobFailed, Resources, run_here
 from toolkit.runs import standing
 from toolkit.runs.launched import Launched, write_launched
 from toolkit.runs.standing import Standing
@@ -105,6 +108,77 @@ def test_what_has_been_quiet_for_long_has_stopped_and_its_log_says_why(
     assert 3590 < one["last_sign_s"] < 3700
     assert one["trouble"] == "watchdog: rank 2 on host n2 was killed  [12_0_log.out]"
     assert one["total"] == one["done"] == 3  # by its own recipe: the encoder alone is missing
+
+
+KINDS = ("documents", "mine", "merge", "evaluate", "report", "embed", "questions", "supervised")
+ASKED = Resources("x", nodes=1, tasks_per_node=1, gpus_per_node=0, cpus_per_task=1, time_min=5)
+
+
+def launched_here(folder: Path, kinds: Sequence[str]) -> None:
+    logs = folder / "logs"
+    stages = [Launched(kind, kind, str(folder / kind), str(logs / kind), None) for kind in kinds]
+    write_launched(folder, stages)
+
+
+def test_a_job_of_this_machine_that_ended_badly_says_why_whatever_its_kind(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standing, "QUIET_S", 0.0)
+    launched_here(tmp_path, KINDS)
+    assert {one["state"] for one in told(tmp_path)} == {"not begun"}
+    ends = (ended.failed, "failed"), (ended.killed, "stopped"), (ended.broken, "failed")
+    lines = []
+    for job, state in ends:
+        first, *others = KINDS
+        with pytest.raises(JobFailed):
+            run_here(ASKED, job=job, folder=tmp_path / "logs" / first, show=lambda _: None)
+        for kind in others:
+            shutil.copytree(tmp_path / "logs" / first, tmp_path / "logs" / kind, dirs_exist_ok=True)
+        stages = told(tmp_path)
+        assert [one["state"] for one in stages] == [state] * len(KINDS)
+        assert len({one["trouble"] for one in stages}) == 1
+        lines.append(stages[0]["trouble"])
+    assert "RunFailed: none of 30 questions is left  [" in lines[0]
+    assert lines[1].startswith("step 3 of 20  [")  # nobody reports an error
+    assert lines[2].startswith("ZeroDivisionError: an error that nobody foresaw  [")
+    # A new launch has not come to them yet, and one of another machine cannot be looked at.
+    content = read_json(tmp_path / "launched.json")
+    for change in ({"time": "2999-01-01T00:00:00+00:00"}, {"node": "elsewhere"}):
+        write_json(tmp_path / "launched.json", {**content, **change})
+        assert {one["state"] for one in told(tmp_path)} == {"not begun"}
+
+
+def test_a_job_of_this_machine_runs_until_its_process_has_ended(tmp_path: Path, told: Told) -> None:
+    launched_here(tmp_path, ["merge", "report"])
+    executor = LocalExecutor(folder=tmp_path / "logs" / "merge")
+    executor.update_parameters(timeout_min=5)
+    job = executor.submit(ended.late)
+    try:
+        while "begins" not in (job.stdout() or ""):
+            time.sleep(0.05)
+        assert [one["state"] for one in told(tmp_path)] == ["running", "not begun"]
+    finally:
+        job.cancel()
+    with pytest.raises(Exception, match=r"\S"):
+        job.result()
+    assert told(tmp_path)[0]["state"] in ("failed", "stopped")
+
+
+def test_a_run_that_was_moved_is_found_where_it_is(tmp_path: Path, told: Told) -> None:
+    run_dir = tmp_path / "run"
+    outside = tmp_path / "elsewhere"
+    launched_here(run_dir, ["merge"])
+    content = read_json(run_dir / "launched.json")
+    assert content["stages"][0]["output"] == "merge"
+    assert content["stages"][0]["logs"] == "logs/merge"
+    (run_dir / "merge").mkdir()
+    (run_dir / "merge" / "merged.json").write_text("{}")
+    run_dir.rename(tmp_path / "moved")
+    assert told(tmp_path / "moved")[0]["state"] == "done"
+    # What is not in the run's directory, and all that older launches wrote, is absolute.
+    write_launched(outside, [Launched("m", "merge", str(tmp_path / "moved/merge"), "/l", None)])
+    assert read_json(outside / "launched.json")["stages"][0]["output"] == f"{tmp_path}/moved/merge"
+    assert told(outside)[0]["state"] == "done"
 
 
 def log(folder: Path, name: str, text: str) -> None:

@@ -35,7 +35,7 @@ from toolkit.runs.launched import Launched, write_launched
 from toolkit.settings.catalogue import recipes_text, shipped
 from toolkit.settings.hub import is_offline
 from toolkit.settings.pipeline_schema import PipelineRecipe
-from toolkit.settings.pipelines import output_of, resolve
+from toolkit.settings.pipelines import output_of, places_of, resolve, split_overrides
 from toolkit.settings.recipes import load_recipe, to_yaml
 from toolkit.settings.schema import TrainingRecipe
 
@@ -45,7 +45,8 @@ EXAMPLES = """examples:
   python -m toolkit.launch tiny_pipeline --cluster local mntp.train.steps=20
   python -m toolkit.launch simcse_mistral_7b --nodes 2 --dry-run
 
-In a pipeline, stage.key=value goes to one stage and key=value to all that have the key."""
+In a pipeline, stage.key=value goes to one stage and key=value to all that have the key, unless the
+pipeline itself gives them different values."""
 CHECK_MIN = 10  # a check takes seconds, and one hung node would hold all the others
 
 
@@ -210,7 +211,7 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
         run_check(jobs[0], cluster=cluster, after=arguments.dependency, setup=setup)
         return
     if isinstance(whole, PipelineRecipe):
-        claim_pipeline(run_dir, whole)
+        claim_pipeline(run_dir, whole, overrides=arguments.overrides)
     if cluster == "local":
         write_launched(run_dir, [launched(job) for job in jobs])
         run_jobs_here(jobs)
@@ -227,14 +228,19 @@ def launch(arguments: argparse.Namespace, *, environ: Mapping[str, str]) -> None
             raise submit.JobFailed(f"{run_dir}: not all stages are done")
 
 
-def claim_pipeline(run_dir: Path, whole: PipelineRecipe) -> None:
-    """Write a pipeline's config.yaml. Raises `BadInput` where a single run has its own there, which
-    it needs in order to resume. Each stage claims its own directory."""
+def claim_pipeline(run_dir: Path, whole: PipelineRecipe, *, overrides: Sequence[str] = ()) -> None:
+    """Write a pipeline's config.yaml, and say which stages each override goes to, where they are
+    several. Raises `BadInput` where a single run has its own config.yaml there, which it needs in
+    order to resume. Each stage claims its own directory."""
     path, text = run_dir / CONFIG_FILE, to_yaml(whole)
     if not create_atomic(path, text):
         if (kind := load_recipe(str(path)).kind) != whole.kind:
             raise BadInput(f"run_dir={run_dir} is a run of kind {kind!r}; choose another run_dir")
         write_atomic(path, text)
+    for override in split_overrides(overrides)[1]:
+        places = places_of(whole, override=override)
+        if len(reached := [name for name in places if name not in whole.skip]) > 1:
+            say(f"{override}: in {', '.join(reached)}")
 
 
 def environment_script(environ: Mapping[str, str]) -> list[str]:

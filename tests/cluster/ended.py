@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 from toolkit.base.errors import BadInput, RunFailed
 
@@ -17,3 +18,13 @@ def wrong() -> None:
 
 def failed() -> None:
     raise RunFailed("none of 30 questions is left")
+
+
+def broken() -> None:
+    print("reads what is there", flush=True)
+    raise ZeroDivisionError("an error that nobody foresaw")
+
+
+def late() -> None:
+    print("begins", flush=True)
+    time.sleep(3600)

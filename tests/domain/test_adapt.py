@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import QUICKSTART, run
+from toolkit.settings.pipeline_schema import PipelineRecipe
+from toolkit.settings.recipes import load_recipe
 from toolkit.text.pairs import open_pairs
 from toolkit.text.readers import Columns
 from toolkit.text.records import Article
@@ -54,6 +56,12 @@ def test_a_folder_becomes_a_chosen_encoder_with_a_report(papers: Path, tmp_path:
     page = (out / "report" / "index.html").read_text()
     for head in ("What it was trained on", "how to deploy it", "after beside before", "forgetting"):
         assert head in page
+    # The page says all that was given on the command line, and its recipe gives this run again.
+    assert "choose.baselines=" not in page and "baselines:" in page
+    config = load_recipe(str(out / "config.yaml"))
+    assert isinstance(config, PipelineRecipe)
+    assert config.stages["choose"].set["baselines"] == ["bm25"]
+    assert "train.save_every_steps=100: in simcse, supervised" in said
     check_parts(out)
     assert Path(chosen["model"]).is_absolute()
     run([sys.executable, "-m", "toolkit.verify", str(out)])
@@ -98,4 +106,6 @@ def test_what_is_missing_is_said_before_anything_runs(papers: Path, tmp_path: Pa
     said = launch(papers, tmp_path / "run", "skip=[minted]", code=2)
     assert "skip: no stage 'minted'" in said
     assert "did you mean" in said
+    said = launch(papers, tmp_path / "run", f"source={papers}", code=2)
+    assert "say which: documents.source=... or encyclopedia.source=... or data.source=..." in said
     assert not (tmp_path / "run").exists()

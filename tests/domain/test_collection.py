@@ -228,3 +228,10 @@ def test_an_output_in_the_folder_of_documents_is_refused(folder: Path, place: st
     with pytest.raises(BadInput, match="give another directory"):
         made(folder, folder / place)
     assert sorted(folder.rglob("*")) == before
+
+
+def test_too_many_bad_rows_are_refused_by_the_key_of_the_recipe(tmp_path: Path) -> None:
+    rows = [json.dumps({"id": f"d{n}", "text": prose(n)}) for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join([*rows, *["no JSON"] * 9]))
+    with pytest.raises(BadInput, match=r"9 of 69 rows are bad, more than max_bad_fraction 0\.05"):
+        made(tmp_path / "rows.jsonl", tmp_path / "out")

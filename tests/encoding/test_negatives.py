@@ -14,8 +14,10 @@ from data_scripts import mine_negatives
 from tests.conftest import run
 from tests.encoding.conftest import embed
 from toolkit.base.sealed import SELF_DIGEST, content_digest
+from toolkit.domain.mining import hint_of
 from toolkit.encoding.encoder import encoder_of
 from toolkit.encoding.formats import unit_length
+from toolkit.encoding.negatives import TOO_NEAR
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import facts_digest
 from toolkit.text.pairs import PairSet, open_pairs, text_hash
@@ -179,3 +181,7 @@ def test_candidates_that_are_too_near_are_a_hint(
     captured = capsys.readouterr()
     hint = "candidates are too near to the query: give a larger --max-ratio (1 leaves out only"
     assert (hint in captured.err) == hinted, captured.err
+    too_near = {TOO_NEAR: 9}
+    assert "larger --max-ratio" in hint_of(too_near, num_found=1, by_options=True)
+    of_recipe = hint_of(too_near, num_found=1, by_options=False)
+    assert "larger max_ratio" in of_recipe and "larger depth" in of_recipe and "--" not in of_recipe

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from tests.conftest import ROOT
 from toolkit.base.errors import BadInput
 from toolkit.settings.catalogue import recipe_names, recipe_path
+from toolkit.settings.domain_schema import DocumentsRecipe
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.pipeline_schema import PipelineRecipe
-from toolkit.settings.pipelines import resolve_stages, split_overrides
+from toolkit.settings.pipelines import resolve, resolve_stages, split_overrides
+from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.recipes import load_recipe, parse_override, to_yaml
 from toolkit.settings.schema import (
     EmbedRecipe,
+    EvaluateRecipe,
     MntpRecipe,
     SimcseRecipe,
     Train,
@@ -150,6 +153,55 @@ def test_pipeline_values_and_overrides_reach_the_stages() -> None:
     assert embed.encoder.model == "out/x/simcse/encoder"
     with pytest.raises(BadInput, match=r"no stage has the key 'train\.sede'"):
         resolve_stages(pipeline, overrides=["train.sede=7"])
+
+
+def test_a_pipeline_says_all_that_was_given_and_gives_the_same_run_again(tmp_path: Path) -> None:
+    judged = "{corpus: c, queries: q, judgements: j}"
+    overrides = [
+        *("run_dir=out/x", "data.source=papers", "supervised.train.steps=3", "train.seed=7"),
+        *("supervised.train.steps=9", f"evaluate.retrieval.human={judged}"),
+        *("questions.per_document=2", "documents.passage_chars=null", "documents.language='📚'"),
+    ]
+    whole, _, stages = resolve("adapt_domain", overrides=overrides)
+    assert isinstance(whole, PipelineRecipe)
+    assert whole.stages["supervised"].set["train.steps"] == 9
+    assert {s: one.set["train.seed"] for s, one in whole.stages.items() if "train.seed" in one.set}
+    supervised, evaluate = stages["supervised"], stages["evaluate"]
+    assert isinstance(supervised, TrainingRecipe) and supervised.train.seed == 7
+    assert isinstance(evaluate, EvaluateRecipe)
+    assert evaluate.retrieval["human"].judgements == "j"
+    assert isinstance(documents := stages["documents"], DocumentsRecipe)
+    assert (documents.passage_chars, documents.language) == (None, "📚")
+    (tmp_path / "config.yaml").write_text(to_yaml(whole))
+    again, _, same = resolve(str(tmp_path / "config.yaml"), overrides=[])
+    assert again == whole and same == stages
+    _, _, other = resolve(str(tmp_path / "config.yaml"), overrides=["train.seed=8"])
+    assert isinstance(supervised := other["supervised"], TrainingRecipe)
+    assert (supervised.train.seed, supervised.train.steps) == (8, 9)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("source=x", "documents.source=... or encyclopedia.source=... or data.source=..."),
+        ("per_document=2", "questions.per_document=... or questions_dev.per_document=... or que"),
+        ("encoders.after.model=x", "choose.encoders.after.model=... or evaluate.encoders.after."),
+        ("output_dir=x", "different values in the stages documents, encyclopedia, questions, "),
+    ],
+)
+def test_an_override_never_levels_what_a_pipeline_tells_apart(override: str, says: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(says)):
+        resolve("adapt_domain", overrides=[override])
+    if override == "source=x":  # one of the two is left out
+        _, _, stages = resolve("adapt_domain", overrides=[override, "skip=[encyclopedia]"])
+        assert isinstance(documents := stages["documents"], DocumentsRecipe)
+        assert documents.source == "x"
+
+
+def test_a_key_of_several_stages_without_values_of_the_pipeline_is_one_for_all() -> None:
+    _, _, stages = resolve("adapt_domain", overrides=["generator.model=x"])
+    written = [one for one in stages.values() if isinstance(one, QuestionsRecipe)]
+    assert [one.generator.model for one in written] == ["x"] * 3
 
 
 def test_what_follows_a_stage_that_is_left_out_goes_on_from_its_base() -> None:

@@ -169,7 +169,9 @@ def _shards(work: Work, *, max_bad_fraction: float = 0.0) -> ShardSet:
         with local_crew(num_workers) as executor:
             make_parts(work, executor=executor, width=num_workers, on_part=on_part)
         progress.close()
-        summary = finish(work, max_bad_fraction=max_bad_fraction)["summary"]
+        summary = finish(work, max_bad_fraction=max_bad_fraction, limit_name="max_bad_fraction")[
+            "summary"
+        ]
         for reason, count in {**summary["dropped"], **summary["quarantined"]}.items():
             say(f"{count:>12,} left out of {work.output.name}: {reason}")
         for name, why in summary["damaged_files"].items():

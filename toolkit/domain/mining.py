@@ -4,6 +4,7 @@ Knows directories, and how to report what was left out. Refuses to know what a n
 (`encoding.negatives`).
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -23,10 +24,19 @@ from toolkit.text.pairs import (
 )
 
 
-def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = None) -> None:
-    """Write the pairs with their new negatives. `model` and `corpus` are the encoder and the shards
-    of the encoding, if they were moved. Raises `BadInput` for numbers that leave no candidates."""
-    output = Path(recipe.output_dir)
+@dataclasses.dataclass(frozen=True)
+class ByHand:
+    """What data_scripts/mine_negatives.py gives beside a recipe: the encoder and the shards of the
+    encoding, if they were moved. Advice then names its options, and not the keys of a recipe."""
+
+    model: str | None = None
+    corpus: Path | None = None
+
+
+def run(recipe: MineRecipe, *, by_hand: ByHand | None = None) -> None:
+    """Write the pairs with their new negatives. Raises `BadInput` for numbers that leave no
+    candidates."""
+    output, places = Path(recipe.output_dir), by_hand or ByHand()
     if recipe.skip >= recipe.depth:
         raise BadInput(f"skip {recipe.skip}: leaves nothing of depth {recipe.depth}")
     pairs = open_pairs(Path(recipe.pairs))
@@ -45,14 +55,14 @@ def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = N
             f"{recipe.embeddings}: holds vectors of chunks; encode without corpus.chunk_tokens"
         )
     with at_work("mine: compares the corpus with its digests"):
-        shards = corpus_of(store, corpus=corpus, verify=True)
+        shards = corpus_of(store, corpus=places.corpus, verify=True)
     # Imported here, so that no refusal waits for torch.
     from toolkit.encoding.encoder import encoder_of
     from toolkit.encoding.negatives import Miner, MiningRules
 
     miner = Miner(
         store,
-        encoder=encoder_of(store, model=model),
+        encoder=encoder_of(store, model=places.model),
         text_of=shards.text,
         rules=MiningRules(
             recipe.negatives, recipe.depth, skip=recipe.skip, max_ratio=recipe.max_ratio
@@ -77,6 +87,8 @@ def run(recipe: MineRecipe, *, model: str | None = None, corpus: Path | None = N
     )
     progress.close()
     _report(recipe, num_pairs=manifest["rows"], num_found=num_found, left_out=miner.left_out)
+    if num_found < recipe.negatives * manifest["rows"]:
+        warn_if_too_near(miner.left_out, num_found=num_found, by_options=by_hand is not None)
 
 
 def _sources(recipe: MineRecipe, *, pairs: PairSet, store: VectorStore) -> list[dict[str, str]]:
@@ -95,12 +107,15 @@ def _report(
     for reason, count in sorted(left_out.items(), key=lambda item: -item[1]):
         say(f"{count:>12,} left out: {reason}")
     say(f"{recipe.output_dir}: {num_pairs:,} pairs, {num_found / num_pairs:.2f} negatives each")
-    too_few = num_found < recipe.negatives * num_pairs
-    if too_few and (hint := hint_of(left_out, num_found=num_found)):
+
+
+def warn_if_too_near(left_out: Mapping[str, int], *, num_found: int, by_options: bool) -> None:
+    """Print `hint_of` as a warning, if it has any advice."""
+    if hint := hint_of(left_out, num_found=num_found, by_options=by_options):
         warn(hint)
 
 
-def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
+def hint_of(left_out: Mapping[str, int], *, num_found: int, by_options: bool) -> str:
     """The advice if pairs have too few negatives because most candidates are too near to the query;
     empty if that is not the reason."""
     from toolkit.encoding.negatives import TOO_NEAR
@@ -108,7 +123,8 @@ def hint_of(left_out: Mapping[str, int], *, num_found: int) -> str:
     num_near, num_all = left_out.get(TOO_NEAR, 0), num_found + sum(left_out.values())
     if 2 * num_near <= num_all:
         return ""
+    ratio, depth = ("--max-ratio", "--depth") if by_options else ("max_ratio", "depth")
     return (
         f"{num_near:,} of {num_all:,} candidates are too near to the query: give a larger "
-        "--max-ratio (1 leaves out only what is nearer than the positive), or a larger --depth"
+        f"{ratio} (1 leaves out only what is nearer than the positive), or a larger {depth}"
     )

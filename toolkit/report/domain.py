@@ -12,11 +12,12 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
 from toolkit.base.documents import Count, checked
-from toolkit.base.files import read_json
+from toolkit.base.files import is_committed, read_json
 from toolkit.base.layout import (
     CHOSEN_FILE,
     CONFIG_FILE,
     DOCUMENTS_FILE,
+    ENCODER_DIR,
     MANIFEST_FILE,
     SEARCHED_DIR,
 )
@@ -85,9 +86,13 @@ def of_domain(
         if kind == "questions" and (places[name] / MANIFEST_FILE).is_file()
     ]
     yield "What it was trained on", text + (table(rows) if rows else ""), "", b""
-    for folder in places.values():
-        if (folder / CHOSEN_FILE).is_file():
-            yield "The encoder, and how to deploy it", _deploy(folder, source=found[0]), "", b""
+    chosen = [folder for folder in places.values() if (folder / CHOSEN_FILE).is_file()]
+    trained = [name for name, folder in places.items() if is_committed(folder / ENCODER_DIR)]
+    if chosen or trained:
+        # Where none was chosen among merges, it is what the last training stage has made.
+        about = _chosen(chosen[-1]) if chosen else _trained(trained[-1], places[trained[-1]])
+        text = about[0] + _deploy(about[1], source=found[0])
+        yield "The encoder, and how to deploy it", text, "", b""
     if (run / CONFIG_FILE).is_file():
         recipe = (run / CONFIG_FILE).read_text(encoding="utf-8")
         yield "The recipe", f"<details>{_as_written(recipe)}</details>", "", b""
@@ -119,16 +124,29 @@ def _questions(stage: str, path: Path) -> dict[str, Any]:
     }
 
 
-def _deploy(folder: Path, *, source: Path) -> str:
+def _chosen(folder: Path) -> tuple[str, str]:
+    """HTML about the encoder that was chosen among merges, and its folder."""
     path = folder / CHOSEN_FILE
     chosen = checked(read_json(path), _Chosen, source=path, advice="run the evaluation again")
     told = (
         f"<p>Chosen: {in_html(chosen['encoder'])}, with {chosen['ratio']:.0%} of the domain's "
         f"encoder; weights {in_html(chosen['digest'][:16])}, in {in_html(chosen['model'])}.</p>"
     )
-    places = {"model": chosen["model"], "corpus": str(source / SEARCHED_DIR)}
-    commands = DEPLOY.format(**{name: shlex.quote(place) for name, place in places.items()})
-    return came_from(path) + told + _as_written(commands)
+    return came_from(path) + told, chosen["model"]
+
+
+def _trained(stage: str, folder: Path) -> tuple[str, str]:
+    """HTML about the encoder of a training stage, and its folder."""
+    encoder = (folder / ENCODER_DIR).absolute()
+    told = f"<p>Trained by the stage {in_html(stage)}, and not merged; in {in_html(encoder)}.</p>"
+    return told, str(encoder)
+
+
+def _deploy(model: str, *, source: Path) -> str:
+    places = {"model": model, "corpus": str(source / SEARCHED_DIR)}
+    return _as_written(
+        DEPLOY.format(**{name: shlex.quote(place) for name, place in places.items()})
+    )
 
 
 def _as_written(text: str) -> str:

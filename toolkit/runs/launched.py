@@ -5,7 +5,9 @@ Knows names, paths and job ids. Refuses to know what a stage does.
 
 import dataclasses
 import datetime
+import socket
 from pathlib import Path
+from typing import NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -18,7 +20,8 @@ from toolkit.base.layout import LAUNCHED_FILE
 class Launched:
     """A launched stage: its kind, its output directory, the directory of its logs, its number of
     steps (None where it has no steps), and the ids of its jobs in order (none if it ran on this
-    machine). `time` is when the record was written (ISO 8601)."""
+    machine). `time` is when the record was written (ISO 8601), `node` the host that wrote it (empty
+    in older files)."""
 
     name: str
     kind: str
@@ -27,6 +30,7 @@ class Launched:
     steps: int | None
     jobs: tuple[str, ...] = ()
     time: str = ""
+    node: str = ""
 
 
 class _Stage(TypedDict):
@@ -40,17 +44,21 @@ class _Stage(TypedDict):
 
 class _Document(TypedDict):
     time: str
+    node: NotRequired[str]
     stages: list[_Stage]
 
 
 def write_launched(run_dir: Path, stages: list[Launched]) -> None:
-    """Write what has been launched so far; called again after each job."""
+    """Write what has been launched so far; called again after each job. Directories inside the run
+    directory are written relative to it, so that a run can be moved."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     shown = [dataclasses.asdict(stage) for stage in stages]
-    # One time for the file: all its stages were launched by one command.
     for stage in shown:
-        del stage["time"]
-    content = {"time": now, "stages": shown}
+        stage |= {key: _seen_from(run_dir, stage[key]) for key in ("output", "logs")}
+    # One time and host for the file: all its stages were launched by one command.
+    for stage in shown:
+        del stage["time"], stage["node"]
+    content = {"time": now, "node": socket.gethostname(), "stages": shown}
     write_json(run_dir / LAUNCHED_FILE, content)
 
 
@@ -63,11 +71,18 @@ def read_launched(run_dir: Path) -> list[Launched]:
         Launched(
             stage["name"],
             kind=stage["kind"],
-            output=stage["output"],
-            logs=stage["logs"],
+            # An absolute path stays what it is, as all were in older files.
+            output=str(run_dir / stage["output"]),
+            logs=str(run_dir / stage["logs"]),
             steps=stage["steps"],
             jobs=tuple(stage["jobs"]),
             time=content["time"],
+            node=content.get("node", ""),
         )
         for stage in content["stages"]
     ]
+
+
+def _seen_from(run_dir: Path, path: str) -> str:
+    inside = Path(path).is_relative_to(run_dir.absolute())
+    return str(Path(path).relative_to(run_dir.absolute())) if inside else path

@@ -3,6 +3,7 @@
 Knows the files of runs and encodings. Refuses to know how it is shown. No torch.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -71,12 +72,15 @@ RECENT = 20  # logged steps or units that the speed is a median of
 QUIET_S = 120.0  # a run without a sign for so long has stopped, where no scheduler can be asked
 TAIL_BYTES = 65536
 DONE, STOPPED, RUNNING, NOT_BEGUN = "done", "stopped", "running", "not begun"
+FAILED = "failed"
 LOADING = "loads its model"
 UNREADABLE = "not readable"
 SHARED = ("embed", "questions")  # kinds whose work is divided into units
 # The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
 
+
+TRACEBACK = "Traceback (most recent call last):"
 
 # What a stage writes last, by its kind; training has steps instead.
 LAST_FILE = {
@@ -201,6 +205,7 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         standing.reason = read_reuse(output)
     elif stage.kind in LAST_FILE:
         finished = (output / LAST_FILE[stage.kind]).is_file()
+        standing.last_sign_s = _last_written_s(output, now=now)
     else:
         finished = _look_at_training(output, standing, steps=stage.steps, now=now)
     starting = _starting(output)
@@ -214,13 +219,53 @@ def _standing(stage: Launched, *, run: str, now: float) -> Standing:
         # A finished run may start again to do more steps than before.
         finished = finished and standing.done >= standing.total
     _ask(standing, finished=finished)
+    if not (finished or standing.jobs) and (here := _job_here(stage)):
+        state, ended = here
+        # Somebody may have gone on by other means since it ended.
+        if state == RUNNING or standing.last_sign_s is None or now - standing.last_sign_s <= ended:
+            standing.state = state
     if is_running(standing.state):
         standing.heartbeats = _heartbeats(output, kind=stage.kind, now=now)
         if starting and not standing.reason:
             standing.reason, standing.last_sign_s = LOADING, None
     if standing.state not in (DONE, NOT_BEGUN) and _may_tell_errors(standing.state):
-        standing.trouble = _trouble(Path(stage.logs), jobs=standing.jobs)
+        ended_here = standing.state in (FAILED, STOPPED)
+        standing.trouble = _trouble(Path(stage.logs), jobs=standing.jobs, any_line=ended_here)
     return standing
+
+
+def _job_here(stage: Launched) -> tuple[str, float] | None:
+    """The state of a stage that was launched on this machine, and when its job last wrote a log or
+    its result (Unix seconds); None where the last launch has not come to it, or ran elsewhere.
+
+    submitit names a job's files after its process; one that ended by itself, or by an error, has
+    left a result."""
+    logs, since = Path(stage.logs), 0.0
+    if stage.node not in ("", socket.gethostname()):
+        return None
+    with contextlib.suppress(ValueError):
+        since = datetime.datetime.fromisoformat(stage.time).timestamp()
+    begun = {path: path.stat().st_mtime for path in logs.glob("*_submitted.pkl")}
+    if not begun or begun[last := max(begun, key=lambda path: begun[path])] < since:
+        return None
+    job = last.name.partition("_")[0]
+    written = [path.stat().st_mtime for path in logs.glob(f"{job}_*")]
+    with contextlib.suppress(OSError):  # no such process
+        # Another process may have the number by now.
+        command = Path(f"/proc/{job}/cmdline").read_bytes()
+        if b"submitit" in command and os.fsencode(logs.name) in command:
+            return RUNNING, max(written)
+    return FAILED if any(logs.glob(f"{job}_*_result.pkl")) else STOPPED, max(written)
+
+
+def _last_written_s(output: Path, *, now: float) -> float | None:
+    """Seconds since something was written in a directory or the directories in it."""
+    paths = [*output.glob("*"), *output.glob("*/*")]
+    times = []
+    for path in paths:
+        with contextlib.suppress(OSError):  # a temporary file that is gone
+            times.append(path.stat().st_mtime)
+    return max(0.0, now - max(times)) if times else None
 
 
 def _starting(output: Path) -> _Starting | None:
@@ -304,9 +349,9 @@ def _ask(standing: Standing, *, finished: bool) -> None:
         standing.left_s = standing.tokens_per_s = None
 
 
-def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
+def _trouble(logs: Path, *, jobs: Sequence[str], any_line: bool) -> str:
     """The last line that reports an error in the logs of these jobs, or of the newest job if none
-    is given; logs are named JOB_..."""
+    is given; where no line does, the last one if `any_line`. Logs are named JOB_..."""
     if not logs.is_dir():
         return ""
     files = [path for path in logs.iterdir() if path.suffix in (".out", ".err")]
@@ -314,10 +359,15 @@ def _trouble(logs: Path, *, jobs: Sequence[str]) -> str:
     mine = set(jobs) or {path.name.partition("_")[0] for path in files[:1]}
     files = [path for path in files if path.name.partition("_")[0] in mine]
     tails = [(path, _tail(path)) for path in files[:16]]
-    for starts in ERRORS:
+    # What submitit says of an error is less than the last line of its traceback.
+    for starts in ERRORS[:2] if any_line else ERRORS:
         for path, lines in tails:
             if errors := [line for line in lines if line.startswith(starts)]:
                 return f"{errors[-1][:500]}  [{path.name}]"
+    # A traceback first: the times of two files do not tell which was written last within a tick.
+    for path, lines in sorted(tails, key=lambda it: TRACEBACK not in it[1]) if any_line else ():
+        if said := [line for line in lines if line.strip() and not line.startswith("submitit ")]:
+            return f"{said[-1][:500]}  [{path.name}]"
     return ""
 
 

@@ -120,7 +120,9 @@ def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:
 _DISPENSABLE = ("tokens/s", "jobs", "restarts", "loss", "last sign", "left")
 _WORDS = ("run", "stage", "jobs", "state")  # the others are numbers
 _STYLES = {"done": "green", "RUNNING": "cyan", "running": "cyan", "PENDING": "yellow"}
-_STYLES |= dict.fromkeys(("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stopped"), "red")
+_STYLES |= dict.fromkeys(
+    ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "stopped", "failed"), "red"
+)
 
 
 def duration(seconds: float | None) -> str:

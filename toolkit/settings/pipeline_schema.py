@@ -5,19 +5,19 @@ Knows names, types and ranges of settings. Refuses to know what the stages are.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from toolkit.settings.section import Section, Text
 
 
 class Stage(Section):
-    """One job of a pipeline: a recipe, and the values that this pipeline sets in it.
+    """One job of a pipeline: a recipe, and the values that this pipeline sets in it, in order.
 
     In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`.
     """
 
     recipe: Text
-    set: dict[str, str | int | float | bool | None] = {}
+    set: dict[str, JsonValue] = {}
 
 
 class PipelineModel(Section):

@@ -22,13 +22,15 @@ from toolkit.settings.section import has_key, keys_of
 def resolve(
     name: str, *, overrides: Sequence[str], kinds: Sequence[str] = ()
 ) -> tuple[Recipe, Path, dict[str, StageRecipe]]:
-    """The recipe, its directory, and its stages by name; a single recipe is its only stage. The
-    error for an unknown name lists the recipes of `kinds`."""
+    """The recipe, its directory, and its stages by name; a single recipe is its only stage. That of
+    a pipeline has all overrides in it. The error for an unknown name lists the recipes of `kinds`.
+    """
     if load_recipe(name, kinds=kinds).kind == "pipeline":
         own, rest = split_overrides(overrides)
         pipeline = load_recipe(name, overrides=own)
         assert isinstance(pipeline, PipelineRecipe)
-        return pipeline, Path(pipeline.run_dir), resolve_stages(pipeline, overrides=rest)
+        pipeline = with_overrides(pipeline, overrides=rest)
+        return pipeline, Path(pipeline.run_dir), resolve_stages(pipeline)
     recipe = load_recipe(name, overrides=overrides)
     assert not isinstance(recipe, PipelineRecipe)
     return recipe, output_of(recipe), {recipe.kind: recipe}
@@ -37,43 +39,81 @@ def resolve(
 def resolve_stages(
     pipeline: PipelineRecipe, *, overrides: Sequence[str] = ()
 ) -> dict[str, StageRecipe]:
-    """The recipe of every stage with the pipeline's values and the user's overrides applied.
-
-    `stage.key.path=value` goes to that stage; `key.path=value` to every stage that has the key.
-    """
-
-    @functools.cache
-    def type_of(stage: str) -> type[Recipe]:  # cached: reading it for every override takes long
-        return type(load_recipe(pipeline.stages[stage].recipe))
-
+    """The recipe of every stage with the pipeline's values and the user's overrides applied."""
+    pipeline = with_overrides(pipeline, overrides=overrides)
     values = flatten(pipeline.model_dump(exclude={"stages", "skip"}))
     if unknown := [name for name in pipeline.skip if name not in pipeline.stages]:
         near = did_you_mean(unknown[0], pipeline.stages)
         raise BadInput(f"skip: no stage {unknown[0]!r}; stages: {', '.join(pipeline.stages)}{near}")
-    per_stage: dict[str, list[str]] = {name: [] for name in pipeline.stages}
-    for override in overrides:
-        key, _ = parse_override(override)
-        first = key.partition(".")[0]
-        # A stage may have the name of a section: mntp.mask_probability is the section's key.
-        if first in per_stage and not has_key(type_of(first), key=key):
-            per_stage[first].append(override.strip().removeprefix(f"{first}."))
-            continue
-        takers = [name for name in pipeline.stages if has_key(type_of(name), key=key)]
-        if not takers:
-            near = did_you_mean(
-                key, _keys_of_stages({name: type_of(name) for name in pipeline.stages})
-            )
-            raise BadInput(f"override {override!r}: no stage has the key {key!r}{near}")
-        for name in takers:
-            per_stage[name].append(override)
     resolved: dict[str, StageRecipe] = {}
     for name, stage in pipeline.stages.items():
         own = [f"{key}={json.dumps(_fill(v, values=values))}" for key, v in stage.set.items()]
-        recipe = load_recipe(stage.recipe, overrides=[*own, *per_stage[name]])
+        recipe = load_recipe(stage.recipe, overrides=own)
         if isinstance(recipe, PipelineRecipe):
             raise BadInput(f"stage {name}: {stage.recipe} is a pipeline; a stage is a single run")
         resolved[name] = recipe
     return _without(resolved, skipped=pipeline.skip)
+
+
+def with_overrides(pipeline: PipelineRecipe, *, overrides: Sequence[str]) -> PipelineRecipe:
+    """The pipeline with the user's overrides among the values that it sets in its stages, so that
+    it says all that decides its run.
+
+    `stage.key.path=value` goes to that stage; `key.path=value` to every stage that has the key.
+    Raises `BadInput` for a key that no stage has, and for one without a stage where the pipeline
+    gives several stages different values.
+    """
+    if not overrides:
+        return pipeline
+    data = pipeline.model_dump(mode="json")
+    for override in overrides:
+        _, value = parse_override(override)
+        for stage, key in places_of(pipeline, override=override).items():
+            values = data["stages"][stage]["set"]
+            values.pop(key, None)  # the last one counts, also beside a key above or below it
+            values[key] = value
+    made = parse_recipe(data, source="pipeline")
+    assert isinstance(made, PipelineRecipe)
+    return made
+
+
+def places_of(pipeline: PipelineRecipe, *, override: str) -> dict[str, str]:
+    """The stages that an override reaches, with its key in each. Raises `BadInput` as
+    `with_overrides` does."""
+    key, _ = parse_override(override)
+    types = {name: _type_of(stage.recipe) for name, stage in pipeline.stages.items()}
+    first, _, rest = key.partition(".")
+    # A stage may have the name of a section: mntp.mask_probability is the section's key.
+    if first in types and not has_key(types[first], key=key):
+        return {first: rest}
+    takers = [name for name, kind in types.items() if has_key(kind, key=key)]
+    if not takers:
+        near = did_you_mean(key, _keys_of_stages(types))
+        raise BadInput(f"override {override!r}: no stage has the key {key!r}{near}")
+    in_each = {
+        name: {k: v for k, v in pipeline.stages[name].set.items() if _is_within(k, key)}
+        for name in takers
+        if name not in pipeline.skip
+    }
+    if any(values != next(iter(in_each.values())) for values in in_each.values()):
+        given = [str(value) for values in in_each.values() for value in values.values()]
+        own = [value[1:-1] for value in given if re.fullmatch(r"\{[a-z_.]+\}", value)]
+        whole = [*(f"{name}.{key}=..." for name in in_each), *(f"{one}=..." for one in own)]
+        raise BadInput(
+            f"override {override!r}: this pipeline gives {key!r} different values in the stages "
+            f"{', '.join(in_each)}; say which: {' or '.join(whole)}"
+        )
+    return dict.fromkeys(takers, key)
+
+
+@functools.cache
+def _type_of(recipe: str) -> type[Recipe]:  # cached: reading it for every override takes long
+    return type(load_recipe(recipe))
+
+
+def _is_within(one: str, other: str) -> bool:
+    """Whether one of two keys is the other, or above it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -74,13 +74,16 @@ class _Documents:
 
 
 @at_work("shard: looks for duplicates and puts the parts together")
-def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
+def finish(
+    work: Work, *, max_bad_fraction: float, limit_name: str = "--max-bad-fraction"
+) -> Manifest:
     """Commit the output when every part is there, and remove the parts; returns the manifest.
 
     Any worker may call it, and several may at once. Raises `Unfinished` while parts are missing.
     Raises `BadInput` when there is no document, when an input has changed since the work began (the
     parts are removed then), or when a larger fraction of rows or files than `max_bad_fraction` is
-    bad. In the last case the parts stay, and the same command with a larger fraction uses them.
+    bad, which names it as the user gave it (`limit_name`). In the last case the parts stay, and the
+    same command with a larger fraction uses them.
     """
     try:
         if there := written(work):
@@ -91,7 +94,8 @@ def finish(work: Work, *, max_bad_fraction: float) -> Manifest:
         documents = find_duplicates(work, parts)
         summary = summarise(work, parts=parts, documents=documents)
         quarantine = list(_quarantine(work, parts=parts, documents=documents))
-        _check(work, summary=summary, quarantine=quarantine, limit=max_bad_fraction)
+        limit = _Limit(limit_name, max_bad_fraction)
+        _check(work, summary=summary, quarantine=quarantine, limit=limit)
         with committed_directory(work.output) as folder:
             if quarantine:
                 write_atomic(folder / QUARANTINE, "".join(quarantine))
@@ -228,7 +232,14 @@ def _quarantine(work: Work, *, parts: Sequence[Part], documents: _Documents) -> 
             yield json.dumps(line, ensure_ascii=False) + "\n"
 
 
-def _check(work: Work, *, summary: dict[str, Any], quarantine: Sequence[str], limit: float) -> None:
+class _Limit(NamedTuple):
+    name: str
+    fraction: float
+
+
+def _check(
+    work: Work, *, summary: dict[str, Any], quarantine: Sequence[str], limit: _Limit
+) -> None:
     """Raise `BadInput` when no document is kept, or when too many files or rows are bad."""
     rows, damaged = summary["rows"], summary["damaged_files"]
     paths = {given.name: given.path for given in work.inputs}
@@ -239,22 +250,22 @@ def _check(work: Work, *, summary: dict[str, Any], quarantine: Sequence[str], li
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
         name = work.inputs[0].path
         raise BadInput(first or f"{name}: no document to keep (skipped: {reasons or 'none'})")
-    if len(damaged) > limit * len(work.inputs):
+    if len(damaged) > limit.fraction * len(work.inputs):
         if len(work.inputs) == 1:
             shutil.rmtree(work.parts, ignore_errors=True)
             raise BadInput(first)
         raise BadInput(
             f"{len(damaged)} of {len(work.inputs)} inputs are damaged, more than "
-            f"--max-bad-fraction {limit}: {first}"
+            f"{limit.name} {limit.fraction}: {first}"
         )
     bad = sum(summary["quarantined"].values())
-    if bad > limit * rows:
+    if bad > limit.fraction * rows:
         path = work.parts / QUARANTINE
         write_atomic(path, "".join(quarantine))
         worst = Counter(summary["quarantined"]).most_common(NUM_SHOWN)
         reasons = ", ".join(f"{count} {reason}" for reason, count in worst)
         raise BadInput(
-            f"{bad} of {rows} rows are bad, more than --max-bad-fraction {limit}: {reasons}; "
+            f"{bad} of {rows} rows are bad, more than {limit.name} {limit.fraction}: {reasons}; "
             f"they are listed in {path}"
         )
 

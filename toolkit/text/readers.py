@@ -316,5 +316,5 @@ def _require_column(column: str, *, among: Any, name: str) -> None:
     if column not in among:
         raise BadInput(
             f"{name}: has no column {column!r}, only {', '.join(sorted(among))}; "
-            "name one with --text-column"
+            "name one with --text-column (in a recipe text_column)"
         )
