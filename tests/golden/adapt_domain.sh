@@ -125,63 +125,12 @@ source '/ROOT/slurm/env.sh'
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /HERE/runs/domain/logs/questions_test/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 /PYTHON -u -m submitit.core._submit /HERE/runs/domain/logs/questions_test
 
-# ---- embed ----
-#!/bin/bash
-
-# Parameters
-#SBATCH --array=0-7%8
-#SBATCH --cpus-per-task=4
-#SBATCH --dependency='afterok:<id of questions_test>'
-#SBATCH --gpus-per-node=1
-#SBATCH --job-name=domain-embed
-#SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem-per-gpu=32G
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
-#SBATCH --open-mode=append
-#SBATCH --output=/HERE/runs/domain/logs/embed/%A_%a_0_log.out
-#SBATCH --requeue
-#SBATCH --signal=USR2@120
-#SBATCH --time=1440
-
-# setup
-source '/ROOT/slurm/env.sh'
-
-# command
-export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /HERE/runs/domain/logs/embed/%A_%a_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 /PYTHON -u -m submitit.core._submit /HERE/runs/domain/logs/embed
-
-# ---- mine ----
-#!/bin/bash
-
-# Parameters
-#SBATCH --cpus-per-task=4
-#SBATCH --dependency='afterok:<id of embed>'
-#SBATCH --gpus-per-node=1
-#SBATCH --job-name=domain-mine
-#SBATCH --kill-on-invalid-dep=yes
-#SBATCH --mem-per-gpu=32G
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=1
-#SBATCH --open-mode=append
-#SBATCH --output=/HERE/runs/domain/logs/mine/%j_0_log.out
-#SBATCH --requeue
-#SBATCH --signal=USR2@120
-#SBATCH --time=1440
-
-# setup
-source '/ROOT/slurm/env.sh'
-
-# command
-export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /HERE/runs/domain/logs/mine/%j_%t_log.out --kill-on-bad-exit=1 --cpus-per-task=4 /PYTHON -u -m submitit.core._submit /HERE/runs/domain/logs/mine
-
 # ---- supervised ----
 #!/bin/bash
 
 # Parameters
 #SBATCH --cpus-per-task=4
-#SBATCH --dependency='afterok:<id of mine>'
+#SBATCH --dependency='afterok:<id of questions_test>'
 #SBATCH --gpus-per-node=4
 #SBATCH --job-name=domain-supervised
 #SBATCH --kill-on-invalid-dep=yes

@@ -23,6 +23,7 @@ from toolkit.settings.schema import (
     EvaluateRecipe,
     MntpRecipe,
     SimcseRecipe,
+    SupervisedRecipe,
     Train,
     TrainingRecipe,
 )
@@ -221,6 +222,14 @@ def test_what_follows_a_stage_that_is_left_out_goes_on_from_its_base() -> None:
         assert embed.encoder.model == pipeline.model.base
     with pytest.raises(BadInput, match=r"no stage 'simcs'; stages: mntp, simcse, embed"):
         resolve_stages(pipeline.model_copy(update={"skip": ("simcs",)}))
+
+
+def test_without_hard_negatives_training_reads_the_pairs_themselves() -> None:
+    for skip, pairs in (("", "r/questions/pairs"), ("skip=[mntp, simcse]", "r/mined")):
+        _, _, stages = resolve("adapt_domain", overrides=["run_dir=r", *([skip] if skip else [])])
+        assert ("mine" in stages) == (pairs == "r/mined")
+        assert isinstance(supervised := stages["supervised"], SupervisedRecipe)
+        assert supervised.data.train == pairs
 
 
 def test_a_value_that_a_stage_needs_and_nobody_gave_is_named(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ class PipelineRecipe(Section):
     """Stages in order; each becomes a job that depends on the one before.
 
     The stages that `skip` names are left out; what goes on from a training stage that is left out
-    goes on from its base model."""
+    goes on from its base model, and what reads the output of a stage that mines negatives reads the
+    pairs without them."""
 
     kind: Literal["pipeline"]
     run_dir: Text

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.base.layout import ENCODER_DIR
+from toolkit.settings.domain_schema import MineRecipe
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.recipes import flatten, load_recipe, parse_override, parse_recipe
 from toolkit.settings.schema import Recipe, StageRecipe, TrainingRecipe
@@ -131,7 +132,8 @@ def _without(
     stages: Mapping[str, StageRecipe], *, skipped: Sequence[str]
 ) -> dict[str, StageRecipe]:
     """The stages without those that are left out. Where one names the encoder of a training stage
-    that is left out, it names that stage's base model instead."""
+    that is left out, it names that stage's base model instead; and instead of the output of a
+    stage that mines negatives, the pairs without them."""
     instead: dict[str, str] = {}
     left: dict[str, StageRecipe] = {}
 
@@ -153,6 +155,8 @@ def _without(
             encoder = Path(recipe.run_dir) / ENCODER_DIR
             places = (normpath(recipe.run_dir), normpath(encoder))
             instead |= dict.fromkeys(places, recipe.model.base)
+        elif isinstance(recipe, MineRecipe):
+            instead[normpath(recipe.output_dir)] = recipe.pairs
     return left
 
 
