@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from toolkit.base.errors import BadInput
+from toolkit.base.shown import as_yaml
 from toolkit.settings.catalogue import recipe_names, recipe_path
 from toolkit.settings.domain_schema import DocumentsRecipe
 from toolkit.settings.layouts import read_layout
@@ -222,6 +223,18 @@ def test_what_follows_a_stage_that_is_left_out_goes_on_from_its_base() -> None:
         assert embed.encoder.model == pipeline.model.base
     with pytest.raises(BadInput, match=r"no stage 'simcs'; stages: mntp, simcse, embed"):
         resolve_stages(pipeline.model_copy(update={"skip": ("simcs",)}))
+
+
+def test_braces_in_an_override_of_a_pipeline_mean_themselves(tmp_path: Path) -> None:
+    written = "Task: {instruction} {{x}} "
+    override = f"supervised.instruction_format={written!r}"
+    pipeline, _, stages = resolve("adapt_domain", overrides=[override])
+    again = tmp_path / "again.yaml"
+    again.write_text(as_yaml(pipeline.model_dump(mode="json")))
+    for found in (stages, resolve(str(again), overrides=["run_dir=r"])[2]):
+        assert isinstance(supervised := found["supervised"], SupervisedRecipe)
+        assert supervised.supervised.instruction_format == written
+        assert supervised.run_dir.endswith("/supervised")
 
 
 def test_without_hard_negatives_training_reads_the_pairs_themselves() -> None:

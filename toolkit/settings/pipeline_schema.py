@@ -13,7 +13,8 @@ from toolkit.settings.section import Section, Text
 class Stage(Section):
     """One job of a pipeline: a recipe, and the values that this pipeline sets in it, in order.
 
-    In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`.
+    In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`, and
+    `{{` is a brace.
     """
 
     recipe: Text

@@ -58,7 +58,7 @@ def resolve_stages(
 
 def with_overrides(pipeline: PipelineRecipe, *, overrides: Sequence[str]) -> PipelineRecipe:
     """The pipeline with the user's overrides among the values that it sets in its stages, so that
-    it says all that decides its run.
+    it says all that decides its run. Braces in them mean themselves, as in an instruction format.
 
     `stage.key.path=value` goes to that stage; `key.path=value` to every stage that has the key.
     Raises `BadInput` for a key that no stage has, and for one without a stage where the pipeline
@@ -72,7 +72,7 @@ def with_overrides(pipeline: PipelineRecipe, *, overrides: Sequence[str]) -> Pip
         for stage, key in places_of(pipeline, override=override).items():
             values = data["stages"][stage]["set"]
             values.pop(key, None)  # the last one counts, also beside a key above or below it
-            values[key] = value
+            values[key] = value.replace("{", "{{") if isinstance(value, str) else value
     made = parse_recipe(data, source="pipeline")
     assert isinstance(made, PipelineRecipe)
     return made
@@ -171,10 +171,12 @@ def _fill(value: Any, *, values: Mapping[str, Any]) -> Any:
         return value
 
     def replace(match: re.Match[str]) -> str:
+        if match[0] == "{{":
+            return "{"
         if match[1] not in values:
             raise BadInput(f"{{{match[1]}}}: valid placeholders: {', '.join(values)}")
         if values[match[1]] is None:
             raise BadInput(f"this pipeline needs {match[1]}: give {match[1]}=...")
         return str(values[match[1]])
 
-    return re.sub(r"\{([a-z_.]+)\}", replace, value)
+    return re.sub(r"\{\{|\{([a-z_.]+)\}", replace, value)
