@@ -26,7 +26,7 @@ _first = os.getppid() * 31 + _worker * NUM_PORTS // 2
 _ports = (FIRST_PORT + (_first + n) % NUM_PORTS for n in itertools.count())
 QUICKSTART = ROOT / "toolkit" / "quickstart"
 # Several ranks share two cores here; torch's threads would fight for them.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # whatever the shell has: forks are safe with one only
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Without a GPU, liger's kernels are interpreted; triton asks when it is imported.
 if not Path("/dev/nvidiactl").exists():
