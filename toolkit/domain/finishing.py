@@ -8,7 +8,7 @@ is a pure function of the units, the corpus and the settings.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,25 +78,21 @@ def finish(
     `RunFailed` when no question is left, with some of what was written, and when the counts do not
     add up."""
     questions = [one for unit in output.units for one in output.questions(unit)]
-    texts = {int(row): shards.text(int(row)) for row in rows_D.tolist()}
-    row_of = dict(zip(ids_of(shards, rows_D), rows_D.tolist(), strict=True))
+    records = {row: shards.record(row) for row in rows_D.tolist()}
+    row_of = {record["id"]: row for row, record in records.items()}
     with at_work("questions: filters them"):
         faults = faults_of(
             questions, rows=[row_of[one.id] for one in questions], shards=shards, recipe=recipe
         )
-    counts = counts_of(questions, faults=faults, texts=list(texts.values()))
+    counts = counts_of(questions, faults=faults, texts=[one["text"] for one in records.values()])
     if fault := counts_fault(counts, per_document=recipe.per_document):
         raise RunFailed(f"{output.directory}: the questions do not add up: {fault}")
     if not counts["kept"]:
         raise RunFailed(nothing_left(questions, faults=faults, where=str(output.directory)))
     kept = [one for one, fault in zip(questions, faults, strict=True) if not fault]
     sets = {
-        TASK: (Pair(one.question, texts[row_of[one.id]]) for one in kept),
-        **own_pairs(
-            (shards.record(row) for row in rows_D.tolist()),
-            settings=recipe.own_words,
-            seed=recipe.seed,
-        ),
+        TASK: (Pair(one.question, records[row_of[one.id]]["text"]) for one in kept),
+        **own_pairs(records.values(), settings=recipe.own_words, seed=recipe.seed),
     }
     remove_committed(output.directory / PAIR_DIR)
     written = write_pairs(
@@ -116,11 +112,6 @@ def finish(
         "own_pairs": {one["name"]: one["rows"] for one in written["sets"] if one["name"] != TASK},
         "files": {name: sha256_of(output.directory / name) for name in places},
     }
-
-
-def ids_of(shards: ShardSet, rows_D: NDArray[np.int64]) -> Iterator[str]:
-    """The ids of these rows, in order."""
-    return (shards.record(int(row))["id"] for row in rows_D.tolist())
 
 
 def faults_of(

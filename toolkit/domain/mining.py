@@ -87,8 +87,9 @@ def run(recipe: MineRecipe, *, by_hand: ByHand | None = None) -> None:
     )
     progress.close()
     _report(recipe, num_pairs=manifest["rows"], num_found=num_found, left_out=miner.left_out)
-    if num_found < recipe.negatives * manifest["rows"]:
-        warn_if_too_near(miner.left_out, num_found=num_found, by_options=by_hand is not None)
+    hint = hint_of(miner.left_out, num_found=num_found, by_options=by_hand is not None)
+    if hint and num_found < recipe.negatives * manifest["rows"]:
+        warn(hint)
 
 
 def _sources(recipe: MineRecipe, *, pairs: PairSet, store: VectorStore) -> list[dict[str, str]]:
@@ -107,12 +108,6 @@ def _report(
     for reason, count in sorted(left_out.items(), key=lambda item: -item[1]):
         say(f"{count:>12,} left out: {reason}")
     say(f"{recipe.output_dir}: {num_pairs:,} pairs, {num_found / num_pairs:.2f} negatives each")
-
-
-def warn_if_too_near(left_out: Mapping[str, int], *, num_found: int, by_options: bool) -> None:
-    """Print `hint_of` as a warning, if it has any advice."""
-    if hint := hint_of(left_out, num_found=num_found, by_options=by_options):
-        warn(hint)
 
 
 def hint_of(left_out: Mapping[str, int], *, num_found: int, by_options: bool) -> str:

@@ -67,15 +67,16 @@ def _sentence_pairs(record: Record, *, settings: OwnWords, seed: int) -> Iterato
     """`settings.sentences` sentences of the text, drawn without replacement, in order."""
     text, title = record["text"], record["title"].strip()
     body = len(text) - len(without_title(text, title=title))
-    language = language_of(text) or "en"
     spans = [
         (start, end)
-        for start, end in sentence_spans(text, language=language, min_words=settings.min_words)
+        for start, end in sentence_spans(
+            text, language=language_of(text), min_words=settings.min_words
+        )
         if start >= body
     ]
     draws = draws_of(seed, document=f"{SENTENCES}\0{record['id']}", number=0, steps=2 * len(spans))
-    chosen = sorted(range(len(spans)), key=lambda place: draws[place])[: settings.sentences]
-    for place in sorted(chosen):
+    drawn = sorted(range(len(spans)), key=lambda place: draws[place])
+    for place in sorted(drawn[: settings.sentences]):
         start, end = spans[place]
         rest = f"{text[:start].rstrip()} {text[end:].lstrip()}".strip()
         if words_of(rest):

@@ -78,8 +78,6 @@ UNREADABLE = "not readable"
 SHARED = ("embed", "questions")  # kinds whose work is divided into units
 # The most telling first: the later ones say only that something went wrong.
 ERRORS = (("watchdog: ",), ("error: ",), ("slurmstepd: error: ", "srun: error: ", "submitit ERROR"))
-
-
 TRACEBACK = "Traceback (most recent call last):"
 
 # What a stage writes last, by its kind; training has steps instead.
