@@ -1,10 +1,11 @@
-"""Peak memory of an encoding of a million rows beside one of 20,000.
+"""Peak memory of an encoding of a million rows beside one of 20,000, and beside one that reuses it.
 
     python -m tests.benchmarks.bench_rows [--rows 1000000]
 
 From shards on the disk to vectors on the disk, by the real door, alone. Synthetic rows of eight
 real words; a random model of one narrow layer, for the model's part is the same whatever the rows
-are. Every row must be there.
+are. Every row must be there. The last encoding reuses the one before: a hundredth of its rows has
+changed.
 """
 
 import argparse
@@ -44,8 +45,8 @@ def write_model(folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-def write_corpus(folder: Path, *, rows: int) -> None:
-    """Shards of so many rows, none like another."""
+def write_corpus(folder: Path, *, rows: int, changed_every: int | None = None) -> None:
+    """Shards of so many rows, none like another; some have one more word."""
     words = [
         word
         for word in sorted(load_tokenizer(resolve_model(str(TINY))).get_vocab())
@@ -56,6 +57,8 @@ def write_corpus(folder: Path, *, rows: int) -> None:
     with source.open("w", encoding="utf-8") as handle:
         for number in range(rows):
             text = f"{number} {' '.join(rng.choices(words, k=8))}"
+            if changed_every and number % changed_every == 0:
+                text += " more"
             handle.write(json.dumps({"id": str(number), "text": text}) + "\n")
     make_shards(source, output=folder)
 
@@ -70,15 +73,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_model(folder / "model")
-        for rows in (FEW, arguments.rows):
-            write_corpus(folder / f"shards{rows}", rows=rows)
-            output = folder / f"vectors{rows}"
-            command = [sys.executable, "-m", "toolkit.encode", "embed_corpus"]
-            command += [f"output_dir={output}", f"encoder.model={folder / 'model'}"]
-            command += [f"corpus.input={folder / f'shards{rows}'}", "encoder.dtype=fp32"]
-            run = run_once(Contender(f"{rows}", [*command, "schedule=alone"]))
-            assert VectorStore(output).num_rows == rows
-            print(f"| {rows:,} | {run.peak_mib:,.0f} MiB | {rows / run.wall_s:,.0f} |", flush=True)
+        many = arguments.rows
+        write_corpus(folder / "few", rows=FEW)
+        write_corpus(folder / "many", rows=many)
+        write_corpus(folder / "changed", rows=many, changed_every=100)
+        measure(folder, corpus="few", rows=FEW)
+        plain_mib = measure(folder, corpus="many", rows=many)
+        reuse = f"reuse={folder / 'vectors-many'}"
+        peak_mib = measure(folder, reuse, corpus="changed", rows=many)
+    print(f"with reuse {peak_mib / plain_mib:.3f} of the memory without")
+
+
+def measure(folder: Path, *overrides: str, corpus: str, rows: int) -> float:
+    """Embed a corpus, print its row of the table; the peak in MiB."""
+    output = folder / f"vectors-{corpus}"
+    command = [sys.executable, "-m", "toolkit.encode", "embed_corpus", f"output_dir={output}"]
+    command += [f"encoder.model={folder / 'model'}", f"corpus.input={folder / corpus}"]
+    command += ["encoder.dtype=fp32", "schedule=alone", *overrides]
+    run = run_once(Contender(corpus, command))
+    assert VectorStore(output).num_rows == rows
+    name = f"{rows:,}{', 1 % of them changed, the others reused' * bool(overrides)}"
+    print(f"| {name} | {run.peak_mib:,.0f} MiB | {rows / run.wall_s:,.0f} |", flush=True)
+    return run.peak_mib
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Encoding workers that are killed at any moment, and go on as any number of others, lose nothing
 and double nothing: rows and order exact, every file that of a run without a break, nothing left."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -15,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.real_texts import read_sentences
 from tests.conftest import ROOT, contents, need
 from tests.encoding.company import company_changes_bits
 from tests.faults.encoders import Nursery, nursery
 from tests.faults.killer import build
 from tests.mpi import mpi_command
 from tests.text.making import shard_articles
+from toolkit.base.files import read_json
 from toolkit.cluster.preempt import INTERRUPTED
 from toolkit.encoding.store import VectorStore
 from toolkit.text.records import Article
@@ -113,6 +116,38 @@ def half_reused(
     return dataclasses.replace(corpus, arguments=reusing, may_differ=may_differ)
 
 
+@pytest.fixture(scope="module")
+def delta(
+    tmp_path_factory: pytest.TempPathFactory, workers: Nursery, real_data: Path, tiny_model: Path
+) -> Corpus:
+    """5,000 real sentences, of which 50 were changed, 50 taken out and 50 put in, in another order:
+    from scratch, and the arguments that reuse the encoding of before."""
+    folder = tmp_path_factory.mktemp("delta")
+    texts = read_sentences(real_data)
+    before = [Article(f"s{n}", "", url="", text=text) for n, text in enumerate(texts[:5000])]
+    rng = random.Random(4)
+    picked = rng.sample(range(5000), 100)
+    changed, gone = set(picked[:50]), set(picked[50:])
+    now = [
+        dataclasses.replace(one, text=f"{one.text} Once more.") if n in changed else one
+        for n, one in enumerate(before)
+        if n not in gone
+    ]
+    now += [Article(f"new{n}", "", url="", text=text) for n, text in enumerate(texts[5000:5050])]
+    rng.shuffle(now)
+    arguments = ["tiny_embed", f"encoder.model={tiny_model}", "encoder.max_tokens=256"]
+    arguments += ["corpus.unit_rows=50", "lease_s=5"]
+    older = shard_articles(before, output=folder / "before" / "shards")
+    old = [*arguments, f"corpus.input={older}", f"output_dir={folder / 'old'}"]
+    assert workers.wait(workers.start([*old, "schedule=alone"])) == 0, said(workers)
+    shards = shard_articles(now, output=folder / "now" / "shards")
+    scratch = Corpus([*arguments, f"corpus.input={shards}"], shards, {})
+    made = encoded(scratch, workers=workers, output=folder / "scratch")
+    reusing = [*scratch.arguments, f"reuse={folder / 'old'}"]
+    may_differ = company_changes_bits(tiny_model)
+    return dataclasses.replace(made, arguments=reusing, may_differ=may_differ)
+
+
 def encoded(corpus: Corpus, *, workers: Nursery, output: Path) -> Corpus:
     """With its output, of one worker without a break."""
     assert workers.wait(workers.start(corpus.on(output, way="alone"))) == 0, said(workers)
@@ -181,7 +216,8 @@ class Campaign:
             )
         self.wait_for_work()
         victim = self.rng.choice(pids.read_text().split())
-        os.kill(int(victim), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it is at its end
+            os.kill(int(victim), signal.SIGKILL)
         self.num_kills += job.wait(timeout=60) != 0
         self.look()
 
@@ -258,6 +294,20 @@ def test_thirty_kills_of_workers_that_reuse_vectors(
     while made.num_kills < 30:
         made.rng.choice([made.kill_alone, made.kill_claims, made.kill_mpi])()
     made.finish()
+    print(f"{made.num_kills} kills, {made.num_wholes} times whole")
+
+
+@pytest.mark.slow
+def test_thirty_kills_of_workers_that_embed_what_changed_in_5000_rows(
+    delta: Corpus, workers: Nursery, tmp_path: Path
+) -> None:
+    made = Campaign(delta, workers=workers, output=tmp_path / "out", seed=7)
+    while made.num_kills < 30:
+        made.rng.choice([made.kill_alone, made.kill_claims, made.kill_mpi])()
+    made.finish()
+    record = read_json(made.output / "reuse.json")
+    counts = {name: record[name] for name in ("reused", "new", "changed", "gone")}
+    assert counts == {"reused": 4900, "new": 50, "changed": 50, "gone": 50}
     print(f"{made.num_kills} kills, {made.num_wholes} times whole")
 
 
