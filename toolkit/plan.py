@@ -195,6 +195,8 @@ def describe_embedding(
     sizes = found.disk()
     shown = ", ".join(f"{form} {_bytes(size)}" for form, size in sizes.items())
     lines.append(f"  disk, with ids: {shown} (vectors={recipe.vectors})")
+    if recipe.reuse is not None:
+        lines.append(f"  all texts are counted, also those that reuse={recipe.reuse} has")
     indexes = ", ".join(f"{kind} {_bytes(size)}" for kind, size in found.indexes().items())
     lines.append(f"  memory of an index: {indexes}")
     return "\n".join(lines)

@@ -334,10 +334,12 @@ def _encoding(folder: Path) -> str:
     from toolkit.encoding.index import check_indexes
     from toolkit.encoding.store import VectorStore
     from toolkit.encoding.word_index import check_word_index
+    from toolkit.runs.records import read_reuse
 
     store = VectorStore(folder, verify=True)
     check_indexes(store)
     check_word_index(store)
+    read_reuse(folder)
     return f"whole, {proven_line(store)}"
 
 

@@ -183,9 +183,11 @@ def test_the_door(
         (["--tokens-per-s", "nan"], "--tokens-per-s nan: more than 0"),
         (["--sample", "0"], "--sample 0: more than 0"),
         (["corpus.chunk_overlap=3"], "needs corpus.chunk_tokens"),
-        (["dims=100000"], "the vectors have 256 numbers"),
+        (["dims=100000"], "tiny-mistral have 256 numbers"),
         (["corpus.input=/no/such"], "/no/such"),
         (["encoder.model=/no/such"], "/no/such"),
+        (["reuse=/no/such"], "/no/such: is not an encoding"),
+        (["output_dir=/no/such", "reuse=/no/such"], "is the output_dir itself"),
     ],
 )
 def test_what_it_cannot_plan(

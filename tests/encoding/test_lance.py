@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import contents
+from tests.encoding.conftest import flip_a_byte
 from tests.encoding.making import output_of, write_all
 from toolkit import export
 from toolkit.base.errors import BadInput
@@ -90,3 +91,15 @@ def test_without_pylance(
     assert "pip install pylance" in capsys.readouterr().err
     assert export.main([str(encoding), str(tmp_path / "all.csv")]) == 2
     assert "ends in .parquet or .lance" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["00001.safetensors", "00001.ids.parquet"])
+def test_a_damaged_unit_is_one_line_with_its_file(
+    name: str, encoding: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = encoding / "units" / name
+    flip_a_byte(path)
+    assert export.main([str(encoding), str(tmp_path / "all.lance")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: is missing or damaged")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["enc"]

@@ -500,7 +500,7 @@ def test_the_plan_counts_what_is_read_and_what_is_written(
     assert found.tokens.value == pytest.approx(prepared.num_tokens)
     assert found.rows.value == pytest.approx(VectorStore(made).num_rows)
     prompted = recipe.encoder.model_copy(update={"prompt": "Represent this: " * 20})
-    with pytest.raises(BadInput, match="give at most"):
+    with pytest.raises(BadInput, match="give a shorter one"):
         forecast(recipe.model_copy(update={"encoder": prompted}))
 
 
@@ -521,6 +521,10 @@ def test_the_plan_counts_what_is_read_and_what_is_written(
         (
             ["encoder.prompt='Represent this: '", "corpus.chunk_tokens=46"],
             "give at most",
+        ),
+        (
+            [f"encoder.prompt='{'say it: ' * 90}'", "corpus.chunk_tokens=16"],
+            "fills all of max_tokens=",
         ),
     ],
 )

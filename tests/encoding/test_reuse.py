@@ -2,7 +2,9 @@
 
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from tests.encoding.company import company_changes_bits
 from tests.encoding.conftest import embed, flip_a_byte
 from tests.encoding.making import output_of, write_all
 from tests.text.making import shard_articles
-from toolkit import encode, status
+from toolkit import encode, status, verify
 from toolkit.base.errors import BadInput
-from toolkit.base.files import read_json
+from toolkit.base.files import read_json, write_json
 from toolkit.encoding.reuse import OldVectors
 from toolkit.encoding.store import VectorStore
 from toolkit.text.duplicates import key_of
@@ -154,6 +156,48 @@ def test_other_settings_reuse_nothing_and_say_so(
     assert (record["reused"], record["new"], record["changed"]) == (0, 5, 58)
 
 
+def test_what_was_embedded_before_is_not_called_reused(
+    corpora: tuple[Path, Path],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, now = corpora
+    old = encoded(tmp_path / "old", corpus=before, model=tiny_model)
+    out = encoded(tmp_path / "out", corpus=now, model=tiny_model)
+    capsys.readouterr()
+    encoded(out, corpus=now, model=tiny_model, settings=(f"reuse={old}",))
+    said = capsys.readouterr().out
+    assert f"reuse={old}: units were made before it was named" in said
+    assert "texts reused" not in said and not (out / RECORD).exists()
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda record: {**record, "reused": 99}, "was changed since it was written"),
+        (lambda record: {"encoding": record["encoding"]}, "digest"),
+    ],
+)
+def test_a_record_that_was_changed_is_noticed(
+    harm: Callable[[dict[str, Any]], dict[str, Any]],
+    message: str,
+    corpora: tuple[Path, Path],
+    tiny_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, now = corpora
+    old = encoded(tmp_path / "old", corpus=before, model=tiny_model)
+    out = encoded(tmp_path / "out", corpus=now, model=tiny_model, settings=(f"reuse={old}",))
+    assert verify.main([str(out)]) == 0
+    write_json(out / RECORD, harm(read_json(out / RECORD)))
+    capsys.readouterr()
+    assert verify.main([str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(out / RECORD) in line and message in line
+
+
 def test_what_cannot_be_reused_is_refused(
     corpora: tuple[Path, Path],
     tiny_model: Path,
@@ -191,7 +235,7 @@ def test_units_of_an_older_toolkit_have_no_keys(tmp_path: Path) -> None:
     vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
     write_all(output, vectors)
     facts = VectorStore(tmp_path / "old").manifest
-    old = OldVectors(tmp_path / "old", facts=facts)
+    old = OldVectors(VectorStore(tmp_path / "old"), facts=facts)
     assert "older toolkit" in old.why_none
     assert old.find([key_of("a")]).tolist() == [-1]
 
@@ -210,7 +254,7 @@ def test_a_text_is_found_by_its_whole_key(tmp_path: Path) -> None:
     assert output.write_manifest() == []
     store = VectorStore(tmp_path / "old")
     assert store.table([0]).column_names == ["id", "title", "empty", "vector"]
-    old = OldVectors(tmp_path / "old", facts=store.manifest)
+    old = OldVectors(VectorStore(tmp_path / "old"), facts=store.manifest)
     wanted = [key_of("c"), half + b"87654321", keys[0], key_of("d"), key_of("b")]
     assert old.find(wanted).tolist() == [2, -1, 0, -1, 1]
     kept = old.kept([5, 2], [2, 0])
@@ -220,7 +264,7 @@ def test_a_text_is_found_by_its_whole_key(tmp_path: Path) -> None:
 def test_an_empty_corpus_has_nothing_to_reuse(tmp_path: Path) -> None:
     output = output_of(tmp_path / "old", rows=0, unit_rows=2)
     assert output.write_manifest() == []
-    old = OldVectors(tmp_path / "old", facts=VectorStore(tmp_path / "old").manifest)
+    old = OldVectors(VectorStore(tmp_path / "old"), facts=VectorStore(tmp_path / "old").manifest)
     assert old.find([key_of("a")]).tolist() == [-1]
 
 

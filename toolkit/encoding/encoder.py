@@ -138,6 +138,7 @@ class Encoder:
 
     def _prove_vectors(self) -> None:
         """Raise `OtherVectors` unless a few texts get the vectors that the rules say."""
+        found = self.vectors_of(PROBES)  # refuses a prompt that leaves no room for a text
         # The short ones together, with padding, and the long one alone: padding costs time, too.
         tokenizer = load_tokenizer(self._chain.tokenizer)
         plain = [
@@ -151,13 +152,8 @@ class Encoder:
             )[:, : self.width]
             for some in (PROBES[:-1], PROBES[-1:])
         ]
-        settings = self.settings
-        prove_vectors(
-            self.vectors_of(PROBES),
-            plain=np.concatenate(plain),
-            dtype=self._dtype,
-            model=settings.model,
-        )
+        whole = np.concatenate(plain)
+        prove_vectors(found, plain=whole, dtype=self._dtype, model=self.settings.model)
 
     def digest(self) -> str:
         """The digest of the model (see `model_digest`), and of what its folder declares, unless

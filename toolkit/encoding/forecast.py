@@ -23,6 +23,7 @@ from toolkit.encoding.chunks import chunks_of, rules_of
 from toolkit.encoding.formats import row_bytes
 from toolkit.encoding.index import FLAT, HNSW, IVF, PQ, parameters_of
 from toolkit.encoding.output import KEY, facts_schema
+from toolkit.encoding.reuse import store_of_old
 from toolkit.encoding.rows import RowMaker
 from toolkit.encoding.units import CHARS_PER_ROW, CHARS_PER_TOKEN, ChunkRules
 from toolkit.model.adapters import chain_of
@@ -105,6 +106,8 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     """The forecast of a recipe. Raises `BadInput` for a corpus, a model or settings that
     toolkit.encode would refuse too."""
     chunks = rules_of(recipe)
+    if recipe.reuse is not None:
+        store_of_old(recipe.reuse, output_dir=Path(recipe.output_dir))
     shards = open_shards(Path(recipe.corpus.input), verify=False)
     if not len(shards):
         raise BadInput(f"{recipe.corpus.input}: has no texts")
@@ -113,9 +116,10 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
     most = recipe.encoder.max_tokens
     made = text_tokenizer(tokenizer, max_tokens=most, lower_case=rules.lower_case)
     text_format, prompt = recipe.encoder.text_format, recipe.encoder.prompt
-    width = rules.dims or rules.width(shape.hidden)
-    if recipe.dims and recipe.dims > width:
-        raise BadInput(f"dims={recipe.dims}: the vectors have {width} numbers")
+    whole = rules.width(shape.hidden)
+    width = recipe.dims or rules.dims or whole
+    if width > whole:
+        raise BadInput(f"dims={width}: the vectors of {recipe.encoder.model} have {whole} numbers")
     maker = RowMaker(made, rules=rules, text_format=text_format, prompt=prompt)
     if chunks:
         maker.check_chunks(chunks)
@@ -138,7 +142,7 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
         squares=total(lambda one: sum(length**2 for length in one.read)),
         # Those that fill the limit: some of them have just so many tokens.
         cut=total(lambda one: float(not chunks and one.read[0] >= most)),
-        width=recipe.dims or width,
+        width=width,
         id_bytes=_id_bytes(
             shards, {row: one.written for row, one in lengths.items()}, chunks=chunks
         ),

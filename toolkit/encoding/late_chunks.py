@@ -72,13 +72,19 @@ def room_of(
 ) -> int:
     """How many of a document's own tokens a window holds beside those of the prompt. Raises
     `BadInput` if they are fewer than a chunk has."""
-    if rules.tokens + num_prompt > tokenizer.max_tokens:
+    room = tokenizer.max_tokens - num_prompt
+    if room < 1:
+        raise BadInput(
+            f"the prompt {prompt[:80]!r} has {num_prompt} tokens and fills all of "
+            f"encoder.max_tokens={tokenizer.max_tokens}; give a shorter one"
+        )
+    if rules.tokens > room:
         raise BadInput(
             f"corpus.chunk_tokens={rules.tokens}: with the {num_prompt} tokens of the prompt "
             f"{prompt!r} more than encoder.max_tokens={tokenizer.max_tokens}; give at most "
-            f"{tokenizer.max_tokens - num_prompt}, or another prompt"
+            f"{room}, or another prompt"
         )
-    return tokenizer.max_tokens - tokenizer.num_added - num_prompt
+    return room - tokenizer.num_added
 
 
 def windows_of(

@@ -15,7 +15,7 @@ from toolkit.cluster.topology import Topology
 from toolkit.encoding.chunks import rules_of
 from toolkit.encoding.output import Output
 from toolkit.encoding.progress import EncodingProgress
-from toolkit.encoding.reuse import OldVectors, open_old, record_reuse
+from toolkit.encoding.reuse import OldVectors, begin_reuse, open_old, record_reuse
 from toolkit.encoding.schedule import Schedule
 from toolkit.encoding.sharing import run_shared
 from toolkit.encoding.store import VectorStore
@@ -26,7 +26,6 @@ from toolkit.encoding.units import (
     planned_dtype,
     units,
 )
-from toolkit.runs.records import reuse_line
 from toolkit.settings.model_schema import DType
 from toolkit.settings.model_source import check_reference
 from toolkit.settings.schema import EmbedRecipe
@@ -79,7 +78,7 @@ class _Embedding:
         output, old = self._output, self._old
         say(f"embed: {output.directory}: {output.completeness()}")
         if old is not None and (output.directory / MANIFEST_FILE).is_file():
-            say(f"embed: {reuse_line(record_reuse(VectorStore(output.directory), old))}")
+            say(f"embed: {record_reuse(VectorStore(output.directory), old)}")
 
 
 @at_work("embed: opens corpus and model")
@@ -150,6 +149,8 @@ def _claimed(
         normalize=recipe.normalize,
         has_chunks=chunks is not None,
     )
+    if old is not None:
+        begin_reuse(output_dir, old, is_new=not output.finished())
     return encoder, output, old
 
 

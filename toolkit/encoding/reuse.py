@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from toolkit.base.console import say
 from toolkit.base.errors import BadInput
-from toolkit.base.files import create_json
+from toolkit.base.files import create_json, read_json, write_json
 from toolkit.base.layout import REUSE_FILE
+from toolkit.base.sealed import sealed
 from toolkit.encoding.formats import Kept
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import Unit
-from toolkit.runs.records import Reuse
+from toolkit.runs.records import Reuse, reuse_line
 from toolkit.text.duplicates import KEY_BYTES
 
 Ints = NDArray[np.int64]
@@ -33,14 +34,13 @@ SAME = ("format", "model", "encoder", "output", "chunks")  # the facts that deci
 
 
 class OldVectors:
-    """The finished encoding in `directory`, for a new one with these `facts`.
+    """The finished encoding in `store`, for a new one with these `facts`.
 
     `why_none` says why nothing can be reused, if so: another model, other settings, or no keys.
-    Raises `BadInput` for an encoding that is not finished or is damaged.
     """
 
-    def __init__(self, directory: Path, *, facts: Mapping[str, Any]) -> None:
-        self.store = VectorStore(directory)
+    def __init__(self, store: VectorStore, *, facts: Mapping[str, Any]) -> None:
+        self.store = store
         there = self.store.manifest
         differing = [name for name in SAME if there.get(name) != facts.get(name)]
         self.why_none = ""
@@ -128,25 +128,50 @@ def _halves(keys: Sequence[bytes]) -> NDArray[np.uint64]:
     return np.frombuffer(b"".join(keys), dtype=np.uint64).reshape(-1, 2)
 
 
-def record_reuse(new: VectorStore, old: OldVectors) -> Reuse:
-    """Count what became of the texts, by their keys and ids in both encodings, and write it beside
-    the manifest, unless somebody has. `reused`: the text was there. `changed`: only its id was
-    there. `new`: neither. `gone`: ids that are not there any more."""
+def begin_reuse(output_dir: Path, old: OldVectors, *, is_new: bool) -> None:
+    """Note that an encoding reuses `old`, before its first unit is made (`is_new`)."""
+    if is_new:
+        create_json(output_dir / REUSE_FILE, sealed(_of(old)))
+
+
+def record_reuse(new: VectorStore, old: OldVectors) -> str:
+    """Count what became of the texts, by their keys and ids in both encodings; in one line. It is
+    written beside the manifest, unless units were made before `old` was named: nobody knows of
+    which of them the vectors were taken over. `reused`: the text was there. `changed`: only its id
+    was there. `new`: neither. `gone`: ids that are not there any more."""
+    path = new.directory / REUSE_FILE
+    try:
+        begun_with = read_json(path)["digest"]
+    except (BadInput, KeyError, TypeError):
+        begun_with = None
+    if begun_with != old.store.manifest["digest"]:
+        return (
+            f"reuse={old.store.directory}: units were made before it was named, so that what was "
+            "taken over is not counted"
+        )
     ours, theirs = _ids(new), _ids(old.store)
     rows = [np.empty(0, np.int64), *(old.find(_keys(new, unit)) for unit in new.units)]
     found = np.concatenate(rows) >= 0
     known = np.isin(ours, theirs)
     record: Reuse = {
-        "encoding": str(old.store.directory),
-        "digest": old.store.manifest["digest"],
-        "why_none": old.why_none,
+        **_of(old),
         "reused": int(found.sum()),
         "changed": int((~found & known).sum()),
         "new": int((~found & ~known).sum()),
         "gone": int((~np.isin(theirs, ours)).sum()),
     }
-    create_json(new.directory / REUSE_FILE, record)
-    return record
+    write_json(path, sealed(record))
+    return reuse_line(record)
+
+
+def _of(old: OldVectors) -> Reuse:
+    """What is known of a reuse before the first unit is made."""
+    manifest = old.store.manifest
+    return {
+        "encoding": str(old.store.directory),
+        "digest": manifest["digest"],
+        "why_none": old.why_none,
+    }
 
 
 def _ids(store: VectorStore) -> Ints:
@@ -162,10 +187,16 @@ def open_old(
     itself, and for one that is not finished or is damaged."""
     if directory is None:
         return None
-    path = Path(directory)
-    if path.resolve() == output_dir.resolve():
-        raise BadInput(f"reuse={directory} is the output_dir itself; name an older encoding")
-    old = OldVectors(path, facts=facts)
+    old = OldVectors(store_of_old(directory, output_dir=output_dir), facts=facts)
     if old.why_none:
         say(f"embed: reuse={directory}: {old.why_none}; all texts are embedded")
     return old
+
+
+def store_of_old(directory: str, *, output_dir: Path) -> VectorStore:
+    """The older encoding that `reuse` names. Raises `BadInput` for the output itself, and for an
+    encoding that is not finished or is damaged."""
+    path = Path(directory)
+    if path.resolve() == output_dir.resolve():
+        raise BadInput(f"reuse={directory} is the output_dir itself; name an older encoding")
+    return VectorStore(path)

@@ -92,8 +92,8 @@ class RowMaker:
         (prefix_T,) = self._tokenizer.encode([prefix])
         if len(prefix_T) >= limit:
             raise BadInput(
-                f"an instruction of {len(prefix)} characters fills all of max_tokens={limit}: "
-                "no room is left for a text"
+                f"the prompt or instruction {prefix[:80]!r} has {len(prefix_T)} tokens and fills "
+                f"all of max_tokens={limit}: no room is left for a text"
             )
         rules = self._rules
         if rules.include_prompt:

@@ -7,13 +7,15 @@ Knows what can be believed. Refuses to write it: `training.metrics`, `training.s
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from toolkit.base.documents import Count, checked
+from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, read_json_lines
 from toolkit.base.layout import METRICS_FILE, REUSE_FILE, STARTS_FILE
+from toolkit.base.sealed import SELF_DIGEST, is_sealed
 
 EPOCHS = "epochs/"  # before the name of a source: a figure of runs on several sources
 
@@ -26,10 +28,11 @@ class Reuse(TypedDict):
     encoding: str
     digest: str
     why_none: str
-    reused: Count
-    changed: Count
-    new: Count
-    gone: Count
+    reused: NotRequired[Count]  # these at the end
+    changed: NotRequired[Count]
+    new: NotRequired[Count]
+    gone: NotRequired[Count]
+    manifest_sha256: NotRequired[str]  # `base.sealed`
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -60,12 +63,16 @@ def reuse_line(record: Reuse) -> str:
 
 
 def read_reuse(output_dir: Path) -> str:
-    """`reuse_line` of an encoding; empty for one that reused nothing. `BadInput` when its record is
-    damaged."""
+    """`reuse_line` of an encoding; empty for one that reused nothing, or is at work. `BadInput`
+    when its record is damaged."""
     path = output_dir / REUSE_FILE
     if not path.is_file():
         return ""
-    return reuse_line(checked(read_json(path), Reuse, source=path, advice="delete it"))
+    record = checked(read_json(path), Reuse, source=path, advice="delete it")
+    # An older toolkit did not seal it.
+    if SELF_DIGEST in record and not is_sealed(record):
+        raise BadInput(f"{path}: was changed since it was written; delete it")
+    return reuse_line(record) if "reused" in record else ""
 
 
 def _is_step(row: Mapping[str, Any]) -> bool:
