@@ -26,6 +26,7 @@ from toolkit.runs.estimate import (
 )
 from toolkit.runs.shapes import Shape, shape_of
 from toolkit.settings.catalogue import recipes_text
+from toolkit.settings.mixture_schema import sources_of
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve
 from toolkit.settings.questions_schema import QuestionsRecipe
@@ -217,6 +218,7 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
     lines = [
         f"{name}: {recipe.train.steps} steps of {recipe.train.global_batch_rows} rows, "
         f"{_time(asked.hours)} at {asked.tokens_per_s:,.0f} tokens/s (full rows)",
+        *_rows_of(recipe),
         f"  {_step(asked)}",
         *_memory(asked, best=best),
         f"  {verdict(asked, best=best, cluster=cluster)}",
@@ -230,6 +232,14 @@ def describe(name: str, recipe: TrainingRecipe, *, shape: Shape, cluster: Cluste
         options = "; ".join(f"{what}: {_time(needed.hours)}" for what, needed in changes[:3])
         lines.append(f"  {cause}; {options or _too_small(asked, recipe, cluster=cluster)}")
     return "\n".join(lines)
+
+
+def _rows_of(recipe: TrainingRecipe) -> list[str]:
+    """How many rows each source of a mixture gives in all."""
+    sources = sources_of(recipe.data.train)
+    rows = recipe.train.steps * recipe.train.global_batch_rows
+    shown = ", ".join(f"{share * rows:,.0f} of {name}" for name, share in sources.items())
+    return [f"  rows: {shown}"] if len(sources) > 1 else []
 
 
 def _too_small(asked: Need, recipe: TrainingRecipe, *, cluster: Cluster) -> str:

@@ -1,9 +1,9 @@
-"""Encoding with a BERT beside sentence-transformers, on torch and on its ONNX and OpenVINO backends.
+"""Encoding with a BERT beside sentence-transformers, on torch, on ONNX and on OpenVINO.
 
     python -m tests.benchmarks.bench_bert --runs 5 [--onnx PYTHON] [--openvino PYTHON]
 
 An encoder of the shape of all-MiniLM-L6-v2 (6 layers of 384 numbers, mean, normalised) with random
-weights and the shipped tokenizer, as sentence-transformers saves it. Texts are natural ones, drawn
+weights and the shipped tokenizer. Texts are natural ones, drawn
 from all real data sets, cut to 256 tokens; in fp32. Each contender is a whole process, in turn, on
 as many threads as `OMP_NUM_THREADS` says. Counted is its `encode` alone, without the loading.
 PYTHON is that of an environment with `sentence-transformers[onnx]` or `[openvino]`. Vectors must
@@ -12,7 +12,6 @@ agree: cosine >= 0.9999.
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,22 +19,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Normalize, Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BertConfig, BertModel
 
 from tests.benchmarks.bench_encode import PEERS, texts_of
 from tests.benchmarks.harness import ROOT, Contender, compare, machine, options, table
+from toolkit.base.files import read_json, write_json
 from toolkit.evaluation.sts import cosines
+from toolkit.model.tokenizer import load_tokenizer
+from toolkit.settings.model_source import resolve_model
 
 MAX_TOKENS = 256
 TINY = ROOT / "toolkit" / "quickstart" / "tiny-mistral"
 WIDTH = 384
+TOKENIZER = "PreTrainedTokenizerFast"  # a class of transformers 4 as of 5
 
 
 def write_model(folder: Path) -> None:
-    """The encoder, as sentence-transformers saves it."""
+    """The encoder, with the names that every version of sentence-transformers knows."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=8192,
@@ -45,14 +45,23 @@ def write_model(folder: Path) -> None:
         num_attention_heads=12,
         pad_token_id=3,
     )
-    with tempfile.TemporaryDirectory() as name:
-        BertModel(config).save_pretrained(name)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(TINY / file, Path(name) / file)
-        modules = [Transformer(name), Pooling(WIDTH, "mean"), Normalize()]
-        whole = SentenceTransformer(modules=modules, device="cpu")
-        whole.max_seq_length = MAX_TOKENS
-        whole.save(str(folder), create_model_card=False)
+    BertModel(config).save_pretrained(folder)
+    tokenizer = load_tokenizer(resolve_model(str(TINY)))
+    tokenizer.padding_side = "right"  # as BERT's: its positions count from the left
+    tokenizer.save_pretrained(folder)
+    named = {**read_json(folder / "tokenizer_config.json"), "tokenizer_class": TOKENIZER}
+    write_json(folder / "tokenizer_config.json", named)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": MAX_TOKENS})
+    pooling = {"word_embedding_dimension": WIDTH, "pooling_mode_mean_tokens": True}
+    paths = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize"}
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for n, (name, path) in enumerate(paths.items())
+    ]
+    write_json(folder / "modules.json", modules)
+    for path in filter(None, paths.values()):
+        (folder / path).mkdir()
+        write_json(folder / path / "config.json", pooling if path == "1_Pooling" else {})
 
 
 def contenders(folder: Path, *, onnx: str | None, openvino: str | None) -> list[Contender]:

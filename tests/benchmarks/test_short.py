@@ -137,7 +137,7 @@ def test_two_workers_share_an_evaluation(
     bench_corpora.main(["--data", str(real_data), "--short", "--runs", "1"])
     printed = capsys.readouterr().out
     assert "2 worker(s): " in printed and "['256 of its 256 texts here']" in printed
-    assert "of the time of one" in printed
+    assert "of the time of one" in printed and "two that share nothing take" in printed
 
 
 def test_a_simulated_crew_becomes_a_table_and_a_plot(

@@ -349,3 +349,13 @@ def test_mpi_of_another_kind_than_the_launcher_is_refused(tmp_path: Path, inputs
     printed = run(["env", *given, *line, *inputs], code=2)
     assert "MPI sees 1 process(es) where the launcher has started 2" in printed
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lost", [".safetensors", ".ids.parquet", ".json"])
+def test_a_task_of_an_array_makes_what_is_lost_in_the_share_of_another(
+    lost: str, copied: Path, whole: Path, inputs: Inputs
+) -> None:
+    """As when a single task is requeued after files were purged."""
+    (copied / "units" / f"00001{lost}").unlink()
+    embed(copied, *inputs, environ=array_task(1, count=2))
+    assert contents(copied) == contents(whole)

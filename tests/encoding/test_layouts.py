@@ -211,12 +211,12 @@ def make(place: Path, *, layout: Layout) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(shards: Path) -> list[str]:
-    """80 pieces of the shipped encyclopedia, from a word to more than is read."""
+    """200 pieces of the shipped encyclopedia, from a word to more than is read."""
     opened = open_shards(shards, verify=False)
     lengths = [3, 12, 40, 90, 150, 300, 600, 1200]
     return [
         opened.text(number % opened.num_rows)[: lengths[number % 8] + number].strip()
-        for number in range(80)
+        for number in range(200)
     ]
 
 

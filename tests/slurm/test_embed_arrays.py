@@ -80,7 +80,7 @@ def test_an_array_writes_the_bytes_of_one_worker(
     tmp_path: Path,
 ) -> None:
     given = [f"encoder.model={tiny_model}", "encoder.max_tokens=512", "lease_s=5", *settings]
-    given += ["corpus.unit_rows=16" if LATE == settings else "corpus.unit_rows=2"]
+    given += ["corpus.unit_rows=16" if settings == LATE else "corpus.unit_rows=2"]
     here = [*given, f"corpus.input={shards}"]
     extra = []
     if reuse:

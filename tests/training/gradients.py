@@ -50,6 +50,7 @@ VARIANTS = {
     "weighted": ["model.pooling=weighted_mean", "model.begin_token=pool"],
     "fused": [],  # the norms and adapters of a GPU
     "taught": [],  # see `TEACHER`
+    "mixed": [],  # of two sources
 }
 # By the margins a random teacher leaves out some candidates of some queries.
 TEACHER = {"weight": 0.4, "scale": 3.0}
@@ -65,6 +66,8 @@ def case_recipe(
     for variant in variants:
         overrides += VARIANTS[variant]
     train = {"supervised": pairs, "graded": Path(pairs).parent / "graded.tsv"}.get(kind, shards)
+    if "mixed" in variants:
+        train = f"{{{shards}: 0.6, {Path(pairs).with_name('letters')}: 0.4}}"
     overrides += [f"data.train={train}", f"model.base={base}"]
     if "taught" in variants:
         settings = {"embeddings": Path(pairs).with_name("teacher"), **TEACHER}

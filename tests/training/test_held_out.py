@@ -27,6 +27,7 @@ from toolkit.settings.recipes import load_recipe, to_yaml
 from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 from toolkit.settings.training_checks import check_training
 from toolkit.text.held_out import HeldOut
+from toolkit.text.mixture import Mixture
 from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 from toolkit.text.stream import HeldOutBlocks, Stream
@@ -46,9 +47,10 @@ def held_out_rows(run_dir: Path) -> list[dict[str, float]]:
     return [row for row in rows if "held_out_loss" in row]
 
 
-def make_all(files: TokenFiles) -> None:
-    make_token_files(files, part=0, parts=1)
-    assert finish_token_files(files)
+def make_all(*sources: TokenFiles) -> None:
+    for files in sources:
+        make_token_files(files, part=0, parts=1)
+        assert finish_token_files(files)
 
 
 def naive(
@@ -65,11 +67,11 @@ def naive(
     recipe = load_recipe("tiny_mntp", overrides=[*own, *overrides])
     assert isinstance(recipe, MntpRecipe)
     tokenizer = data.open_tokenizer(recipe, base=resolve_model(recipe.model.base))
-    make_all(data.token_files(recipe, tokenizer=tokenizer))
+    make_all(*data.token_files(recipe, tokenizer=tokenizer))
     objective = build_objective(recipe, tokenizer=tokenizer)
     assert isinstance(objective, MntpObjective)
     stream = data.open_stream(recipe, tokenizer=tokenizer)
-    assert isinstance(stream, Stream)
+    assert isinstance(stream, Stream | Mixture)
     decoder = load_backbone(
         resolve_model(str(model)),
         config=load_config(resolve_model(str(model))),
@@ -157,7 +159,7 @@ def stream_of(kind: str, *, shards: Path, documents: int, overrides: list[str]) 
     assert isinstance(recipe, TrainingRecipe)
     tokenizer = data.open_tokenizer(recipe, base=resolve_model(recipe.model.base))
     if isinstance(recipe, MntpRecipe):
-        make_all(data.token_files(recipe, tokenizer=tokenizer))
+        make_all(*data.token_files(recipe, tokenizer=tokenizer))
     return data.open_stream(recipe, tokenizer=tokenizer), AutoTokenizer.from_pretrained(
         recipe.model.base
     )

@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.conftest import run, torchrun
+from tests.text.making import shard_articles
 from tests.training.gradients import case_recipe, random_start
 from tests.training.teachers import random_vectors, write_teacher
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
 from toolkit.settings.model_source import resolve_model
 from toolkit.text.pairs import Pair, PairTask, open_pairs, write_pairs
+from toolkit.text.records import Article
 from toolkit.text.shards import open_shards
 
 SCRIPT = str(Path(__file__).with_name("gradients.py"))
@@ -32,6 +34,7 @@ CASES = (
     *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
     *("mntp-recomputed:3", "simcse-cached-recomputed:3"),
     *("mntp-fused:2", "mntp-fused-full:3", "simcse-cached-fused-recomputed:3"),
+    *("mntp-mixed:3", "simcse-mixed:3", "simcse-cached-mixed:2"),
 )
 # A rank of four has two rows: GradCache needs micro-batches of one.
 FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
@@ -64,6 +67,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     symmetric = PairTask("same", query_instruction="Same", document_instruction="Same")
     out = tmp_path_factory.mktemp("pairs") / "pairs"
     write_pairs([(task, rows), (symmetric, both)], output=out, sources=[], quarantine=[])
+    letters = [
+        Article(str(n), "", "", f"Dear {name}, {texts[n]}") for n, name in enumerate("abcdefg")
+    ]
+    shard_articles(letters, output=out.with_name("letters"))
     # Beside them graded pairs: several of one grade, and texts of many lengths.
     graded = [(n % 4, texts[n], f"{texts[n + 1]} {texts[n]}"[: 15 + 9 * (n % 5)]) for n in range(9)]
     (out.parent / "graded.tsv").write_text("".join("\t".join(map(str, g)) + "\n" for g in graded))
@@ -192,6 +199,7 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
         ("supervised-cached-full:3", "supervised-full:1"),
         ("supervised-cached-matryoshka:3", "supervised-matryoshka:3"),
         ("simcse-cached-taught:2", "simcse-taught:3"),
+        ("simcse-cached-mixed:2", "simcse-mixed:3"),
         ("supervised-tokens-taught:2", "supervised-taught:3"),
     ],
 )
@@ -208,7 +216,11 @@ def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: 
 
 
 @pytest.mark.parametrize(
-    "case", ["mntp", "simcse", "supervised", "simcse-taught", "supervised-taught", "graded"]
+    "case",
+    [
+        *("mntp", "simcse", "supervised", "simcse-taught", "supervised-taught", "graded"),
+        *("mntp-mixed", "simcse-mixed"),
+    ],
 )
 def test_one_rank_equals_the_naive_computation(
     case: str, one: Found, shards: Path, pairs: Path, tiny_model: Path

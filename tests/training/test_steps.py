@@ -11,6 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import SimcseRecipe, Train
+from toolkit.training import loop
 from toolkit.training.loop import Trainer, learning_rate
 
 
@@ -44,3 +45,19 @@ def test_dropout_is_another_for_every_seed_step_and_rank_and_the_same_again() ->
     found = [drawn(seed=seed, step=step, rank=rank) for seed, step, rank in places]
     assert len(set(found)) == len(places)
     assert found == [drawn(seed=seed, step=step, rank=rank) for seed, step, rank in places]
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", [8, 16]), ("cuda", [])])
+def test_free_memory_goes_back_to_the_kernel_on_a_cpu(
+    device: str, wanted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of differing sizes leave gaps, which would grow from step to step."""
+    done: list[int] = []
+    given_back: list[int] = []
+    step: Any = SimpleNamespace(told_to_stop=False)
+    trainer: Any = SimpleNamespace(
+        train=settings(steps=20), device=torch.device(device), do_step=lambda *_, **__: step
+    )
+    monkeypatch.setattr(loop, "give_back", lambda: given_back.append(len(done)))
+    Trainer.run(trainer, first_step=0, on_step=done.append, save=lambda *_: None)
+    assert given_back == wanted

@@ -61,18 +61,20 @@ class QuestionOutput:
     finish: Callable[["QuestionOutput"], dict[str, Any]]
 
     def finished(self) -> set[str]:
-        """The names of the units that have a marker, from one listing; no digest is checked."""
-        there = {path.stem for path in (self.directory / UNIT_DIR).glob("*.json")}
-        return there.intersection(unit.name for unit in self.units)
+        """The names of the units that have a marker and a file, from one listing; no digest is
+        checked."""
+        there = {path.name for path in (self.directory / UNIT_DIR).glob("*")}
+        names = (unit.name for unit in self.units)
+        return {name for name in names if {f"{name}.json", f"{name}.parquet"} <= there}
 
     def unfinished(self) -> list[Unit]:
-        """The units without a marker, in order."""
+        """The units without a marker or a file, in order."""
         done = self.finished()
         return [unit for unit in self.units if unit.name not in done]
 
     def has_marker(self, unit: Unit) -> bool:
-        """Whether the marker of this unit exists."""
-        return self._marker_file(unit).exists()
+        """Whether the marker of this unit exists, and its file."""
+        return self._marker_file(unit).exists() and self._file(unit).exists()
 
     def forget(self, unit: Unit) -> None:
         """Remove a damaged unit's marker, so that the unit is made again."""

@@ -73,9 +73,12 @@ class Marker(TypedDict):
     marker_sha256: NotRequired[str]
 
 
+SUFFIXES = (".safetensors", ".ids.parquet", ".json")
+
+
 @dataclasses.dataclass(frozen=True)
 class UnitFiles:
-    """The paths of a unit's three files."""
+    """The paths of a unit's three files, in the order of `SUFFIXES`."""
 
     vectors: Path
     ids: Path
@@ -93,12 +96,8 @@ def facts_schema(manifest: Mapping[str, Any]) -> pa.Schema:
 
 def unit_files(output_dir: Path, *, unit: Unit) -> UnitFiles:
     """Where a unit's files are."""
-    stem = output_dir / UNIT_DIR
-    return UnitFiles(
-        vectors=stem / f"{unit.name}.safetensors",
-        ids=stem / f"{unit.name}.ids.parquet",
-        marker=stem / f"{unit.name}.json",
-    )
+    stem = output_dir / UNIT_DIR / unit.name
+    return UnitFiles(*(Path(f"{stem}{suffix}") for suffix in SUFFIXES))
 
 
 def read_marker(path: Path) -> Marker:
@@ -191,22 +190,24 @@ class Output:
     has_chunks: bool = False
 
     def finished(self) -> set[str]:
-        """The names of the units that have a marker, from one listing; no digest is checked."""
+        """The names of the units that have a marker and both files, from one listing; no digest is
+        checked."""
         try:
-            entries = os.listdir(self.directory / UNIT_DIR)
+            there = {*os.listdir(self.directory / UNIT_DIR)}
         except FileNotFoundError:
             return set()
-        there = {entry.removesuffix(".json") for entry in entries if entry.endswith(".json")}
-        return there.intersection(unit.name for unit in self.units)
+        names = (unit.name for unit in self.units)
+        return {name for name in names if all(f"{name}{suffix}" in there for suffix in SUFFIXES)}
 
     def unfinished(self) -> list[Unit]:
-        """The units without a marker, in order."""
+        """The units without a marker or a file, in order."""
         finished = self.finished()
         return [unit for unit in self.units if unit.name not in finished]
 
     def has_marker(self, unit: Unit) -> bool:
-        """Whether the marker of this unit exists."""
-        return unit_files(self.directory, unit=unit).marker.exists()
+        """Whether the marker of this unit exists, and both files."""
+        stem = self.directory / UNIT_DIR / unit.name
+        return all(Path(f"{stem}{suffix}").exists() for suffix in SUFFIXES)
 
     def forget(self, unit: Unit) -> None:
         """Remove a damaged unit's marker, so that the unit is made again."""

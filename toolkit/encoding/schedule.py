@@ -54,13 +54,13 @@ class Units(Protocol):
         """All units, in the order of their rows."""
 
     def finished(self) -> set[str]:
-        """The names of the units that have a marker; no digest is checked."""
+        """The names of the units that have a marker and their files; no digest is checked."""
 
     def unfinished(self) -> list[Unit]:
-        """The units without a marker, in order."""
+        """The units without a marker or a file, in order."""
 
     def has_marker(self, unit: Unit) -> bool:
-        """Whether the marker of this unit exists."""
+        """Whether the marker of this unit exists, and its files."""
 
     def forget(self, unit: Unit) -> None:
         """Remove a damaged unit's marker, so that the unit is made again."""

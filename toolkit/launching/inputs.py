@@ -15,6 +15,7 @@ from toolkit.base.layout import MANIFEST_FILE
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.hub import not_here
 from toolkit.settings.merge_schema import MergeRecipe
+from toolkit.settings.mixture_schema import single_source, sources_of
 from toolkit.settings.model_source import is_adapter, resolve_model
 from toolkit.settings.pipelines import output_of
 from toolkit.settings.questions_schema import QuestionsRecipe
@@ -62,8 +63,10 @@ def missing_inputs(
             yield f"{name}: {recipe.source}: no such file or folder"
         if problem := overlap(Path(recipe.output_dir), source=Path(recipe.source)):
             yield f"{name}: {problem}"
-    if isinstance(recipe, GradedRecipe) and not Path(recipe.data.train).is_file():
-        yield f"{name}: {recipe.data.train}: no such file; give a .tsv or .csv of graded pairs"
+    if isinstance(recipe, GradedRecipe):
+        path = single_source(recipe.data.train)
+        if not Path(path).is_file():
+            yield f"{name}: {path}: no such file; give a .tsv or .csv of graded pairs"
     models, shards = inputs_of(stages, name=name)
     for directory in shards:
         if not is_committed(Path(directory)):
@@ -92,7 +95,7 @@ def inputs_of(stages: Mapping[str, StageRecipe], *, name: str) -> tuple[list[str
     if isinstance(recipe, TrainingRecipe):
         # Graded pairs are a file, and no directory of shards.
         is_file = isinstance(recipe, GradedRecipe)
-        models, shards = [recipe.model.base], [] if is_file else [recipe.data.train]
+        models, shards = [recipe.model.base], [] if is_file else [*sources_of(recipe.data.train)]
     elif isinstance(recipe, EmbedRecipe):
         models = [recipe.encoder.model, *recipe.encoder.adapters]
         shards = [recipe.corpus.input]

@@ -43,7 +43,7 @@ def run(overrides: Sequence[str]) -> None:
         # run_dir is emptied below: nobody's folder but the quickstart's own may be named here.
         raise BadInput(f"{own[0]}: the quickstart takes stage.key=value only; use toolkit.launch")
     shutil.rmtree(run_dir, ignore_errors=True)
-    assert recipe.data.train
+    assert isinstance(recipe.data.train, str)
     make_shards(recipe.data.train)
     arguments = ["--recipe", "quickstart", "--cluster", "local", "--gpus-per-node", "0"]
     _stop_if("the pipeline", launch.main([*arguments, *overrides]))

@@ -15,6 +15,8 @@ from toolkit.base.documents import Count, checked
 from toolkit.base.files import read_json, read_json_lines
 from toolkit.base.layout import METRICS_FILE, REUSE_FILE, STARTS_FILE
 
+EPOCHS = "epochs/"  # before the name of a source: a figure of runs on several sources
+
 
 class Reuse(TypedDict):
     """What became of the texts of a corpus since the older `encoding`: the text was there; only its
@@ -35,6 +37,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     damaged into something else is left out, as one is that was cut short."""
     rows = read_json_lines(run_dir / METRICS_FILE)
     return [row for row in rows if _is_step(row) and all(map(_is_number, row.values()))]
+
+
+def epochs_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """How often each source of a mixture had been read, by a line of the metrics."""
+    names = [name for name in row if name.startswith(EPOCHS)]
+    return {name.removeprefix(EPOCHS): row[name] for name in names if row[name] is not None}
 
 
 def read_starts(run_dir: Path) -> list[dict[str, Any]]:

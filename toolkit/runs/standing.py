@@ -44,7 +44,7 @@ from toolkit.cluster.leases import beats_of_hosts
 from toolkit.cluster.queue import FINAL, FORGOTTEN, UNKNOWN, JobState, job_states
 from toolkit.cluster.topology import LOCAL
 from toolkit.runs.launched import Launched, read_launched
-from toolkit.runs.records import read_metrics, read_reuse, read_starts
+from toolkit.runs.records import epochs_of, read_metrics, read_reuse, read_starts
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import TrainingRecipe
@@ -97,6 +97,7 @@ class Standing:
     end at its present speed, `last_sign_s` since it wrote something. `heartbeats` has one entry per
     node heard while the stage runs: `node`, `seconds` since then and, where a rank trains, `step`
     and `phase`. `trouble` is the last line of its logs that reports an error, with the log's name.
+    `epochs`: how often each source of a mixture has been read.
     """
 
     run: str
@@ -116,6 +117,7 @@ class Standing:
     last_sign_s: float | None = None
     heartbeats: Sequence[Mapping[str, Any]] = ()
     trouble: str = ""
+    epochs: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def runs_below(folder: Path) -> list[Path]:
@@ -300,6 +302,7 @@ def _look_at_training(output: Path, standing: Standing, *, steps: int | None, no
     rows = [row for row in read_metrics(output) if row["step"]]
     if rows:
         standing.done, standing.loss = rows[-1]["step"], rows[-1]["loss"]
+        standing.epochs = epochs_of(rows[-1])
         recent = [row for row in rows[-RECENT:] if row.get("seconds")]
         if recent:
             standing.tokens_per_s = statistics.median(row["tokens_per_s"] for row in recent)

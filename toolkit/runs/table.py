@@ -18,10 +18,10 @@ SHOWN_NODES = 8
 
 
 def table(stages: Sequence[Standing], *, width: int) -> "RenderableType":
-    """One row per stage. Lines below it tell what went wrong, when nodes were last heard and, where
-    the columns fill the `width`, why a stage waits. Empty columns are left out. So is the run's
-    where there is only one run, which becomes the title. If the rest is too wide, `_DISPENSABLE`
-    columns go, and a last line names them."""
+    """One row per stage. Lines below it tell what went wrong, when nodes were last heard, how often
+    the sources of a mixture were read and, where the columns fill the `width`, why a stage waits.
+    Empty columns are left out. So is the run's where there is only one run, which becomes the
+    title. If the rest is too wide, `_DISPENSABLE` columns go, and a last line names them."""
     from rich.console import Group
     from rich.text import Text
 
@@ -39,7 +39,10 @@ def table(stages: Sequence[Standing], *, width: int) -> "RenderableType":
             if _width(rows) <= width:
                 break
     notes += [
-        (one, line) for one in stages for line in (one.trouble, beats(one.heartbeats)) if line
+        (one, line)
+        for one in stages
+        for line in (one.trouble, beats(one.heartbeats), _epochs(one.epochs))
+        if line
     ]
     lines = [
         Text(visible(f"{one.stage if title else f'{one.run} {one.stage}'}: {it}"))
@@ -93,6 +96,12 @@ def beats(heartbeats: Sequence[Mapping[str, Any]]) -> str:
     if (more := len(oldest) - SHOWN_NODES) > 0:
         lines.append(f"{more} more nodes since")
     return f"last heartbeat of {'; '.join(lines)}" if lines else ""
+
+
+def _epochs(epochs: Mapping[str, float]) -> str:
+    """How often each source of a mixture has been read."""
+    shown = ", ".join(f"{source} {number:.2f}" for source, number in epochs.items())
+    return f"epochs: {shown}" if shown else ""
 
 
 def _cells(one: Standing, *, reason: bool) -> dict[str, Any]:

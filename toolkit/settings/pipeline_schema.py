@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from toolkit.settings.mixture_schema import Sources
 from toolkit.settings.section import Section, Text
 
 
 class Stage(Section):
     """One job of a pipeline: a recipe, and the values that this pipeline sets in it, in order.
 
-    In a text value `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`, and
-    `{{` is a brace.
+    In a text `{key}` is replaced by the pipeline's value, as in `{run_dir}/mntp/encoder`, and `{{`
+    is a brace; in a group of values also in its keys.
     """
 
     recipe: Text
@@ -33,7 +34,7 @@ class PipelineModel(Section):
 class PipelineData(Section):
     """The training shards of all stages, or the documents that a stage makes them of."""
 
-    train: Text | None = None
+    train: Sources | None = None
     source: Text | None = None
 
 

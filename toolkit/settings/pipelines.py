@@ -6,7 +6,7 @@ Knows stages. Refuses to know what runs them.
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os.path import normpath
 from pathlib import Path
 from typing import Any, cast
@@ -72,7 +72,7 @@ def with_overrides(pipeline: PipelineRecipe, *, overrides: Sequence[str]) -> Pip
         for stage, key in places_of(pipeline, override=override).items():
             values = data["stages"][stage]["set"]
             values.pop(key, None)  # the last one counts, also beside a key above or below it
-            values[key] = value.replace("{", "{{") if isinstance(value, str) else value
+            values[key] = _in_texts(value, change=lambda text: text.replace("{", "{{"))
     made = parse_recipe(data, source="pipeline")
     assert isinstance(made, PipelineRecipe)
     return made
@@ -166,10 +166,14 @@ def _keys_of_stages(types: Mapping[str, type[Recipe]]) -> list[str]:
     return [*shared, *(f"{name}.{key}" for name, keys in own.items() for key in keys)]
 
 
-def _fill(value: Any, *, values: Mapping[str, Any]) -> Any:
-    if not isinstance(value, str):
-        return value
+def _in_texts(value: Any, *, change: Callable[[str], Any]) -> Any:
+    """The value with all its texts changed, those in its groups of values and their keys too."""
+    if isinstance(value, dict):
+        return {change(key): _in_texts(one, change=change) for key, one in value.items()}
+    return change(value) if isinstance(value, str) else value
 
+
+def _fill(value: Any, *, values: Mapping[str, Any]) -> Any:
     def replace(match: re.Match[str]) -> str:
         if match[0] == "{{":
             return "{"
@@ -179,4 +183,10 @@ def _fill(value: Any, *, values: Mapping[str, Any]) -> Any:
             raise BadInput(f"this pipeline needs {match[1]}: give {match[1]}=...")
         return str(values[match[1]])
 
-    return re.sub(r"\{\{|\{([a-z_.]+)\}", replace, value)
+    def fill(text: str) -> Any:
+        whole = values.get(text[1:-1]) if text[:1] + text[-1:] == "{}" else None
+        if isinstance(whole, dict):
+            return whole  # the sources of a mixture are no text
+        return re.sub(r"\{\{|\{([a-z_.]+)\}", replace, text)
+
+    return _in_texts(value, change=fill)

@@ -23,6 +23,8 @@ from toolkit.settings.schema import (
 )
 from toolkit.settings.section import keys_of, section_at
 
+WHOLE = ("data.train",)  # groups whose names are no keys: paths may have dots in them
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 1e-3 as a number, as everybody expects (in YAML 1.1 it is text)."""
@@ -122,10 +124,10 @@ def _explain(error: ValidationError, *, model: type[Recipe]) -> str:
 
 
 def flatten(data: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as one flat mapping from `group.key` to value."""
+    """Nested settings as one flat mapping from `group.key` to value; `WHOLE` groups are values."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and f"{prefix}{key}" not in WHOLE:
             flat |= flatten(value, prefix=f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

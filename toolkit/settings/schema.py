@@ -10,6 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.merge_schema import Forgetting, MergeRecipe
+from toolkit.settings.mixture_schema import Sources
 from toolkit.settings.model_schema import Attention, Model
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.questions_schema import QuestionsRecipe
@@ -41,14 +42,15 @@ ChunkContext = Literal["chunk", "document"]
 
 
 class Data(Section):
-    """`train` is a directory of shards (of pairs for supervised training). `max_tokens` is the
-    length of a row: where a text is cut, or (MNTP) the size of a block of documents.
+    """`train` is a directory of shards (of pairs for supervised training). MNTP and SimCSE also mix
+    several: their paths, each with its share of the rows, 1 in all. `max_tokens` is the length of a
+    row: where a text is cut, or (MNTP) the size of a block of documents.
 
-    `held_out_documents` documents, drawn by `train.seed`, are never trained on. MNTP's loss and
-    accuracy on them are written to the metrics before the first step and after every
-    `mntp.evaluate_every_steps` steps."""
+    `held_out_documents` documents of each source, drawn by `train.seed`, are never trained on.
+    MNTP's loss and accuracy on them are written to the metrics before the first step and after
+    every `mntp.evaluate_every_steps` steps."""
 
-    train: Text
+    train: Sources
     max_tokens: Annotated[int, Field(ge=8)]
     held_out_documents: Natural = 0
 

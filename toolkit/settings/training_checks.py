@@ -11,6 +11,7 @@ from typing import TypeVar
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.base.layout import CONFIG_FILE
 from toolkit.settings.layouts import read_layout
+from toolkit.settings.mixture_schema import single_source
 from toolkit.settings.recipes import flatten, load_recipe
 from toolkit.settings.schema import (
     GradedRecipe,
@@ -55,6 +56,8 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
         raise BadInput(
             f"data.held_out_documents={number}: pairs do not come from documents; give 0"
         )
+    if isinstance(recipe, (SupervisedRecipe, GradedRecipe)):
+        single_source(recipe.data.train)
     check_no_blocks(recipe)
     _check_pooling(recipe)
     _check_steps(recipe)

@@ -5,6 +5,6 @@ Reading: `folders`, `sources` (which reader a file needs), `remote` (copies what
 `markup_cost`, `sentences`, `passages`, `filters`, `unspaced`, `duplicates`. Shards: `sharding`
 makes parts, `assembly` joins them to shards; `shards`, `manifest`, `tally`, `copies`, `changes`,
 `verify`, `repair`. Tokens: `tokens`, `token_files`, `token_shards`, `packing`, `masking`. Samples:
-`order`, `stream`, `held_out`. Pairs: `pair_formats`, `pairs`, `pair_stream`. Search: `bm25`,
-`fusion`.
+`order`, `stream`, `mixture`, `held_out`. Pairs: `pair_formats`, `pairs`, `pair_stream`. Search:
+`bm25`, `fusion`.
 """

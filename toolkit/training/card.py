@@ -16,6 +16,7 @@ from toolkit.base.files import read_json
 from toolkit.base.layout import ENCODER_DIR
 from toolkit.base.shown import as_code, as_code_block, as_python, as_yaml, in_markdown
 from toolkit.model.vector_rules import PLAIN_RULES, trained_rules
+from toolkit.settings.mixture_schema import Paths, sources_of
 from toolkit.settings.model_schema import Model
 from toolkit.settings.schema import MntpRecipe, TrainingRecipe
 
@@ -57,7 +58,7 @@ def public_name(reference: str) -> str:
 def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str, Any]:
     """A training stage as origin.json keeps it, for the cards of all later stages."""
     lora = recipe.model.lora
-    data = f"{public_name(recipe.data.train)} ({data_digest[:12]})"
+    data = f"{_mixed(_public_sources(recipe))} ({data_digest[:12]})"
     if recipe.teacher:
         data += f", teacher {public_name(recipe.teacher.embeddings)}"
     # MNTP pools nothing.
@@ -74,6 +75,25 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
         "data": data,
         **{key: getattr(recipe.model, key) for key in keys},
     }
+
+
+def _public_sources(recipe: TrainingRecipe) -> Paths:
+    """`data.train` by public names; those of one name get a number."""
+    if isinstance(recipe.data.train, str):
+        return public_name(recipe.data.train)
+    named: dict[str, float] = {}
+    for source, share in sources_of(recipe.data.train).items():
+        name, number = public_name(source), 1
+        while name in named:
+            name, number = f"{public_name(source)} {number + 1}", number + 1
+        named[name] = share
+    return named
+
+
+def _mixed(train: Paths) -> str:
+    if isinstance(train, str):
+        return train
+    return " and ".join(f"{share:.4g} of {name}" for name, share in train.items())
 
 
 def read_scores(path: Path) -> Scores:
@@ -224,7 +244,7 @@ def _without_paths(recipe: TrainingRecipe) -> dict[str, Any]:
     settings = recipe.model_dump(mode="json")
     settings["run_dir"] = public_name(settings["run_dir"])
     settings["model"]["base"] = public_name(settings["model"]["base"])
-    settings["data"]["train"] = public_name(settings["data"]["train"])
+    settings["data"]["train"] = _public_sources(recipe)
     settings["deepspeed"]["config"] = Path(settings["deepspeed"]["config"]).name
     if recipe.teacher:
         teacher = settings[recipe.kind]["teacher"]

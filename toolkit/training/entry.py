@@ -11,6 +11,7 @@ from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.evaluation import sts
 from toolkit.settings.layouts import read_layout
+from toolkit.settings.mixture_schema import sources_of
 from toolkit.settings.model_source import resolve_model
 from toolkit.settings.schema import GradedRecipe, SupervisedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import check_training, fit_to_ranks
@@ -36,10 +37,10 @@ def check_inputs(recipe: TrainingRecipe, *, world_size: int) -> None:
     check_training(recipe, world_size=world_size)
     read_layout(recipe.deepspeed.config)
     resolve_model(recipe.model.base)
-    directory = Path(recipe.data.train)
-    if isinstance(recipe, SupervisedRecipe):
-        pairs.checked_manifest(directory, verify=False)
-    elif isinstance(recipe, GradedRecipe):
-        sts.read_pairs(directory)
-    else:
-        shards.checked_manifest(directory, verify=False)
+    for directory in map(Path, sources_of(recipe.data.train)):
+        if isinstance(recipe, SupervisedRecipe):
+            pairs.checked_manifest(directory, verify=False)
+        elif isinstance(recipe, GradedRecipe):
+            sts.read_pairs(directory)
+        else:
+            shards.checked_manifest(directory, verify=False)

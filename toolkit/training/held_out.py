@@ -4,6 +4,7 @@ import torch
 
 from toolkit.batching.batch import to_device
 from toolkit.parallel import comm
+from toolkit.text.mixture import Mixture
 from toolkit.text.stream import Stream
 from toolkit.training.loop import Trainer
 
@@ -17,7 +18,7 @@ def evaluate(trainer: Trainer) -> dict[str, float]:
     must run equally many. The number of ranks changes the result by rounding only.
     """
     stream = trainer.stream
-    if not isinstance(stream, Stream) or not stream.num_held_out:
+    if not isinstance(stream, Stream | Mixture) or not stream.num_held_out:
         return {}
     size, world = trainer.micro_batch_rows, comm.world_size()
     starts = range(0, stream.num_held_out, size)

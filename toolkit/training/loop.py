@@ -14,11 +14,16 @@ from torch import Tensor
 
 from toolkit.batching.batch import num_tokens, to_device
 from toolkit.cluster.watchdog import Watchdog
+from toolkit.model.memory import give_back
 from toolkit.parallel import comm, zero
 from toolkit.settings.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
 from toolkit.training.objective import Batch, Objective
+
+# On a CPU. The batches of steps differ in size, so that the C library reuses less and less of the
+# memory that they free: 64 texts of SmolLM2-135M took 12 GiB in the first steps, 21 after 110.
+GIVE_BACK_EVERY_STEPS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Trainer:
             result = self.do_step(step, should_stop=should_stop())
             on_step(result)
             done = step + 1
+            if self.device.type == "cpu" and done % GIVE_BACK_EVERY_STEPS == 0:
+                give_back()
             last = done == self.train.steps or result.told_to_stop
             if last or done % self.train.save_every_steps == 0:
                 save(done, last)

@@ -42,7 +42,13 @@ from toolkit.settings.schema import TrainingRecipe
 from toolkit.training import checkpoint
 from toolkit.training.admission import Admission, check_exportable, claim, look, meet, restore
 from toolkit.training.checkpoint import Origin
-from toolkit.training.data import is_packed, make_tokens, open_stream, open_tokenizer
+from toolkit.training.data import (
+    is_packed,
+    make_tokens,
+    open_stream,
+    open_tokenizer,
+    tell_epochs,
+)
 from toolkit.training.export import encoder_step, write_encoder
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.objectives import build_objective
@@ -171,6 +177,8 @@ def build_trainer(
     objective = build_objective(recipe, tokenizer=tokenizer)
     make_tokens(recipe, tokenizer=tokenizer)
     stream = open_stream(recipe, tokenizer=tokenizer)
+    if comm.rank() == 0:
+        tell_epochs(recipe, stream=stream)
     watchdog.enter("load", step=0)  # restarts its clock, as after each long part of loading
     engine = build_engine(
         recipe,

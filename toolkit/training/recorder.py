@@ -9,7 +9,9 @@ from toolkit.base.console import Progress, say
 from toolkit.base.errors import RunFailed
 from toolkit.base.layout import SKIPPED_FILE
 from toolkit.parallel import comm
+from toolkit.runs.records import EPOCHS
 from toolkit.settings.schema import MntpRecipe, TrainingRecipe
+from toolkit.text.mixture import Mixture
 from toolkit.training.held_out import evaluate
 from toolkit.training.loop import Step, Trainer
 from toolkit.training.metrics import MetricsLog
@@ -63,6 +65,7 @@ class Recorder:
         figures = self._looked_at(done.step)
         used = self._utilisation.figures(done)
         row = {**done.row(), **used, "skipped_steps": self.skipped_steps, **figures}
+        row |= self._epochs(done.step)
         last = done.step == self._train.steps
         if done.skipped:
             self._write_skipped(done, row)
@@ -99,6 +102,14 @@ class Recorder:
             figures |= scores
             self.judged["probe"] = next(iter(scores.values()))
         return figures
+
+    def _epochs(self, step: int) -> dict[str, float]:
+        """How often each source of a mixture has been read in so many steps."""
+        stream = self._trainer.stream
+        if not isinstance(stream, Mixture):
+            return {}
+        epochs = stream.epochs(step * self._train.global_batch_rows)
+        return {f"{EPOCHS}{source}": value for source, value in epochs.items()}
 
     def _is_time(self, step: int, *, every: int | None) -> bool:
         return bool(every) and (step % (every or 1) == 0 or step == self._train.steps)
