@@ -59,9 +59,11 @@ JOBS := 1
 test-mutants: install  ## 200 faults planted one at a time, each to be noticed by its tests (an hour)
 	$(BIN)/python -m tests.mutants --jobs $(JOBS) --write
 
-# Kills at file-system calls, ranks in trouble, flipped bytes, pieces of runs, a real SLURM.
+# Kills at file-system calls and in every stage of a pipeline, ranks in trouble, flipped bytes,
+# pieces of runs, a real SLURM.
 FAULTS := tests/faults tests/cluster/test_watchdog.py tests/test_verify.py tests/slurm/test_life.py \
-  tests/training/test_resume.py tests/training/test_saver.py
+  tests/training/test_resume.py tests/training/test_saver.py tests/domain/test_adapt.py \
+  tests/slurm/test_adapt_jobs.py
 faults: install  ## all that can go wrong, done to real runs, with a table of what was said (two hours)
 	$(BIN)/python -m pytest -m 'slow or not slow' -rP $(FAULTS)
 

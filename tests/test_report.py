@@ -185,6 +185,22 @@ def test_two_encoders_query_by_query_the_worst_first(tmp_path: Path) -> None:
     assert "<td>the_first hit 1</td><td>last hit 1</td><td>0.250</td><td>0.000</td>" in page
 
 
+def test_what_was_not_read_is_counted_by_its_reason(tmp_path: Path) -> None:
+    parts = {"train": {"documents": 3, "passages": 4}}
+    made = {"documents": 3, "parts": parts, "settings": {"source": "papers"}}
+
+    def told(**more: object) -> str:
+        write_json(tmp_path / "documents.json", {**made, **more})
+        stage = Standing("r", "documents", "documents")
+        sections = of_domain(tmp_path, [stage], places={"documents": tmp_path})
+        return next(text for title, text, *_ in sections if title == "What it was trained on")
+
+    line = "<p>Not read: .pdf 1,200, .a&amp;b 2, hidden 2.</p>"
+    assert line in told(not_read={"hidden": 2, ".a&b": 2, ".pdf": 1200})
+    assert "Not read" not in told(not_read={})
+    assert "Not read" not in told()  # documents that were collected before this was counted
+
+
 def test_an_encoder_that_was_not_merged_is_deployed_from_its_training(tmp_path: Path) -> None:
     parts = {"train": {"documents": 3, "passages": 4}}
     made = {"documents": 3, "parts": parts, "settings": {"source": "papers"}}

@@ -16,9 +16,10 @@ from toolkit.base.errors import BadInput
 from toolkit.evaluation import program
 from toolkit.evaluation.corpora import Corpora
 from toolkit.evaluation.labelled import read_labelled
-from toolkit.evaluation.parts import Part
+from toolkit.evaluation.parts import Part, Scores
 from toolkit.evaluation.sts import cosines, geometry, read_pairs, spearman
 from toolkit.evaluation.tables import table
+from toolkit.evaluation.task import Outcome
 from toolkit.parallel import comm
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import EvaluateRecipe
@@ -119,6 +120,17 @@ def test_the_table_marks_the_best_of_each_line() -> None:
         "recall@3         0.500*             -",
         "STS uniformity  -1.000        -2.000*",
     ]
+
+
+def test_the_order_of_measures_is_that_of_scores_read_again(tmp_path: Path) -> None:
+    part = Part("one", "law", {"main": "nDCG@10"})
+    kept = Scores(tmp_path)
+    kept.keep(part, Outcome({"R@3": 0.1, "nDCG@10": 0.2, "R@100": 0.3, "MRR@10": 0.4}))
+    names = [f"law {measure}" for measure in ("nDCG@10", "MRR@10", "R@100", "R@3")]
+    for scores in (kept, Scores(tmp_path)):
+        found = scores.of_all([part])
+        assert found
+        assert list(program._by_encoder(found)["one"]) == names
 
 
 def test_geometry_of_a_case_worked_out_by_hand() -> None:

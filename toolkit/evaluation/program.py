@@ -313,11 +313,12 @@ class _Scorer:
 
 
 def _by_encoder(scored: Sequence[tuple[Part, Mapping[str, float]]]) -> Rows:
-    """All scores of each row, the main one of a task first: BM25, the encoders, what is fused."""
+    """All scores of each row, the main one of a task first and the others by name, whoever made
+    them: a part's file does not keep their order. BM25, the encoders, what is fused."""
     names = in_order(dict.fromkeys(part.encoder for part, _ in scored))
     rows: Rows = {parts.shown(name): {} for name in names}
     for part, scores in scored:
         row = rows[parts.shown(part.encoder)]
-        main_first = sorted(scores, key=lambda metric: metric != part.facts["main"])
+        main_first = sorted(scores, key=lambda metric: (metric != part.facts["main"], metric))
         row |= {f"{part.task} {metric}": scores[metric] for metric in main_first}
     return rows

@@ -7,7 +7,7 @@ own.
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict  # pydantic wants this one before Python 3.12
 
@@ -51,6 +51,7 @@ class _Documents(TypedDict):
     documents: Count
     parts: dict[str, _Part]
     settings: dict[str, Any]
+    not_read: NotRequired[dict[str, Count]]
 
 
 class _Asked(TypedDict):
@@ -110,6 +111,10 @@ def _documents(folder: Path) -> str:
         f"<p>{found['documents']:,} documents of {source}. Training sees passages of the part "
         "train alone; what dev and test ask for is searched in all of them.</p>"
     )
+    if passed := found.get("not_read"):
+        most_first = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{reason} {count:,}" for reason, count in most_first)
+        told += f"<p>Not read: {in_html(counts)}.</p>"
     return came_from(path) + told + table(rows)
 
 
