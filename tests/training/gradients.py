@@ -50,8 +50,11 @@ VARIANTS = {
     "weighted": ["model.pooling=weighted_mean", "model.begin_token=pool"],
     "fused": [],  # the norms and adapters of a GPU
     "taught": [],  # see `TEACHER`
+    "stored": [],  # see `STORED`
     "mixed": [],  # of two sources
 }
+STORED = ("stored_as=[{vectors: int8, dims: 24}, {vectors: binary, weight: 0.5}]",)
+STORED += ("spread_out_weight=0.3",)
 # By the margins a random teacher leaves out some candidates of some queries.
 TEACHER = {"weight": 0.4, "scale": 3.0}
 MARGIN = {"simcse": -0.6, "supervised": -0.2}
@@ -73,6 +76,8 @@ def case_recipe(
         settings = {"embeddings": Path(pairs).with_name("teacher"), **TEACHER}
         settings |= {"false_negative_margin": MARGIN[kind]}
         overrides += [f"{kind}.teacher.{name}={value}" for name, value in settings.items()]
+    if "stored" in variants:
+        overrides += [f"{kind}.{setting}" for setting in STORED]
     if "full" in variants:
         overrides = [value for value in overrides if not value.startswith("model.lora.")]
     recipe = load_recipe(f"tiny_{kind}", overrides=[*overrides, f"deepspeed.config=zero{stage}"])
@@ -159,8 +164,8 @@ def main(out: str, base: str, shards: str, pairs: str, cases: list[str]) -> None
         units = sum(trainer.objective.num_units(batch) for batch in batches)
         (all_units,) = comm.sum_over_ranks(units, device=device)
         figures = comm.sum_of_each(trainer.backward(batches, all_units=all_units))
-        for name in ("loss", "accuracy", "alignment", "teacher_kl"):
-            if name in figures:
+        for name in figures:
+            if name != "uniformity":  # of the rows of one rank
                 value = figures[name] / all_units
                 found[f"{case}/{name}"] = torch.tensor(value, dtype=torch.float64)
         for name, parameter in zero.trainable_parameters(trainer.engine).items():

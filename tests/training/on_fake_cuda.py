@@ -55,10 +55,14 @@ CPU, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda"
 EXTRA = {
     "mntp": [],
     "simcse": ["model.attention_dropout=0"],
-    "simcse last": ["model.attention_dropout=0", "model.pooling=last"],
+    "simcse last": [
+        *("model.attention_dropout=0", "model.pooling=last"),
+        *("simcse.stored_as=[{vectors: binary}]", "simcse.spread_out_weight=0.1"),
+    ],
     "supervised": [
         *("model.attention_dropout=0", "supervised.matryoshka_dims=[32, 64]"),
         "supervised.false_negative_margin=0.1",
+        *("supervised.stored_as=[{vectors: int8, dims: 32}]", "supervised.spread_out_weight=0.1"),
     ],
     "graded": [],
 }

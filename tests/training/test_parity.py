@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.conftest import run, torchrun
 from tests.text.making import shard_articles
 from tests.training.gradients import case_recipe, random_start
+from tests.training.storing import as_read
 from tests.training.teachers import random_vectors, write_teacher
 from toolkit.model.backbone import add_lora, load_backbone, load_config
 from toolkit.model.weights import saved_name
@@ -31,6 +32,8 @@ CASES = (
     *("simcse-taught:3", "simcse-cached-taught:2"),
     *("graded:3", "graded-cached:2", "graded-tokens:3", "graded-cached-full:3", "graded-full:3"),
     *("supervised-taught:3", "supervised-cached-taught-matryoshka:3", "supervised-tokens-taught:2"),
+    *("simcse-stored:3", "simcse-cached-stored:2", "simcse-tokens-stored:3"),
+    *("supervised-stored:3", "supervised-cached-stored-matryoshka:3"),
     *("mntp:0", "simcse-cached:0", "simcse-cached-full:0", "supervised-cached:0"),
     *("mntp-recomputed:3", "simcse-cached-recomputed:3"),
     *("mntp-fused:2", "mntp-fused-full:3", "simcse-cached-fused-recomputed:3"),
@@ -38,10 +41,11 @@ CASES = (
 )
 # A rank of four has two rows: GradCache needs micro-batches of one.
 FOUR = ("mntp:3", "simcse-one:0", "simcse-one-full:2", "simcse-tokens:3", "supervised-one:3")
-FOUR += ("graded-one:3",)
+FOUR += ("graded-one:3", "supervised-one-stored:3")
 BROKEN = "simcse:3:no-gather-gradient"
 TOLERANCE = 1e-5
-FIGURES = {"loss", "accuracy", "alignment", "teacher_kl"}
+FIGURES = {"loss", "accuracy", "alignment", "teacher_kl", "spread_out"}
+FIGURES |= {"loss_int8_24", "loss_binary"}
 
 Found = dict[str, Tensor]
 
@@ -201,6 +205,8 @@ def test_micro_batches_equal_the_whole(case: str, one: Found, two: Found) -> Non
         ("simcse-cached-taught:2", "simcse-taught:3"),
         ("simcse-cached-mixed:2", "simcse-mixed:3"),
         ("supervised-tokens-taught:2", "supervised-taught:3"),
+        ("simcse-cached-stored:2", "simcse-stored:3"),
+        ("simcse-tokens-stored:3", "simcse-stored:3"),
     ],
 )
 def test_cached_equals_whole_otherwise_too(case: str, whole: str, one: Found, two: Found) -> None:
@@ -219,7 +225,7 @@ def test_without_the_gather_gradient_two_ranks_point_elsewhere(one: Found, two: 
     "case",
     [
         *("mntp", "simcse", "supervised", "simcse-taught", "supervised-taught", "graded"),
-        *("mntp-mixed", "simcse-mixed"),
+        *("mntp-mixed", "simcse-mixed", "simcse-stored", "supervised-stored"),
     ],
 )
 def test_one_rank_equals_the_naive_computation(
@@ -301,18 +307,58 @@ def naive_simcse(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
             len(allowed(candidates, positive=n, seen=every[n], teacher=teacher)) for n in candidates
         ]
         assert sum(numbers) < len(texts) ** 2
-    total = torch.tensor(0.0)
-    for number in candidates:
-        total = total + naive_contrastive(
-            unit @ unit[number],
-            kept=candidates,
-            positive=number,
-            scale=recipe.simcse.scale,
-            teacher=recipe.simcse.teacher,
-            seen=naive_teacher(texts[number], texts),
-            taught=[place for place in candidates if place != number],
-        )
-    return total / len(texts)
+
+    def total(query: Tensor, candidate: Tensor) -> Tensor:
+        losses = [
+            naive_contrastive(
+                candidate @ query[number],
+                kept=candidates,
+                positive=number,
+                scale=recipe.simcse.scale,
+                teacher=recipe.simcse.teacher,
+                seen=naive_teacher(texts[number], texts),
+                taught=[place for place in candidates if place != number],
+            )
+            for number in candidates
+        ]
+        return torch.stack(losses).sum()
+
+    loss = naive_for_storage(total, query=stacked, candidate=stacked, settings=recipe.simcse)
+    return loss / len(texts) + naive_spread([unit, unit], settings=recipe.simcse)
+
+
+def naive_for_storage(total, *, query, candidate, settings) -> Tensor:  # type: ignore[no-untyped-def]
+    """The weighted mean of the loss of the plain vectors and of those that our files would hold, to
+    which the gradient goes straight through."""
+
+    def unit(vectors: Tensor) -> Tensor:
+        return vectors / vectors.norm(dim=1, keepdim=True)
+
+    losses, weights = [total(unit(query), unit(candidate))], [1.0]
+    for form in settings.stored_as:
+        both = []
+        for vectors in (query, candidate):
+            cut = vectors[:, : form.dims or vectors.shape[1]]
+            read = unit(as_read(cut, form=form.vectors))
+            straight = unit(cut) + (read - unit(cut)).detach()
+            both.append(unit(straight))
+        losses.append(form.weight * total(*both))
+        weights.append(form.weight)
+    return sum(losses[1:], losses[0]) / sum(weights)
+
+
+def naive_spread(groups, *, settings) -> Tensor:  # type: ignore[no-untyped-def]
+    """Cosine by cosine, of whole vectors and of those cut to the stored forms' widths. The texts of
+    a group are different."""
+    terms = []
+    for width in {form.dims or groups[0].shape[1] for form in settings.stored_as}:
+        for vectors in groups:
+            some = [vector[:width] / vector[:width].norm() for vector in vectors]
+            every = [a @ b for i, a in enumerate(some) for j, b in enumerate(some) if i != j]
+            cosine = torch.stack(every)
+            excess = (cosine.square().mean() - 1 / width).clamp(min=0)
+            terms.append(cosine.mean().square() + excess)
+    return settings.spread_out_weight * sum(terms, torch.tensor(0.0)) / max(1, len(terms))
 
 
 def naive_graded(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
@@ -378,7 +424,7 @@ def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
         ids = tokenizer.encode([prefix + text])[0]
         own = len(tokenizer.encode([text])[0]) - 1  # without the begin token
         hidden = model(input_ids=torch.from_numpy(ids)[None]).last_hidden_state[0]
-        return torch.nn.functional.normalize(hidden[len(ids) - own :].mean(dim=0), dim=0)
+        return hidden[len(ids) - own :].mean(dim=0)
 
     pairs = [sample.content.pair for sample in samples]
     assert len({pair.positive for pair in pairs}) < len(pairs) or any(
@@ -387,22 +433,35 @@ def naive_supervised(model, recipe) -> Tensor:  # type: ignore[no-untyped-def]
     assert any(len(pair.negatives) < 2 for pair in pairs)
     candidates = [(pair.positive, pair.query) for pair in pairs]
     candidates += [(text, "") for pair in pairs for text in pair.negatives[:2]]
-    vectors = [vector(text, task.document_instruction) for text, _ in candidates]
-    total = torch.tensor(0.0)
-    for number, pair in enumerate(pairs):
-        kept = [
-            place
-            for place, (text, answers) in enumerate(candidates)
-            if place == number or not (text in (pair.positive, pair.query) or answers == pair.query)
-        ]
-        query = vector(pair.query, task.query_instruction)
-        total = total + naive_contrastive(
-            torch.stack([query @ other for other in vectors]),
-            kept=kept,
-            positive=number,
-            scale=20.0,
-            teacher=recipe.supervised.teacher,
-            seen=naive_teacher(pair.query, [text for text, _ in candidates]),
-            taught=list(range(len(candidates))),
-        )
-    return total / len(pairs)
+    documents = torch.stack([vector(text, task.document_instruction) for text, _ in candidates])
+    queries = torch.stack([vector(pair.query, task.query_instruction) for pair in pairs])
+
+    def total(query: Tensor, candidate: Tensor) -> Tensor:
+        losses = []
+        for number, pair in enumerate(pairs):
+            kept = [
+                place
+                for place, (text, answers) in enumerate(candidates)
+                if place == number
+                or not (text in (pair.positive, pair.query) or answers == pair.query)
+            ]
+            losses.append(
+                naive_contrastive(
+                    candidate @ query[number],
+                    kept=kept,
+                    positive=number,
+                    scale=20.0,
+                    teacher=recipe.supervised.teacher,
+                    seen=naive_teacher(pair.query, [text for text, _ in candidates]),
+                    taught=list(range(len(candidates))),
+                )
+            )
+        return torch.stack(losses).sum()
+
+    loss = naive_for_storage(total, query=queries, candidate=documents, settings=recipe.supervised)
+    positives = [pair.positive for pair in pairs]
+    groups = [
+        vectors[[texts.index(text) for text in sorted(set(texts))]]
+        for texts, vectors in (([p.query for p in pairs], queries), (positives, documents))
+    ]
+    return loss / len(pairs) + naive_spread(groups, settings=recipe.supervised)

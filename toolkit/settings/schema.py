@@ -23,6 +23,7 @@ from toolkit.settings.section import (
     Seed,
     Text,
 )
+from toolkit.settings.storage_schema import ForStorage
 from toolkit.settings.task_schema import (
     Baseline,
     Classification,
@@ -158,14 +159,14 @@ class Teacher(Section):
     false_negative_ratio: Positive | None = None
 
 
-class Simcse(Section):
+class Simcse(ForStorage):
     """InfoNCE: cosine similarities are multiplied by `scale` (1 / temperature)."""
 
     scale: Positive
     teacher: Teacher | None = None
 
 
-class Supervised(Section):
+class Supervised(ForStorage):
     """Contrastive training on (query, positive, hard negatives). Cosine similarities are multiplied
     by `scale`, or by the value in `scales` for the data set of the query.
 

@@ -17,6 +17,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(gt=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
+GROUPS = (Union, types.UnionType, dict, Annotated)  # what may hold a group of settings with keys
+
 
 class Section(BaseModel):
     """A frozen group of settings; an unknown key or a value of another type is an error."""
@@ -25,22 +27,25 @@ class Section(BaseModel):
 
 
 def section_at(model: type[BaseModel], *, path: Sequence[int | str]) -> type[BaseModel] | None:
-    """The group of settings at a path of names; names of dictionary entries are skipped."""
+    """The group of settings at a path of names; names of dictionary entries and
+    numbers of list items are skipped."""
     section: type[BaseModel] = model
     for part in path:
         if str(part) in section.model_fields:
-            inner = _inner_section(section.model_fields[str(part)].annotation)
+            annotation = section.model_fields[str(part)].annotation
+            inner = _inner_section(annotation, inside=(*GROUPS, tuple))
             if inner is None:
                 return None
             section = inner
     return section
 
 
-def _inner_section(annotation: Any) -> type[BaseModel] | None:
+def _inner_section(annotation: Any, *, inside: Sequence[object] = GROUPS) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, types.UnionType, dict, Annotated):
-        return next((s for a in get_args(annotation) if (s := _inner_section(a))), None)
+    if get_origin(annotation) in inside:
+        parts = get_args(annotation)
+        return next((s for part in parts if (s := _inner_section(part, inside=inside))), None)
     return None
 
 

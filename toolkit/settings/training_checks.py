@@ -22,6 +22,7 @@ from toolkit.settings.schema import (
     TrainingRecipe,
 )
 from toolkit.settings.section import Section
+from toolkit.settings.storage_schema import ForStorage
 
 # The keys (with all keys below them) that may differ between a run and its continuation. A change
 # of any other key would make it a different run.
@@ -59,6 +60,7 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     if isinstance(recipe, (SupervisedRecipe, GradedRecipe)):
         single_source(recipe.data.train)
     check_no_blocks(recipe)
+    _check_storage(recipe)
     _check_pooling(recipe)
     _check_steps(recipe)
     check_run_dir(recipe)
@@ -77,6 +79,30 @@ def _check_pooling(recipe: TrainingRecipe) -> None:
             f"{asked}: sentence-transformers' weighted mean leaves no token out; give "
             "model.begin_token=pool or none"
         )
+
+
+def _check_storage(recipe: TrainingRecipe) -> None:
+    if storage_of(recipe).stored_as and recipe.teacher and recipe.teacher.weight == 1:
+        raise BadInput(
+            f"{recipe.kind}.stored_as has no effect with {recipe.kind}.teacher.weight=1, which "
+            "leaves InfoNCE out; give a weight below 1"
+        )
+
+
+def storage_of(recipe: TrainingRecipe) -> ForStorage:
+    """What a recipe says about stored vectors; nothing, by default or of MNTP and graded pairs."""
+    objective = getattr(recipe, recipe.kind)
+    return objective if isinstance(objective, ForStorage) else ForStorage()
+
+
+def check_widths(recipe: TrainingRecipe, *, width: int) -> None:
+    """Raise `BadInput` for vectors that are to be stored with more than `width` numbers."""
+    for form in storage_of(recipe).stored_as:
+        if (form.dims or 0) > width:
+            raise BadInput(
+                f"{recipe.kind}.stored_as: dims={form.dims} of {form.vectors}, but the vectors of "
+                f"{recipe.model.base} have {width} numbers; give at most so many, or leave dims out"
+            )
 
 
 def _check_steps(recipe: TrainingRecipe) -> None:

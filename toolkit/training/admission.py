@@ -141,7 +141,7 @@ def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, s
     )
     check_kernels(recipe.model.kernels, on_gpu=torch.cuda.is_available())
     check_views(recipe.train.views)
-    check_objective(recipe)
+    check_objective(recipe, width=config.hidden_size)
     data_digest = digest_of_data(recipe, verify=leads)
     digest = digest_of_base(base, model=recipe.model) if leads else ""
     origin = Origin(recipe.model.base, digest, data_digest, samples=form_of_samples(recipe))

@@ -19,6 +19,7 @@ from toolkit.model.vector_rules import PLAIN_RULES, trained_rules
 from toolkit.settings.mixture_schema import Paths, sources_of
 from toolkit.settings.model_schema import Model
 from toolkit.settings.schema import MntpRecipe, TrainingRecipe
+from toolkit.settings.training_checks import storage_of
 
 Scores = Mapping[str, Mapping[str, float]]
 MERGE = "merge"  # the kind of a stage that trains nothing
@@ -71,10 +72,22 @@ def stage_of(recipe: TrainingRecipe, *, step: int, data_digest: str) -> dict[str
         "tokens": recipe.data.max_tokens,
         "lr": recipe.train.lr,
         "seed": recipe.train.seed,
-        "trained": f"LoRA, rank {lora.rank}, alpha {lora.alpha}" if lora else "all weights",
+        "trained": (f"LoRA, rank {lora.rank}, alpha {lora.alpha}" if lora else "all weights")
+        + _for_storage(recipe),
         "data": data,
         **{key: getattr(recipe.model, key) for key in keys},
     }
+
+
+def _for_storage(recipe: TrainingRecipe) -> str:
+    storage = storage_of(recipe)
+    forms = [
+        f"{form.vectors} of {form.dims or 'all'} numbers (weight {form.weight:g})"
+        for form in storage.stored_as
+    ]
+    told = f"; for vectors stored as {' and '.join(forms)}" if forms else ""
+    weight = storage.spread_out_weight
+    return f"{told}; spread out with weight {weight:g}" if weight else told
 
 
 def _public_sources(recipe: TrainingRecipe) -> Paths:

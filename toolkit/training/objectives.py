@@ -15,6 +15,7 @@ from toolkit.settings.schema import (
     SupervisedRecipe,
     TrainingRecipe,
 )
+from toolkit.settings.training_checks import check_widths
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.data import is_packed
 from toolkit.training.graded import GradedObjective
@@ -25,8 +26,10 @@ from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.teacher import open_teaching
 
 
-def check_objective(recipe: TrainingRecipe) -> None:
-    """Raise `BadInput` when a kernel that the objective needs is not on this machine."""
+def check_objective(recipe: TrainingRecipe, *, width: int) -> None:
+    """Raise `BadInput` when a kernel that the objective needs is not on this machine, or the
+    model's vectors of `width` numbers are to be stored with more."""
+    check_widths(recipe, width=width)
     if isinstance(recipe, MntpRecipe):
         check_kernel(recipe.mntp.cross_entropy)
 

@@ -18,18 +18,15 @@ from toolkit.encoding.formats import Vectors
 from toolkit.encoding.rows import RowMaker
 from toolkit.model.distillation import Excluded
 from toolkit.model.head import pooling_head
-from toolkit.model.losses import FILLER, FalseNegatives, info_nce
+from toolkit.model.losses import FILLER, FalseNegatives
 from toolkit.model.vector_rules import PLAIN_RULES, VectorRules
 from toolkit.parallel import comm
 from toolkit.settings.schema import Simcse
 from toolkit.text.pairs import text_hash
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.contrastive import (
-    cached_terms,
-    contrastive_figures,
-    gather_vectors,
-)
+from toolkit.training.batch_loss import BatchLoss, Texts
+from toolkit.training.contrastive import cached_terms, gather_vectors
 from toolkit.training.objective import Figures
 from toolkit.training.teacher import Lesson, Teaching, lesson_of
 
@@ -128,20 +125,17 @@ class SimcseObjective:
         # The positive of a row is its second view, at the same place among the rows of this rank.
         target_B = torch.arange(num_rows, device=first_BD.device) + comm.rank() * num_rows
         lesson, false = self._taught(batches, target_B=target_B)
-        loss, correct = info_nce(
-            first_BD,
-            candidate_ND=candidate_ND,
-            target_B=target_B,
-            scale=self.settings.scale,
-            false=false,
+        texts: list[Texts] = []
+        if self.settings.spread_out_weight:
+            # As in InfoNCE, all sentences of a batch count as different.
+            first_ND = gather_vectors(first_BD, low_precision=self.low_precision)
+            texts = [Texts(first_ND), Texts(candidate_ND)]
+        batch_loss = BatchLoss(
+            self.settings, target_B=target_B, scale=self.settings.scale, false=false, lesson=lesson
         )
-        more: Figures = {}
-        if lesson is not None:
-            loss, more = lesson.add(loss, first_BD, candidate_ND=candidate_ND)
-        figures = contrastive_figures(
-            loss, correct=correct, query_BD=first_BD, positive_BD=second_BD
+        return batch_loss.of(
+            first_BD, positive_BD=second_BD, candidate_ND=candidate_ND, texts=texts
         )
-        return loss, {**figures, **more}
 
     def _taught(
         self, batches: Sequence[SimcseBatch], *, target_B: Tensor

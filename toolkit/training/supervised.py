@@ -24,18 +24,15 @@ from toolkit.encoding.formats import Vectors
 from toolkit.encoding.rows import RowMaker
 from toolkit.model.distillation import Excluded
 from toolkit.model.head import pooling_head
-from toolkit.model.losses import FILLER, FalseNegatives, info_nce, matryoshka
+from toolkit.model.losses import FILLER, FalseNegatives
 from toolkit.model.vector_rules import PLAIN_RULES, VectorRules
 from toolkit.parallel import comm
 from toolkit.settings.schema import Supervised
 from toolkit.text.pair_stream import TaskPair
 from toolkit.text.stream import Sample
 from toolkit.text.tokens import TextTokenizer
-from toolkit.training.contrastive import (
-    cached_terms,
-    contrastive_figures,
-    gather_vectors,
-)
+from toolkit.training.batch_loss import BatchLoss, Texts
+from toolkit.training.contrastive import cached_terms, gather_vectors
 from toolkit.training.objective import Figures
 from toolkit.training.teacher import Lesson, Teaching, lesson_of
 
@@ -189,25 +186,32 @@ class SupervisedObjective:
             limit=lesson.limit if lesson else None,
         )
         target_B = torch.arange(num_rows, device=query_BD.device) + comm.rank() * local
-
-        def loss_of(dim: int) -> tuple[Tensor, Tensor]:
-            return info_nce(
-                query_BD[:, :dim],
-                candidate_ND=candidate_ND[:, :dim],
-                target_B=target_B,
-                scale=batches[0].scale,
-                false=false,
-            )
-
-        dims, width = self.settings.matryoshka_dims, query_BD.shape[1]
-        loss, correct = matryoshka(loss_of, dims=dims, width=width)
-        more: Figures = {}
-        if lesson is not None:
-            loss, more = lesson.add(loss, query_BD, candidate_ND=candidate_ND, dims=dims)
-        figures = contrastive_figures(
-            loss, correct=correct, query_BD=query_BD, positive_BD=positive_BD
+        texts = self._spread_texts(query_BD, candidate_ND=candidate_ND, false=false)
+        batch_loss = BatchLoss(
+            self.settings,
+            target_B=target_B,
+            scale=batches[0].scale,
+            false=false,
+            lesson=lesson,
+            dims=self.settings.matryoshka_dims,
         )
-        return loss, {**figures, **more}
+        return batch_loss.of(
+            query_BD, positive_BD=positive_BD, candidate_ND=candidate_ND, texts=texts
+        )
+
+    def _spread_texts(
+        self, query_BD: Tensor, *, candidate_ND: Tensor, false: FalseNegatives
+    ) -> list[Texts]:
+        """The queries and the positives of all ranks. Hard negatives are not among them: they are
+        near to their positives by intent."""
+        if not self.settings.spread_out_weight:
+            return []
+        query_ND = gather_vectors(query_BD, low_precision=self.low_precision)
+        positive_N = false.candidate_N.where(false.answers_N != NO_QUERY, FILLER)
+        return [
+            Texts(query_ND, comm.gather_values(false.query_B)),
+            Texts(candidate_ND, positive_N),
+        ]
 
     def _lesson(self, batches: Sequence[PairBatch], *, filler_N: Tensor) -> Lesson | None:
         taught = [batch.taught_KBE for batch in batches if batch.taught_KBE is not None]
