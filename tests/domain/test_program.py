@@ -220,15 +220,16 @@ def test_killed_before_any_file_it_goes_on(
     assert contents(tmp_path / "out") == contents(whole)
 
 
-@pytest.mark.parametrize("harm", ["flipped questions", "no marker"])
+@pytest.mark.parametrize("harm", ["flipped questions", "no marker", "no questions"])
 def test_only_a_damaged_unit_is_made_again(
     harm: str, whole: Path, tmp_path: Path, arguments: Arguments
 ) -> None:
     output = tmp_path / "out"
     shutil.copytree(whole, output)
     before = {path.name: path.stat().st_mtime_ns for path in (output / "units").iterdir()}
-    if harm == "no marker":
-        (output / "units" / "00002.json").unlink()
+    if harm.startswith("no "):
+        ending = {"no marker": "json", "no questions": "parquet"}[harm]
+        (output / "units" / f"00002.{ending}").unlink()
     else:
         path = output / "units" / "00002.parquet"
         data = bytearray(path.read_bytes())

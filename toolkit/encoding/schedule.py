@@ -26,6 +26,7 @@ ALONE, CLAIM, MPI = "alone", "claim", "mpi"
 MAX_ROUNDS = 5  # each makes the units again that were not whole at the end of the one before
 MAX_MISSES = 8  # units that others took since we looked; after so many, look again
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
+WAIT_GROWTH = 1.25  # who waits for a worker notices its end after a quarter more, at most
 STOP_POLL_S = 0.2
 
 
@@ -284,7 +285,7 @@ class Claims:
                 if unit := self._claim_one():
                     return unit
                 self._sleep(wait_s)
-                wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                wait_s = min(WAIT_GROWTH * wait_s, LONGEST_WAIT_S)
         return None
 
     def finish(self, unit: Unit) -> None:
@@ -332,7 +333,7 @@ class Claims:
             if is_there or self._should_stop():  # somebody else is writing it
                 return True
             self._sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+            wait_s = min(WAIT_GROWTH * wait_s, LONGEST_WAIT_S)
 
     def _lease(self, name: str) -> bool:
         return self._leases.take(name, generation=self._leases.taken().get(name))

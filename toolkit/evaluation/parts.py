@@ -17,6 +17,7 @@ from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json, write_json
 from toolkit.base.layout import LEASE_DIR, PART_DIR
 from toolkit.cluster.leases import Leases
+from toolkit.encoding.schedule import WAIT_GROWTH
 from toolkit.evaluation.task import Outcome
 
 FIRST_POLL_S, POLL_S = 0.05, 1.0
@@ -133,4 +134,4 @@ def share(
                     wait_s = FIRST_POLL_S
                 else:
                     time.sleep(wait_s)
-                    wait_s = min(2 * wait_s, POLL_S)
+                    wait_s = min(WAIT_GROWTH * wait_s, POLL_S)
