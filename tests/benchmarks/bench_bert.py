@@ -6,7 +6,8 @@ An encoder of the shape of all-MiniLM-L6-v2 (6 layers of 384 numbers, mean, norm
 weights, and a tokenizer made of the texts. Those are natural ones, drawn from all real data sets,
 cut to 256 tokens; in fp32. Each contender is a whole process, in turn, on as many threads as
 `OMP_NUM_THREADS` says. Counted is its `encode` alone, without the loading. PYTHON is that of an
-environment with `sentence-transformers[onnx]` or `[openvino]`. Vectors must agree: cosine >= 0.9999.
+environment with `sentence-transformers[onnx]` or `[openvino]`. Vectors must agree to a cosine of
+0.9999.
 """
 
 import json
