@@ -138,6 +138,7 @@ class Encoder:
 
     def _prove_vectors(self) -> None:
         """Raise `OtherVectors` unless a few texts get the vectors that the rules say."""
+        found = self.vectors_of(PROBES)
         # The short ones together, with padding, and the long one alone: padding costs time, too.
         tokenizer = load_tokenizer(self._chain.tokenizer)
         plain = [
@@ -151,13 +152,8 @@ class Encoder:
             )[:, : self.width]
             for some in (PROBES[:-1], PROBES[-1:])
         ]
-        settings = self.settings
-        prove_vectors(
-            self.vectors_of(PROBES),
-            plain=np.concatenate(plain),
-            dtype=self._dtype,
-            model=settings.model,
-        )
+        model = self.settings.model
+        prove_vectors(found, plain=np.concatenate(plain), dtype=self._dtype, model=model)
 
     def digest(self) -> str:
         """The digest of the model (see `model_digest`), and of what its folder declares, unless
@@ -292,7 +288,11 @@ class Encoder:
         max_rows: int | None = None,
     ) -> Prepared:
         """Rows of token ids as batches of at most `max_rows` rows. `owns` marks the tokens that are
-        pooled; without it, those of a text without a prompt are."""
+        pooled; without it, those of a text without a prompt are (`BadInput` with an echo)."""
+        if owns is None and self._rules.echo:
+            raise BadInput(
+                f"{self.settings.model}: encoder.echo=true reads texts, not single words"
+            )
         owns = owns or self._maker.with_marks(rows).owns
         return self._batching.of_rows(rows, owns=owns, max_rows=max_rows)
 
