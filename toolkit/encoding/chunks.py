@@ -55,6 +55,11 @@ def rules_of(recipe: EmbedRecipe) -> ChunkRules | None:
             f"corpus.chunk_tokens={tokens}: chunks have no encoder.text_format, but queries "
             f"would have it (it is {recipe.encoder.text_format!r})"
         )
+    if recipe.encoder.echo:
+        raise BadInput(
+            f"corpus.chunk_tokens={tokens}: chunks are read once, and encoder.echo=true reads a "
+            "text twice; leave out one of them"
+        )
     rules = ChunkRules(tokens, overlap, context)
     if recipe.encoder.prompt and not rules.is_late:
         raise no_prompt(recipe.encoder.prompt)

@@ -288,7 +288,11 @@ class Encoder:
         max_rows: int | None = None,
     ) -> Prepared:
         """Rows of token ids as batches of at most `max_rows` rows. `owns` marks the tokens that are
-        pooled; without it, those of a text without a prompt are."""
+        pooled; without it, those of a text without a prompt are (`BadInput` with an echo)."""
+        if owns is None and self._rules.echo:
+            raise BadInput(
+                f"{self.settings.model}: encoder.echo=true reads texts, not single words"
+            )
         owns = owns or self._maker.with_marks(rows).owns
         return self._batching.of_rows(rows, owns=owns, max_rows=max_rows)
 

@@ -140,8 +140,9 @@ def forecast(recipe: EmbedRecipe, *, sample_rows: int = SAMPLE_ROWS) -> Forecast
         rows=total(lambda one: len(one.written)),
         tokens=total(lambda one: sum(one.read)),
         squares=total(lambda one: sum(length**2 for length in one.read)),
-        # Those that fill the limit: some of them have just so many tokens.
-        cut=total(lambda one: float(not chunks and one.read[0] >= most)),
+        # Those that fill the limit: some of them have just so many tokens. A text that is read
+        # twice may leave one token free.
+        cut=total(lambda one: float(not chunks and one.read[0] >= most - rules.echo)),
         width=width,
         id_bytes=_id_bytes(
             shards, {row: one.written for row, one in lengths.items()}, chunks=chunks

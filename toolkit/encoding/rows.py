@@ -13,7 +13,7 @@ from toolkit.base.errors import BadInput
 from toolkit.encoding.chunks import Chunk, no_prompt
 from toolkit.encoding.late_chunks import Window, check_poolings, late_chunks_of, room_of
 from toolkit.encoding.units import ChunkRules
-from toolkit.model.vector_rules import VectorRules
+from toolkit.model.vector_rules import ECHO_BEFORE, ECHO_BETWEEN, VectorRules
 from toolkit.settings.schema import TEXT_FORMAT
 from toolkit.text.tokens import Ids, TextTokenizer, is_unicode
 
@@ -67,9 +67,9 @@ class RowMaker:
 
     def prefix_of(self, *, instruction: str = "", prompt: str | None = None) -> str:
         """What stands before each text: `prompt`, or else the instruction, or else the encoder's
-        own prompt, after what the format puts there."""
+        own prompt, between what the format and an echo put there."""
         chosen = (instruction or self._rules.prompt) if prompt is None else prompt
-        return self._before + chosen
+        return self._before + chosen + (ECHO_BEFORE if self._rules.echo else "")
 
     def leaves_room(self, prefix: str) -> bool:
         """Whether something of a text is still read behind this prefix."""
@@ -88,6 +88,8 @@ class RowMaker:
             return self.with_marks(self._tokenizer.encode(whole))
         if not is_unicode(prefix):
             raise BadInput(f"the instruction {prefix[:80]!r} is not valid Unicode")
+        if self._rules.echo:
+            return self._twice(prefix, whole)
         limit = self._tokenizer.max_tokens
         (prefix_T,) = self._tokenizer.encode([prefix])
         if len(prefix_T) >= limit:
@@ -105,6 +107,31 @@ class RowMaker:
             return Rows(rows, [_from(first, row_T) for row_T in rows])
         encoded = self._tokenizer.encode_after(prefix, whole)
         return Rows([ids_T for ids_T, _ in encoded], [own_T for _, own_T in encoded])
+
+    def _twice(self, prefix: str, texts: Sequence[str]) -> Rows:
+        """Rows in which the tokens of a text stand twice, both times as many as there is room for,
+        and are pooled the second time. The prefix and special tokens around a text stand once."""
+        tokenizer = self._tokenizer
+        before, between = tokenizer.places([prefix, ECHO_BETWEEN])
+        num_after = len(tokenizer.suffix_ids)
+        least = len(before.ids_T) + len(between.ids_T) + tokenizer.num_added + 2
+        if least > tokenizer.max_tokens:
+            raise BadInput(
+                f"max_tokens={tokenizer.max_tokens}: the prompt and the words of encoder.echo=true "
+                f"leave no room to read a text twice; give at least {least}"
+            )
+        rows, owns = [], []
+        for ids_T, own_T in tokenizer.encode_after(prefix, texts):
+            end = len(ids_T) - num_after
+            first = int(own_T.argmax()) if own_T.any() else end
+            room = (tokenizer.max_tokens - first - len(between.ids_T) - num_after) // 2
+            text = slice(first, min(end, first + room))
+            again = text.stop + len(between.ids_T)
+            parts = ids_T[: text.stop], between.ids_T, ids_T[text], ids_T[end:]
+            rows.append(np.concatenate(parts))
+            owns.append(np.zeros(len(rows[-1]), dtype=np.bool_))
+            owns[-1][again : again + text.stop - first] = own_T[text]
+        return Rows(rows, owns)
 
     def check_chunks(self, chunks: ChunkRules) -> None:
         """Raise `BadInput` where texts cannot become chunks by these rules: for the pooling or the

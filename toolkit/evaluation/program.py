@@ -180,6 +180,11 @@ def _parts(recipe: EvaluateRecipe, *, tasks: Sequence[Named]) -> list[Part]:
         chain = chain_of(settings.model, adapters=settings.adapters)
         # An encoder of no use must fail now, and not after hours of scoring the others.
         rules = chain.rules(settings)
+        if recipe.words and rules.echo:
+            raise BadInput(
+                f"encoders.{name}.echo=true: tasks on words read a text once; leave out words, or "
+                "this encoder"
+            )
         made_by = {"model": rules.digest(chain.digest()), **settings.facts()}
         for one in tasks:
             facts = {

@@ -41,6 +41,7 @@ from toolkit.model.vector_rules import (
     VectorRules,
     prompt_text,
     trained_rules,
+    with_echo,
     with_pooling,
 )
 from toolkit.model.weights import base_folder, model_digest, stages_of
@@ -144,12 +145,19 @@ def vector_rules(
     rules, is_ours = VectorRules(causal=settings.causal), True
     for folder in folders:
         if (folder / MODULES_FILE).is_file():
+            if settings.echo:
+                raise BadInput(
+                    f"encoder.echo=true: {folder / MODULES_FILE} is of a model that reads a text "
+                    "once; give the causal model that it was made from, or leave out encoder.echo"
+                )
             rules = _declared_rules(folder, base=folders[0], loaded=loaded, settings=settings)
             is_ours = (folder / ORIGIN_FILE).is_file()
     if settings.prompt is not None:
         prompts = dict(rules.prompts)
         prompt = prompt_text(settings.prompt, prompts=prompts, asked_by="encoder.prompt=")
         rules = dataclasses.replace(rules, prompt=prompt)
+    if settings.echo:
+        return with_echo(rules, pooling=settings.pooling, text_format=settings.text_format)
     if is_ours and not rules.all_tokens:
         # Trained with instructions that are not pooled, whatever its files say.
         rules = dataclasses.replace(rules, include_prompt=False)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from toolkit.base.errors import BadInput
-from toolkit.model.vector_rules import Dense, VectorRules
+from toolkit.model.vector_rules import ECHO_BETWEEN, Dense, VectorRules
 
 Vectors = NDArray[np.float64]
 # Of all lengths; the last one is longer than most limits and windows.
@@ -65,21 +65,25 @@ def plain_vectors(
     max_tokens: int,
 ) -> Vectors:
     """The vectors (B, D) of texts behind a prompt, by `rules`."""
+    if rules.echo:
+        twice = [
+            _read_twice(text, tokenizer=tokenizer, prompt=prompt, max_tokens=max_tokens)
+            for text in texts
+        ]
+        hidden_BTD = _states(model, rows=[ids for ids, _ in twice], pad_id=tokenizer.pad_token_id)
+        (mode,) = rules.modes
+        return np.stack(
+            [
+                _pooled(hidden_TD, places=places, mode=mode)
+                for hidden_TD, (_, places) in zip(hidden_BTD, twice, strict=True)
+            ]
+        )
     whole = [prompt + text for text in texts]
     if rules.lower_case:
         prompt, whole = prompt.lower(), [text.lower() for text in whole]
-    tokenizer.padding_side = "right"
     options: dict[str, Any] = {"truncation": True, "max_length": max_tokens}
-    batch = tokenizer(whole, padding=True, return_offsets_mapping=True, **options)
-    ids_BT = torch.tensor(batch["input_ids"], device=model.device)
-    mask_BT = torch.tensor(batch["attention_mask"], device=model.device)
-    attention = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        output = model(input_ids=ids_BT, attention_mask=mask_BT)
-    finally:
-        model.set_attn_implementation(attention)
-    hidden_BTD = output.last_hidden_state.double().cpu().numpy()
+    batch = tokenizer(whole, return_offsets_mapping=True, **options)
+    hidden_BTD = _states(model, rows=batch["input_ids"], pad_id=tokenizer.pad_token_id)
     # As sentence-transformers does it: the prompt's tokens without the one that ends a text.
     num_prompt = 0
     if prompt:
@@ -89,8 +93,8 @@ def plain_vectors(
     vectors = []
     for row in range(len(texts)):
         places = []
-        for place in range(int(mask_BT[row].sum())):
-            is_special = batch["input_ids"][row][place] in special
+        for place, number in enumerate(batch["input_ids"][row]):
+            is_special = number in special
             if rules.all_tokens:
                 pooled = rules.include_prompt or place >= num_prompt
             else:
@@ -106,6 +110,39 @@ def plain_vectors(
             pooled_D = _dense(step, pooled_D) if isinstance(step, Dense) else _unit(pooled_D)
         vectors.append(pooled_D[: rules.dims])
     return np.stack(vectors)
+
+
+def _states(model: Any, *, rows: list[list[int]], pad_id: int) -> Vectors:
+    """The states (B, T, D) of rows of ids, padded on the right, by eager attention."""
+    num_tokens = max(map(len, rows))
+    ids = [row + [pad_id] * (num_tokens - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (num_tokens - len(row)) for row in rows]
+    attention = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        output = model(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+        )
+    finally:
+        model.set_attn_implementation(attention)
+    states: Vectors = output.last_hidden_state.double().cpu().numpy()
+    return states
+
+
+def _read_twice(
+    text: str, *, tokenizer: PreTrainedTokenizerBase, prompt: str, max_tokens: int
+) -> tuple[list[int], list[int]]:
+    """The ids of a text that is read twice, and the places of its second reading."""
+    batch = tokenizer(prompt + text, return_offsets_mapping=True)
+    ids: list[int] = batch["input_ids"]
+    own = [place for place, (_, end) in enumerate(batch["offset_mapping"]) if end > len(prompt)]
+    before, after = ids[: own[0]], ids[own[-1] + 1 :]
+    between = tokenizer(ECHO_BETWEEN, add_special_tokens=False)["input_ids"]
+    room = (max_tokens - len(before) - len(between) - len(after)) // 2
+    read = ids[own[0] : own[-1] + 1][:room]
+    first = len(before) + len(read) + len(between)
+    return [*before, *read, *between, *read, *after], list(range(first, first + len(read)))
 
 
 def _pooled(hidden_TD: Vectors, *, places: list[int], mode: str) -> Vectors:

@@ -13,7 +13,7 @@ from typing import Any
 
 from toolkit.base.errors import BadInput
 from toolkit.settings.model_schema import Model
-from toolkit.settings.schema import Pooling
+from toolkit.settings.schema import TEXT_FORMAT, Pooling
 
 # What `encoder.pooling` says, in the names of sentence-transformers.
 ASKED_MODES: dict[Pooling, str] = {
@@ -33,6 +33,9 @@ MODE_FLAGS = {
     "weightedmean": "pooling_mode_weightedmean_tokens",
     "lasttoken": "pooling_mode_lasttoken",
 }
+# What stands around a text that is read twice: the paper's words (`with_echo`). The blank before
+# the second reading is in the text's first token, as it is in the first reading.
+ECHO_BEFORE, ECHO_BETWEEN = "Rewrite the sentence: ", ", rewritten sentence:"
 # A prompt that is a text, not a name, ends with a blank, a colon or the like.
 _NAME = re.compile(r"[\w.-]+")
 
@@ -62,7 +65,8 @@ class VectorRules:
 
     `modes` are the poolings, in the names of sentence-transformers, whose vectors are joined.
     `all_tokens`: special tokens are pooled as well. `include_prompt`: so is what is put before a
-    text. `after`: what is done to the pooled vector. `dims`: how many numbers of it are kept.
+    text. `echo`: a text is read twice, and only the tokens of the second reading are pooled.
+    `after`: what is done to the pooled vector. `dims`: how many numbers of it are kept.
     `prompts` are all that the folder declares, by name, and `prompt` is the one in use.
 
     `as_configured`: config.json decides on causal attention; it makes it `causal`, or not.
@@ -71,6 +75,7 @@ class VectorRules:
     modes: tuple[str, ...] = ("mean",)
     all_tokens: bool = False
     include_prompt: bool = False
+    echo: bool = False
     prompt: str = ""
     lower_case: bool = False
     after: tuple[Normalize | Dense, ...] = ()
@@ -174,3 +179,22 @@ def with_pooling(
     if pooling in ("cls", "last"):
         return dataclasses.replace(changed, all_tokens=True, include_prompt=True)
     return changed
+
+
+def with_echo(rules: VectorRules, *, pooling: Pooling, text_format: str) -> VectorRules:
+    """`rules` of a plain decoder, but each text is read twice, and its second reading is pooled
+    (Springer et al. 2024, arXiv 2402.15449). Raises `BadInput` for what does not go with that."""
+    if not rules.causal:
+        raise BadInput(
+            "encoder.echo=true: makes up for causal attention, and this encoder's is "
+            "bidirectional; give encoder.causal=true, or leave out encoder.echo"
+        )
+    if pooling not in ("auto", "mean", "last"):
+        raise BadInput(f"encoder.pooling={pooling}: with encoder.echo=true valid: auto, mean, last")
+    if text_format != TEXT_FORMAT:
+        raise BadInput(
+            f"encoder.text_format={text_format!r}: encoder.echo=true puts words of its own around "
+            "a text; leave out one of them"
+        )
+    modes = rules.modes if pooling == "auto" else (ASKED_MODES[pooling],)
+    return dataclasses.replace(rules, modes=modes, echo=True)

@@ -250,7 +250,7 @@ class EncoderSettings(Section):
     A folder with a modules.json (of sentence-transformers) says itself how its texts become
     vectors. `pooling` replaces its pooling, and `prompt` its default prompt: a text, or the name of
     a prompt that the folder declares; "" is none. `causal` makes attention causal where the folder
-    does not say so.
+    does not say so. With `echo` a causal model reads a text twice, and the second is pooled.
 
     `dtype` auto is bf16 on a device with instructions for it (a GPU from Ampere on; a CPU with
     avx512_bf16 or AMX) and fp32 elsewhere. All workers of an encoding compute in the same type,
@@ -266,6 +266,7 @@ class EncoderSettings(Section):
     dtype: EncoderDType = "fp32"
     attention: Attention = "packed"
     causal: bool = False
+    echo: bool = False
     pooling: Pooling = "auto"
     prompt: str | None = None
     text_format: Annotated[str, Field(pattern=r"^[^{}]*\{text\}[^{}]*$")] = TEXT_FORMAT
@@ -276,7 +277,7 @@ class EncoderSettings(Section):
         assert self.dtype != "auto"
         settings = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
         # Left out in encodings made before the keys existed.
-        unused = {"text_format": TEXT_FORMAT, "pooling": "auto", "prompt": None}
+        unused = {"text_format": TEXT_FORMAT, "pooling": "auto", "prompt": None, "echo": False}
         return {key: value for key, value in settings.items() if unused.get(key, ...) != value}
 
 
