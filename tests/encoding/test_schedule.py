@@ -26,7 +26,7 @@ from toolkit.base.layout import LEASE_DIR
 from toolkit.cluster.leases import Leases
 from toolkit.cluster.topology import detect
 from toolkit.encoding import schedule
-from toolkit.encoding.output import Output
+from toolkit.encoding.output import SUFFIXES, Output
 from toolkit.encoding.schedule import Alone, Claims
 from toolkit.encoding.store import VectorStore
 from toolkit.settings.recipes import load_recipe
@@ -273,7 +273,8 @@ def test_a_worker_alone_takes_every_unit_once_from_its_own_on(output: Output) ->
             taken.append(unit)
             assert work.holds(unit)
             (output.directory / "units").mkdir(exist_ok=True)
-            (output.directory / "units" / f"{unit.name}.json").touch()
+            for suffix in SUFFIXES:
+                (output.directory / "units" / f"{unit.name}{suffix}").touch()
             work.finish(unit)
     assert [unit.number for unit in taken] == [*range(7, NUM_UNITS), *range(7)]
 
