@@ -1,6 +1,6 @@
 """Scores of an encoder on real tasks, with the score of every single item:
 
-    python -m tests.benchmarks.real.scoring MODEL OUT.json [--causal] [--tasks STS-B EWT]
+    python -m tests.benchmarks.real.scoring MODEL OUT.json [--causal [--echo]] [--tasks STS-B EWT]
 
 Items are what a paired bootstrap draws from: the cosine of each pair of STS-B; nDCG@10 of each
 query; how many of ten classifiers label a text rightly; whether each word has the right tag.
@@ -183,12 +183,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("out", type=Path)
     parser.add_argument("--causal", action="store_true")
+    parser.add_argument("--echo", action="store_true", help="each text is read twice")
     parser.add_argument("--dtype", default="fp32")
     parser.add_argument("--data", type=Path, default=REAL_DATA)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     given = parser.parse_args(argv)
     settings = EncoderSettings(
-        model=given.model, max_tokens=MAX_TOKENS, causal=given.causal, dtype=given.dtype
+        model=given.model,
+        max_tokens=MAX_TOKENS,
+        causal=given.causal,
+        echo=given.echo,
+        dtype=given.dtype,
     )
     embed = Plain(Encoder(settings, device=torch.device("cpu")), name=given.out.stem)
     score(embed, data=given.data, out=given.out, tasks=given.tasks)
