@@ -99,8 +99,8 @@ def plan_figures(folder: Path, *, rows: int) -> dict[str, float]:
 
 
 def unit_seconds(work: Schedule, output: Output) -> list[tuple[float, float]]:
-    """Of each unit that this worker gets: take, holds and finish, without the marker's writing; of
-    the clock and of this thread's processor."""
+    """Of each unit that this worker gets: take, holds and finish, but not the writing of its files;
+    of the clock and of this thread's processor."""
     found = []
 
     def now() -> NDArray[np.float64]:
@@ -113,7 +113,8 @@ def unit_seconds(work: Schedule, output: Output) -> list[tuple[float, float]]:
         if unit is None:
             return found
         time.sleep(UNIT_S)
-        unit_files(output.directory, unit=unit).marker.touch()
+        for path in vars(unit_files(output.directory, unit=unit)).values():
+            path.touch()
         written = now()
         assert work.holds(unit)
         work.finish(unit)
