@@ -51,10 +51,13 @@ def shards_of(output: Path, *inputs: object) -> dict[str, bytes]:
 
 
 def test_shards_of_an_address_are_those_of_the_files_there(
-    files: Path, memory: Any, tmp_path: Path
+    files: Path, memory: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = shards_of(tmp_path / "local", files)
+    capsys.readouterr()
     assert shards_of(tmp_path / "folder", "memory://bucket") == local
+    said = capsys.readouterr().out
+    assert "memory://bucket: not read: .pdf 1, hidden 1 (notes.pdf, _SUCCESS)" in said
     assert shards_of(tmp_path / "scheme", f"file://{files}") == local
     pattern = "memory://bucket/*.jsonl.gz"
     some = shards_of(tmp_path / "some", pattern, "memory://bucket/b.parquet")
@@ -85,7 +88,9 @@ def test_what_was_copied_is_not_copied_again_until_it_changes(
     assert shards_of(tmp_path / "out", "memory://bucket") == first
     assert len(opened) == 4
     memory.pipe("/bucket/more/Ä c.txt", b"A line.\nAnother line of TEXT.\n")
+    memory.rm(["/bucket/notes.pdf", "/bucket/_SUCCESS"])  # of which a line would tell
     asked = ("--input", "memory://bucket", "--output", tmp_path / "out")
+    capsys.readouterr()
     assert "made with other input" in refused(capsys, shard_wikipedia.main, *asked)
     assert (copies / "more" / "Ä c.txt").read_bytes().count(b"TEXT") == 1
 

@@ -15,9 +15,11 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from toolkit.base.console import say
 from toolkit.base.errors import BadInput, RunFailed
 from toolkit.base.files import naming, read_json, sync, temporary_of, write_json
-from toolkit.text.sources import is_known, kind_of
+from toolkit.text.folders import told
+from toolkit.text.sources import is_known, kind_of, unknown
 
 PIECE_BYTES = 2**22
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,30}://")
@@ -113,8 +115,8 @@ def local_path(address: str) -> Path | None:
 
 def remote_files(address: str, *, whole_files: bool = False) -> list[RemoteFile]:
     """The files at an address, in order: one, those that match a pattern (*, ?), or in a folder
-    those whose kind is known. Raises `BadInput` if there are none, nothing here opens it, or the
-    kind of a file that was named is unknown."""
+    those whose kind is known; a line says what else is there. Raises `BadInput` if there are none,
+    nothing here opens it, or the kind of a file that was named is unknown."""
     filesystem, path = _opened(address)
     below = None
     try:
@@ -125,9 +127,11 @@ def remote_files(address: str, *, whole_files: bool = False) -> list[RemoteFile]
         else:
             found = sorted(filesystem.find(path))
             below, base = path, Path(path)
-            found = [
-                one for one in found if is_known(Path(one), below=base, whole_files=whole_files)
-            ]
+            every = [Path(one) for one in found]
+            known = {one for one in every if is_known(one, below=base, whole_files=whole_files)}
+            if passed := [unknown(one) for one in every if one not in known]:
+                say(f"{_shown(address)}: not read: {told(passed, below=base)}")
+            found = [one for one in found if Path(one) in known]
         scheme = address.partition("://")[0].lower()
         files = [_known(filesystem, scheme=scheme, path=one, below=below) for one in found]
     except Exception as error:  # each file system has its own errors

@@ -178,8 +178,7 @@ def _known_below(folder: Path, *, whole_files: bool) -> tuple[list[Path], list[P
         if is_known(file, below=folder, whole_files=whole_files):
             known.append(file)
         else:
-            hidden = file.name.startswith("_") or "multistream-index" in file.name
-            passed.append(Passed(file, HIDDEN if hidden else ending_of(file)))
+            passed.append(unknown(file))
     if not known:
         there = f": {told(passed, below=folder)}" if passed else ""
         raise BadInput(
@@ -187,6 +186,12 @@ def _known_below(folder: Path, *, whole_files: bool) -> tuple[list[Path], list[P
             f"{_known(whole_files=whole_files)}"
         )
     return known, passed
+
+
+def unknown(file: Path) -> Passed:
+    """A file of no known kind that is passed over, with the reason."""
+    hidden = file.name.startswith(("_", ".")) or "multistream-index" in file.name
+    return Passed(file, HIDDEN if hidden else ending_of(file))
 
 
 def _absolute(path: Path) -> Path:
