@@ -14,6 +14,7 @@ from toolkit.base.errors import BadInput
 from toolkit.command_line.completion import answer_shell
 from toolkit.command_line.door import Parser, add_recipe, guarded
 from toolkit.runs.estimate import (
+    FP8_GPUS,
     GIB,
     GPUS,
     Cluster,
@@ -31,7 +32,7 @@ from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.pipelines import resolve
 from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import EmbedRecipe, SharedRecipe, TrainingRecipe
+from toolkit.settings.schema import EmbedRecipe, EncoderSettings, SharedRecipe, TrainingRecipe
 from toolkit.settings.training_checks import fit_to_ranks
 
 GBIT = 1e9 / 8
@@ -160,6 +161,16 @@ def describe_questions(
     return "\n".join(lines)
 
 
+def _planned_dtype(encoder: EncoderSettings, *, gpu: str) -> str:
+    """The type that texts are encoded in on a GPU. Raises `BadInput` if it has no such products."""
+    if not encoder.fp8:
+        return "bf16" if encoder.dtype == "auto" else encoder.dtype
+    if gpu not in FP8_GPUS:
+        valid = ", ".join(sorted(FP8_GPUS))
+        raise BadInput(f"encoder.fp8=true: --gpu {gpu} has no products of 8 bits; {valid} have")
+    return "fp8"
+
+
 def describe_embedding(
     recipe: EmbedRecipe, *, arguments: argparse.Namespace, cluster: Cluster
 ) -> str:
@@ -169,7 +180,7 @@ def describe_embedding(
     found = forecast(recipe, sample_rows=arguments.sample)
     if not found.tokens.value:
         raise BadInput(f"{recipe.corpus.input}: the texts that were read have no tokens")
-    dtype = "bf16" if recipe.encoder.dtype == "auto" else recipe.encoder.dtype
+    dtype = _planned_dtype(recipe.encoder, gpu=arguments.gpu)
     rate = arguments.tokens_per_s or found.tokens_per_s(cluster, dtype=dtype)
     hours = found.tokens.value / rate / cluster.world / 3600
     device = "process" if arguments.tokens_per_s else arguments.gpu

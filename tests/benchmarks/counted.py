@@ -2,9 +2,9 @@
 
 Tensors on the meta device have shapes and no numbers; so a step of a model of any size takes
 seconds. What a GPU runs as one kernel counts as one, which reads its inputs and writes its outputs
-once: packed attention, dropout, `F.rms_norm` and liger-kernel's kernels. FLOPs are those of matrix
-products and attention. Memory is that of all tensors that are alive. Left out: launches, the
-optimizer, communication.
+once: packed attention, dropout, `F.rms_norm`, liger-kernel's kernels, and rounding to 8 bits. FLOPs
+are those of matrix products and attention; in 8 bits they take half the time. Memory is that of all
+tensors that are alive. Left out: launches, the optimizer, communication.
 """
 
 import contextlib
@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from toolkit.model import attention, fused
+from toolkit.model import attention, fp8, fused
 
 # They only make a tensor, or give a part of one.
 FREE = ("empty", "new_empty", "empty_like", "detach", "_unsafe_view", "alias", "lift_fresh")
 # They write a tensor without reading it.
 WRITES = ("zero_", "fill_", "copy_", "bernoulli_", "normal_")
-PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0, "baddbmm": 1}
+PRODUCTS = {"mm": 0, "addmm": 1, "addmm_": 1, "bmm": 0, "baddbmm": 1, "_scaled_mm_v2": 0}
+HALVES = ("_scaled_mm_v2",)  # products of 8-bit numbers: twice the rate
 VARLEN = "_varlen_attn"
 
 
@@ -107,7 +108,10 @@ class Counted(TorchDispatchMode):
     def seconds(self, *, rate: float, bandwidth: float) -> float:
         """The time of all operations one after another: each takes that of its FLOPs or that of its
         bytes, whichever is longer."""
-        return sum(max(cost.flops / rate, cost.moved / bandwidth) for cost in self.costs)
+        return sum(
+            max(cost.flops / (2 * rate if cost.name in HALVES else rate), cost.moved / bandwidth)
+            for cost in self.costs
+        )
 
 
 class Saved(NamedTuple):
@@ -187,11 +191,18 @@ def counting(*, attended: int) -> Iterator[Counted]:
         inputs = [hidden] if weight is None else [hidden, weight]
         return OneKernel.apply(counted, "rms_norm", Saved(True, 4 * rows), False, *inputs)
 
+    def quantized(value_NI: Tensor) -> tuple[Tensor, Tensor]:
+        codes_NI = torch.empty_like(value_NI, dtype=fp8.E4M3)
+        scale_N1 = value_NI.new_empty(len(value_NI), 1, dtype=torch.float32)
+        counted.count("quantized", [value_NI], [codes_NI, scale_N1], flops=0.0)
+        return codes_NI, scale_N1
+
     def kernel_for(**named: Any) -> str:
         return chosen(**{**named, "on_gpu": True})
 
     with (
         mock.patch.object(attention, "kernel_for", kernel_for),
+        mock.patch.object(fp8, "quantized", quantized),
         mock.patch.multiple(
             fused, silu_and_mul=silu_and_mul, rotate=rotate, has_kernels=lambda _tensor: True
         ),

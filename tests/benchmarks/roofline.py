@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Pretrained
 from tests.benchmarks.counted import Counted, counting
 from toolkit.model.attention import PACKED, packed_arguments, register
 from toolkit.model.backbone import add_lora, checkpoint_activations
+from toolkit.model.fp8 import quantize
 from toolkit.model.fused import fuse_lora, fuse_rope, fuse_swiglu
 from toolkit.model.losses import info_nce, masked_token_nll
 from toolkit.model.norms import fuse_norms
@@ -79,7 +80,7 @@ REACHED = {
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What is traced. `fused` names what is one operation: norms, liger (SwiGLU and positions),
-    lora. `rows` texts of `length` tokens."""
+    lora. `rows` texts of `length` tokens. `fp8`: frozen weights in 8 bits."""
 
     kind: str
     fused: frozenset[str] = frozenset()
@@ -87,6 +88,7 @@ class Case:
     length: int = 512
     recomputed: bool = False
     dropout: float = 0.05
+    fp8: bool = False
 
     @property
     def tokens(self) -> int:
@@ -155,6 +157,10 @@ def model_of(config: PretrainedConfig, case: Case, *, head: bool) -> Any:
         "liger": [fuse_swiglu, fuse_rope],
         "lora": [fuse_lora],
     }
+    if case.fp8:
+        if case.kind == "encode":
+            model.requires_grad_(False)
+        quantize(model)
     for name in sorted(case.fused):
         for step in steps[name]:
             step(model)
@@ -205,10 +211,12 @@ CASES = {
     "encode, 16,384 tokens": Case("encode", rows=32),
     "encode, + F.rms_norm": Case("encode", NORMS, rows=32),
     "encode, + SwiGLU and RoPE": Case("encode", NORMS | {"liger"}, rows=32),
+    "encode, + products in fp8": Case("encode", NORMS | {"liger"}, rows=32, fp8=True),
     "MNTP, LoRA, 4,096 tokens": Case("mntp"),
     "MNTP, + F.rms_norm": Case("mntp", NORMS),
     "MNTP, + LoRA as one product": Case("mntp", NORMS | {"lora"}),
     "MNTP, + SwiGLU and RoPE": Case("mntp", ALL),
+    "MNTP, + frozen weights in fp8": Case("mntp", ALL, fp8=True),
     "MNTP, + no LoRA dropout": Case("mntp", ALL, dropout=0.0),
     "MNTP, 8,192 tokens": Case("mntp", ALL, rows=16),
     "MNTP, 8,192 tokens, recomputed": Case("mntp", ALL, rows=16, recomputed=True),

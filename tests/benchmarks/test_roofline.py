@@ -94,6 +94,30 @@ def few_layers(name: str) -> Any:
     return config
 
 
+def test_products_in_8_bits_move_half_of_the_weights_and_take_half_the_time() -> None:
+    case = Case("encode", ALL - {"lora"}, rows=2, length=64)
+    plain, ours = (
+        trace(config_of("tiny"), dataclasses.replace(case, fp8=fp8)) for fp8 in (False, True)
+    )
+    assert ours.flops == plain.flops
+    # Each layer: its weight and its input in a byte each, its scales, and its output in bf16.
+    layers = [(WIDTH, HEADS), *[(WIDTH, KEYS)] * 2, (HEADS, WIDTH)]
+    layers += [(WIDTH, INNER)] * 2 + [(INNER, WIDTH)]
+    tokens = case.tokens
+    moved = sum(
+        inputs * (outputs + tokens) + 4 * (outputs + tokens) + 2 * tokens * outputs
+        for inputs, outputs in layers
+    )
+    assert ours.counted.moved()["_scaled_mm_v2"] == LAYERS * moved
+    rounded = sum(3 * tokens * inputs + 4 * tokens for inputs, _ in layers)
+    assert ours.counted.moved()["quantized"] == LAYERS * rounded
+    # Attention's own products stay as they are.
+    products = sum(cost.flops for cost in ours.counted.costs if cost.name == "_scaled_mm_v2")
+    others = plain.flops * tokens - products
+    taken = ours.counted.seconds(rate=1.0, bandwidth=1e30)
+    assert taken == pytest.approx(products / 2 + others)
+
+
 # Its norms of queries and keys keep their inputs, which the plan leaves out.
 @pytest.mark.parametrize(("name", "within"), [("mistral-7b", 0.03), ("qwen3-0.6b", 0.12)])
 def test_the_plan_knows_the_memory_of_a_step(name: str, within: float) -> None:

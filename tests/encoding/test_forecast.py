@@ -174,6 +174,13 @@ def test_the_door(
     assert re.search(r"memory of an index: flat [\d.]+ kB, ivf", said)
     assert plan.main(asked[:3]) == 0
     assert "(45% of its peak; " in capsys.readouterr().out
+    rates = []
+    for given in (["encoder.dtype=bf16"], ["encoder.fp8=true"]):
+        assert plan.main([*asked[:3], *given, "--gpu", "h100"]) == 0
+        found = re.search(r"each ([\d,]+) tokens/s", capsys.readouterr().out)
+        assert found
+        rates.append(int(found[1].replace(",", "")))
+    assert rates[1] == pytest.approx(2 * rates[0], abs=2)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +189,7 @@ def test_the_door(
         (["--price", "-1"], "--price -1.0: more than 0"),
         (["--tokens-per-s", "nan"], "--tokens-per-s nan: more than 0"),
         (["--sample", "0"], "--sample 0: more than 0"),
+        (["encoder.fp8=true", "--gpu", "a100"], "--gpu a100 has no products of 8 bits; b200, h100"),
         (["corpus.chunk_overlap=3"], "needs corpus.chunk_tokens"),
         (["dims=100000"], "tiny-mistral have 256 numbers"),
         (["corpus.input=/no/such"], "/no/such"),

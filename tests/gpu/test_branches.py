@@ -17,6 +17,7 @@ ASKS = re.compile(r"\bis_cuda\b|[\"',]cuda[\"':]|\btorch\.cuda\.")
 SHAPES = "tests/gpu/test_real_shapes.py"
 ENCODER = f"{SHAPES}::test_an_encoder_here_and_on_a_cpu"
 FUSED = f"{SHAPES}::test_a_fused_model_is_the_plain_one"
+IN_8_BITS = f"{SHAPES}::test_products_in_8_bits"
 DEVICE = f"{SHAPES}::test_the_device_is_found_and_multiplies"
 COPIED = (
     "tests/model/test_copied_out.py::test_on_a_gpu_the_copy_is_pinned_and_little_memory_is_held"
@@ -27,6 +28,8 @@ REACHED: dict[str, dict[str, str]] = {
     "encoding/encoder.py": {
         'default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS': ENCODER,
         'if self.device.type == "cuda":': ENCODER,
+        'check_kernels(settings.kernels, on_gpu=self.device.type == "cuda", '
+        'key="encoder.kernels")': ENCODER,
     },
     "model/attention.py": {
         "on_gpu=query.is_cuda, dtype=query.dtype, dropout=dropout, softcap=softcap": (
@@ -42,14 +45,18 @@ REACHED: dict[str, dict[str, str]] = {
         "copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]": COPIED,
         "copied.record(torch.cuda.current_stream(result.device))": COPIED,
     },
+    "model/fp8.py": {
+        'return device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER': (
+            IN_8_BITS
+        ),
+        'return torch.cuda.get_device_name(device) if device.type == "cuda" else "a CPU"': (
+            IN_8_BITS
+        ),
+        "make = _one_kernel() if input_NI.is_cuda else quantized": IN_8_BITS,
+    },
     "model/fused.py": {
         'if device.type != "cuda":': FUSED,
         "return tensor.is_cuda": FUSED,
-    },
-    "model/losses.py": {
-        'if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":': (
-            f"{SHAPES}::test_the_loss_of_masked_tokens"
-        ),
     },
     "model/norms.py": {'if device.type != "cuda":': FUSED},
     "model/precision.py": {
@@ -72,7 +79,8 @@ REACHED: dict[str, dict[str, str]] = {
     "parallel/zero.py": {"if not torch.cuda.is_available():": TRAINED},
     "training/admission.py": {
         "on_gpu=torch.cuda.is_available(),": TRAINED,
-        "check_kernels(recipe.model.kernels, on_gpu=torch.cuda.is_available())": TRAINED,
+        "check_kernels(recipe.model.kernels, on_gpu=torch.cuda.is_available(), "
+        'key="model.kernels")': TRAINED,
     },
     "training/preflight.py": {
         'on_gpu = device.type == "cuda"': TRAINED,

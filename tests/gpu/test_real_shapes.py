@@ -17,17 +17,19 @@ from transformers.models.mistral import modeling_mistral
 
 from tests.benchmarks.certify.kernels import Attention
 from tests.benchmarks.certify.machine import Machine, worst
+from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
+from toolkit.model import fp8
 from toolkit.model.backbone import add_lora
 from toolkit.model.dropout import dropout
 from toolkit.model.fused import fuse, has_liger
-from toolkit.model.losses import info_nce, masked_token_nll
+from toolkit.model.losses import Kernel, info_nce, masked_token_nll
 from toolkit.model.pooling import mean_pool_packed
 from toolkit.model.precision import dtype_for, remarks
 from toolkit.parallel.comm import device_of
 from toolkit.runs.estimate import peak_of
 from toolkit.settings.model_schema import Lora
-from toolkit.settings.schema import EncoderSettings, Kernel
+from toolkit.settings.schema import EncoderSettings
 from toolkit.training.preflight import _matmul_flops
 
 WITHOUT = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -118,6 +120,30 @@ def test_the_loss_of_masked_tokens(machine: Machine, kernel: Kernel) -> None:
     assert leaf.grad is not None and true.grad is not None
     assert distance(leaf.grad, true.grad) < 0.01
     assert int(correct) == pytest.approx(int((logits.argmax(1) == target).sum()), abs=5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_products_in_8_bits(machine: Machine, bias: bool) -> None:
+    """A layer of 4,096 to 14,336 numbers, and its gradient, beside fp64 of the rounded numbers."""
+    if not (fp8.has_fp8(machine.device) or machine.dry):
+        with pytest.raises(BadInput, match="Hopper or newer"):
+            fp8.check_fp8(dtype="bf16", device=machine.device, key="encoder.fp8")
+        return
+    rows, inputs, outputs = machine.sized((3001, 4096, 14_336), (7, 32, 48))
+    place: dict[str, Any] = {"device": machine.device, "dtype": torch.bfloat16}
+    plain = torch.nn.Linear(inputs, outputs, bias=bias, **place).requires_grad_(False)
+    input = torch.randn(rows, inputs, **place).requires_grad_()
+    above = torch.randn(rows, outputs, **place)
+    output = fp8.Fp8Linear(plain)(input)
+    output.backward(above)
+    rounded = [
+        codes.double() * scale.double()
+        for codes, scale in map(fp8.quantized, (input.detach(), plain.weight))
+    ]
+    wanted = rounded[0] @ rounded[1].T + (0 if plain.bias is None else plain.bias.double())
+    assert distance(output.detach(), wanted) < 0.005
+    assert input.grad is not None
+    assert distance(input.grad, above.double() @ rounded[1]) < 0.005
 
 
 def test_a_contrastive_loss_of_many_candidates(machine: Machine) -> None:

@@ -189,4 +189,4 @@ def test_kernels_that_cannot_be_are_refused(
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(fused.BadInput, match="not installed; pip install liger-kernel"):
-        fused.check_kernels("liger", on_gpu=True)
+        fused.check_kernels("liger", on_gpu=True, key="model.kernels")

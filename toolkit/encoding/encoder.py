@@ -4,6 +4,7 @@ A vector depends on its text alone, and not on its batch, its neighbours or thei
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -35,7 +36,8 @@ from toolkit.model.backbone import (
 )
 from toolkit.model.bidirectional import prove_attention
 from toolkit.model.copied_out import copied_out
-from toolkit.model.fused import fuse
+from toolkit.model.fp8 import check_fp8, quantize_encoder
+from toolkit.model.fused import check_kernels, fuse
 from toolkit.model.head import Head
 from toolkit.model.memory import keep_large_blocks
 from toolkit.model.onednn import lay_out_linears
@@ -68,6 +70,9 @@ class Encoder:
         self.device = device or device_of(0)
         self._dtype: DType = dtype_for(settings.dtype, device=self.device)
         self.settings = settings = settings.model_copy(update={"dtype": self._dtype})
+        check_kernels(settings.kernels, on_gpu=self.device.type == "cuda", key="encoder.kernels")
+        if settings.fp8:
+            check_fp8(dtype=self._dtype, device=self.device, key="encoder.fp8")
         if self.device.type == "cpu":
             keep_large_blocks()
         self._chain = chain_of(settings.model, adapters=settings.adapters)
@@ -109,6 +114,9 @@ class Encoder:
         )
         if not rules.is_plain:
             self._prove_vectors()
+        if settings.fp8:
+            name, probes = settings.model, partial(self.vectors_of, PROBES)
+            say_beside(f"{name}: {quantize_encoder(self._model, vectors=probes, name=name)}")
 
     def _loaded(self, config: PretrainedConfig) -> Any:
         """The model with its adapters. Sets whether rows are packed."""
@@ -131,7 +139,7 @@ class Encoder:
         # Merged adapters cost nothing when texts are encoded.
         merge_into(model, adapters=self._chain.adapters())
         model.eval()
-        fuse(model, device=self.device)
+        fuse(model, device=self.device, kernels=settings.kernels)
         if self.device.type == "cpu":
             lay_out_linears(model)
         return model

@@ -40,7 +40,8 @@ from toolkit.text.tokens import TextTokenizer
 SAMPLE_ROWS = 1000
 NUM_STRATA = 25
 MOST_CHARS_PER_TOKEN = 8
-FP32_SLOWER = 15  # a GPU's fp32 peak is about that much below its bf16 peak
+# The peak of a GPU in a type, as a part of that in bf16, by data sheets.
+PEAKS = {"fp32": 1 / 15, "bf16": 1.0, "fp8": 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +76,14 @@ class Forecast:
         return self.tokens.value * forward_flops(self.shape, attended=attended)
 
     def tokens_per_s(self, cluster: Cluster, *, dtype: str) -> float:
-        """Tokens per second of one device at the cluster's efficiency."""
-        peak = cluster.gpu.peak / (FP32_SLOWER if dtype == "fp32" else 1)
-        return peak * cluster.efficiency * self.tokens.value / max(self.flops, 1)
+        """Tokens per second of one device at the cluster's efficiency; `dtype`: of `PEAKS`."""
+        return (
+            PEAKS[dtype]
+            * cluster.gpu.peak
+            * cluster.efficiency
+            * self.tokens.value
+            / max(self.flops, 1)
+        )
 
     def disk(self) -> dict[VectorFormat, float]:
         """Bytes of the vectors in each format, and their ids."""

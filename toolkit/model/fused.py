@@ -31,14 +31,15 @@ FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
 ROTARY = "apply_rotary_pos_emb"
 
 
-def check_kernels(kernels: Kernels, *, on_gpu: bool) -> None:
-    """Raise `BadInput` if liger-kernel is asked for and cannot run here."""
+def check_kernels(kernels: Kernels, *, on_gpu: bool, key: str) -> None:
+    """Raise `BadInput` if `key`, "model.kernels" or "encoder.kernels", asks for liger-kernel and
+    that cannot run here."""
     if kernels != "liger":
         return
     if not has_liger():
-        raise BadInput("model.kernels=liger: it is not installed; pip install liger-kernel")
+        raise BadInput(f"{key}=liger: it is not installed; pip install liger-kernel")
     if not on_gpu:
-        raise BadInput("model.kernels=liger needs a GPU; model.kernels=auto runs anywhere")
+        raise BadInput(f"{key}=liger needs a GPU; {key}=auto runs anywhere")
 
 
 def has_liger() -> bool:

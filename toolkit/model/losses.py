@@ -1,23 +1,19 @@
 """The maths of the objectives, for one rank's rows. Shapes: B rows, N candidates, D width, E width
 of a teacher, M masked tokens, V vocabulary."""
 
-import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toolkit.base.errors import BadInput
-from toolkit.settings.schema import Kernel
-
 # The number of similarities that are in memory at one time.
 CHUNK_ELEMENTS = 2**22
 # The number of logits that are in memory as fp32 at one time.
 CHUNK_LOGITS = 2**22
+Kernel = Literal["torch", "liger"]
 LIGER: Kernel = "liger"
 FILLER = 0  # the hash of a candidate that only fills a place; it is no negative of any query
 
@@ -186,19 +182,6 @@ def matryoshka(
     loss of the first d coordinates."""
     results = [loss(dim) for dim in (*(dim for dim in dims if dim < width), width)]
     return torch.stack([part for part, _ in results]).mean(), results[-1][1]
-
-
-def check_kernel(kernel: Kernel) -> None:
-    """Raise `BadInput` if `kernel` cannot compute cross-entropy on this machine."""
-    if kernel != LIGER:
-        return
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise BadInput("cross_entropy=liger: it is not installed; pip install liger-kernel")
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        raise BadInput(
-            "cross_entropy=liger needs a GPU (or, to try it out, TRITON_INTERPRET=1); "
-            "cross_entropy=torch runs anywhere"
-        )
 
 
 def masked_token_nll(

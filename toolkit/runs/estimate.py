@@ -48,6 +48,8 @@ GPUS = {
     "b200": Gpu(180e9, 2250e12, 680e9),
 }
 
+FP8_GPUS = frozenset({"h100", "h200", "b200"})  # with products of 8-bit floating-point numbers
+
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
@@ -127,7 +129,8 @@ def partitioned(
     lora = recipe.model.lora
     frozen = shape.weights(head=head) if lora else 0
     trained = shape.adapters(lora) if lora else shape.weights(head=head)
-    weights = (frozen + trained) * width / (world if layout.shares_weights else 1)
+    saved = shape.layers * shape.layer if recipe.model.fp8 else 0  # a byte of each
+    weights = ((frozen + trained) * width - saved) / (world if layout.shares_weights else 1)
     if layout.shares_weights and layout.has_node_copy:
         weights += (frozen + trained) * width / per_node
     accumulated = layout.gradients or recipe.model.dtype

@@ -29,8 +29,12 @@ class Model(Section):
     attention "packed" puts the texts of a batch one after another, without padding; the other
     values pad. `attention_dropout` replaces the setting of the base.
 
-    `kernels`, on a GPU: what computes SwiGLU and the positions. torch: torch alone. liger:
-    liger-kernel, which must be installed. auto: liger-kernel where it is.
+    `kernels`, on a GPU: what computes SwiGLU, the positions, and the loss of masked tokens. torch:
+    torch alone. liger: liger-kernel, which must be installed. auto: liger-kernel where it is, but
+    for the loss.
+
+    `fp8`, on a GPU from Hopper on: the frozen weights below adapters are kept and multiplied in 8
+    bits, with scales for rows (`model/fp8.py`). It needs dtype bf16, `lora`, and ZeRO 1 or 2.
 
     `pooling` says how the states of a text's tokens become its vector, in contrastive training and
     in all that uses the encoder afterwards. mean: their mean. last: the state of the last token,
@@ -51,6 +55,7 @@ class Model(Section):
     attention: Attention = "packed"
     attention_dropout: Fraction = 0.0
     kernels: Kernels = "auto"
+    fp8: bool = False
     activation_checkpointing: bool = False
     lora: Lora | None
 

@@ -11,7 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from toolkit.settings.domain_schema import DocumentsRecipe, MineRecipe, ReportRecipe
 from toolkit.settings.merge_schema import Forgetting, MergeRecipe
 from toolkit.settings.mixture_schema import Sources
-from toolkit.settings.model_schema import Attention, Model
+from toolkit.settings.model_schema import Attention, Kernels, Model
 from toolkit.settings.pipeline_schema import PipelineRecipe
 from toolkit.settings.questions_schema import QuestionsRecipe
 from toolkit.settings.section import (
@@ -36,7 +36,6 @@ from toolkit.settings.task_schema import (
 INSTRUCTION_FORMAT = "{instruction}; "  # put before a text; LLM2Vec's format
 TEXT_FORMAT = "{text}"
 EncoderDType = Literal["auto", "fp32", "bf16"]
-Kernel = Literal["torch", "liger"]
 Pooling = Literal["auto", "mean", "cls", "last", "weighted_mean", "max"]
 VectorFormat = Literal["fp32", "fp16", "bf16", "int8", "binary"]
 ChunkContext = Literal["chunk", "document"]
@@ -114,11 +113,8 @@ class Mntp(Section):
     A row is a block of documents that do not attend to each other. With `cross_documents`, which
     the reference trains on, they do, and a document is cut wherever the block ends.
 
-    `held_out_blocks` may stand in the recipes of older runs and is refused: whole documents are
-    held out now (`data.held_out_documents`).
-
-    `cross_entropy`: "torch" computes the loss in chunks; "liger" uses the kernel of liger-kernel,
-    which must be installed, on a GPU.
+    `held_out_blocks` and `cross_entropy` may stand in the recipes of older runs: whole documents
+    are held out now (`data.held_out_documents`), and `model.kernels` says what computes the loss.
     """
 
     mask_probability: Probability
@@ -127,11 +123,12 @@ class Mntp(Section):
     cross_documents: bool = False
     held_out_blocks: Natural = 0
     evaluate_every_steps: Count = 100
-    cross_entropy: Kernel = "torch"
+    cross_entropy: Literal["torch"] = "torch"
 
     @model_serializer(mode="wrap")
     def _without_what_is_gone(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:
         settings: dict[str, Any] = whole(self)
+        settings.pop("cross_entropy", None)
         if not self.held_out_blocks:
             settings.pop("held_out_blocks", None)  # left out where defaults are
         return settings
@@ -256,6 +253,9 @@ class EncoderSettings(Section):
     avx512_bf16 or AMX) and fp32 elsewhere. All workers of an encoding compute in the same type,
     whatever their devices: that of its plan.
 
+    On a GPU, `kernels` is as in training; `fp8` (of bf16, from Hopper on) multiplies in 8 bits
+    (`model/fp8.py`).
+
     attention "packed" puts rows one after another, without padding; the other values pad. A model
     that cannot be packed is padded."""
 
@@ -264,6 +264,8 @@ class EncoderSettings(Section):
     max_tokens: Annotated[int, Field(ge=8)] = 512
     batch_tokens: Count | None = None
     dtype: EncoderDType = "fp32"
+    fp8: bool = False
+    kernels: Kernels = "auto"
     attention: Attention = "packed"
     causal: bool = False
     echo: bool = False
@@ -275,9 +277,11 @@ class EncoderSettings(Section):
         """The settings that decide the vectors, besides the content of the model. `dtype` must be
         settled: "auto" says nothing about the vectors."""
         assert self.dtype != "auto"
-        settings = self.model_dump(mode="json", exclude={"model", "adapters", "batch_tokens"})
+        unsaid = {"model", "adapters", "batch_tokens", "kernels"}
+        settings = self.model_dump(mode="json", exclude=unsaid)
         # Left out in encodings made before the keys existed.
         unused = {"text_format": TEXT_FORMAT, "pooling": "auto", "prompt": None, "echo": False}
+        unused |= {"fp8": False}
         return {key: value for key, value in settings.items() if unused.get(key, ...) != value}
 
 

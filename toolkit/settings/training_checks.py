@@ -31,8 +31,8 @@ FREE_KEYS |= {"train.micro_batch_rows", "train.micro_batch_tokens", "train.log_e
 FREE_KEYS |= {"train.save_every_steps", "train.keep_checkpoints", "train.keep_every_steps"}
 FREE_KEYS |= {"train.keep_best", "train.background_save", "train.probe", "train.max_skipped_steps"}
 FREE_KEYS |= {"train.heartbeat_s", "train.stall_s"}
-FREE_KEYS |= {"model.activation_checkpointing"}  # the gradients are the same
-FREE_KEYS |= {"mntp.evaluate_every_steps", "mntp.cross_entropy"}
+FREE_KEYS |= {"model.activation_checkpointing", "model.kernels"}  # the gradients are the same
+FREE_KEYS |= {"mntp.evaluate_every_steps"}
 
 Training = TypeVar("Training", bound=TrainingRecipe)
 
@@ -60,11 +60,27 @@ def check_training(recipe: TrainingRecipe, *, world_size: int) -> tuple[int, int
     if isinstance(recipe, (SupervisedRecipe, GradedRecipe)):
         single_source(recipe.data.train)
     check_no_blocks(recipe)
+    _check_fp8(recipe)
     _check_storage(recipe)
     _check_pooling(recipe)
     _check_steps(recipe)
     check_run_dir(recipe)
     return micro, accumulation
+
+
+def _check_fp8(recipe: TrainingRecipe) -> None:
+    if not recipe.model.fp8:
+        return
+    if recipe.model.lora is None:
+        raise BadInput(
+            "model.fp8=true keeps weights in 8 bits that are not trained, and model.lora=null "
+            "trains all of them: give adapters, or model.fp8=false"
+        )
+    if read_layout(recipe.deepspeed.config).shares_weights:
+        raise BadInput(
+            f"deepspeed.config={recipe.deepspeed.config} deals the weights out to ranks, and those "
+            "of model.fp8=true stay whole: use zero1 or zero2"
+        )
 
 
 def _check_pooling(recipe: TrainingRecipe) -> None:

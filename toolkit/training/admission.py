@@ -17,6 +17,7 @@ from toolkit.cluster.topology import Topology, detect
 from toolkit.model.attention import check_dropout
 from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import digest_of_base
+from toolkit.model.fp8 import check_fp8
 from toolkit.model.fused import check_kernels
 from toolkit.model.weights import base_folder, check_mergeable
 from toolkit.parallel import comm, zero
@@ -24,11 +25,10 @@ from toolkit.parallel.agreement import agree
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.model_source import ModelSource, resolve_model
 from toolkit.settings.schema import TrainingRecipe
-from toolkit.settings.training_checks import check_training
+from toolkit.settings.training_checks import check_training, check_widths
 from toolkit.training import checkpoint
 from toolkit.training.checkpoint import Origin
 from toolkit.training.data import digest_of_data, form_of_samples
-from toolkit.training.objectives import check_objective
 from toolkit.training.preflight import preflight
 from toolkit.training.probe import open_probe
 from toolkit.training.starts import check_progress, claim_run_dir
@@ -139,9 +139,12 @@ def check(recipe: TrainingRecipe, *, topology: Topology, environ: Mapping[str, s
         dtype=DTYPES[recipe.model.dtype],
         on_gpu=torch.cuda.is_available(),
     )
-    check_kernels(recipe.model.kernels, on_gpu=torch.cuda.is_available())
+    check_kernels(recipe.model.kernels, on_gpu=torch.cuda.is_available(), key="model.kernels")
+    if recipe.model.fp8:
+        device = comm.device_of(topology.local_rank)
+        check_fp8(dtype=recipe.model.dtype, device=device, key="model.fp8")
     check_views(recipe.train.views)
-    check_objective(recipe, width=config.hidden_size)
+    check_widths(recipe, width=config.hidden_size)
     data_digest = digest_of_data(recipe, verify=leads)
     digest = digest_of_base(base, model=recipe.model) if leads else ""
     origin = Origin(recipe.model.base, digest, data_digest, samples=form_of_samples(recipe))

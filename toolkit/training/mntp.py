@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from toolkit.batching.batch import Rows, lay_out, model_arguments, place
-from toolkit.model.losses import masked_token_nll
+from toolkit.model.losses import Kernel, masked_token_nll
 from toolkit.model.vector_rules import PLAIN_RULES, VectorRules
 from toolkit.settings.schema import Mntp
 from toolkit.text.masking import mask_tokens
@@ -57,6 +57,7 @@ class MntpObjective:
     seed: int
     mask_id: int
     packed: bool
+    kernel: Kernel = "torch"
     needs_head: bool = True
     rules: VectorRules = PLAIN_RULES
 
@@ -111,8 +112,6 @@ class MntpObjective:
         for batch in batches:
             output = forward(**model_arguments(batch.rows), logits_to_keep=batch.predict_BT)
             loss, correct = masked_token_nll(
-                output.logits,
-                target_M=batch.target_M,
-                kernel=self.settings.cross_entropy,
+                output.logits, target_M=batch.target_M, kernel=self.kernel
             )
             yield loss, {"loss": loss.detach(), "accuracy": correct}

@@ -6,7 +6,6 @@ Knows all objectives, so that a run need not. Refuses to know how any is compute
 from typing import Any
 
 from toolkit.base.errors import BadInput
-from toolkit.model.losses import check_kernel
 from toolkit.model.vector_rules import trained_rules
 from toolkit.settings.schema import (
     GradedRecipe,
@@ -15,7 +14,6 @@ from toolkit.settings.schema import (
     SupervisedRecipe,
     TrainingRecipe,
 )
-from toolkit.settings.training_checks import check_widths
 from toolkit.text.tokens import TextTokenizer
 from toolkit.training.data import is_packed
 from toolkit.training.graded import GradedObjective
@@ -24,14 +22,6 @@ from toolkit.training.objective import Objective
 from toolkit.training.simcse import SimcseObjective
 from toolkit.training.supervised import SupervisedObjective
 from toolkit.training.teacher import open_teaching
-
-
-def check_objective(recipe: TrainingRecipe, *, width: int) -> None:
-    """Raise `BadInput` when a kernel that the objective needs is not on this machine, or the
-    model's vectors of `width` numbers are to be stored with more."""
-    check_widths(recipe, width=width)
-    if isinstance(recipe, MntpRecipe):
-        check_kernel(recipe.mntp.cross_entropy)
 
 
 def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Objective[Any, Any]:
@@ -50,6 +40,7 @@ def build_objective(recipe: TrainingRecipe, *, tokenizer: TextTokenizer) -> Obje
             seed=recipe.train.seed,
             mask_id=mask_id,
             packed=is_packed(recipe),
+            kernel="liger" if recipe.model.kernels == "liger" else "torch",
         )
     packed, low_precision = is_packed(recipe), recipe.model.dtype == "bf16"
     rules, teaching = trained_rules(recipe.model), open_teaching(recipe)

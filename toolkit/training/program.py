@@ -34,6 +34,7 @@ from toolkit.model.backbone import (
     load_config,
 )
 from toolkit.model.bidirectional import prove_attention
+from toolkit.model.fp8 import quantize
 from toolkit.model.fused import fuse
 from toolkit.model.onednn import train_by_onednn
 from toolkit.model.weights import saved_name
@@ -241,6 +242,8 @@ def build_engine(
         # Seeded again: it must not matter how many random numbers loading has drawn.
         torch.manual_seed(recipe.train.seed)
         model = add_lora(model, lora=recipe.model.lora)
+    if recipe.model.fp8:
+        quantize(model)
     train_by_onednn(model)
     if device:
         fuse(model, device=device, kernels=recipe.model.kernels)

@@ -18,15 +18,17 @@ from toolkit.cluster.topology import detect
 from toolkit.encoding import encoder as encoders
 from toolkit.encoding.encoder import Encoder
 from toolkit.model.backbone import add_lora, checkpoint_activations
+from toolkit.model.fp8 import has_fp8, quantize
 from toolkit.model.fused import fuse_lora, fuse_rope, fuse_swiglu, has_liger
-from toolkit.model.losses import masked_token_nll
+from toolkit.model.losses import Kernel, masked_token_nll
 from toolkit.model.norms import fuse_norms
+from toolkit.model.plain_path import nearness
 from toolkit.parallel import zero
 from toolkit.runs.estimate import flops, peak_of
 from toolkit.runs.shapes import read_shape
 from toolkit.settings.layouts import read_layout
 from toolkit.settings.recipes import load_recipe
-from toolkit.settings.schema import EncoderSettings, Kernel, TrainingRecipe
+from toolkit.settings.schema import EncoderSettings, TrainingRecipe
 from toolkit.training.admission import join
 
 GPU = torch.device("cuda")  # only the name: a dry run fuses what a GPU would
@@ -91,6 +93,15 @@ def encode(machine: Machine, notes: Notes) -> None:
         notes.add(**{f"{name}_gib": machine.peak_gib()})
     prepared = encoder.prepare(pieces[1])
     notes.add(idle=machine.idle_share(lambda: encoder.embed(prepared)))
+    if machine.dry or has_fp8(machine.device):
+        encoder._model.to(torch.bfloat16)
+        before = encoder.vectors_of(pieces[0][:100])
+        quantize(encoder._model.requires_grad_(False))
+        cosine, _ = nearness(encoder.vectors_of(pieces[0][:100]), before)
+        notes.add(fp8_cosine=float(cosine.min()))
+        machine.fresh_memory()
+        rate, seen = encoded(encoder, pieces, seconds=machine.sized(13.0, 1.0))
+        notes.add(fp8_tokens_per_s=rate, fp8_texts=seen, fp8_gib=machine.peak_gib())
 
 
 def encoded(encoder: Encoder, pieces: list[list[str]], *, seconds: float) -> tuple[float, int]:
@@ -163,6 +174,10 @@ def mntp(machine: Machine, notes: Notes) -> None:
     checkpoint_activations(model)
     for name, rows in (("8k", sizes["8k"]), ("16k", 2 * sizes["8k"])):
         step(engine, machine, notes, name=f"{name}_recomputed", rows=rows, length=length)
+    if machine.dry or has_fp8(machine.device):
+        quantize(model)
+        rows = 2 * sizes["8k"]
+        step(engine, machine, notes, name="16k_fp8_recomputed", rows=rows, length=length)
 
 
 def step(

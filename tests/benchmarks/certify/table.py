@@ -105,6 +105,8 @@ LINES: dict[str, tuple[Line, ...]] = {
         ("+ F.rms_norm", "rms_norm_tokens_per_s", count, None),
         ("+ SwiGLU and RoPE", "all_tokens_per_s", count, ENCODE),
         ("device idle within a batch", "idle", share, Bar(0.05, least=False)),
+        ("+ products in fp8, tokens/s", "fp8_tokens_per_s", count, None),
+        ("its least cosine to bf16, weights drawn", "fp8_cosine", small, NEAR),
     ),
     "mntp": (
         ("MNTP 7B, LoRA, 4,096 tokens, plain, tokens/s", "4k_plain_tokens_per_s", count, None),
@@ -118,6 +120,7 @@ LINES: dict[str, tuple[Line, ...]] = {
         ("8,192 tokens", "8k_tokens_per_s", count, None),
         ("8,192 tokens, recomputed", "8k_recomputed_tokens_per_s", count, None),
         ("16,384 tokens, recomputed", "16k_recomputed_tokens_per_s", count, None),
+        ("+ frozen weights in fp8", "16k_fp8_recomputed_tokens_per_s", count, None),
     ),
     "gradcache": (
         ("GradCache 8 x 128 over 8 times 1 x 128", "price", small, Bar(1.55, least=False)),
