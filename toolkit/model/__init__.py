@@ -6,6 +6,6 @@ which `declared` reads from its `modules`. Attention: `attention` over packed ro
 with its proof. Vectors and losses: `pooling`, `head` (after it, by the rules), `plain_path` (their
 proof), `losses`, `distillation`, `cosent`, `storage`. Weights on disk: `tensor_file`, `weights`,
 `llm2vec_format`. Models merged into one: `merging`, if they are `alike`. On a CPU: `memory`,
-`onednn`, `dropout`, `side_by_side`. On a GPU: `fused`, `norms`, `fp8`, `copied_out`. The number type of an
-encoder: `precision`.
+`onednn`, `dropout`, `side_by_side`. On a GPU: `fused`, `norms`, `fp8`, `copied_out`. The number
+type of an encoder: `precision`.
 """
