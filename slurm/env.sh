@@ -6,7 +6,9 @@
 # --- Python ------------------------------------------------------------------------------------
 # TOOLKIT_VENV, or .venv in the folder that you submit from, or the python that is already active.
 # Alternatives, to replace these lines:
-#   module purge && module load cuda/12.4 python/3.11
+#   module purge && module load cuda/13.0 python/3.11
+#     (torch brings its own CUDA libraries, see Requirements in toolkit/README.md; DeepSpeed only
+#     compiles with the module's, which must be of the same major version)
 #   set +u; source ~/miniforge3/etc/profile.d/conda.sh; conda activate toolkit; set -u
 #     (conda's scripts read unset variables, which `set -u` makes an error)
 #   a container: an executable file bin/python with the lines

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig
 
 from tests.benchmarks.counted import Counted, counting
-from toolkit.model.attention import PACKED, packed_arguments, register
+from toolkit.model.attention import packed_arguments, register
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import add_lora, checkpoint_activations
 from toolkit.model.fp8 import quantize
 from toolkit.model.fused import fuse_lora, fuse_rope, fuse_swiglu

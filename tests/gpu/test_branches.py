@@ -28,11 +28,15 @@ REACHED: dict[str, dict[str, str]] = {
     "encoding/encoder.py": {
         'default = GPU_BATCH_TOKENS if self.device.type == "cuda" else CPU_BATCH_TOKENS': ENCODER,
         'if self.device.type == "cuda":': ENCODER,
+        'if self.device.type != "cuda" or len(texts) <= PIECE_TEXTS:': ENCODER,
         'check_kernels(settings.kernels, on_gpu=self.device.type == "cuda", '
         'key="encoder.kernels")': ENCODER,
     },
     "model/attention.py": {
-        "on_gpu=query.is_cuda, dtype=query.dtype, dropout=dropout, softcap=softcap": (
+        "on_gpu=query.is_cuda,": f"{SHAPES}::test_packed_attention_at_real_shapes",
+    },
+    "model/attention_kernels.py": {
+        "return not torch.cuda.is_available() or torch.cuda.get_device_capability() >= AMPERE": (
             f"{SHAPES}::test_packed_attention_at_real_shapes"
         ),
     },
@@ -64,6 +68,7 @@ REACHED: dict[str, dict[str, str]] = {
         "return torch.cuda.get_device_capability(device) >= AMPERE": ENCODER,
         'if dtype == "fp32" and device.type == "cuda" and attention == PACKED and '
         "has_bf16(device):": ENCODER,
+        'line = remark(config, dtype=DTYPES[dtype], on_gpu=device.type == "cuda")': ENCODER,
     },
     "parallel/comm.py": {
         'on_gpu = device.type == "cuda"': TRAINED,

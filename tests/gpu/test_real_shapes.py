@@ -209,7 +209,7 @@ def test_an_encoder_here_and_on_a_cpu(machine: Machine, tiny_model: Path) -> Non
         assert ((found * expected).sum(axis=1)[:-1] / size[:-1]).min() > least
     if machine.on_gpu:
         assert dtype_for("auto", device=machine.device) == "bf16"
-        (line,) = remarks("fp32", device=machine.device, attention="packed")
+        (line,) = remarks("fp32", device=machine.device, attention="packed", config=machine.config)
         assert "no flash attention" in line
 
 

@@ -10,14 +10,15 @@ from transformers import AutoConfig, AutoModel
 
 from toolkit.base.errors import BadInput
 from toolkit.model import attention
+from toolkit.model import attention_kernels as kernels
 from toolkit.model.attention import (
     PACKED,
-    check_dropout,
     pack_padded,
     packed_attention,
     register,
     unpack,
 )
+from toolkit.model.attention_kernels import check_dropout
 from toolkit.model.bidirectional import NotIsolated, prove_bidirectional, prove_isolated
 
 SMALL = {
@@ -297,15 +298,16 @@ def test_torchs_kernel_is_given_what_its_version_knows(
         return query
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
-    monkeypatch.setattr(attention, "varlen_parameters", lambda: frozenset(VARLEN_OF[version]))
-    monkeypatch.setattr(attention, "kernel_for", lambda **_: attention.VARLEN)
+    for module in (attention, kernels):
+        monkeypatch.setattr(module, "varlen_parameters", lambda: frozenset(VARLEN_OF[version]))
+    monkeypatch.setattr(attention, "kernel_for", lambda **_: kernels.VARLEN)
     asked = {"attention": PACKED, "dtype": torch.bfloat16, "on_gpu": True}
     if version == "2.10":
         with pytest.raises(BadInput, match=r"no scale and no window_size.*2\.11 or newer"):
-            attention.check_torch(**asked)
-        attention.check_torch(**{**asked, "attention": "sdpa"})
+            kernels.check_torch(**asked)
+        kernels.check_torch(**{**asked, "attention": "sdpa"})
         return
-    attention.check_torch(**asked)
+    kernels.check_torch(**asked)
     query_1HTE, key_1KTE = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)
     bound_S = torch.tensor([0, 2, 6], dtype=torch.int32)
     rows = {"cu_seq_lens_q": bound_S, "max_length_q": 4, "is_causal": False}
@@ -317,4 +319,60 @@ def test_torchs_kernel_is_given_what_its_version_knows(
 
 
 def test_the_kernel_of_this_torch_has_all_that_is_given() -> None:
-    assert {"scale", "window_size", "enable_gqa"} <= attention.varlen_parameters()
+    assert {"scale", "window_size", "enable_gqa"} <= kernels.varlen_parameters()
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "why"),
+    [
+        ("llama", {}, ""),
+        ("llama", {"head_dim": 256}, ""),
+        ("llama", {"head_dim": 84}, "heads of 84 numbers, no multiple of 8 up to 256"),
+        ("llama", {"head_dim": 264}, "heads of 264 numbers, no multiple of 8 up to 256"),
+        ("gpt_neox", {"hidden_size": 160, "num_attention_heads": 2}, ""),
+        ("gpt_neox", {"hidden_size": 168, "num_attention_heads": 2}, "heads of 84 numbers"),
+        ("gemma2", {}, "soft capping of scores"),
+    ],
+)
+def test_what_flash_attention_cannot_take_goes_another_way_by_name(
+    family: str, changes: dict[str, Any], why: str
+) -> None:
+    config = AutoConfig.for_model(family, **changes)
+    settings = {"dtype": torch.bfloat16, "on_gpu": True}
+    line = kernels.remark(config, **settings)
+    assert why in line and bool(line) == bool(why)
+    kernel, _ = kernels.kernel_of(config, **settings)
+    other = kernels.BY_HAND if family == "gemma2" else kernels.SDPA
+    assert kernel == (other if why else kernels.VARLEN)
+    assert kernels.remark(config, dtype=torch.float32, on_gpu=True) == ""
+    assert kernels.remark(config, dtype=torch.bfloat16, on_gpu=False) == ""
+    assert kernel in kernels.attention_in_use(config, attention=PACKED, **settings)
+
+
+@pytest.mark.parametrize(("capability", "flash"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_a_gpu_older_than_ampere_goes_another_way_by_name(
+    capability: tuple[int, int], flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    kernels.has_flash.cache_clear()
+    try:
+        line = kernels.remark(AutoConfig.for_model("llama"), dtype=torch.bfloat16, on_gpu=True)
+        assert ("a GPU older than Ampere" in line) == (not flash)
+        given: dict[str, Any] = {"on_gpu": True, "dropout": 0.0, "softcap": None}
+        kernel = kernels.kernel_for(dtype=torch.float16, **given)
+        assert kernel == (kernels.VARLEN if flash else kernels.SDPA)
+    finally:
+        kernels.has_flash.cache_clear()
+
+
+def test_each_layer_is_asked_for_the_width_of_its_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def kernel_for(*, head_width: int, **_: Any) -> str:
+        asked.append(head_width)
+        return kernels.SDPA
+
+    monkeypatch.setattr(attention, "kernel_for", kernel_for)
+    packed(model_of("llama", attention=PACKED), *batch())
+    assert asked == [8, 8, 8]

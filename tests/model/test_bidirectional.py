@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from toolkit.base.errors import BadInput
-from toolkit.model.attention import PACKED, register
+from toolkit.model.attention import register
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import load_backbone, load_config
 from toolkit.model.bidirectional import (
     NotBidirectional,

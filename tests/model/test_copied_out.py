@@ -1,5 +1,6 @@
 """Vectors leave the device while it computes the next ones, and it never holds many."""
 
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from toolkit.base.errors import BadInput
 from toolkit.encoding import encoder as encoders
 from toolkit.encoding.encoder import Encoder
 from toolkit.model import copied_out as copies
-from toolkit.model.copied_out import copied_out, start_copy
+from toolkit.model.copied_out import copied_out, made_ahead, start_copy
 from toolkit.settings.schema import EncoderSettings
 
 
@@ -99,6 +101,34 @@ def test_an_encoder_puts_each_vector_in_its_place(
     assert device.most_held <= 2
     assert len(device.log) == len(seen)
     assert encoder.vectors_of([]).shape == (0, 64)
+    # Many texts go in pieces, of which the next is tokenised meanwhile.
+    monkeypatch.setattr(encoders, "PIECE_TEXTS", 7)
+    np.testing.assert_allclose(encoder.vectors_of(texts), expected, atol=1e-5)
+    with pytest.raises(BadInput, match="no room is left"):
+        encoder.vectors_of(texts, instruction="Canals carry barges. " * 20)
+
+
+def test_what_is_made_ahead_comes_in_order_and_one_item_ahead() -> None:
+    begun = [threading.Event() for _ in range(5)]
+
+    def make(item: int) -> int:
+        begun[item].set()
+        return 10 * item
+
+    made = made_ahead(make, range(5))
+    for item in range(5):
+        assert next(made) == 10 * item
+        if item < 4:  # begun before the one that was given is used; a thread waits for nobody
+            assert begun[item + 1].wait(timeout=60)
+        assert not any(event.is_set() for event in begun[item + 2 :])
+    assert list(made) == list(made_ahead(make, [])) == []
+
+
+def test_an_error_ahead_is_raised_where_its_result_is_taken() -> None:
+    made = made_ahead(lambda item: 6 // item, [3, 0, 1])
+    assert next(made) == 2
+    with pytest.raises(ZeroDivisionError):
+        next(made)
 
 
 @pytest.mark.gpu

@@ -19,7 +19,7 @@ from toolkit import encode, train
 from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
 from toolkit.model import fp8
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import add_lora
 from toolkit.model.fused import has_liger
 from toolkit.runs.records import read_metrics
@@ -150,8 +150,8 @@ def test_an_encoder_in_8_bits_says_how_near_it_is(capsys: pytest.CaptureFixture[
     capsys.readouterr()
     found, encoder = vectors(fp8=True)
     said = capsys.readouterr()
-    line = next(one for one in (said.out + said.err).splitlines() if "in fp8" in one)
-    assert line.startswith(f"{TINY}: 42 layers in fp8; least cosine to bf16 of 4 texts 0.9")
+    line = next(one for one in (said.out + said.err).splitlines() if "fp8" in one)
+    assert line.startswith("fp8: 42 layers; least cosine to bf16 of 4 texts 0.9")
     cosine = (found * plain).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(plain, axis=1)
     assert 0.98 < cosine.min() < 0.9999999
     # Workers of one encoding must not mix, and the facts of an older one stay as they were.
@@ -168,7 +168,7 @@ def test_an_encoder_whose_vectors_are_others_is_refused(monkeypatch: pytest.Monk
         return codes.flip(0), scale
 
     monkeypatch.setattr(fp8, "quantized", wrong)
-    with pytest.raises(BadInput, match=r"the vectors are others .* use encoder.fp8=false"):
+    with pytest.raises(BadInput, match=r"of this model are others .* use encoder.fp8=false"):
         vectors(fp8=True)
 
 

@@ -12,7 +12,7 @@ from tests.conftest import need, refused
 from tests.model.test_attention import FAMILIES, batch, model_of, packed
 from toolkit import train
 from toolkit.model import fused
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import add_lora
 from toolkit.model.fused import FAMILIES as LIGERS
 from toolkit.settings.model_schema import Lora

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.model.test_attention import FAMILIES, batch, model_of, packed
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.norms import fuse_norms
 
 GPU = torch.device("cuda")  # only the name: nothing is computed there

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.model.test_attention import FAMILIES, batch, model_of, packed
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.onednn import lay_out_linears, train_by_onednn
 
 

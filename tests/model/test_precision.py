@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from toolkit.encoding.encoder import Encoder
 from toolkit.evaluation.program import settle_dtypes
@@ -60,11 +61,12 @@ def test_a_gpu_computes_in_bf16_from_ampere_on(
     cpu_info.write_text(SKYLAKE)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert precision.dtype_for("auto", device=GPU) == wanted
-    lines = precision.remarks("fp32", device=GPU, attention="packed")
+    config = AutoConfig.for_model("llama")
+    lines = precision.remarks("fp32", device=GPU, attention="packed", config=config)
     assert len(lines) == (wanted == "bf16")
     assert all("no flash attention" in line and "dtype=auto" in line for line in lines)
-    assert precision.remarks("fp32", device=GPU, attention="sdpa") == []
-    assert precision.remarks("bf16", device=GPU, attention="packed") == []
+    assert precision.remarks("fp32", device=GPU, attention="sdpa", config=config) == []
+    assert precision.remarks("bf16", device=GPU, attention="packed", config=config) == []
 
 
 @pytest.mark.parametrize(

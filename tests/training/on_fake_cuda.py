@@ -35,7 +35,7 @@ from toolkit.encoding.batches import Batching
 from toolkit.encoding.late_chunks import late_chunks_of
 from toolkit.encoding.units import ChunkRules
 from toolkit.model import attention
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import add_lora, load_config
 from toolkit.model.fused import fuse
 from toolkit.model.head import Head

@@ -26,7 +26,7 @@ from toolkit.encoding.rows import RowMaker
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import ChunkRules
 from toolkit.model.adapters import chain_of, merge_into
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import (
     attention_for,
     check_positions,
@@ -35,7 +35,7 @@ from toolkit.model.backbone import (
     num_embeddings,
 )
 from toolkit.model.bidirectional import prove_attention
-from toolkit.model.copied_out import copied_out
+from toolkit.model.copied_out import copied_out, made_ahead
 from toolkit.model.fp8 import check_fp8, quantize_encoder
 from toolkit.model.fused import check_kernels, fuse
 from toolkit.model.head import Head
@@ -54,6 +54,7 @@ from toolkit.text.tokens import is_unicode
 GPU_BATCH_TOKENS = 16384
 # 16384 are a third slower: the states between layers no longer fit the caches.
 CPU_BATCH_TOKENS = 2048
+PIECE_TEXTS = 8192  # while a GPU embeds so many texts, the next ones are tokenised
 
 
 class Encoder:
@@ -115,8 +116,7 @@ class Encoder:
         if not rules.is_plain:
             self._prove_vectors()
         if settings.fp8:
-            name, probes = settings.model, partial(self.vectors_of, PROBES)
-            say_beside(f"{name}: {quantize_encoder(self._model, vectors=probes, name=name)}")
+            say_beside(quantize_encoder(self._model, vectors=partial(self.vectors_of, PROBES)))
 
     def _loaded(self, config: PretrainedConfig) -> Any:
         """The model with its adapters. Sets whether rows are packed."""
@@ -125,7 +125,7 @@ class Encoder:
             attention = attention_for(config, asked=attention)
         for line in self._maker.remarks(is_padded=attention != settings.attention):
             say_beside(f"{settings.model}: {line}")
-        for line in remarks(self._dtype, device=self.device, attention=attention):
+        for line in remarks(self._dtype, device=self.device, attention=attention, config=config):
             warn(f"{settings.model}: {line}")
         self._packed = attention == PACKED
         model = load_backbone(
@@ -273,8 +273,11 @@ class Encoder:
         the encoder's own prompt, as `prompt` always does. Rows of similar length share a batch; a
         text without tokens gets the zero vector.
         """
-        prepared = self.prepare(texts, instruction=instruction, prompt=prompt, max_rows=max_rows)
-        return self.embed(prepared, on_rows=on_rows)
+        make = partial(self.prepare, instruction=instruction, prompt=prompt, max_rows=max_rows)
+        if self.device.type != "cuda" or len(texts) <= PIECE_TEXTS:
+            return self.embed(make(texts), on_rows=on_rows)
+        parts = [texts[n : n + PIECE_TEXTS] for n in range(0, len(texts), PIECE_TEXTS)]
+        return np.concatenate([self.embed(one, on_rows=on_rows) for one in made_ahead(make, parts)])
 
     def prepare(
         self,

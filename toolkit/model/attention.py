@@ -9,7 +9,6 @@ Shapes: T tokens of all rows, S rows, H query heads, K key heads, E width of a h
 """
 
 import functools
-import inspect
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -19,13 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from toolkit.base.errors import BadInput
+from toolkit.model.attention_kernels import BY_HAND, PACKED, VARLEN, kernel_for, varlen_parameters
 from toolkit.model.dropout import dropout
 
-PACKED = "packed"
-HALF_TYPES = (torch.float16, torch.bfloat16)
-VARLEN, SDPA = "flash attention over rows of any length", "sdpa over groups of rows"
-BY_HAND = "softmax by hand over groups of rows"
 # Rows are padded to a multiple of so many tokens; rows of equal padded length share a call. The
 # padding depends on the row's own length alone: kernels sum in another order for another length,
 # so that otherwise a text would get other bits beside other texts.
@@ -99,7 +94,11 @@ def packed_attention(
     dropout, softcap = settings.get("dropout", 0.0), settings.get("softcap")
     rules = _Rules(
         kernel=kernel_for(
-            on_gpu=query.is_cuda, dtype=query.dtype, dropout=dropout, softcap=softcap
+            on_gpu=query.is_cuda,
+            dtype=query.dtype,
+            dropout=dropout,
+            softcap=softcap,
+            head_width=query.shape[-1],
         ),
         width=settings.get("sliding_window"),
         causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
@@ -115,63 +114,6 @@ def packed_attention(
     outputs = [_group_output(group, *parts, rules=rules) for group in groups]
     output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
     return (output if order_T is None else output.index_select(0, order_T))[None], None
-
-
-def kernel_for(*, on_gpu: bool, dtype: torch.dtype, dropout: float, softcap: float | None) -> str:
-    """The kernel that computes packed attention: `VARLEN`, `SDPA` or `BY_HAND`."""
-    if on_gpu and dtype in HALF_TYPES and not softcap:
-        return VARLEN
-    # On a CPU the fused kernels support neither soft capping nor dropout.
-    return BY_HAND if softcap or dropout else SDPA
-
-
-@functools.cache
-def varlen_parameters() -> frozenset[str]:
-    """The names of the parameters of torch's `varlen_attn`, which grew from version to version;
-    none in a torch without it."""
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return frozenset()
-    return frozenset(inspect.signature(varlen_attn).parameters)
-
-
-def check_torch(*, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
-    """Raise `BadInput` if this torch is too old for packed attention on a GPU."""
-    kernel = kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=0.0, softcap=None)
-    if attention != PACKED or kernel != VARLEN:
-        return
-    if missing := sorted({"scale", "window_size"} - varlen_parameters()):
-        raise BadInput(
-            f"torch {torch.__version__}: its varlen_attn has no {' and no '.join(missing)}, which "
-            "packed attention on a GPU needs; install torch 2.11 or newer, or use attention=sdpa"
-        )
-
-
-def check_dropout(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> None:
-    """Raise `BadInput` for attention dropout that the model's kernel does not support."""
-    kernel, dropout = _kernel_of(config, dtype=dtype, on_gpu=on_gpu)
-    if dropout and attention == PACKED and kernel == VARLEN:
-        raise BadInput(
-            f"model.attention_dropout={dropout}: packed attention on CUDA in {dtype} has no "
-            "dropout; use model.attention=sdpa"
-        )
-
-
-def attention_in_use(config: Any, *, attention: str, dtype: torch.dtype, on_gpu: bool) -> str:
-    """What computes attention while a model of this configuration trains, in words, for the record
-    of the run."""
-    kernel, dropout = _kernel_of(config, dtype=dtype, on_gpu=on_gpu)
-    if attention != PACKED:
-        return f"padded, {attention}, dropout {dropout}"
-    return f"packed, {kernel}, dropout {dropout}"
-
-
-def _kernel_of(config: Any, *, dtype: torch.dtype, on_gpu: bool) -> tuple[str, float]:
-    """The kernel for a model's packed attention in training, and the attention dropout."""
-    dropout = getattr(config, "attention_dropout", 0.0) or 0.0
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    return kernel_for(on_gpu=on_gpu, dtype=dtype, dropout=dropout, softcap=softcap), dropout
 
 
 def register() -> None:

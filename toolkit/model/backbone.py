@@ -32,7 +32,8 @@ from toolkit.base.documents import FileName, checked
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
 from toolkit.base.tensor_header import read_header
-from toolkit.model.attention import PACKED, check_torch, register
+from toolkit.model.attention import register
+from toolkit.model.attention_kernels import PACKED, check_torch
 from toolkit.model.dropout import Dropout
 from toolkit.model.tokenizer import AGAIN, first_line
 from toolkit.settings.model_schema import Attention, Lora

@@ -1,8 +1,9 @@
-"""Results of a GPU in host memory, without a pause of the GPU after each of them.
+"""What goes to a GPU and comes from it, without a pause of the GPU before or after.
 
 Knows one device and its queue of work. Refuses to know what is computed.
 """
 
+import concurrent.futures
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -10,6 +11,21 @@ import torch
 from torch import Tensor
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def made_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """`make` of each item, in order, by a thread that is one item ahead of whoever takes them. What
+    `make` raises is raised where its result is taken."""
+    before: concurrent.futures.Future[Made] | None = None
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        for item in items:
+            begun = pool.submit(make, item)
+            if before:
+                yield before.result()
+            before = begun
+        if before:
+            yield before.result()
 
 
 def copied_out(

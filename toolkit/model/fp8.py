@@ -83,7 +83,7 @@ def _is_suited(module: nn.Module) -> TypeGuard[nn.Linear]:
     return frozen and not any(size % MULTIPLE for size in module.weight.shape)
 
 
-def quantize_encoder(model: Any, *, vectors: Callable[[], NDArray[np.float32]], name: str) -> str:
+def quantize_encoder(model: Any, *, vectors: Callable[[], NDArray[np.float32]]) -> str:
     """Quantize an encoder whose probe texts have `vectors()`; returns a line that says how near the
     vectors are to those before. Raises `BadInput` if they are no longer alike."""
     model.requires_grad_(False)
@@ -92,10 +92,10 @@ def quantize_encoder(model: Any, *, vectors: Callable[[], NDArray[np.float32]], 
     cosine, _ = nearness(vectors(), before)
     if not (cosine >= LEAST_COSINE).all():  # NaN is no nearness
         raise BadInput(
-            f"model {name!r}: with encoder.fp8=true the vectors are others (least cosine to bf16 "
-            f"{cosine.min():.3f}); use encoder.fp8=false"
+            "encoder.fp8=true: the vectors of this model are others in 8 bits (least cosine to "
+            f"bf16 {cosine.min():.3f}); use encoder.fp8=false"
         )
-    return f"{count} layers in fp8; least cosine to bf16 of {len(cosine)} texts {cosine.min():.4f}"
+    return f"fp8: {count} layers; least cosine to bf16 of {len(cosine)} texts {cosine.min():.4f}"
 
 
 class Fp8Linear(nn.Module):

@@ -7,15 +7,16 @@ encoding: `toolkit.encoding.program` settles one type for all workers.
 from pathlib import Path
 
 import torch
+from transformers import PretrainedConfig
 
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import AMPERE, PACKED, remark
+from toolkit.model.backbone import DTYPES
 from toolkit.settings.model_schema import DType
 from toolkit.settings.schema import EncoderDType
 
 CPU_INFO = Path("/proc/cpuinfo")
 # The names that Linux gives to instructions that multiply bf16 numbers.
 CPU_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16"})
-AMPERE = (8, 0)  # the first NVIDIA GPUs with bf16, by their compute capability
 
 
 def dtype_for(asked: EncoderDType, *, device: torch.device) -> DType:
@@ -47,8 +48,10 @@ def cpu_has_bf16(cpu_info: Path) -> bool:
     return not CPU_INSTRUCTIONS.isdisjoint(flags.split())
 
 
-def remarks(dtype: DType, *, device: torch.device, attention: str) -> list[str]:
-    """What somebody should know whose encoder is slow because of its number type."""
+def remarks(
+    dtype: DType, *, device: torch.device, attention: str, config: PretrainedConfig
+) -> list[str]:
+    """What somebody should know whose encoder is slow because of its number type or its kernel."""
     if dtype == "bf16" and device.type == "cpu" and not has_bf16(device):
         names = " or ".join(sorted(CPU_INSTRUCTIONS))
         return [
@@ -60,4 +63,7 @@ def remarks(dtype: DType, *, device: torch.device, attention: str) -> list[str]:
             "dtype=fp32 on a GPU: no flash attention, several times slower than bf16, which "
             "dtype=auto takes here"
         ]
-    return []
+    if attention != PACKED:
+        return []
+    line = remark(config, dtype=DTYPES[dtype], on_gpu=device.type == "cuda")
+    return [line] if line else []

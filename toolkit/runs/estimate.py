@@ -321,10 +321,28 @@ def work_flops(shape: Shape, recipe: TrainingRecipe, *, attended: float, cached:
     return work + 3 * product + shape.adapters(recipe.model.lora) * (6 + 2 * again)
 
 
+# Data sheets, dense bf16, of GPUs that the driver names with more words than `GPUS`.
+PEAKS = {
+    "h100 pcie": 756e12,
+    "h100 nvl": 835e12,
+    "h200 nvl": 835e12,
+    "gh200": 989e12,
+    "gb200": 2500e12,
+    "h800": 989e12,
+    "h20": 148e12,
+    "a800": 312e12,
+    "l40": 181e12,
+    "l4": 121e12,
+    "a10": 125e12,
+}
+
+
 def peak_of(device_name: str) -> float | None:
-    """The dense bf16 peak in FLOP/s of a GPU by its driver's name for it; None if not in `GPUS`."""
-    words = re.split(r"[^a-z0-9]+", device_name.lower())
-    return next((gpu.peak for name, gpu in GPUS.items() if name.partition("-")[0] in words), None)
+    """The dense bf16 peak in FLOP/s of a GPU by its driver's name for it; None if it is not
+    known."""
+    words = set(re.split(r"[^a-z0-9]+", device_name.lower()))
+    known = {**PEAKS, **{name.partition("-")[0]: gpu.peak for name, gpu in GPUS.items()}}
+    return next((peak for name, peak in known.items() if words.issuperset(name.split())), None)
 
 
 def gpu_of(name: str) -> Gpu:

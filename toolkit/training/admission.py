@@ -14,7 +14,7 @@ import torch
 
 from toolkit.base.errors import BadInput, RunFailed
 from toolkit.cluster.topology import Topology, detect
-from toolkit.model.attention import check_dropout
+from toolkit.model.attention_kernels import check_dropout
 from toolkit.model.backbone import DTYPES, load_config
 from toolkit.model.declared import digest_of_base
 from toolkit.model.fp8 import check_fp8

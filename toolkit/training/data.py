@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.base.console import at_work, say, warn
 from toolkit.base.errors import BadInput
 from toolkit.batching.tokenizer import text_tokenizer, tokenize_part
-from toolkit.model.attention import PACKED
+from toolkit.model.attention_kernels import PACKED
 from toolkit.model.backbone import load_config, num_embeddings
 from toolkit.parallel import comm
 from toolkit.settings.mixture_schema import single_source, sources_of

@@ -25,7 +25,7 @@ from toolkit.base.layout import (
 from toolkit.cluster.preempt import StopSignal
 from toolkit.cluster.topology import detect
 from toolkit.cluster.watchdog import Watchdog
-from toolkit.model.attention import attention_in_use
+from toolkit.model.attention_kernels import attention_in_use
 from toolkit.model.backbone import (
     DTYPES,
     add_lora,

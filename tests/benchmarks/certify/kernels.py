@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.certify.machine import Machine, Notes, worst
-from toolkit.model import attention
+from toolkit.model import attention, attention_kernels
 
 NAMES = ("torch", "transformers", "deepspeed", "peft", "liger-kernel", "triton", "safetensors")
 
@@ -26,12 +26,12 @@ def versions(machine: Machine, notes: Notes) -> None:
             notes.add(**{name: importlib.metadata.version(name)})
         except importlib.metadata.PackageNotFoundError:
             notes.add(**{name: "not installed"})
-    notes.add(cuda=str(torch.version.cuda), varlen=sorted(attention.varlen_parameters()))
+    notes.add(cuda=str(torch.version.cuda), varlen=sorted(attention_kernels.varlen_parameters()))
     if shutil.which("nvidia-smi"):
         asked = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
         done = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=False)
         notes.add(driver=done.stdout.strip())
-    attention.check_torch(attention="packed", dtype=torch.bfloat16, on_gpu=machine.on_gpu)
+    attention_kernels.check_torch(attention="packed", dtype=torch.bfloat16, on_gpu=machine.on_gpu)
 
 
 def packed_attention(machine: Machine, notes: Notes) -> None:
