@@ -322,3 +322,23 @@ def test_each_query_keeps_its_score_and_the_documents_that_come_first() -> None:
         assert set(found["relevant"]) <= {
             one for one, grade in JUDGED.grades[name].items() if grade
         }
+
+
+def test_the_page_says_how_two_sets_of_queries_agree(
+    recipe: Callable[..., Path], shards: Path, tmp_path: Path
+) -> None:
+    asked = {
+        name: {"corpus": str(shards), "queries": str(QUICKSTART / f"queries_{part}.jsonl")}
+        for name, part in (("written", "dev"), ("own", "test"))
+    }
+    only: dict[str, Any] = {"sts": {}, "reranking": {}, "baselines": ["bm25"], "fusion": True}
+    assert evaluate.main([str(recipe(retrieval=asked, **only))]) == 0
+    rows = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    assert report([str(tmp_path / "scores")]) == 0
+    page = (tmp_path / "scores" / "report" / "index.html").read_text()
+    by_written, by_own = (
+        sorted(rows, key=lambda name: rows[name][f"{task} nDCG@10"]) for task in asked
+    )
+    assert len(rows) == 3 and by_written == by_own
+    said = "They put 0 of 3 pairs in another order (Kendall&#x27;s tau 1.00 over 3)."
+    assert f"<p>Do own and written agree on which is better? {said}</p>" in page

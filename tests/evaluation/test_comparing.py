@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from toolkit.base.errors import BadInput
-from toolkit.evaluation.comparing import compare, paired_difference
+from toolkit.evaluation.comparing import agreements, compare, paired_difference
 
 
 def test_the_interval_is_that_of_scipys_paired_bootstrap() -> None:
@@ -50,3 +50,40 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"score": 0.5', '"score": "much"'))
     with pytest.raises(BadInput, match=r"law\.json: is damaged or not ours"):
         compare(tmp_path, before="a", after="b")
+
+
+def scored(folder: Path, ranker: str, *, corpus: str = "c", **main: float) -> None:
+    for task, score in main.items():
+        path = folder / "parts" / ranker / f"{task}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"main": "nDCG@10"}
+        content = {"scores": {"nDCG@10": score, "R@100": 0.5}, "facts": facts, "corpus": corpus}
+        path.write_text(json.dumps(content))
+
+
+def test_two_sets_of_queries_agree_or_name_what_they_order_otherwise(tmp_path: Path) -> None:
+    scored(tmp_path, "BM25", questions=0.5, people=0.4)
+    scored(tmp_path, "before", questions=0.3, people=0.2)
+    scored(tmp_path, "after", questions=0.4, people=0.6)
+    scored(tmp_path, "after + BM25", questions=0.6, people=0.6)
+    scored(tmp_path, "other", corpus="d", questions=0.9, people=0.0)
+    names = ["BM25", "before", "after", "after + BM25", "other", "absent"]
+    (found,) = agreements(tmp_path, rankers=names)
+    assert found.tasks == ("people", "questions")
+    assert found.rankers == tuple(names[:4])
+    # Of six pairs five can be compared by both, for people see no difference in one: 4 less 1.
+    assert found.reversed == (("after", "BM25"),)
+    assert found.num_pairs == 6
+    assert found.tau == pytest.approx((4 - 1) / (6 * 5) ** 0.5)
+
+
+def test_two_rankers_or_two_corpora_say_nothing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        scored(tmp_path, name, questions=0.5, people=0.4)
+    assert agreements(tmp_path, rankers=["a", "b"]) == []
+    scored(tmp_path, "c", corpus="c", questions=0.5)
+    scored(tmp_path, "c", corpus="d", people=0.4)
+    assert agreements(tmp_path, rankers=["a", "b", "c"]) == []
+    path = tmp_path / "parts" / "c" / "people.json"
+    path.write_text(json.dumps({"scores": {}, "facts": {}}))  # of an older version
+    assert agreements(tmp_path, rankers=["a", "b", "c"]) == []

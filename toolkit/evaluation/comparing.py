@@ -7,12 +7,15 @@ Shapes: Q queries, B draws of the bootstrap.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import kendalltau
 
 from toolkit.base.documents import checked
 from toolkit.base.files import read_json
@@ -71,6 +74,57 @@ def compare(output_dir: Path, *, before: str, after: str) -> list[Comparison]:
             changes.sort(key=lambda change: change.difference)
             found.append(Comparison(path.stem, tuple(changes), difference))
     return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """How two sets of queries about one corpus order the same rankers (encoders, BM25, fusions):
+    Kendall's tau-b of their main scores, and the pairs of rankers, better one first by the first
+    set, that the second puts the other way."""
+
+    tasks: tuple[str, str]
+    rankers: tuple[str, ...]
+    tau: float
+    reversed: tuple[tuple[str, str], ...]
+
+    @property
+    def num_pairs(self) -> int:
+        """The number of pairs of rankers."""
+        return math.comb(len(self.rankers), 2)
+
+
+def agreements(output_dir: Path, *, rankers: Sequence[str]) -> list[Agreement]:
+    """The agreement of each two tasks on one corpus that at least three of these rankers were
+    scored on; the names are those of folders of parts. Kendall 1945, "The treatment of ties in
+    ranking problems"."""
+    of_task: dict[tuple[str, str], dict[str, float]] = {}
+    for ranker in rankers:
+        for path in sorted((output_dir / PART_DIR / ranker).glob("*.json")):
+            if found := _main_score(path):
+                of_task.setdefault((found[0], path.stem), {})[ranker] = found[1]
+    every = []
+    for (one, first), (other, second) in itertools.combinations(of_task, 2):
+        a, b = of_task[one, first], of_task[other, second]
+        names = [name for name in rankers if name in a and name in b]
+        if one != other or len(names) < 3:
+            continue
+        tau = kendalltau([a[name] for name in names], [b[name] for name in names]).statistic
+        pairs = [
+            (better, worse)
+            for better, worse in itertools.permutations(names, 2)
+            if a[better] > a[worse] and b[better] < b[worse]
+        ]
+        every.append(Agreement((first, second), tuple(names), float(tau), tuple(pairs)))
+    return every
+
+
+def _main_score(path: Path) -> tuple[str, float] | None:
+    """The corpus that a part was searched in and its main score; None where it has none."""
+    part: Any = read_json(path)
+    try:
+        return str(part["corpus"]), float(part["scores"][part["facts"]["main"]])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def paired_difference(before_Q: NDArray[np.float64], after_Q: NDArray[np.float64]) -> Difference:

@@ -84,8 +84,9 @@ class Scores:
     def keep(self, part: Part, outcome: Outcome) -> None:
         """Write a part's scores and what was found for its queries, all or nothing."""
         path, scores = part.path(self.output_dir), dict(outcome.scores)
-        queries = {"queries": dict(outcome.queries)} if outcome.queries else {}
-        write_json(path, {"scores": scores, "facts": dict(part.facts), **queries})
+        found: dict[str, Any] = {"queries": dict(outcome.queries)} if outcome.queries else {}
+        found |= {"corpus": outcome.corpus} if outcome.corpus else {}
+        write_json(path, {"scores": scores, "facts": dict(part.facts), **found})
         self._seen[path] = part.facts, scores
 
 

@@ -94,6 +94,7 @@ class RetrievalTask:
     judged: Judged
     names: Sequence[str]
     texts: Sequence[str]
+    corpus: str = ""
     main: str = "nDCG@10"
 
     def scores(self, embed: Embed) -> Mapping[str, float]:
@@ -121,7 +122,7 @@ class RetrievalTask:
             "recall@3": _mean(ranking.recall(3) for ranking in rankings),
             "MRR@10": _mean(ranking.reciprocal_rank(10) for ranking in rankings),
         }
-        return Outcome(scores, queries)
+        return Outcome(scores, queries, self.corpus)
 
     def rankings(self, embed: Embed) -> list[Ranking]:
         """The ranking of each query with a relevant document, in the order of the judgements."""

@@ -21,10 +21,12 @@ LOWER_IS_BETTER = ("alignment", "uniformity")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The scores of a task by name and, for a task of queries, what was found for each of them."""
+    """The scores of a task by name and, for a task of queries, what was found for each of them, and
+    the digest of the texts that were searched."""
 
     scores: Mapping[str, float]
     queries: Mapping[str, "Found"] = dataclasses.field(default_factory=dict)
+    corpus: str = ""
 
 
 class Found(TypedDict):

@@ -123,7 +123,7 @@ def read_retrieval(name: str, asked: Retrieval) -> tuple[RetrievalTask, str]:
     names = [record["title" if judged.by_title else "id"] for record in records]
     # Documents that are not in the corpus would only lower all scores alike, unseen.
     check_corpus(name, judged, names=names)
-    task = RetrievalTask(judged, names, [record["text"] for record in records])
+    task = RetrievalTask(judged, names, [record["text"] for record in records], shards.digest)
     return task, _digest(files, extra=f"{shards.digest} {SCORING}")
 
 

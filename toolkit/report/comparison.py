@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.base.layout import PART_DIR
 from toolkit.base.shown import in_html
 from toolkit.evaluation.baselines import is_beside
-from toolkit.evaluation.comparing import Change, Comparison, compare
+from toolkit.evaluation.comparing import Agreement, Change, Comparison, agreements, compare
 from toolkit.evaluation.parts import shown
 from toolkit.report.html import Section, came_from, table
 
@@ -39,6 +39,25 @@ def of_comparison(
                 rows = table([_row(change, before=before, after=after) for change in some])
                 text += f"<h3>{head}</h3>{rows}"
         yield title, text, "", b""
+
+
+def of_agreement(output: Path, *, scores: Mapping[str, Mapping[str, float]]) -> str:
+    """HTML that says how two sets of queries about one corpus agree on what is better: questions
+    that a model wrote, say, and people's own. "" where there are no two."""
+    folders = {shown(path.name): path.name for path in (output / PART_DIR).glob("*")}
+    found = agreements(output, rankers=[folders[name] for name in scores if name in folders])
+    return "".join(f"<p>{in_html(_agreeing(one))}</p>" for one in found)
+
+
+def _agreeing(one: Agreement) -> str:
+    first, second = one.tasks
+    told = (
+        f"Do {first} and {second} agree on which is better? They put {len(one.reversed)} of "
+        f"{one.num_pairs} pairs in another order (Kendall's tau {one.tau:.2f} over "
+        f"{len(one.rankers)})"
+    )
+    pairs = "; ".join(f"{shown(better)} above {shown(worse)}" for better, worse in one.reversed)
+    return f"{told}: by {first} alone, {pairs}." if pairs else f"{told}."
 
 
 def _words(one: Comparison, *, before: str, after: str) -> str:

@@ -35,7 +35,7 @@ from toolkit.base.shown import in_html
 from toolkit.encoding.formats import unit_length
 from toolkit.evaluation.baselines import not_better
 from toolkit.evaluation.parts import main_scores
-from toolkit.report.comparison import of_comparison
+from toolkit.report.comparison import of_agreement, of_comparison
 from toolkit.report.domain import of_domain
 from toolkit.report.html import Section, came_from, table
 from toolkit.runs.launched import read_launched
@@ -117,6 +117,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         picture = pictures.bars(shown(scores, main=main))
         text = came_from(output / SCORES_FILE) + table(transposed(scores))
         text += "".join(f"<p>{in_html(line)}</p>" for line in not_better(scores, main=main))
+        text += of_agreement(output, scores=scores)
         yield f"{one.stage}: scores", text, picture_name(one, "scores"), picture
         yield from of_comparison(one.stage, output=output, scores=scores)
     if (output / CHOSEN_FILE).is_file():
