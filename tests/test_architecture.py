@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import ROOT
 from toolkit.__main__ import DOORS
 from toolkit.base import layout
+from toolkit.settings.catalogue import BASE_DIR, STAGES
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 400
@@ -494,7 +495,8 @@ def test_login_node_modules_leave_torch_out(module: str) -> None:
 
 
 def test_recipes_have_a_head_comment() -> None:
-    for path in sorted((ROOT / "toolkit" / "recipes").glob("*.yaml")):
+    folder = ROOT / "toolkit" / "recipes"
+    for path in [*sorted(folder.glob("*.yaml")), *(BASE_DIR / f"{stage}.yaml" for stage in STAGES)]:
         head = path.read_text().partition("kind:")[0]
         assert head.startswith("# "), path.name
         assert "Expected" in head, path.name

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from tests.conftest import QUICKSTART, ROOT, run
 from toolkit.command_line.door import guarded
 from toolkit.evaluation import corpora
 from toolkit.evaluation import program as evaluation
-from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.catalogue import made_of, recipe_names
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import KINDS
 
@@ -452,8 +452,21 @@ def test_a_mistyped_task_is_recognised(
 
 def recipes_listed(text: str) -> set[str]:
     """The names in the last paragraph of a help text, without the kinds before them."""
-    lines = text.partition("recipes of the project:\n")[2].splitlines()
-    return {name for line in lines for name in line[13:].replace(",", " ").split()}
+    given, _, bases = text.partition("recipes of the project:\n")[2].partition("\n  BASE: ")
+    named, filled_in = (
+        [name for line in f"{part}".splitlines() for name in line[13:].replace(",", " ").split()]
+        for part in (given, f"  BASE: {bases}" if bases else "")
+    )
+    return expanded(named, bases=filled_in)
+
+
+def expanded(names: Iterable[str], *, bases: Sequence[str]) -> set[str]:
+    """The names, each STAGE_BASE as one for every base."""
+    return {
+        full
+        for name in names
+        for full in ([name.replace("BASE", base) for base in bases] if "BASE" in name else [name])
+    }
 
 
 @pytest.mark.parametrize(
@@ -479,7 +492,8 @@ def test_a_door_lists_the_recipes_of_its_own_kinds(
     assert recipes_listed(shown) == own
     assert all(f"\n  {kind} " in shown for kind in kinds)
     listed = refused(door, "quetzalcoatl").partition("one of: ")[2]
-    assert set(listed.split(", ")) == own
+    bases = [name.partition("_")[2] for name in own if name.startswith("mntp_") and made_of(name)]
+    assert expanded(listed.split(", "), bases=bases) == own
 
 
 # --- the list of the doors ---

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import QUICKSTART, ROOT
 from tests.project_files import project_files
 from toolkit.__main__ import DOORS
-from toolkit.settings.catalogue import recipe_names
+from toolkit.settings.catalogue import made_of, recipe_names
 
 
 def call(*command: str, cwd: Path, path: Path | None = None, code: int = 0) -> str:
@@ -65,7 +65,8 @@ assert "torch" not in sys.modules
     printed = call(sys.executable, "-c", code, cwd=tmp_path, path=installed)
     assert printed.count("usage: python -m toolkit.") == len(DOORS) - 1
     for name in recipe_names():
-        assert name in printed
+        stage, base = made_of(name) or ("", "")
+        assert (f"{stage}_BASE" in printed and f" {base}" in printed) if base else name in printed
 
 
 def test_a_dry_run_names_the_scripts_and_layouts_of_the_installation(

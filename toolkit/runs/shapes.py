@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.base.errors import BadInput
 from toolkit.base.files import read_json
+from toolkit.settings.bases import config_of
 from toolkit.settings.hub import cached_file
 from toolkit.settings.model_schema import Lora
 from toolkit.settings.model_source import resolve_model
@@ -69,6 +70,8 @@ def shape_of(reference: str) -> Shape:
     if not (Path(reference) / "config.json").is_file():  # no weights are needed
         name = resolve_model(reference).name
     path = cached_file(name, "config.json")
+    if path is None and (known := config_of(name)):
+        return read_shape(known)
     if path is None:
         how = f"hf download {name} config.json (a few kB; the weights are not needed)"
         raise BadInput(f"model {name}: not in this machine's hub cache; {how}")

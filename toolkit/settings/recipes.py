@@ -8,6 +8,7 @@ Every number has one owner: hyper-parameters live here, memory and communication
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 
 from toolkit.base.errors import BadInput, did_you_mean
 from toolkit.base.shown import as_yaml
-from toolkit.settings.catalogue import PACKAGE, recipe_path
+from toolkit.settings.bases import recipe_of
+from toolkit.settings.catalogue import PACKAGE, made_of, recipe_path
 from toolkit.settings.schema import (
     KINDS,
     Recipe,
@@ -44,7 +46,16 @@ def load_recipe(name: str, *, overrides: Sequence[str] = (), kinds: Sequence[str
     names the offending key and value and what would be valid; for an unknown name it lists the
     recipes of `kinds`.
     """
-    path = recipe_path(name, kinds=kinds)
+    made = made_of(name)
+    data, source = (recipe_of(*made), name) if made else _from_file(recipe_path(name, kinds=kinds))
+    for override in overrides:
+        key, value = parse_override(override)
+        _set_key(data, key=key, value=value)
+    return parse_recipe(data, source=source)
+
+
+def _from_file(path: Path) -> tuple[dict[str, Any], str]:
+    """The content of a recipe's file, and its name."""
     try:
         text = path.read_text(encoding="utf-8").replace("{toolkit}", str(PACKAGE))
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 (safe)
@@ -52,10 +63,7 @@ def load_recipe(name: str, *, overrides: Sequence[str] = (), kinds: Sequence[str
         raise BadInput(f"{path}: cannot be read as a recipe ({_one_line(error)})") from error
     if not isinstance(data, dict):
         raise BadInput(f"{path}: a recipe is a YAML mapping with a `kind`")
-    for override in overrides:
-        key, value = parse_override(override)
-        _set_key(data, key=key, value=value)
-    return parse_recipe(data, source=path.stem)
+    return data, path.stem
 
 
 def parse_recipe(data: Mapping[str, Any], *, source: str) -> Recipe:
