@@ -58,6 +58,10 @@ LOGGED = ("train.log_every_steps=1", "train.save_every_steps=1")
 def test_the_page_holds_what_the_files_say(run: Path) -> None:
     page = (run / "report" / "index.html").read_text()
     assert "a &lt;b&gt;run&lt;/b&gt; &amp; more" in page
+    parts = re.search(r"steps went on rank 0: reading ([\d.]+)%, (.*), saving ([\d.]+)%\.<", page)
+    assert parts and "forward" in parts[2]
+    every = re.findall(r"([\d.]+)%", parts[0])
+    assert len(every) == 6 and sum(map(float, every)) == pytest.approx(100, abs=0.4)
     assert "<b>" not in page
     assert f"{read_metrics(run / 'mntp')[-1]['loss']:.4f}" in page
     assert len(re.findall(r"<td>20\d\d-\d\d-\d\dT", page)) == 2  # starts

@@ -11,6 +11,7 @@ import torch
 
 from tests.conftest import ROOT, free_port
 from tests.forking.start import forked_python
+from tests.slurm.test_jobs import CLOCKS
 from toolkit.runs.records import read_metrics
 from toolkit.training.checkpoint import Checkpoint, load_newest
 
@@ -57,8 +58,7 @@ def last(run_dir: Path) -> Checkpoint:
 
 
 def timeless(run_dir: Path) -> list[dict[str, float]]:
-    clocks = ("seconds", "tokens_per_s", "memory_gib")
-    return [{k: v for k, v in row.items() if k not in clocks} for row in read_metrics(run_dir)]
+    return [{k: v for k, v in row.items() if k not in CLOCKS} for row in read_metrics(run_dir)]
 
 
 @pytest.mark.slow

@@ -104,7 +104,7 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
     if rows := [row for row in read_metrics(output) if row["step"] or len(row) > 2]:
         starts = read_starts(output)
         restarts = [int(start["step"]) for start in starts[1:]]
-        text = came_from(output / METRICS_FILE) + table(start_rows(starts))
+        text = came_from(output / METRICS_FILE) + table(start_rows(starts)) + time_spent(rows)
         yield (
             f"{one.stage}: training",
             text,
@@ -124,6 +124,26 @@ def sections(one: Standing, *, output: Path) -> Iterator[Section]:
         yield _forgetting(one, path=output / CHOSEN_FILE)
     if one.kind == "embed" and (output / MANIFEST_FILE).is_file():
         yield from of_embeddings(one, output=output)
+
+
+PHASES = {
+    "data_s": "reading",
+    "ranks_s": "waiting for other ranks",
+    "forward_s": "forward",
+    "backward_s": "backward",
+    "step_s": "optimizer",
+    "save_s": "saving",
+}
+
+
+def time_spent(rows: Sequence[Mapping[str, Any]]) -> str:
+    """HTML that says where the time of the steps in a metrics file went; "" for an older one."""
+    spent = {name: sum(row.get(key) or 0.0 for row in rows) for key, name in PHASES.items()}
+    total = sum(spent.values())
+    if not total:
+        return ""
+    parts = ", ".join(f"{name} {seconds / total:.1%}" for name, seconds in spent.items())
+    return f"<p>Where the time of these steps went on rank 0: {parts}.</p>"
 
 
 class _Row(TypedDict):

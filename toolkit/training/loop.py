@@ -5,7 +5,6 @@ Knows steps. Refuses to know what an objective computes and where samples come f
 
 import dataclasses
 import heapq
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from toolkit.parallel import comm, zero
 from toolkit.settings.schema import Train
 from toolkit.text.packing import best_fit
 from toolkit.text.stream import Samples
+from toolkit.training.ahead import Ahead, Phases
 from toolkit.training.objective import Batch, Objective
 
 # On a CPU. The batches of steps differ in size, so that the C library reuses less and less of the
@@ -41,10 +41,14 @@ class Step:
     seconds: float
     told_to_stop: bool
     skipped: bool
+    phases: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def row(self) -> dict[str, float]:
         """The step's line in the metrics file. `tokens` counts real tokens, `padding` is a fraction
-        of all cells, and the objective's figures are means over its units."""
+        of all cells, and the objective's figures are means over its units. Of the seconds, `data_s`
+        is what was waited for the batch, `ranks_s` for the other ranks before the first pass,
+        `backward_s` includes the sums of gradients over ranks, `step_s` is the optimizer's, and
+        `save_s`, outside of the step, is what training waited for the checkpoint before it."""
         return {
             "step": self.step,
             **self.figures,
@@ -54,6 +58,7 @@ class Step:
             "tokens_per_s": self.tokens / self.seconds,
             "padding": self.padding,
             "seconds": self.seconds,
+            **self.phases,
         }
 
 
@@ -82,27 +87,36 @@ class Trainer:
         When `should_stop` is true on any rank, all ranks save together and stop at the end of the
         step. Returns the number of whole steps.
         """
+        ahead = Ahead(self._encoded, steps=self.train.steps)
+        saved = {"save_s": 0.0}
         for step in range(first_step, self.train.steps):
-            result = self.do_step(step, should_stop=should_stop())
-            on_step(result)
+            result = self.do_step(step, ahead=ahead, should_stop=should_stop())
+            on_step(dataclasses.replace(result, phases={**result.phases, **saved}))
             done = step + 1
             if self.device.type == "cpu" and done % GIVE_BACK_EVERY_STEPS == 0:
                 give_back()
             last = done == self.train.steps or result.told_to_stop
+            saved = {"save_s": 0.0}
             if last or done % self.train.save_every_steps == 0:
+                saving = Phases()
                 save(done, last)
+                saving.ends("save")
+                saved = saving.row()
             if last:
                 return done
         return self.train.steps
 
-    def do_step(self, step: int, *, should_stop: bool = False) -> Step:
-        """One optimizer step over the global batch of `step`."""
-        began = time.perf_counter()
+    def do_step(
+        self, step: int, *, ahead: Ahead[Sequence[Any]] | None = None, should_stop: bool = False
+    ) -> Step:
+        """One optimizer step over the global batch of `step`; `ahead` may have read it already."""
+        phases = Phases()
         self.watchdog.enter("data", step=step + 1)
-        batches = self.batches(step)
+        batches = self._laid_out(ahead.take(step) if ahead else self._encoded(step))
         units = sum(self.objective.num_units(batch) for batch in batches)
         counts = [num_tokens(batch.rows) for batch in batches]
         tokens, cells = (sum(numbers) for numbers in zip(*counts, strict=True))
+        phases.ends("data")
         # A rank that waits here waits for others: its own data are ready.
         self.watchdog.enter("backward", step=step + 1)
         # The wish to stop is summed along with the counts: signals reach ranks at different
@@ -110,12 +124,18 @@ class Trainer:
         all_units, all_tokens, all_cells, stop_votes = comm.sum_over_ranks(
             units, tokens, cells, should_stop, device=self.device
         )
+        phases.ends("ranks")
         self._seed_dropout(step)
         lr = learning_rate(self.train, step=step)
         zero.set_rate(self.engine, lr=lr)
-        figures = comm.sum_of_each(self.backward(batches, all_units=all_units))
+        summed = self.backward(batches, all_units=all_units, phases=phases)
+        figures = comm.sum_of_each(summed)
         self.watchdog.enter("step", step=step + 1)
         taken, grad_norm = zero.step(self.engine)
+        phases.ends("step")
+        if ahead:  # what is recorded after the step may read the same files
+            ahead.settle()
+            phases.ends("data")
         return Step(
             step=step + 1,
             figures={name: value / all_units for name, value in figures.items()},
@@ -124,9 +144,10 @@ class Trainer:
             tokens=int(all_tokens),
             padding=1.0 - all_tokens / all_cells,
             micro_batches=len(batches),
-            seconds=time.perf_counter() - began,
+            seconds=phases.total,
             told_to_stop=stop_votes > 0,
             skipped=not taken,
+            phases=phases.row(),
         )
 
     def sample_names(self, step: int) -> list[str]:
@@ -137,11 +158,18 @@ class Trainer:
 
     def batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step, on the CPU."""
+        return self._laid_out(self._encoded(step))
+
+    def _encoded(self, step: int) -> Sequence[Any]:
+        """This rank's rows of a step, read and tokenised. No rank waits for another here, so that a
+        thread may do it."""
         rows = self.train.global_batch_rows
         local = rows // comm.world_size()
         start = comm.rank() * local
         samples = self.stream.batch(step, global_rows=rows, start=start, stop=start + local)
-        encoded = self.objective.encode(samples)
+        return self.objective.encode(samples)
+
+    def _laid_out(self, encoded: Sequence[Any]) -> list[Batch]:
         return [
             self.objective.collate([encoded[row] for row in part])
             for part in self._micro_batches([item.num_tokens for item in encoded])
@@ -158,7 +186,9 @@ class Trainer:
         (most,) = comm.max_over_ranks(wanted, device=self.device)
         return balanced_parts(tokens, num_parts=int(most))
 
-    def backward(self, batches: Sequence[Batch], *, all_units: float) -> dict[str, Tensor]:
+    def backward(
+        self, batches: Sequence[Batch], *, all_units: float, phases: Phases | None = None
+    ) -> dict[str, Tensor]:
         """Accumulate the gradient of the global mean; returns this rank's summed figures.
 
         The engine averages gradients over ranks, so the local sum is multiplied by their number and
@@ -168,14 +198,17 @@ class Trainer:
         """
         scale = comm.world_size() / all_units
         total: dict[str, Tensor] = {}
+        phases = phases or Phases()
         on_device = [to_device(batch, device=self.device) for batch in batches]
         for number, (term, figures) in enumerate(self.objective.terms(self.engine, on_device)):
+            phases.ends("forward")
             finite = figures.get("loss", term).detach().isfinite()
             loss = term * torch.where(finite, scale, torch.nan)
             zero.backward(self.engine, loss, is_last=number == len(batches) - 1)
             # Sums of many micro-batches: fp64 keeps what fp32 would lose.
             for name, value in figures.items():
                 total[name] = total[name] + value if name in total else value.double()
+            phases.ends("backward")
         return total
 
     def _seed_dropout(self, step: int) -> None:
