@@ -105,6 +105,13 @@ def test_what_a_base_needs_is_planned_before_it_is_fetched(
 def test_other_models_are_not_in_the_table() -> None:
     assert config_of("Qwen/Qwen3-8B") == bases()["qwen3_8b"]["config"]
     assert config_of("runs/simcse_qwen3_8b") == bases()["qwen3_8b"]["config"]
+    written = {"mistral_7b": 7.24, "llama2_7b": 6.74, "llama3_8b": 8.03, "sheared_llama_1b": 1.35}
+    for name, billions in written.items():
+        recipe = load_recipe(f"mntp_{name}")
+        assert isinstance(recipe, TrainingRecipe)
+        config = config_of(recipe.model.base)
+        assert config and config == config_of(f"runs/simcse_{name}")
+        assert read_shape(config).weights(head=True) / 1e9 == pytest.approx(billions, abs=0.01)
     assert config_of("qwen3_8b") is None and config_of("runs/mine") is None
 
 

@@ -2,6 +2,7 @@
 
     recipes/bases/table.yaml    a row for each base: hub name, shape, size, source of its facts
     recipes/bases/sizes.yaml    what a size of model changes
+    recipes/bases/written.yaml  shapes of the bases whose recipes are written out
     recipes/bases/STAGE.yaml    the templates, written as any recipe
 
 Knows the text of recipes. Refuses to know what their settings mean.
@@ -30,6 +31,13 @@ class Base(TypedDict):
     config: dict[str, Any]
     target: NotRequired[str]
     note: NotRequired[str]
+
+
+class Shape(TypedDict):
+    """A base whose recipes are written out."""
+
+    hub: str
+    config: dict[str, Any]
 
 
 class Size(TypedDict):
@@ -79,9 +87,10 @@ def recipe_text(stage: str, base: str) -> str:
 
 
 def config_of(model: str) -> Mapping[str, Any] | None:
-    """The shape of a base of the table, by its hub name or by the run directory of an earlier stage
-    for it; None for others."""
-    for name, row in bases().items():
+    """The shape of a base that recipes of the project have, by its hub name or by the run directory
+    of an earlier stage for it; None for others."""
+    written: Mapping[str, Shape] = _read("written", dict[str, Shape])
+    for name, row in {**bases(), **written}.items():
         if model in (row["hub"], *(f"runs/{stage}_{name}" for stage in STAGES)):
             return row["config"]
     return None
