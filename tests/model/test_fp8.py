@@ -3,6 +3,7 @@ be. torch multiplies such numbers on a CPU, too, so that nothing here stands in 
 question whether there is one."""
 
 import copy
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from tests.conftest import QUICKSTART, need, refused
 from tests.model.test_attention import FAMILIES, batch, model_of, packed
-from toolkit import encode, train
+from toolkit import encode, search, train
 from toolkit.base.errors import BadInput
 from toolkit.encoding.encoder import Encoder
 from toolkit.model import fp8
@@ -52,6 +53,15 @@ def test_each_row_is_kept_within_the_rounding_of_the_type() -> None:
     assert bool(((back - value_NI.double()).abs() <= 1.001 * bound).all())
     assert not codes_NI.float()[3].any() and bool(codes_NI.float().isfinite().all())
     assert float(codes_NI.float().abs().amax(dim=1)[0]) == 448
+
+
+@pytest.mark.slow
+def test_the_one_kernel_of_a_gpu_gives_the_same_bits() -> None:
+    """torch compiles it for a CPU, too."""
+    for rows in (7, 300, 1):
+        value_NI = torch.randn(rows, 96).to(torch.bfloat16)
+        for one, other in zip(fp8._one_kernel()(value_NI), fp8.quantized(value_NI), strict=True):
+            assert torch.equal(one.float(), other.float())
 
 
 def layer(bias: bool) -> nn.Linear:
@@ -170,6 +180,24 @@ def test_an_encoder_whose_vectors_are_others_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(fp8, "quantized", wrong)
     with pytest.raises(BadInput, match=r"of this model are others .* use encoder.fp8=false"):
         vectors(fp8=True)
+
+
+def test_what_was_made_in_8_bits_is_searched_on_any_machine(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"encoder.model={TINY}", f"corpus.input={shards}", f"output_dir={tmp_path / 'out'}"]
+    asked = ["encoder.dtype=bf16", "encoder.fp8=true", "encoder.max_tokens=16"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(fp8, "has_fp8", lambda _device: True)
+        assert encode.main(["tiny_embed", *given, *asked]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["encoder"]["fp8"] is True
+    capsys.readouterr()
+    assert search.main([str(tmp_path / "out"), "canals and barges"]) == 0
+    said = capsys.readouterr()
+    told = "other texts are embedded in bf16, which is near, and not the same"
+    assert (said.out + said.err).count(told) == 1
+    assert "\n  1. 0." in said.out
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from toolkit.batching.tokenizer import text_tokenizer
 from toolkit.encoding.batches import Batching, Prepared, PreparedBatch
 from toolkit.encoding.chunks import Chunk
 from toolkit.encoding.formats import Vectors, unit_length
+from toolkit.encoding.recorded import recorded_settings
 from toolkit.encoding.rows import RowMaker
 from toolkit.encoding.store import VectorStore
 from toolkit.encoding.units import ChunkRules
@@ -375,7 +376,7 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
     path = model or store.manifest["model_path"]
     try:
         adapters = tuple(store.manifest.get("adapter_paths", ()))
-        settings = _settings_of(store, model=path, adapters=adapters)
+        settings = recorded_settings(store, model=path, adapters=adapters)
         encoder = Encoder(settings, dims=store.manifest["output"].get("dims"))
     except BadInput as error:
         raise BadInput(f"{error}; if the encoder was moved, give --model its folder") from error
@@ -386,15 +387,3 @@ def encoder_of(store: VectorStore, *, model: str | None = None) -> Encoder:
             f"{store.directory}: was not made by the model in {path}; give --model its folder"
         )
     return encoder
-
-
-def _settings_of(store: VectorStore, *, model: str, adapters: tuple[str, ...]) -> EncoderSettings:
-    path = store.directory / MANIFEST_FILE
-    settings = store.manifest.get("encoder")
-    try:
-        if not isinstance(settings, dict) or {"model", "adapters"} & set(settings):
-            raise ValueError(f"encoder is {settings!r:.60}")
-        return EncoderSettings(model=model, adapters=adapters, **settings)
-    except (ValueError, TypeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"{path}: does not say how texts were encoded ({reason})") from error
