@@ -12,7 +12,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from toolkit.settings.recipes import load_recipe
 from toolkit.settings.schema import SimcseRecipe, Train
 from toolkit.training import loop
-from toolkit.training.loop import Trainer, learning_rate
+from toolkit.training.loop import Step, Trainer, learning_rate
 
 
 def settings(**changed: Any) -> Train:
@@ -54,9 +54,12 @@ def test_free_memory_goes_back_to_the_kernel_on_a_cpu(
     """Steps of differing sizes leave gaps, which would grow from step to step."""
     done: list[int] = []
     given_back: list[int] = []
-    step: Any = SimpleNamespace(told_to_stop=False)
+    step = Step(1, {}, 1e-4, 1.0, 1, 0.0, 1, 1.0, told_to_stop=False, skipped=False)
     trainer: Any = SimpleNamespace(
-        train=settings(steps=20), device=torch.device(device), do_step=lambda *_, **__: step
+        train=settings(steps=20),
+        device=torch.device(device),
+        do_step=lambda *_, **__: step,
+        _encoded=lambda step: step,
     )
     monkeypatch.setattr(loop, "give_back", lambda: given_back.append(len(done)))
     Trainer.run(trainer, first_step=0, on_step=done.append, save=lambda *_: None)
